@@ -1,0 +1,287 @@
+"""Training under the prior in anyone's loop: hooks around the optimiser's step.
+
+Two ways to let the prior move the weights, at strength t = tau / num_data:
+
+`"gradient"` adds t dR/dw to each gradient before the optimiser's step, exactly as if the penalty
+had been added to the loss.
+
+`"proximal"` lets the optimiser step on the data loss alone and then makes the closed-form step on
+the EM majoriser of R, which is quadratic in w:
+
+    a_i = sum_j gamma_ij / sigma_j^2,   b_i = sum_j gamma_ij mu_j / sigma_j^2,
+    w_i <- (w_i + eta_i t b_i) / (1 + eta_i t a_i)
+
+with gamma taken at the weights before the optimiser's step, and eta_i the optimiser's own
+effective step for that weight. It is stable for every sigma and every step size, and it has the
+fixed points of the explicit gradient: w* = (w* - eta g + eta t b) / (1 + eta t a) says that
+g + t (a w* - b) = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from swsmix import weights
+from swsmix.schedule import Schedule
+
+if TYPE_CHECKING:
+    from swsmix.prior import MixturePrior
+
+Update = Literal["gradient", "proximal"]
+# Optimisers whose effective step is known. They also make no use of the loss that a closure
+# returns, so that its value need not be computed.
+_KNOWN = (SGD, Adam, AdamW)
+_CHUNK = 1 << 18
+
+
+class Attachment:
+    """A prior at work inside one or several optimisers; made by `MixturePrior.attach`.
+
+    *One clock.* It ticks when every attached optimiser has stepped once since the last tick; the
+    schedule counts its ticks, and all mixtures make their EM steps together.
+
+    *Accumulated gradients.* The prior acts once for each `optimizer.step()`, not for each
+    `backward()`.
+
+    *Clipping.* What you clip between `backward()` and `step()` is the data gradient alone; the
+    prior comes after it.
+
+    *Gradient scalers.* The prior's gradient is multiplied by the scale where a fused optimiser
+    unscales inside its step. A step that the scaler skips is no step: no update, no tick.
+
+    *Closures* (L-BFGS, Lightning). The closure is wrapped, so that each evaluation returns the
+    data loss plus the penalty and its gradient.
+
+    *Mode "gradient".* The mixtures' parameters, `prior.parameters()`, must be in an optimiser
+    too, as a rule in a parameter group with its own learning rate.
+
+    Args:
+        prior: the prior.
+        optimizers: those that hold its tensors.
+        num_data: the number of training examples over which the loss is a mean.
+        schedule: tau, EM and annealing.
+        update: `"gradient"` or `"proximal"`.
+
+    Raises:
+        ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
+            update is unknown, or the proximal step is asked for where it cannot be made.
+    """
+
+    def __init__(
+        self,
+        prior: MixturePrior,
+        optimizers: Sequence[Optimizer],
+        *,
+        num_data: int,
+        schedule: Schedule,
+        update: Update,
+    ) -> None:
+        if not num_data > 0:
+            raise ValueError(f"num_data must be positive; got {num_data}")
+        if update not in ("gradient", "proximal"):
+            raise ValueError(f"update must be 'gradient' or 'proximal'; got {update!r}")
+        self.prior = prior
+        self.num_data = num_data
+        self.schedule = schedule
+        self.update = update
+        self.tick = 0
+        self._optimizers = list(optimizers)
+        self._waiting = set(map(id, self._optimizers))
+        self._before: dict[str, Tensor] = {}
+        self._check()
+        self._handles = [
+            handle
+            for optimizer in self._optimizers
+            for handle in (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            )
+        ]
+
+    def _check(self) -> None:
+        held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
+        wanted = weights.resolve(self.prior._model[0], self.prior.selection.names)
+        missing = [name for name, p in wanted.items() if id(p) not in held]
+        if missing:
+            raise ValueError(
+                f"these tensors of the prior are in no attached optimiser: {missing}. Give the "
+                "optimiser the model's current parameters (after any wrapping), or leave the "
+                "tensors out of the prior with exclude="
+            )
+        if self.prior.mode == "gradient" and not all(id(p) in held for p in self.prior.parameters()):
+            raise ValueError(
+                "in mode 'gradient' an optimiser must hold the mixtures too: add a parameter group "
+                "{'params': prior.parameters(), 'lr': ...}"
+            )
+        if self.update == "proximal":
+            if self.prior.mode == "gradient":
+                raise ValueError("the proximal step wants mode='em'; use update='gradient'")
+            for optimizer in self._optimizers:
+                if not isinstance(optimizer, _KNOWN) or optimizer.defaults.get("maximize"):
+                    raise ValueError(
+                        "the proximal step wants SGD, Adam or AdamW (not maximising), whose effective "
+                        f"step is known; got {type(optimizer).__name__}: use update='gradient'"
+                    )
+
+    def remove(self) -> None:
+        """Take the prior out of the optimisers; the mixtures stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._before.clear()
+
+    def state_dict(self) -> dict[str, int]:
+        """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`.
+
+        Returns:
+            A dictionary for `load_state_dict`.
+        """
+        return {"tick": self.tick}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Set the clock.
+
+        Args:
+            state: from `state_dict`.
+        """
+        self.tick = state["tick"]
+
+    # -- the hooks ----------------------------------------------------------------------------
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        strength = self.schedule.tau_at(self.tick) / self.num_data
+        if strength == 0.0 or _skipped(optimizer):
+            return None
+        if self.update == "proximal":
+            # gamma belongs to the weights before the step; only then is the fixed point exact.
+            self._before = {n: weights.local(p).detach().clone() for n, p, _ in self._held(optimizer)}
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._add_gradient(optimizer, strength * _scale(optimizer))
+            return None
+
+        def with_penalty() -> Any:
+            # A closure zeroes the gradients, hence after it; and each time.
+            loss = closure()
+            self._add_gradient(optimizer, strength)
+            if loss is None or isinstance(optimizer, _KNOWN):
+                return loss
+            with torch.no_grad():
+                return loss + strength * self.prior.penalty().to(loss)
+
+        if len(args) > 1:
+            return (args[0], with_penalty, *args[2:]), kwargs
+        return args, {**kwargs, "closure": with_penalty}
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        if _skipped(optimizer):
+            self._before.clear()
+            return
+        if self._before:
+            self._proximal_step(optimizer, self.schedule.tau_at(self.tick) / self.num_data)
+            self._before.clear()
+        self._waiting.discard(id(optimizer))
+        if self._waiting:
+            return
+        self._waiting = set(map(id, self._optimizers))
+        self.tick += 1
+        advance_(self.prior, self.schedule, self.tick)
+
+    def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
+        """The prior's tensors in this optimiser: name, parameter, group of the prior."""
+        held = {id(p) for p in _parameters(optimizer)}
+        return [
+            (name, p, group)
+            for group in self.prior.selection.groups
+            for name, p in self.prior.parameters_of(group).items()
+            if id(p) in held
+        ]
+
+    @torch.no_grad()
+    def _add_gradient(self, optimizer: Optimizer, strength: float) -> None:
+        if self.prior.mode == "gradient":
+            self._add_joint_gradient(optimizer, strength)
+            return
+        by_group: dict[str, list[nn.Parameter]] = {}
+        for _, p, group in self._held(optimizer):
+            by_group.setdefault(group, []).append(p)
+        for group, params in by_group.items():
+            for p in params:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            self.prior.add_gradient_(group, params, strength)
+
+    def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
+        params = [p for _, p, _ in self._held(optimizer)]
+        mine = {id(p) for p in _parameters(optimizer)}
+        params += [p for p in self.prior.parameters() if id(p) in mine]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(strength * self.prior.penalty(), params)
+        for p, gradient in zip(params, gradients, strict=True):
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+
+    @torch.no_grad()
+    def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
+        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for name, p, group in self._held(optimizer):
+            table = self.prior.tables_of(group)
+            w, before = weights.local(p).view(-1), self._before[name].view(-1)
+            # In chunks, so that the effective steps take no memory of the weights' size.
+            for start in range(0, w.numel(), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                eta = _effective_step(optimizer.state[p], settings[id(p)], optimizer, part)
+                table.proximal_(w[part], before[part], eta, strength * self.prior.tau[group])
+
+
+def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
+    """What the schedule asks of the mixtures when the clock reaches a tick: EM, annealing.
+
+    Args:
+        prior: the prior, changed in place.
+        schedule: the schedule.
+        tick: the clock.
+    """
+    if prior.mode == "em" and schedule.em_at(tick):
+        prior.em_step_(schedule.em_rate)
+    cap = schedule.std_cap_at(tick)
+    if cap is not None:
+        for mixture in prior.mixtures.values():
+            mixture.cap_std_(cap)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _scale(optimizer: Optimizer) -> float:
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    # A fused optimiser runs its hooks even for the steps that a gradient scaler skips.
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def _effective_step(
+    state: dict[str, Any], settings: dict[str, Any], optimizer: Optimizer, part: slice
+) -> float | Tensor:
+    """eta: how far the optimiser moves a weight for a constant unit gradient."""
+    lr = float(settings["lr"])
+    if isinstance(optimizer, SGD):
+        momentum, dampening = settings["momentum"], settings["dampening"]
+        return float(lr * (1.0 - dampening) / (1.0 - momentum)) if momentum else lr
+    second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
+    correction = 1.0 - settings["betas"][1] ** float(state["step"])
+    v = weights.local(second).view(-1)[part]
+    return (v / correction).sqrt_().add_(settings["eps"]).reciprocal_().mul_(lr)
+
+

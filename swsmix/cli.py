@@ -1,0 +1,243 @@
+"""The command line: `swsmix train`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Soft weight-sharing: train networks under a learned Gaussian-mixture prior.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class Data(StrEnum):
+    sunspots = "sunspots"
+    shift = "shift"
+    mnist = "mnist"
+
+
+class Net(StrEnum):
+    lenet_300_100 = "lenet-300-100"
+    lenet_5_caffe = "lenet-5-caffe"
+
+
+class Mode(StrEnum):
+    em = "em"
+    gradient = "gradient"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+def _version(show: bool) -> None:
+    if show:
+        from swsmix import __version__
+
+        typer.echo(f"swsmix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[Data, typer.Option(help="The built-in problem.")] = Data.sunspots,
+    net: Annotated[Net | None, typer.Option(help="The network for MNIST.")] = None,
+    components: Annotated[
+        int | None, typer.Option(min=1, help="K, the number of components, the zero one included.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(min=0.0, help="Strength of the prior; 1 is Bayes.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="How the mixture learns: EM steps, or by gradient as in 1992.")
+    ] = Mode.em,
+    em_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps (or full-batch rounds) between EM steps.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or full-batch rounds.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the batches.")] = 0,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the data and the network.")] = Dtype.float32,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/<data> by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out, with its own settings.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
+    baseline: Annotated[
+        bool, typer.Option(help="Train the same network under weight decay beside it.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Train a network under a learned mixture prior and watch its weights collapse into clusters.
+
+    Writes a run folder with checkpoints, `config.toml`, the history, the results and pictures.
+
+    **Examples**
+
+    - `swsmix train` : the 12-8-1 net of the 1992 paper on the yearly sunspots
+
+    - `swsmix train --data mnist --components 16 --out runs/lenet`
+
+    - `swsmix train --data shift --mode gradient --seed 3`
+
+    - `swsmix train --out runs/lenet --resume --epochs 10`
+    """
+    settings: dict[str, Any] = {
+        "data": data.value,
+        "net": None if net is None else net.value,
+        "components": components,
+        "tau": tau,
+        "mode": mode.value,
+        "em_every": em_every,
+        "epochs": epochs,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype.value,
+        "baseline": baseline,
+    }
+    from swsmix import runs
+
+    out = out or Path("runs") / data.value
+    if resume:
+        given = {
+            name
+            for name in settings
+            if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+        }
+        settings = _resumed(runs.load_config(out), settings, given)
+    else:
+        runs.new_run(out, force=force)
+    _run(settings, out, resume=resume, quiet=quiet)
+
+
+def _resumed(saved: dict[str, Any], asked: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """The settings of a run to continue; only epochs and device may be changed."""
+    clash = [n for n in given - {"epochs", "device"} if saved.get(n) != asked[n]]
+    if clash:
+        name = clash[0]
+        raise ValueError(
+            f"the run was made with {name} = {saved.get(name)}, not {asked[name]}: a resumed run "
+            f"keeps its settings (only --epochs and --device may change); leave --{name} away"
+        )
+    kept = {name: saved.get(name) for name in asked}
+    return kept | {name: asked[name] for name in given}
+
+
+def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> None:
+    import torch
+
+    from swsmix import problems, runs
+
+    if settings["device"] != "cpu":
+        torch.empty(0, device=settings["device"])  # an unknown device is an error now, not later
+    problem = problems.load_problem(
+        settings["data"],
+        net=settings["net"],
+        seed=settings["seed"],
+        dtype=getattr(torch, settings["dtype"]),
+    )
+    changes = {"num_components": settings["components"], "epochs": settings["epochs"]}
+    problem = replace(problem, **{n: v for n, v in changes.items() if v is not None})
+    changes = {"tau": settings["tau"], "em_every": settings["em_every"]}
+    schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
+    problem = replace(problem, schedule=schedule)
+    runs.save_config(out, settings)
+
+    began = time.monotonic()
+    outcome = problems.train(
+        problem,
+        seed=settings["seed"],
+        mode=settings["mode"],
+        device=settings["device"],
+        run=str(out),
+        resume=resume,
+        progress=not quiet,
+        baseline=settings["baseline"],
+    )
+    facts = outcome.facts | {"seconds": time.monotonic() - began}
+    results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
+    runs.save_json(out / "results.json", results)
+    pictures = _draw(outcome, out)
+    if not quiet:
+        _report(results, out, pictures)
+
+
+def _draw(outcome: Any, out: Path) -> list[str]:
+    from swsmix import plots
+
+    history = outcome.history
+    drawn = []
+    for group, mixture in outcome.prior.mixtures.items():
+        suffix = "" if len(history.groups) == 1 else f"-{group}"
+        weights = outcome.prior.flat_weights(group)
+        figures = {
+            "clusters": plots.clusters(weights, mixture),
+            "collapse": plots.collapse(history, group),
+            "trajectories": plots.trajectories(history, group),
+            "before-after": plots.before_after(history.initial[group], weights, mixture),
+        }
+        first = next(iter(outcome.prior.parameters_of(group).values())).detach()
+        if first.ndim == 2 and max(first.shape) <= 64:
+            figures["hinton"] = plots.hinton(first, mixture=mixture)
+        for name, figure in figures.items():
+            plots.save(figure, out / f"{name}{suffix}.png")
+            drawn.append(f"{name}{suffix}.png")
+    return drawn
+
+
+def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=results["measure"], title_justify="left")
+    table.add_column("")
+    for name in ("train", "validation", "test"):
+        table.add_column(name, justify="right")
+    for row, values in results["rows"].items():
+        table.add_row(row, *(f"{values[n]:.4g}" for n in ("train", "validation", "test")))
+    console = Console()
+    console.print(table)
+    for name, value in results["facts"].items():
+        console.print(f"{name}: {value:.4g}", highlight=False)
+    console.print(f"run folder: {out}/", highlight=False, soft_wrap=True)
+    console.print(f"pictures: {', '.join(pictures)}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The console script: errors are one clear line, an interruption says how to go on."""
+    import sys
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the last checkpoint is kept: go on with --resume", err=True)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        typer.echo(f"swsmix: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,366 @@
+"""The mixture: a Gaussian mixture over one scalar, the weight.
+
+    p(w) = sum_j pi_j N(w | mu_j, sigma_j^2)
+    gamma_j(w) = pi_j N(w | mu_j, sigma_j^2) / p(w)
+
+Everything is computed in log space and in the centred form ((w - mu) / sigma)^2, which stays
+exact far out in the tails, where the density itself underflows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Initialisation = Literal["spread", "quantiles", "kmeans"]
+Vector = Float[Tensor, " k"] | Sequence[float]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+# k-means and quantiles see at most this many weights: more do not move the start.
+_MAX_INIT_WEIGHTS = 200_000
+
+
+class GaussianMixture(nn.Module):
+    """A Gaussian mixture over scalars, p(w) = sum_j pi_j N(w | mu_j, sigma_j^2).
+
+    The three tensors are buffers, moved by EM (`swsmix.em`); `trainable_` turns them into
+    parameters for an optimiser. A *pinned* entry is never changed by either.
+
+    Args:
+        mixing: pi, the mixing proportions (k,), non-negative, summing to 1.
+        mean: mu, the component means (k,), in units of the weights.
+        std: sigma, the component standard deviations (k,), positive.
+        pinned_mixing: which mixing proportions are fixed (k,); none by default.
+        pinned_mean: which means are fixed (k,); none by default.
+        pinned_std: which stds are fixed (k,); none by default.
+
+    Raises:
+        ValueError: if the shapes differ, a value is not finite, a std is not positive, or mixing
+            is negative or does not sum to 1.
+
+    Example:
+        >>> mixture = GaussianMixture([0.9, 0.1], [0.0, 1.0], [0.1, 0.1])
+        >>> mixture.responsibilities(torch.tensor([0.0, 1.0])).argmax(-1)
+        tensor([0, 1])
+    """
+
+    mixing: Tensor
+    mean: Tensor
+    std: Tensor
+    pinned_mixing: Tensor
+    pinned_mean: Tensor
+    pinned_std: Tensor
+
+    def __init__(
+        self,
+        mixing: Vector,
+        mean: Vector,
+        std: Vector,
+        *,
+        pinned_mixing: Bool[Tensor, " k"] | Sequence[bool] | None = None,
+        pinned_mean: Bool[Tensor, " k"] | Sequence[bool] | None = None,
+        pinned_std: Bool[Tensor, " k"] | Sequence[bool] | None = None,
+    ) -> None:
+        super().__init__()
+        like = next((v for v in (mixing, mean, std) if isinstance(v, Tensor)), None)
+        dtype = like.dtype if like is not None else torch.float64
+        device = like.device if like is not None else None
+        for name, value in (("mixing", mixing), ("mean", mean), ("std", std)):
+            tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
+            self.register_buffer(name, tensor)
+        for name, pinned in (
+            ("pinned_mixing", pinned_mixing),
+            ("pinned_mean", pinned_mean),
+            ("pinned_std", pinned_std),
+        ):
+            none = torch.zeros(len(self.mean) if self.mean.ndim else 0, dtype=torch.bool)
+            mask = none if pinned is None else torch.as_tensor(pinned, dtype=torch.bool)
+            self.register_buffer(name, mask.to(self.mean.device).clone())
+        self._check()
+
+    def _check(self) -> None:
+        shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
+        if len(set(shapes.values())) != 1 or self.mean.ndim != 1 or len(self.mean) == 0:
+            raise ValueError(
+                f"a mixture wants mixing, mean, std (and pins) of one shape (k,), k >= 1; got {shapes}"
+            )
+        for name in ("mixing", "mean", "std"):
+            values = getattr(self, name)
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{name} must be finite; got {values.tolist()}")
+        if (self.std <= 0).any():
+            raise ValueError(f"std must be positive; got {self.std.tolist()}")
+        total = self.mixing.double().sum().item()
+        if (self.mixing < 0).any() or abs(total - 1.0) > 1e-4:
+            raise ValueError(
+                f"mixing must be non-negative and sum to 1; got {self.mixing.tolist()}, "
+                f"which sums to {total:.6g}: divide it by its sum"
+            )
+
+    @property
+    def num_components(self) -> int:
+        """K, pinned components included."""
+        return len(self.mean)
+
+    def extra_repr(self) -> str:
+        """The size and the pins, for `print`.
+
+        Returns:
+            One line.
+        """
+        pins = {n: int(getattr(self, n).sum()) for n in ("pinned_mixing", "pinned_mean")}
+        return f"num_components={self.num_components}, " + ", ".join(f"{k}={v}" for k, v in pins.items())
+
+    def log_joint(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
+        """log pi_j + log N(w | mu_j, sigma_j^2), in nats.
+
+        Returns:
+            One value for each weight and component; -inf where the mixing proportion is 0.
+        """
+        z = (w.unsqueeze(-1) - self.mean) / self.std
+        return self.mixing.log() - self.std.log() - _LOG_SQRT_2PI - 0.5 * z.square()
+
+    def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
+
+        The plain evaluation, with one number for each weight and component; a `MixturePrior`
+        uses the O(N) tables instead.
+
+        Returns:
+            The log density of each weight.
+        """
+        return self.log_joint(w).logsumexp(-1)
+
+    def responsibilities(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
+        """gamma_ij = pi_j N(w_i | mu_j, sigma_j^2) / p(w_i); the rows sum to 1.
+
+        Returns:
+            The posterior probability of each component for each weight.
+        """
+        return self.log_joint(w).softmax(-1)
+
+    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
+        """Draw weights from the mixture.
+
+        Args:
+            num: how many.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            `num` independent draws.
+        """
+        j = torch.multinomial(self.mixing, num, replacement=True, generator=generator)
+        noise = torch.randn(num, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean[j] + self.std[j] * noise
+
+    def distribution(self) -> torch.distributions.MixtureSameFamily:
+        """The same mixture as a `torch.distributions` object (density space's twin).
+
+        Returns:
+            `MixtureSameFamily(Categorical(mixing), Normal(mean, std))`.
+        """
+        return torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(self.mixing),
+            torch.distributions.Normal(self.mean, self.std),
+        )
+
+    @classmethod
+    def from_weights(
+        cls,
+        w: Float[Tensor, "*n"],
+        num_components: int,
+        *,
+        method: Initialisation = "quantiles",
+        zero: bool = False,
+        zero_mixing: float | None = None,
+        seed: int = 0,
+    ) -> GaussianMixture:
+        """A mixture to start from, placed on a vector of weights.
+
+        `"spread"` puts the means evenly over the weights' range, each std one spacing wide, as
+        the papers do (Nowlan & Hinton 1992; Ullrich et al. 2017, section 3.1). `"quantiles"` cuts
+        the sorted weights into K equal shares. `"kmeans"` is Lloyd's algorithm from a k-means++
+        start (scipy). The last two take each share's own mean, std and size.
+
+        Args:
+            w: the weights, finite.
+            num_components: K, the zero component included.
+            method: how the means are placed.
+            zero: pin the first component's mean at 0.
+            zero_mixing: its mixing proportion, then fixed; free if None.
+            seed: for k-means++ and for the sub-sample of very many weights.
+
+        Returns:
+            A mixture in the weights' dtype (float32 for 16-bit weights) and on their device.
+
+        Raises:
+            ValueError: for non-finite weights, K < 1, K above the number of weights, an unknown
+                method, or a zero mixing proportion outside (0, 1) or without a zero component.
+
+        Example:
+            >>> w = torch.tensor([-1.0, -0.9, 0.0, 0.9, 1.0])
+            >>> GaussianMixture.from_weights(w, 3, method="spread").mean
+            tensor([-1.,  0.,  1.])
+        """
+        w = w.detach().reshape(-1)
+        _check_initialisation(w, num_components, method, zero, zero_mixing)
+        dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+        sample = _subsample(w, seed).double().cpu()
+        mixing, mean, std = _place(sample, num_components - zero, method, seed)
+        if zero:
+            share = 1.0 / num_components if zero_mixing is None else zero_mixing
+            narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
+            mixing = torch.cat([torch.tensor([share]).double(), (1.0 - share) * mixing])
+            mean = torch.cat([torch.zeros(1).double(), mean])
+            std = torch.cat([narrow.reshape(1), std])
+        first = torch.zeros(num_components, dtype=torch.bool)
+        first[0] = zero
+        return cls(
+            (mixing / mixing.sum() if zero_mixing is None else mixing).to(w.device, dtype),
+            mean.to(w.device, dtype),
+            std.to(w.device, dtype),
+            pinned_mean=first,
+            pinned_mixing=first & (zero_mixing is not None),
+        )
+
+    def trainable_(self) -> GaussianMixture:
+        """Turn mixing, mean and std into parameters, for gradient descent on them.
+
+        The parameters are those of Nowlan & Hinton (1992): softmax logits, means, and log
+        variances, pi = softmax(eta), sigma^2 = exp(xi). Pinned entries stay as they are, to the
+        last bit: they do not pass through the softmax or the exponential.
+
+        Returns:
+            The mixture itself.
+        """
+        for name, parametrization in (
+            ("mixing", _Softmax(self.mixing, self.pinned_mixing)),
+            ("mean", _Pinned(self.mean, self.pinned_mean)),
+            ("std", _LogVariance(self.std, self.pinned_std)),
+        ):
+            value = getattr(self, name).clone()
+            del self._buffers[name]
+            self.register_parameter(name, nn.Parameter(value))
+            parametrize.register_parametrization(self, name, parametrization)
+        return self
+
+    @torch.no_grad()
+    def cap_std_(self, cap: float) -> None:
+        """Cut stds above a cap down to it, for annealing; pinned ones stay.
+
+        Args:
+            cap: the largest std allowed, in units of the weights.
+        """
+        capped = torch.where(self.pinned_std, self.std, self.std.clamp(max=cap))
+        if "std" in self._buffers:
+            self.std.copy_(capped)
+        else:
+            self.std = capped
+
+
+class _Pinned(nn.Module):
+    """Keeps the pinned entries of a trainable tensor at their values."""
+
+    pins: Tensor
+    mask: Tensor
+
+    def __init__(self, pins: Tensor, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("pins", pins.clone())
+        self.register_buffer("mask", mask.clone())
+
+    def forward(self, free: Tensor) -> Tensor:
+        return torch.where(self.mask, self.pins, free)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value
+
+
+class _LogVariance(_Pinned):
+    """sigma = exp(xi / 2)."""
+
+    def forward(self, free: Tensor) -> Tensor:
+        return super().forward((0.5 * free).exp())
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return 2.0 * value.log()
+
+
+class _Softmax(_Pinned):
+    """pi = softmax(eta) over the free entries, which share what the pinned ones leave."""
+
+    def forward(self, free: Tensor) -> Tensor:
+        logits = free.masked_fill(self.mask, -torch.inf)
+        rest = 1.0 - (self.pins * self.mask).sum()
+        return super().forward(rest * logits.softmax(0))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value.clamp_min(torch.finfo(value.dtype).tiny).log()
+
+
+def _check_initialisation(
+    w: Tensor, num_components: int, method: str, zero: bool, zero_mixing: float | None
+) -> None:
+    if not torch.isfinite(w).all():
+        bad = int((~torch.isfinite(w)).sum())
+        raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
+    if num_components < 1:
+        raise ValueError(f"num_components must be at least 1; got {num_components}")
+    if num_components > len(w):
+        raise ValueError(
+            f"a mixture of {num_components} components wants at least as many weights; got "
+            f"{len(w)}: use fewer components"
+        )
+    if method not in ("spread", "quantiles", "kmeans"):
+        raise ValueError(f"method must be 'spread', 'quantiles' or 'kmeans'; got {method!r}")
+    if zero_mixing is not None and not (zero and 0.0 < zero_mixing < 1.0 and num_components > 1):
+        raise ValueError(
+            "zero_mixing fixes the mixing proportion of the zero component: it wants zero=True, "
+            f"num_components >= 2 and a value between 0 and 1; got zero={zero}, "
+            f"num_components={num_components}, zero_mixing={zero_mixing}"
+        )
+
+
+def _subsample(w: Tensor, seed: int) -> Tensor:
+    if len(w) <= _MAX_INIT_WEIGHTS:
+        return w
+    chosen = torch.randint(
+        len(w), (_MAX_INIT_WEIGHTS,), generator=torch.Generator().manual_seed(seed)
+    )
+    # The extremes belong to it, so that "spread" covers the whole range.
+    ends = torch.stack([w.argmin(), w.argmax()])
+    return w[torch.cat([chosen.to(w.device), ends])]
+
+
+def _place(w: Tensor, k: int, method: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixing, mean and std of k components on the weights w (n,), float64 on the CPU."""
+    scale = w.std(correction=0).item() or max(w.abs().max().item(), 1.0) * 1e-2
+    if k == 0:
+        return w.new_zeros(0), w.new_zeros(0), w.new_zeros(0)
+    if method == "spread" or k == 1:
+        low, high = w.min().item(), w.max().item()
+        mean = torch.linspace(low, high, k).to(w) if k > 1 else w.mean().reshape(1)
+        spacing = (high - low) / (k - 1) if k > 1 else 0.0
+        return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
+    if method == "quantiles" or len(w.unique()) <= k:  # k-means++ wants k distinct values
+        rank = torch.arange(len(w)) * k // len(w)
+        share = torch.empty_like(rank)
+        share[w.argsort(stable=True)] = rank
+    else:
+        from scipy.cluster.vq import kmeans2
+
+        _, labels = kmeans2(w.numpy()[:, None], k, minit="++", rng=seed, missing="raise")
+        share = torch.from_numpy(labels).long()
+    size = torch.bincount(share, minlength=k).double()
+    mean = torch.zeros(k).to(w).index_add_(0, share, w) / size.clamp_min(1.0)
+    second = torch.zeros(k).to(w).index_add_(0, share, (w - mean[share]).square())
+    std = (second / size.clamp_min(1.0)).sqrt().clamp_min(scale * 1e-2 / k)
+    mixing = size.clamp_min(1e-3) / size.clamp_min(1e-3).sum()
+    order = mean.argsort()
+    return mixing[order], mean[order], std[order]

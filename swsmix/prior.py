@@ -1,0 +1,496 @@
+"""The prior: one or several mixtures bound to the weights of a network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swsmix import tables, weights
+from swsmix.em import HyperPrior, Moments, e_step, log_hyper_prior, m_step_
+from swsmix.mixture import GaussianMixture, Initialisation
+from swsmix.schedule import Schedule
+from swsmix.tables import Tables
+
+if TYPE_CHECKING:
+    from swsmix.attach import Attachment, Update
+
+Mode = Literal["em", "gradient"]
+T = TypeVar("T")
+# Tensors smaller than this are evaluated together; copying larger ones would cost memory.
+_SMALL = 1 << 20
+
+
+class MixturePrior(nn.Module):
+    """A learned Gaussian-mixture prior on the weights of a network.
+
+        R(w; phi) = -sum_i log sum_j pi_j N(w_i | mu_j, sigma_j^2)   [nats]
+        objective = -log p(data | w) + tau * (R(w; phi) - log p(phi))
+
+    The mixtures start from the network's current weights. The network is neither changed nor
+    registered as a submodule, so that `state_dict()` holds the mixtures alone.
+
+    Args:
+        model: the network.
+        num_components: K of each mixture, the zero component included; one number or one a group.
+        groups: `"global"` (one mixture), `"tensor"` (one a tensor), or group -> name patterns.
+        include: patterns of the parameters to take (shell-style, `"fc*.weight"`); by default
+            every trainable floating-point parameter of at least two dimensions.
+        exclude: patterns of the parameters to leave out.
+        tau: the relative strength of each group; multiplies its share of the penalty.
+        mode: `"em"` (the mixtures are buffers, moved by `em_step_`) or `"gradient"` (they are
+            parameters, moved by your optimiser, as in Nowlan & Hinton 1992).
+        zero: pin the first component's mean at 0, for pruning.
+        zero_mixing: its mixing proportion, then fixed; free if None.
+        method: how the means are placed, see `GaussianMixture.from_weights`.
+        initial: mixtures to start from (copied), instead of placing `num_components` on the
+            weights; they bring their own pins.
+        hyper: the hyper-prior; by default `HyperPrior` with its means at the initial ones and its
+            std at a twentieth of the weights' standard deviation.
+        seed: for the initialisation.
+
+    Raises:
+        TypeError: if a tensor that was asked for is not floating-point.
+        ValueError: if the network has no suitable weights, a pattern matches nothing, a tensor
+            that was asked for is frozen, there are fewer weights than components, or weights are
+            not finite.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 10), nn.Tanh(), nn.Linear(10, 1))
+        >>> prior = MixturePrior(net, num_components=4)
+        >>> loss = net(torch.randn(8, 20)).square().mean() + 1.0 / 8 * prior.penalty()
+        >>> loss.backward()
+        >>> prior.em_step_()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_components: int | Mapping[str, int] = 16,
+        *,
+        groups: weights.Groups = "global",
+        include: weights.Patterns | None = None,
+        exclude: weights.Patterns = (),
+        tau: float | Mapping[str, float] = 1.0,
+        mode: Mode = "em",
+        zero: bool = False,
+        zero_mixing: float | None = None,
+        method: Initialisation = "quantiles",
+        initial: GaussianMixture | Mapping[str, GaussianMixture] | None = None,
+        hyper: HyperPrior | Mapping[str, HyperPrior] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if mode not in ("em", "gradient"):
+            raise ValueError(f"mode must be 'em' or 'gradient'; got {mode!r}")
+        self.mode = mode
+        # The tables of each mixture, with the tensors and versions they were built from.
+        self._tables: dict[str, tuple[list[tuple[Tensor, int]], Tables]] = {}
+        self.selection = weights.select(model, include=include, exclude=exclude, groups=groups)
+        self._model = (model,)  # in a tuple, lest nn.Module registers it
+        self.tau = {group: _of(tau, group, "tau") for group in self.selection.groups}
+        for group, value in self.tau.items():
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"tau of group {group!r} must be finite and at least 0; got {value}")
+        self.groups = nn.ModuleDict()
+        if initial is None:
+            self._check_sizes(num_components)
+        for group in self.selection.groups:
+            w = self.flat_weights(group)
+            if initial is None:
+                mixture = GaussianMixture.from_weights(
+                    w,
+                    _of(num_components, group, "num_components"),
+                    method=method,
+                    zero=zero,
+                    zero_mixing=zero_mixing,
+                    seed=seed,
+                )
+            else:
+                dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+                mixture = copy.deepcopy(_of(initial, group, "initial")).to(w.device, dtype)
+            chosen = hyper if hyper is None else _of(hyper, group, "hyper")
+            if chosen is None:
+                scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
+                chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
+            if mode == "gradient":
+                mixture.trainable_()
+            self.groups[_key(group)] = _Member(mixture, chosen)
+
+    def _check_sizes(self, num_components: int | Mapping[str, int]) -> None:
+        wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
+        small = {
+            group: size
+            for group, params in ((g, self.parameters_of(g)) for g in wanted)
+            if (size := sum(p.numel() for p in params.values())) < wanted[group]
+        }
+        if small:
+            raise ValueError(
+                "a mixture wants at least as many weights as components; these groups have fewer: "
+                + ", ".join(f"{g!r} ({n} weights, K = {wanted[g]})" for g, n in small.items())
+                + ": use fewer components, or share a mixture between tensors with groups="
+            )
+
+    # -- what it is bound to ------------------------------------------------------------------
+
+    @property
+    def mixtures(self) -> dict[str, GaussianMixture]:
+        """The mixtures by group."""
+        return {group: self._member(group).mixture for group in self.selection.groups}
+
+    @property
+    def hyper_priors(self) -> dict[str, HyperPrior]:
+        """The hyper-priors by group."""
+        return {group: self._member(group).hyper for group in self.selection.groups}
+
+    def _member(self, group: str) -> _Member:
+        member = self.groups[_key(group)]
+        assert isinstance(member, _Member)
+        return member
+
+    def parameters_of(self, group: str) -> dict[str, nn.Parameter]:
+        """The network's parameters under the mixture of a group, by name.
+
+        Returns:
+            name -> parameter, looked up afresh.
+        """
+        return weights.resolve(self._model[0], self.selection.groups[group])
+
+    def flat_weights(self, group: str) -> Float[Tensor, " n"]:
+        """A copy of the weights of a group as one vector, in the order of the names.
+
+        Returns:
+            The weights (n,).
+        """
+        return torch.cat([w.detach().reshape(-1) for w in self._local(group).values()])
+
+    # -- the penalty --------------------------------------------------------------------------
+
+    def terms(self) -> dict[str, dict[str, Float[Tensor, ""]]]:
+        """The parts of the penalty, by group, in nats.
+
+        Returns:
+            group -> `"nll"`, R(w; phi) = -sum_i log p(w_i), and `"hyper_prior"`, -log p(phi).
+        """
+        return {
+            group: {"nll": self._nll(group), "hyper_prior": -self._log_hyper_prior(group)}
+            for group in self.selection.groups
+        }
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """sum_groups tau_g (R(w; phi) - log p(phi)), in nats.
+
+        Add `tau / num_data * prior.penalty()` to a mean negative log likelihood. O(N) in the
+        weights and differentiable, once: in the weights always, in the mixtures in mode
+        "gradient". The hyper-prior belongs to it: without it, gradient descent on R lets sigma
+        collapse to 0.
+
+        Returns:
+            A scalar.
+        """
+        total = torch.zeros(())
+        for group, parts in self.terms().items():
+            total = total.to(parts["nll"]) + self.tau[group] * (parts["nll"] + parts["hyper_prior"])
+        return total
+
+    def _nll(self, group: str) -> Tensor:
+        m = self._member(group).mixture
+        mixing, mean, std = m.mixing, m.mean, m.std
+        parts = [tables.neg_log_prior(w, mixing, mean, std) for w in self._pieces(group)]
+        return torch.stack(parts).sum()
+
+    def _log_hyper_prior(self, group: str) -> Tensor:
+        member = self._member(group)
+        return log_hyper_prior(member.mixture, member.hyper).to(member.mixture.mean.dtype)
+
+    def tables_of(self, group: str) -> Tables:
+        """The tabulated scalar functions of a group's mixture, rebuilt when the mixture changed.
+
+        Returns:
+            The tables, valid until the next change of the mixture.
+        """
+        mixture = self._member(group).mixture
+        current = [(t, t._version) for t in (mixture.mixing, mixture.mean, mixture.std)]
+        built = self._tables.get(group)
+        if built is None or any(
+            a is not b or v != u for (a, v), (b, u) in zip(current, built[0], strict=True)
+        ):
+            ends = [torch.aminmax(w.detach()) for w in self._pieces(group) if w.numel()]
+            table = tables.build(
+                mixture.mixing.detach(),
+                mixture.mean.detach(),
+                mixture.std.detach(),
+                low=min((float(e.min) for e in ends), default=0.0),
+                high=max((float(e.max) for e in ends), default=0.0),
+            )
+            built = self._tables[group] = (current, table)
+        return built[1]
+
+    @torch.no_grad()
+    def add_gradient_(self, group: str, params: Sequence[nn.Parameter], strength: float) -> None:
+        """Add strength * tau_g * dR/dw to the gradients of some of a group's parameters, in place.
+
+        The mode "em" fast path: no graph, no N x K memory.
+
+        Args:
+            group: the group.
+            params: parameters of that group, each with a gradient.
+            strength: tau / num_data, as a rule.
+        """
+        table, scale = self.tables_of(group), strength * self.tau[group]
+        pairs = [(weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None]
+        small = [(w, grad) for w, grad in pairs if w.numel() < _SMALL]
+        for w, grad in pairs:
+            if w.numel() >= _SMALL:
+                table.add_gradient_(grad, w, scale)
+        if small:
+            flat = torch.cat([w.reshape(-1) for w, _ in small])
+            parts = table.gradient(flat).split([w.numel() for w, _ in small])
+            for part, (w, grad) in zip(parts, small, strict=True):
+                grad.add_(part.view_as(w), alpha=scale)
+
+    def _local(self, group: str) -> dict[str, Tensor]:
+        """The group's parameters; of a sharded one, the part on this machine."""
+        return {name: weights.local(p) for name, p in self.parameters_of(group).items()}
+
+    def _pieces(self, group: str) -> Iterator[Tensor]:
+        """The group's weights as flat tensors: small ones together, large ones in place."""
+        yield from weights.pieces(self._local(group).values(), _SMALL)
+
+    # -- EM -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def em_step_(self, rate: float = 1.0) -> None:
+        """One EM step of every mixture on the current weights, in place.
+
+        Args:
+            rate: rho of the running moments in (0, 1]; at 1 the moments are fresh, and the
+                objective never rises for fixed weights. Smaller values average over the past,
+                while the weights move.
+
+        Raises:
+            RuntimeError: in mode "gradient", where the optimiser moves the mixtures.
+            ValueError: if weights are not finite, or not on the mixtures' device; the mixtures
+                are then unchanged.
+        """
+        if self.mode == "gradient":
+            raise RuntimeError(
+                "mode 'gradient' has no EM step: give prior.parameters() to an optimiser, or make "
+                "the prior with mode='em'"
+            )
+        fresh = {group: self.moments(group) for group in self.selection.groups}
+        for group, moments in fresh.items():
+            member = self._member(group)
+            running = member.running
+            if rate < 1.0 and running is not None:
+                moments = running.damped(moments, rate)
+            m_step_(member.mixture, moments, member.hyper)
+            member.keep_(moments)
+
+    @torch.no_grad()
+    def moments(self, group: str) -> Moments:
+        """The E step of one group: its moments over all its tensors (and shards).
+
+        Returns:
+            Moments centred on the mixture's means.
+
+        Raises:
+            ValueError: if weights are not finite, or not on the mixture's device.
+        """
+        mixture = self._member(group).mixture
+        self.check_weights(group)
+        parts = [e_step(mixture, w) for w in self._pieces(group)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def check_weights(self, group: str) -> None:
+        """Check that a group's weights are finite and on their mixture's device.
+
+        Raises:
+            ValueError: if not; the message names the tensor.
+        """
+        device = self._member(group).mixture.mean.device
+        for name, w in self._local(group).items():
+            if w.device != device:
+                raise ValueError(
+                    f"{name} is on {w.device}, its mixture on {device}: call prior.to({str(w.device)!r})"
+                )
+            if w.numel() and not torch.isfinite(w.detach().sum()):
+                bad = int((~torch.isfinite(w)).sum())
+                if bad:
+                    raise ValueError(
+                        f"{bad} of the {w.numel()} weights of {name} are nan or inf: training has "
+                        "diverged; the mixture is left as it was"
+                    )
+
+    # -- in training loops --------------------------------------------------------------------
+
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        *,
+        num_data: int,
+        tau: float | None = None,
+        em_every: int | None = None,
+        schedule: Schedule | None = None,
+        update: Update = "gradient",
+    ) -> Attachment:
+        """Let an optimiser train under the prior: the two lines for anyone's training loop.
+
+        Every `optimizer.step()` then sees the data loss plus tau / num_data * penalty(), as if
+        you had added it by hand, but with no graph and no N x K memory; and the EM step runs
+        every `em_every` steps. See `swsmix.attach.Attachment` for gradient clipping, scalers,
+        closures and several optimisers.
+
+        Args:
+            optimizer: the optimiser, or several that share the prior's tensors.
+            num_data: the number of training examples (tokens for a language model) over which
+                your loss is a mean; 1 if your loss is a sum over all of them.
+            tau: the strength of the prior, for `Schedule(tau=...)`; 1 is Bayes.
+            em_every: optimiser steps between EM steps, for `Schedule(em_every=...)`.
+            schedule: warm-up, burn-in and annealing; excludes `tau` and `em_every`.
+            update: how the prior moves the weights, see `swsmix.attach.Attachment`.
+
+        Returns:
+            The attachment; `.remove()` takes the prior out again.
+
+        Raises:
+            ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, or
+                the schedule is given twice.
+
+        Example:
+            >>> net = nn.Linear(20, 1)
+            >>> optimizer = torch.optim.Adam(net.parameters())
+            >>> attachment = MixturePrior(net, 4).attach(optimizer, num_data=1000, em_every=10)
+            >>> attachment.remove()
+        """
+        from swsmix.attach import Attachment
+
+        if schedule is not None and (tau is not None or em_every is not None):
+            raise ValueError("give tau and em_every inside the schedule, not beside it")
+        given = {"tau": tau, "em_every": em_every}
+        schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
+
+    # -- what it says -------------------------------------------------------------------------
+
+    def responsibilities(self) -> dict[str, Float[Tensor, "..."]]:
+        """gamma of every weight, by tensor. This one does take N x K memory.
+
+        Returns:
+            name -> (*shape, k).
+        """
+        result = {}
+        for group in self.selection.groups:
+            mixture = self._member(group).mixture
+            for name, w in self._local(group).items():
+                result[name] = mixture.responsibilities(w.detach().to(mixture.mean.dtype)).detach()
+        return result
+
+    @torch.no_grad()
+    def describe(self) -> str:
+        """A table of what the prior sees and how its components share it.
+
+        Returns:
+            Lines for `print`: each tensor with its size, its mixture and the share of each
+            component (N_j / N, in percent, ordered as the centres above it); then the tensors
+            left out, with the reason.
+        """
+        lines = []
+        for group in self.selection.groups:
+            mixture = self._member(group).mixture
+            local = self._local(group)
+            total = sum(w.numel() for w in local.values())
+            lines.append(
+                f"mixture {group!r}: K = {mixture.num_components}, {len(local)} tensors, "
+                f"{total:,} weights, tau x {self.tau[group]:g}"
+            )
+            width = max(map(len, local)) + 2
+            lines.append(f"  {'centre':<{width}}{'':>22}" + _row(mixture.mean.tolist(), ".3g"))
+            for name, w in local.items():
+                share = 100.0 * e_step(mixture, w).count / max(w.numel(), 1)
+                shape = "x".join(map(str, w.shape))
+                lines.append(
+                    f"  {name:<{width}}{shape:>12}{w.numel():>10,}" + _row(share.tolist(), ".1f") + "  %"
+                )
+        for name, reason in self.selection.left_out.items():
+            lines.append(f"left out: {name} ({reason})")
+        return "\n".join(lines)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load mixtures, hyper-priors and running moments saved by `state_dict`.
+
+        Returns:
+            The missing and unexpected keys, as `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            ValueError: if the saved prior had other groups than this one.
+        """
+        saved = {key.split(".")[1].replace("/", ".") for key in state_dict if key.count(".") > 1}
+        if strict and saved != set(self.selection.groups):
+            raise ValueError(
+                f"the saved prior has the groups {sorted(saved)}, this one has "
+                f"{sorted(self.selection.groups)}: make it with the same groups="
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+class _Member(nn.Module):
+    """A mixture with its hyper-prior and its running moments: one group's state."""
+
+    def __init__(self, mixture: GaussianMixture, hyper: HyperPrior) -> None:
+        super().__init__()
+        self.mixture = mixture
+        for name, value in vars(hyper.to(mixture)).items():
+            self.register_buffer(f"hyper_{name}", value.clone())
+        for name in _MOMENTS:
+            empty = torch.full_like(self.hyper_std, torch.nan)
+            self.register_buffer(f"running_{name}", empty)
+
+    hyper_std: Tensor
+    running_count: Tensor
+
+    @property
+    def hyper(self) -> HyperPrior:
+        prefix = "hyper_"
+        values = {n[len(prefix):]: b for n, b in self.named_buffers() if n.startswith(prefix)}
+        return HyperPrior(**values)
+
+    @property
+    def running(self) -> Moments | None:
+        if self.running_count.isnan().any():
+            return None
+        return Moments(*(getattr(self, f"running_{name}").clone() for name in _MOMENTS))
+
+    def keep_(self, moments: Moments) -> None:
+        for name in _MOMENTS:
+            getattr(self, f"running_{name}").copy_(getattr(moments, name))
+
+
+_MOMENTS = ("centre", "count", "first", "second")
+
+
+def _of(value: T | Mapping[str, T], group: str, what: str) -> T:
+    if not isinstance(value, Mapping):
+        return value
+    if group not in value:
+        raise ValueError(f"{what} has no entry for the group {group!r}; it has {list(value)}")
+    return value[group]  # type: ignore[no-any-return]
+
+
+def _key(group: str) -> str:
+    # nn.ModuleDict forbids dots in its keys.
+    return group.replace(".", "/")
+
+
+def _row(values: list[float], form: str) -> str:
+    return "".join(f"{format(v, form):>9}" for v in values)

@@ -1,0 +1,306 @@
+"""The run folder: config, checkpoints, history, results; whole or not at all.
+
+    RUN/config.toml              how the run was made
+    RUN/checkpoint-000012/       the newest checkpoint, after epoch or round 12
+        network.safetensors      the network's state
+        prior.safetensors        the mixtures, hyper-priors and running moments
+        history.safetensors      the history up to here
+        training.pt              optimiser, generators, clock (torch.load, weights_only=True)
+    RUN/final/                   the same four, as `fit` returned them, once it has ended
+    RUN/*.json, *.png            results and pictures
+
+Files and checkpoints are written beside their place and then renamed: an interruption leaves the
+old ones. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from swsmix.history import History
+from swsmix.mixture import GaussianMixture
+
+_PREFIX = "checkpoint-"
+_FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, read back.
+
+    Attributes:
+        path: the folder.
+        epoch: the number of epochs or rounds done.
+        config: how it was made; empty if there is no `config.toml`.
+        folder: the checkpoint in it that was read.
+        network: the network's state_dict.
+        prior: the prior's state_dict.
+        history: the history.
+        training: the rest of the training state.
+    """
+
+    path: Path
+    epoch: int
+    config: dict[str, Any]
+    folder: Path
+    network: dict[str, Tensor]
+    prior: dict[str, Tensor]
+    history: History
+    training: dict[str, Any] = field(repr=False)
+
+    @property
+    def mixtures(self) -> dict[str, GaussianMixture]:
+        """The mixtures by group (without their pins)."""
+        return {
+            group: GaussianMixture(
+                *(self.history.stacked(group, name)[-1] for name in ("mixing", "mean", "std"))
+            )
+            for group in self.history.groups
+        }
+
+
+def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Make an empty run folder.
+
+    Args:
+        path: where.
+        force: delete what an earlier run left there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: if there already is something and `force` is not set, or if it is not a
+            run folder, which is never deleted.
+        OSError: if the folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        if not is_run(path):
+            raise FileExistsError(f"{path} exists and is not a run folder: name another with --out")
+        if not force:
+            raise FileExistsError(
+                f"{path} already holds a run: continue it with --resume, replace it with --force, "
+                "or name another folder with --out"
+            )
+        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write the run folder {path}: {error.strerror}") from error
+    return path
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run folder.
+
+    Returns:
+        True if it has a config or a checkpoint.
+    """
+    path = Path(path)
+    return (path / "config.toml").is_file() or bool(_checkpoints(path))
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file to make or replace.
+
+    Yields:
+        A temporary path beside it, with the same suffix, renamed to `path` at the end.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_config(path: Path, config: dict[str, Any]) -> None:
+    """Write `config.toml` into a run folder; entries that are None are left out.
+
+    Args:
+        path: the run folder.
+        config: plain values.
+    """
+    import tomli_w
+
+    with replacing(path / "config.toml") as temporary:
+        plain = {key: value for key, value in config.items() if value is not None}
+        temporary.write_text(tomli_w.dumps(plain))
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read `config.toml` of a run folder.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    try:
+        return tomllib.loads((path / "config.toml").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} has no config.toml: it is not a run folder") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / 'config.toml'} is damaged: {error}") from error
+
+
+def save_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Args:
+        path: the file.
+        values: plain values.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def save_checkpoint(
+    path: Path,
+    epoch: int,
+    *,
+    network: nn.Module,
+    prior: nn.Module | None,
+    history: History,
+    training: Mapping[str, Any],
+    final: bool = False,
+) -> None:
+    """Write a checkpoint into a run folder; it replaces the older ones.
+
+    Args:
+        path: the run folder, made if it does not exist.
+        epoch: the number of epochs or rounds done.
+        network: the network.
+        prior: the prior, if any.
+        history: the history so far.
+        training: tensors, numbers and containers of them, for `torch.save`.
+        final: write the run's outcome, `final/`, instead of a checkpoint to resume from.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path, prefix=".writing-"))
+    target = path / (_FINAL if final else f"{_PREFIX}{epoch:06d}")
+    try:
+        temporary.chmod(0o755)
+        save_model(network, str(temporary / "network.safetensors"))
+        save_file(prior.state_dict() if prior is not None else {}, temporary / "prior.safetensors")
+        save_file(history.to_tensors(), temporary / "history.safetensors")
+        torch.save({"epoch": epoch, **training}, temporary / "training.pt")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not final:
+        # What is older than the newest checkpoint, an outcome too, no longer holds.
+        for old in (*_checkpoints(path), path / _FINAL):
+            if old != target and old.exists():
+                shutil.rmtree(old)
+
+
+def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
+    """Read a run folder: its outcome, or its newest checkpoint if it has not ended.
+
+    Args:
+        path: the folder.
+        resumable: read the newest checkpoint in any case.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no checkpoint in it.
+        ValueError: if a file of the checkpoint is missing or damaged; it is named.
+    """
+    path = Path(path)
+    found = _checkpoints(path)
+    if not resumable and (path / _FINAL).is_dir():
+        found = [path / _FINAL]
+    if not found:
+        what = "is not there" if not path.exists() else "has no checkpoint"
+        raise FileNotFoundError(f"the run folder {path} {what}")
+    folder = found[-1]
+    training = _read(folder / "training.pt", _load_training)
+    return Run(
+        path=path,
+        epoch=training["epoch"],
+        config=load_config(path) if (path / "config.toml").exists() else {},
+        folder=folder,
+        network=_read(folder / "network.safetensors", load_file),
+        prior=_read(folder / "prior.safetensors", load_file),
+        history=History.from_tensors(_read(folder / "history.safetensors", load_file)),
+        training=training,
+    )
+
+
+def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
+    """Load a run's network and prior into fresh ones of the same make.
+
+    Args:
+        run: from `load_run`.
+        network: changed in place.
+        prior: changed in place, if any.
+
+    Raises:
+        ValueError: if they do not fit; the names or shapes that differ are in the message.
+    """
+    try:
+        load_model(network, run.folder / "network.safetensors")
+        if prior is not None:
+            prior.load_state_dict(run.prior)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint {run.folder} does not fit: {error}") from error
+
+
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a checkpoint to resume from.
+
+    Returns:
+        True if it does.
+    """
+    return bool(_checkpoints(Path(path)))
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    return sorted(p for p in path.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit())
+
+
+def _load_training(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+
+
+def _read(file: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    if not file.exists():
+        raise ValueError(f"the checkpoint {file.parent} lacks {file.name}: it is not complete")
+    try:
+        return reader(file)
+    except Exception as error:
+        # torch.load raises pickle.UnpicklingError, zip errors and more for damaged files.
+        raise ValueError(f"{file} is damaged or not of its kind: {error}") from error

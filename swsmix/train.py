@@ -1,0 +1,533 @@
+"""fit: train a network under a mixture prior, SGD on the weights interleaved with EM."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from swsmix import runs
+from swsmix.attach import Attachment, Update, advance_
+from swsmix.history import History
+from swsmix.prior import MixturePrior
+from swsmix.schedule import Schedule
+
+Batch = tuple[Tensor, Tensor]
+Data = Batch | Iterable[Batch]
+Loss = Callable[[Tensor, Tensor], Tensor]
+FullBatch = Literal["l-bfgs", "cg"]
+
+_SCIPY = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
+
+
+class GaussianNoise(nn.Module):
+    """The mean negative log likelihood of Gaussian noise whose variance is learned.
+
+        -log p(y | x) = (y - f(x))^2 / (2 sigma_y^2) + log(sigma_y^2) / 2 + log(2 pi) / 2
+
+    The loss for regression that fits a prior's penalty: a plain mean squared error is no
+    likelihood. sigma_y is adapted together with the weights (Nowlan & Hinton 1992, section 3).
+
+    Args:
+        std: the initial sigma_y, in units of the targets.
+        learned: whether it is a parameter; give it to your optimiser then (`fit` tells you).
+
+    Raises:
+        ValueError: if std is not positive.
+
+    Example:
+        >>> loss = GaussianNoise(0.5)
+        >>> round(loss(torch.zeros(2), torch.tensor([0.5, -0.5])).item(), 4)
+        0.7258
+    """
+
+    log_variance: Tensor
+
+    def __init__(self, std: float = 1.0, *, learned: bool = True) -> None:
+        super().__init__()
+        if not std > 0.0:
+            raise ValueError(f"std must be positive; got {std}")
+        self.log_variance = nn.Parameter(torch.tensor(2.0 * math.log(std)), requires_grad=learned)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
+        """The mean over the batch, in nats a number predicted.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction and target want one shape; got {tuple(prediction.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        error = (prediction - target).square() / self.log_variance.exp()
+        return 0.5 * (error.mean() + self.log_variance + math.log(2.0 * math.pi))
+
+    @property
+    def std(self) -> float:
+        """sigma_y, in units of the targets."""
+        return math.exp(0.5 * self.log_variance.item())
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    *,
+    optimizer: Optimizer | FullBatch,
+    epochs: int,
+    prior: MixturePrior | None = None,
+    schedule: Schedule | None = None,
+    update: Update = "gradient",
+    num_data: int | None = None,
+    batch_size: int = 128,
+    iterations: int = 40,
+    validation: Data | None = None,
+    measure: Loss | None = None,
+    patience: int | None = None,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+    callback: Callable[[int, History], None] | None = None,
+) -> History:
+    """Train a network under a mixture prior; the mixture learns from the weights as they move.
+
+    objective = mean negative log likelihood + tau / num_data * (R(w) - log p(phi))
+
+    With a torch optimiser, an epoch is one pass over the batches, and the prior works through
+    `MixturePrior.attach`. With `"l-bfgs"` or `"cg"` (full batch, `scipy.optimize`; the way of the
+    1992 paper for small networks) an epoch is one *round* of `iterations` iterations between two
+    ticks of the schedule's clock.
+
+    Args:
+        model: the network; it stays the plain module it is. Data are moved to its device.
+        loss: `loss(model(x), y)`, the mean negative log likelihood of a batch. If it is a module
+            with parameters (`GaussianNoise`), they are trained too.
+        data: the training data, as two tensors (x, y) or as an iterable of batches (a
+            `DataLoader`); two tensors for the full-batch methods.
+        optimizer: over the model's parameters (and the loss's, and the prior's in mode
+            "gradient"), or `"l-bfgs"` or `"cg"`.
+        epochs: how many epochs or rounds in all, those before a resume included.
+        prior: the mixture prior; None trains without one.
+        schedule: tau, warm-up, EM, annealing; `Schedule()` by default, with an EM step every
+            round in the full-batch methods.
+        update: how the prior moves the weights, see `swsmix.attach.Attachment`; ignored by the
+            full-batch methods.
+        num_data: the number of training examples; by default that of `data`.
+        batch_size: for two tensors and a torch optimiser; they are shuffled anew each epoch.
+        iterations: of the full-batch method in one round.
+        validation: as `data`; only measured.
+        measure: `measure(model(x), y)`, a mean over a batch, lower is better; the loss by default.
+        patience: stop after so many epochs without a better validation measure, and go back to
+            the best network and mixture.
+        lr_scheduler: stepped after every epoch.
+        run: a folder for checkpoints, one after every epoch, see `swsmix.runs`.
+        resume: continue from the newest checkpoint in `run`, bit for bit, if there is one.
+        seed: for shuffling.
+        progress: show a progress bar.
+        callback: called as callback(epoch, history) after every epoch.
+
+    Returns:
+        The history: a record of the start and of every epoch.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+        FloatingPointError: if the objective is no longer finite; the last checkpoint stays.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 20)[:, None]
+        >>> net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> prior = MixturePrior(net, num_components=3)
+        >>> history = fit(net, GaussianNoise(0.3), (x, x**3), optimizer="l-bfgs", epochs=2,
+        ...               iterations=5, prior=prior, progress=False)
+        >>> len(history)
+        3
+    """
+    if patience is not None and validation is None:
+        raise ValueError("patience (early stopping) wants validation data")
+    if resume and run is None:
+        raise ValueError("resume wants the run folder in run=")
+    folder = None if run is None else Path(run)
+    job = _Job(model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations)
+    job.lr_scheduler, job.seed = lr_scheduler, seed
+    history, done, best = History(), 0, _Best(patience)
+    began = time.monotonic()
+
+    def record(epoch: int) -> None:
+        scores = [_mean(model, (loss, measure or loss), part) for part in (data, validation)]
+        job.record(history, epoch, *scores, seconds=time.monotonic() - began)
+
+    def save(epoch: int, *, final: bool = False) -> None:
+        if folder is not None:
+            state = {"job": job.state_dict(), "best": best.state_dict()}
+            runs.save_checkpoint(
+                folder, epoch, network=model, prior=prior, history=history, training=state, final=final
+            )
+
+    try:
+        if resume and folder is not None and runs.has_checkpoint(folder):
+            saved = runs.load_run(folder, resumable=True)
+            done, history = saved.epoch, saved.history
+            runs.restore_(saved, model, prior)
+            job.load_state_dict(saved.training["job"])
+            best.load_state_dict(saved.training["best"])
+            began -= history.scalars["seconds"][-1]
+        else:
+            record(0)
+            save(0)
+        for epoch in _progress(range(done + 1, epochs + 1), epochs, history, progress):
+            if best.stale:
+                break
+            job.epoch(epoch)
+            record(epoch)
+            best.see(history.scalars["validation_measure"][-1], model, prior)
+            save(epoch)
+            done = epoch
+            if callback is not None:
+                callback(epoch, history)
+    finally:
+        job.close()
+    if best.restore_(model, prior):
+        record(done)  # the network that is returned is the last record's
+    save(done, final=True)
+    return history
+
+
+class _Job:
+    """One fit: everything that an epoch needs, and its state for a checkpoint."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Data,
+        optimizer: Optimizer | FullBatch,
+        prior: MixturePrior | None,
+        schedule: Schedule | None,
+        update: Update,
+        num_data: int | None,
+        batch_size: int,
+        iterations: int,
+    ) -> None:
+        self.model, self.loss, self.data, self.prior = model, loss, data, prior
+        self.optimizer = optimizer
+        self.batch_size, self.iterations = batch_size, iterations
+        self.num_data = _count(data, num_data)
+        self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.seed = 0
+        self.steps = 0
+        self.attachment: Attachment | None = None
+        loss_parameters = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+        mixture_parameters = list(prior.parameters()) if prior is not None else []
+        self.parameters = [
+            p
+            for p in (*model.parameters(), *loss_parameters, *mixture_parameters)
+            if p.requires_grad
+        ]
+        if isinstance(optimizer, str):
+            if optimizer not in _SCIPY:
+                raise ValueError(
+                    f"optimizer must be a torch optimiser, 'l-bfgs' or 'cg'; got {optimizer!r}"
+                )
+            if not _is_pair(data):
+                raise ValueError(f"{optimizer!r} is full-batch: it wants the data as two tensors (x, y)")
+            self.schedule = schedule or Schedule(em_every=1)
+            return
+        self.schedule = schedule or Schedule()
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        loose = [p for p in loss_parameters if p.requires_grad and id(p) not in held]
+        if loose:
+            raise ValueError(
+                "the loss has parameters that the optimiser does not hold: make it over "
+                "[*model.parameters(), *loss.parameters()]"
+            )
+        if prior is not None:
+            self.attachment = prior.attach(
+                optimizer, num_data=self.num_data, schedule=self.schedule, update=update
+            )
+
+    def epoch(self, number: int) -> None:
+        """One pass over the batches, or one round of the full-batch method."""
+        self.model.train()
+        if isinstance(self.optimizer, str):
+            self._round(self.optimizer)
+            return
+        for x, y in self._batches(number):
+            self.optimizer.zero_grad()
+            value = self.loss(self.model(x), y)
+            if not torch.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value.item()} at step {self.steps}: lower the learning rate or "
+                    "tau; the last checkpoint is intact"
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.steps += 1
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        device = next(self.model.parameters()).device
+        if not _is_pair(self.data):
+            yield from ((x.to(device), y.to(device)) for x, y in self.data)
+            return
+        x, y = self.data
+        # Seeded by the epoch, so that the order needs no state of its own.
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        for rows in torch.randperm(len(x), generator=shuffle).split(self.batch_size):
+            yield x[rows].to(device), y[rows].to(device)
+
+    def _round(self, method: FullBatch) -> None:
+        from scipy.optimize import minimize
+
+        device = self.parameters[0].device
+        x, y = (part.to(device) for part in self.data)  # type: ignore[union-attr]
+        tau = self.schedule.tau_at(self.steps)
+
+        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            # In nats summed over the cases, since scipy's stopping rules are absolute.
+            _assign_(self.parameters, flat)
+            total = self.num_data * self.loss(self.model(x), y)
+            if self.prior is not None and tau > 0.0:
+                total = total + tau * self.prior.penalty()
+            gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+            flat_gradient = [
+                (torch.zeros_like(p) if g is None else g).reshape(-1).double().cpu()
+                for p, g in zip(self.parameters, gradients, strict=True)
+            ]
+            return total.item(), torch.cat(flat_gradient).numpy()
+
+        start = torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters]).numpy()
+        options = {"maxiter": self.iterations, "gtol": 1e-9}
+        result = minimize(objective, start, jac=True, method=_SCIPY[method], options=options)
+        if not np.isfinite(result.fun):
+            _assign_(self.parameters, start)
+            raise FloatingPointError(
+                f"the objective is {result.fun} in round {self.steps + 1}: lower tau, or raise "
+                "std_count of the hyper-prior; the last checkpoint is intact"
+            )
+        _assign_(self.parameters, result.x)
+        self.steps += 1
+        if self.prior is not None:
+            advance_(self.prior, self.schedule, self.steps)
+
+    @torch.no_grad()
+    def record(
+        self,
+        history: History,
+        epoch: int,
+        train: tuple[float, float],
+        validation: tuple[float, float],
+        *,
+        seconds: float,
+    ) -> None:
+        """Append a record to the history."""
+        tick = self.steps if self.attachment is None else self.attachment.tick
+        tau = self.schedule.tau_at(tick)
+        nll = hyper = penalty = 0.0
+        groups = {}
+        if self.prior is not None:
+            for group, terms in self.prior.terms().items():
+                nll += terms["nll"].item()
+                hyper += terms["hyper_prior"].item()
+                moments = self.prior.moments(group)
+                mixture = self.prior.mixtures[group]
+                groups[group] = (self.prior.flat_weights(group), mixture, moments.count)
+            penalty = self.prior.penalty().item()
+        scalars = {
+            "epoch": epoch,
+            "step": self.steps,
+            "seconds": seconds,
+            "tau": tau,
+            "data_loss": train[0],
+            "nll": nll,
+            "hyper_prior": hyper,
+            "objective": train[0] + tau / self.num_data * penalty,
+            "train_measure": train[1],
+            "validation_measure": validation[1],
+        }
+        history.record(scalars, groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, beside the network and the prior."""
+        state: dict[str, Any] = {"steps": self.steps, "rng": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda_rng"] = torch.cuda.get_rng_state_all()
+        if isinstance(generator := getattr(self.data, "generator", None), torch.Generator):
+            state["loader_rng"] = generator.get_state()
+        for name, part in self._stateful():
+            state[name] = part.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.steps = state["steps"]
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if "loader_rng" in state:
+            self.data.generator.set_state(state["loader_rng"])  # type: ignore[union-attr]
+        for name, part in self._stateful():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> Iterator[tuple[str, Any]]:
+        if isinstance(self.optimizer, Optimizer):
+            yield "optimizer", self.optimizer
+        if isinstance(self.loss, nn.Module):
+            yield "loss", self.loss
+        if self.attachment is not None:
+            yield "attachment", self.attachment
+        if self.lr_scheduler is not None:
+            yield "lr_scheduler", self.lr_scheduler
+
+    def close(self) -> None:
+        """Take the prior out of the optimiser."""
+        if self.attachment is not None:
+            self.attachment.remove()
+
+
+class _Best:
+    """Early stopping: the best network and mixture so far, by the validation measure."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.value, self.since = math.inf, 0
+        self.network: dict[str, Tensor] = {}
+        self.prior: dict[str, Tensor] = {}
+
+    @property
+    def stale(self) -> bool:
+        return self.patience is not None and self.since >= self.patience
+
+    def see(self, value: float, model: nn.Module, prior: MixturePrior | None) -> None:
+        if self.patience is None:
+            return
+        self.since += 1
+        if value < self.value:
+            self.value, self.since = value, 0
+            self.network = {k: v.clone() for k, v in model.state_dict().items()}
+            self.prior = {k: v.clone() for k, v in prior.state_dict().items()} if prior else {}
+
+    def restore_(self, model: nn.Module, prior: MixturePrior | None) -> bool:
+        """Go back to the best; False if there is none, or if it is the present."""
+        if not self.network or self.since == 0:
+            return False
+        model.load_state_dict(self.network)
+        if prior is not None:
+            prior.load_state_dict(self.prior)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {n: getattr(self, n) for n in ("value", "since", "network", "prior")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _is_pair(data: Data) -> bool:
+    return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor)
+
+
+def _count(data: Data, num_data: int | None) -> int:
+    if num_data is not None:
+        return num_data
+    if _is_pair(data):
+        return len(data[0])  # type: ignore[index, arg-type]
+    dataset = getattr(data, "dataset", None)
+    if not isinstance(dataset, Sized):
+        raise ValueError("num_data, the number of training examples, cannot be read off the data: give it")
+    return len(dataset)
+
+
+def evaluate(model: nn.Module, measure: Loss, data: Data) -> float:
+    """The mean of measure(model(x), y) over data, in evaluation mode.
+
+    Args:
+        model: the network.
+        measure: a mean over a batch.
+        data: two tensors (x, y) or batches.
+
+    Returns:
+        The mean over all cases.
+    """
+    return _mean(model, (measure,), data)[0]
+
+
+@torch.no_grad()
+def _mean(
+    model: nn.Module, functions: tuple[Loss, ...], data: Data | None
+) -> tuple[float, ...]:
+    """The means over the data of functions of (prediction, target), in evaluation mode."""
+    if data is None:
+        return (math.nan,) * len(functions)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    totals, count = [0.0] * len(functions), 0
+    for x, y in _evaluation_batches(data):
+        prediction, target = model(x.to(device)), y.to(device)
+        for i, function in enumerate(functions):
+            totals[i] += float(function(prediction, target)) * len(x)
+        count += len(x)
+    model.train(training)
+    return tuple(total / max(count, 1) for total in totals)
+
+
+def _evaluation_batches(data: Data, size: int = 4096) -> Iterable[Batch]:
+    if not _is_pair(data):
+        return data
+    x, y = data
+    return zip(x.split(size), y.split(size), strict=True)
+
+
+@torch.no_grad()
+def _assign_(parameters: list[nn.Parameter], flat: NDArray[np.float64]) -> None:
+    parts = torch.from_numpy(flat).split([p.numel() for p in parameters])
+    for p, part in zip(parameters, parts, strict=True):
+        p.copy_(part.view_as(p))
+
+
+def _progress(
+    epochs: Iterable[int], total: int, history: History, show: bool
+) -> Iterator[int]:
+    if not show:
+        yield from epochs
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=total)
+        for epoch in epochs:
+            bar.update(task, completed=epoch - 1, description=_headline(history))
+            yield epoch
+            bar.update(task, completed=epoch, description=_headline(history))
+
+
+def _headline(history: History) -> str:
+    if not len(history):
+        return ""
+    last = {name: values[-1] for name, values in history.scalars.items()}
+    parts = [f"objective {last['objective']:.4g}", f"train {last['train_measure']:.4g}"]
+    if not math.isnan(last["validation_measure"]):
+        parts.append(f"validation {last['validation_measure']:.4g}")
+    live = "+".join(f"{history.live(g)[-1]:.0f}" for g in history.groups)
+    return "  ".join([*parts, *([f"live components {live}"] if live else [])])

@@ -1,0 +1,502 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from swsmix import GaussianMixture, MixturePrior, Schedule
+
+NUM_DATA, TAU = 50, 0.3
+
+
+def problem(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(NUM_DATA, 6, generator=generator, dtype=torch.float64)
+    y = torch.sin(x.sum(1, keepdim=True))
+    return net, x, y
+
+
+def loss_of(net, x, y):
+    return 0.5 * (net(x) - y).square().mean()
+
+
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.05),
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, dampening=0.1),
+    "nesterov": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, nesterov=True),
+    "adam": lambda params: torch.optim.Adam(params, lr=0.01),
+    "amsgrad": lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1),
+    "fused adam": lambda params: torch.optim.Adam(params, lr=0.01, fused=True),
+}
+EVERY = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def by_hand(make, steps, em_every, mode="em"):
+    """The penalty in the loss, the EM step after the optimiser's: what attach must equal."""
+    net, x, y = problem()
+    prior = MixturePrior(net, 3, mode=mode)
+    optimizer = make([*net.parameters(), *prior.parameters()])
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        (loss_of(net, x, y) + TAU / NUM_DATA * prior.penalty()).backward()
+        optimizer.step()
+        if mode == "em" and step % em_every == 0:
+            prior.em_step_()
+    return net, prior
+
+
+def attached(make, steps, em_every, mode="em", **options):
+    net, x, y = problem()
+    prior = MixturePrior(net, 3, mode=mode)
+    optimizer = make([*net.parameters(), *prior.parameters()])
+    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=em_every, **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(net, x, y).backward()
+        optimizer.step()
+    return net, prior, attachment
+
+
+def close(a, b, **tolerance):
+    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@EVERY
+@pytest.mark.parametrize("mode", ["em", "gradient"])
+def test_attaching_equals_adding_the_penalty_to_the_loss(make, mode):
+    net, prior = by_hand(make, 25, 5, mode)
+    other, other_prior, _ = attached(make, 25, 5, mode)
+    close(net, other, rtol=1e-7, atol=1e-9)
+    for name, mixture in prior.mixtures.items():
+        torch.testing.assert_close(mixture.mean, other_prior.mixtures[name].mean, rtol=1e-6, atol=1e-9)
+
+
+def test_the_comparison_can_fail_a_tenth_more_tau_is_seen():
+    net, _ = by_hand(OPTIMIZERS["sgd"], 25, 5)
+    global TAU
+    TAU *= 1.1
+    try:
+        other, _, _ = attached(OPTIMIZERS["sgd"], 25, 5)
+    finally:
+        TAU /= 1.1
+    with pytest.raises(AssertionError):
+        close(net, other, rtol=1e-7, atol=1e-9)
+
+
+def test_accumulated_gradients_meet_the_prior_once():
+    net, x, y = problem()
+    other = copy.deepcopy(net)
+    prior, other_prior = MixturePrior(net, 3), MixturePrior(other, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU)
+    other_prior.attach(other_optimizer, num_data=NUM_DATA, tau=TAU)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss_of(net, x, y).backward()
+        optimizer.step()
+        other_optimizer.zero_grad()
+        for part in range(5):
+            rows = slice(10 * part, 10 * part + 10)
+            (loss_of(other, x[rows], y[rows]) / 5).backward()
+        other_optimizer.step()
+    close(net, other)
+
+
+def test_several_optimisers_share_one_clock_and_equal_one():
+    net, x, y = problem()
+    prior = MixturePrior(net, 3)
+    first = torch.optim.SGD(net[0].parameters(), lr=0.05)
+    second = torch.optim.SGD(net[2].parameters(), lr=0.05)
+    attachment = prior.attach([first, second], num_data=NUM_DATA, tau=TAU, em_every=5)
+    for _ in range(25):
+        for optimizer in (first, second):
+            optimizer.zero_grad()
+        loss_of(net, x, y).backward()
+        for optimizer in (first, second):
+            optimizer.step()
+    assert attachment.tick == 25
+    other, _, _ = attached(OPTIMIZERS["sgd"], 25, 5)
+    close(net, other, rtol=1e-9, atol=1e-12)
+
+
+def test_parameter_groups_may_have_their_own_learning_rates():
+    def make(params):
+        params = list(params)
+        return torch.optim.SGD([{"params": params[:1], "lr": 0.1}, {"params": params[1:]}], lr=0.01)
+
+    net, _ = by_hand(make, 10, 5)
+    other, _, _ = attached(make, 10, 5)
+    close(net, other, rtol=1e-9, atol=1e-12)
+
+
+def test_groups_have_their_own_tau():
+    net, x, y = problem()
+    start = net[2].weight.detach().clone()
+    prior = MixturePrior(net, 3, groups="tensor", tau={"0.weight": 1.0, "2.weight": 0.0})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU)
+    optimizer.zero_grad()
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(net[2].weight, start)
+    assert net[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_remove_takes_the_prior_out(update):
+    net, x, y = problem()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1, update=update)
+    attachment.remove()
+    mean = prior.mixtures["all"].mean.clone()
+    before = copy.deepcopy(net.state_dict())
+    optimizer.zero_grad()
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(prior.mixtures["all"].mean, mean)
+
+
+def test_the_schedule_sets_the_start_the_warm_up_and_the_em_steps():
+    net, x, y = problem()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=1.0, start=3, warmup=2, em_every=2)
+    )
+    moved, em = [], []
+    for _ in range(8):
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        w, mean = net[0].weight.detach().clone(), prior.mixtures["all"].mean.clone()
+        optimizer.step()
+        moved.append(not torch.equal(w, net[0].weight))
+        em.append(not torch.equal(mean, prior.mixtures["all"].mean))
+    assert moved == [False] * 4 + [True] * 4  # tau is 0 at tick 3, the first of the warm-up
+    assert em == [False] * 4 + [True, False, True, False]
+    assert attachment.tick == 8
+
+
+def test_annealing_caps_the_stds_that_are_not_pinned():
+    net, *_ = problem()
+    prior = MixturePrior(net, 3)
+    prior.mixtures["all"].pinned_std[0] = True
+    std = prior.mixtures["all"].std[0].clone()
+    schedule = Schedule(tau=0.0, std_start=0.1, std_end=1e-3, anneal=4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    prior.attach(optimizer, num_data=1, schedule=schedule)
+    caps = []
+    for _ in range(5):
+        optimizer.step()
+        caps.append(prior.mixtures["all"].std[1:].max().item())
+    assert caps[-1] == pytest.approx(1e-3) and caps == sorted(caps, reverse=True)
+    assert prior.mixtures["all"].std[0] == std
+
+
+# -- the proximal step ------------------------------------------------------------------------
+
+
+def stationary(make, update, steps=4000):
+    """Train a linear network on the full batch, under a fixed mixture, until nothing moves."""
+    _, x, _ = problem()
+    net = nn.Linear(6, 1).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.linspace(-1.0, 1.0, 6))
+    y = x @ torch.tensor([[0.9, 0.1, -0.2, -0.8, 0.3, 0.5]], dtype=torch.float64).T
+    initial = GaussianMixture([0.5, 0.5], [-0.5, 0.5], [0.2, 0.3])
+    prior = MixturePrior(net, initial=initial)
+    optimizer = make(net.parameters())
+    schedule = Schedule(tau=TAU, em_start=10**9)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=schedule, update=update)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of(net, x, y).backward()
+        optimizer.step()
+    (data,) = torch.autograd.grad(loss_of(net, x, y), net.weight)
+    (pull,) = torch.autograd.grad(TAU / NUM_DATA * prior.penalty(), net.weight)
+    return data, pull
+
+
+FIXED = {n: OPTIMIZERS[n] for n in ("sgd", "momentum", "nesterov")}
+
+
+@pytest.mark.parametrize("make", FIXED.values(), ids=FIXED)
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_both_updates_stop_where_data_and_prior_balance(make, update):
+    data, pull = stationary(make, update)
+    assert pull.abs().max() > 1e-3  # the prior does pull there
+    torch.testing.assert_close(data, -pull, atol=1e-9, rtol=1e-7)
+
+
+@EVERY
+@pytest.mark.parametrize("update", ["proximal"])
+def test_a_balanced_weight_is_a_fixed_point_of_the_proximal_step_for_every_optimiser(make, update):
+    # Force the balance: a constant data gradient that is exactly minus the prior's pull.
+    net, *_ = problem()
+    prior = MixturePrior(net, 3, include="0.weight")
+    params = [{"params": [net[0].weight]}]
+    optimizer = make(params)
+    for settings in optimizer.param_groups:
+        settings["weight_decay"] = 0.0
+    w = net[0].weight
+    (pull,) = torch.autograd.grad(TAU / NUM_DATA * prior.penalty(), w)
+    before = w.detach().clone()
+    momentum = optimizer.param_groups[0].get("momentum", 0.0)
+    schedule = Schedule(tau=TAU, start=400 if momentum else 0, em_start=10**9)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=schedule, update=update)
+    if momentum:  # let the momentum buffer fill up
+        for _ in range(400):
+            w.grad = -pull.clone()
+            optimizer.step()
+            w.data.copy_(before)
+    w.grad = -pull.clone()
+    optimizer.step()
+    moved = (w.detach() - before).abs().max()
+    w.data.copy_(before)
+    assert moved < 1e-6 * before.abs().max() + 1e-9
+
+
+@EVERY
+@pytest.mark.parametrize("std", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("lr", [1e-3, 1.0, 1e3])
+def test_the_proximal_step_is_stable_for_every_sigma_and_step_size(make, std, lr):
+    net, *_ = problem()
+    prior = MixturePrior(net, 3, include="0.weight")
+    prior.mixtures["all"].std.fill_(std)
+    optimizer = make([net[0].weight])
+    optimizer.param_groups[0].update(lr=lr, weight_decay=0.0)
+    schedule = Schedule(tau=1.0, em_start=10**9)
+    prior.attach(optimizer, num_data=1, schedule=schedule, update="proximal")
+    values = [prior.terms()["all"]["nll"].item()]
+    for _ in range(20):
+        net[0].weight.grad = torch.zeros_like(net[0].weight)
+        optimizer.step()
+        values.append(prior.terms()["all"]["nll"].item())
+    # Without a data gradient each step is one of a majoriser: the prior never rises.
+    scale = max(abs(v) for v in values)
+    assert all(b <= a + 1e-9 * scale for a, b in zip(values, values[1:], strict=False))
+    assert torch.isfinite(net[0].weight).all()
+
+
+def test_the_explicit_gradient_does_diverge_where_the_proximal_step_is_stable():
+    net, *_ = problem()
+    prior = MixturePrior(net, 3, include="0.weight")
+    prior.mixtures["all"].std.fill_(1e-3)
+    optimizer = torch.optim.SGD([net[0].weight], lr=1.0)
+    prior.attach(optimizer, num_data=1, schedule=Schedule(em_start=10**9), update="gradient")
+    start = net[0].weight.detach().abs().max().item()
+    for _ in range(5):
+        net[0].weight.grad = torch.zeros_like(net[0].weight)
+        optimizer.step()
+    assert net[0].weight.detach().abs().max().item() > 1e6 * start
+
+
+# -- scalers and closures ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_a_gradient_scaler_changes_nothing(fused, update):
+    results = []
+    for scaled in (False, True):
+        net, x, y = problem()
+        net, x, y = net.float(), x.float(), y.float()
+        prior = MixturePrior(net, 3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
+        prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=3, update=update)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
+        for _ in range(10):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, x, y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(net)
+    close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_a_step_that_the_scaler_skips_is_no_step(fused, update):
+    net, x, y = problem()
+    net, x, y = net.float(), x.float(), y.float()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
+    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1, update=update)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = copy.deepcopy(net.state_dict())
+    mean = prior.mixtures["all"].mean.clone()
+    for poison, ticks in ((float("inf"), 0), (1.0, 1)):
+        optimizer.zero_grad()
+        scaler.scale(poison * loss_of(net, x, y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert attachment.tick == ticks
+        same = all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+        assert same == (ticks == 0) == torch.equal(prior.mixtures["all"].mean, mean)
+
+
+def test_lbfgs_closures_see_the_prior_in_each_evaluation():
+    def train(attach):
+        net, x, y = problem()
+        prior = MixturePrior(net, 3)
+        optimizer = torch.optim.LBFGS(net.parameters(), max_iter=10, line_search_fn="strong_wolfe")
+        if attach:
+            prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_of(net, x, y)
+            if not attach:
+                loss = loss + TAU / NUM_DATA * prior.penalty()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            value = optimizer.step(closure)
+            if not attach:
+                prior.em_step_()
+        return net, value.item()
+
+    (net, value), (other, other_value) = train(False), train(True)
+    assert value == pytest.approx(other_value, rel=1e-9)
+    close(net, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_closures_of_other_optimisers_equal_plain_steps(update):
+    nets = []
+    for with_closure in (False, True):
+        net, x, y = problem()
+        prior = MixturePrior(net, 3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=2, update=update)
+
+        def closure(net=net, optimizer=optimizer, x=x, y=y):
+            optimizer.zero_grad()
+            loss = loss_of(net, x, y)
+            loss.backward()
+            return loss
+
+        for _ in range(6):
+            if with_closure:
+                optimizer.step(closure=closure)
+            else:
+                closure()
+                optimizer.step()
+        nets.append(net)
+    close(*nets)
+
+
+def test_bfloat16_weights_train_through_float32_masters():
+    net, x, y = problem()
+    masters = copy.deepcopy(net).float()
+    working = copy.deepcopy(masters).bfloat16()
+    prior = MixturePrior(masters, 3)  # the prior belongs to what the optimiser moves
+    optimizer = torch.optim.AdamW(masters.parameters(), lr=0.01)
+    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=5)
+    first = last = None
+    for _ in range(100):
+        loss = loss_of(working, x.bfloat16(), y.bfloat16())
+        loss.backward()
+        for p, q in zip(masters.parameters(), working.parameters(), strict=True):
+            p.grad, q.grad = q.grad.float(), None
+        optimizer.step()
+        working.load_state_dict(masters.state_dict())
+        last = loss.item()
+        first = last if first is None else first
+    assert last < 0.8 * first
+    assert prior.penalty() < MixturePrior(problem()[0].float(), 3).penalty()
+
+
+def test_pure_bfloat16_weights_are_taken_too():
+    net, x, y = problem()
+    net = net.bfloat16()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=2)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss_of(net, x.bfloat16(), y.bfloat16()).backward()
+        optimizer.step()
+    assert net[0].weight.dtype == torch.bfloat16 and torch.isfinite(net[0].weight).all()
+    assert prior.mixtures["all"].mean.dtype == torch.float32
+
+
+def test_training_resumes_from_state_dicts_alone():
+    def make():
+        net, x, y = problem()
+        prior = MixturePrior(net, 3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        attachment = prior.attach(
+            optimizer, num_data=NUM_DATA, schedule=Schedule(em_every=3, em_rate=0.5), update="proximal"
+        )
+        return net, prior, optimizer, attachment, x, y
+
+    def train(net, optimizer, x, y, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss_of(net, x, y).backward()
+            optimizer.step()
+
+    net, prior, optimizer, attachment, x, y = make()
+    train(net, optimizer, x, y, 10)
+    saved = [copy.deepcopy(part.state_dict()) for part in (net, prior, optimizer, attachment)]
+    train(net, optimizer, x, y, 10)
+    again = make()
+    for part, state in zip(again[:4], saved, strict=True):
+        part.load_state_dict(state)
+    train(again[0], again[2], x, y, 10)
+    close(net, again[0], rtol=0, atol=0)
+    close(prior, again[1], rtol=0, atol=0)
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def test_a_tensor_of_the_prior_in_no_optimiser_is_an_error():
+    net, *_ = problem()
+    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"in no attached optimiser: \['2.weight'\]"):
+        MixturePrior(net, 3).attach(optimizer, num_data=10)
+
+
+def test_gradient_mode_without_the_mixtures_in_an_optimiser_is_an_error():
+    net, *_ = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"'params': prior.parameters\(\)"):
+        MixturePrior(net, 3, mode="gradient").attach(optimizer, num_data=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_data": 0}, "num_data must be positive; got 0"),
+        ({"num_data": 1, "tau": -0.5}, "tau must be finite and at least 0"),
+        ({"num_data": 1, "em_every": 0}, "em_every must be at least 1"),
+        ({"num_data": 1, "tau": 1.0, "schedule": Schedule()}, "inside the schedule"),
+    ],
+)
+def test_impossible_attachments_are_refused_with_the_reason(options, message):
+    net, *_ = problem()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        prior.attach(optimizer, **options)
+
+
+def test_the_proximal_step_names_the_optimisers_it_knows():
+    net, *_ = problem()
+    optimizer = torch.optim.RMSprop(net.parameters())
+    with pytest.raises(ValueError, match=r"SGD, Adam or AdamW.*got RMSprop: use update='gradient'"):
+        MixturePrior(net, 3).attach(optimizer, num_data=1, update="proximal")
+    MixturePrior(net, 3).attach(optimizer, num_data=1, update="gradient")

@@ -1,0 +1,327 @@
+import cases
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.mixture import GaussianMixture as ScikitMixture
+
+from swsmix import GaussianMixture, HyperPrior, e_step, m_step_
+from swsmix.em import Moments, fit_mixture_, log_hyper_prior
+
+HYPERS = {
+    "default": HyperPrior(),
+    "means drawn": HyperPrior(mean=0.1, mean_count=2.0, std=0.05, std_count=3.0),
+    "strong": HyperPrior(concentration=5.0, std=0.2, std_count=50.0),
+}
+
+
+def start(k=4, seed=0, **options):
+    return GaussianMixture.from_weights(cases.weights(seed=seed), k, method="spread", **options)
+
+
+def objective(mixture, w, hyper):
+    """R(w; phi) - log p(phi): what an EM step must never raise."""
+    return (-mixture.log_prob(w).sum() - log_hyper_prior(mixture, hyper)).item()
+
+
+def converged(hyper, k=4, **options):
+    w, mixture = cases.weights(), start(k, **options)
+    fit_mixture_(mixture, w, hyper, max_steps=5000, tolerance=1e-13)
+    return w, mixture
+
+
+# -- moments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", set(cases.mixtures()) - {"dead component"})
+def test_the_e_step_agrees_with_its_twin(name):
+    mixture, w = cases.mixtures()[name], cases.weights()
+    expected = reference.moments(
+        w.tolist(), mixture.mixing.tolist(), mixture.mean.tolist(), mixture.std.tolist()
+    )
+    found = e_step(mixture, w)
+    for got, want in zip((found.count, found.first, found.second), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_moments_of_two_halves_add_up_to_those_of_the_whole_whatever_their_centres():
+    mixture, w = start(), cases.weights()
+    whole = e_step(mixture, w)
+    halves = e_step(mixture, w[:200]) + e_step(mixture, w[200:]).recentred(mixture.mean + 0.3)
+    for name in ("count", "first", "second"):
+        torch.testing.assert_close(getattr(whole, name), getattr(halves, name))
+
+
+@given(shift=st.floats(-1e3, 1e3))
+def test_recentring_there_and_back_changes_nothing(shift):
+    moments = e_step(start(), cases.weights())
+    back = moments.recentred(moments.centre + shift).recentred(moments.centre)
+    tolerance = 1e-12 * (1.0 + abs(shift)) ** 2 * 500
+    torch.testing.assert_close(back.second, moments.second, atol=tolerance, rtol=0)
+    torch.testing.assert_close(back.first, moments.first, atol=tolerance, rtol=0)
+
+
+def test_damped_moments_are_those_of_a_weighted_data_set():
+    mixture = start()
+    first, second = cases.weights(seed=1), cases.weights(seed=2)
+    old, new = e_step(mixture, first), e_step(mixture, second)
+    moved = old.recentred(old.centre + 0.2)  # moments about different means do not add
+    damped = moved.damped(new, 0.25)
+    torch.testing.assert_close(damped.count, 0.75 * old.count + 0.25 * new.count)
+    torch.testing.assert_close(damped.first, 0.75 * old.first + 0.25 * new.first)
+    torch.testing.assert_close(damped.second, 0.75 * old.second + 0.25 * new.second)
+    naive = 0.75 * moved.second + 0.25 * new.second  # the mutant that forgets to recentre
+    assert not torch.allclose(naive, damped.second)
+
+
+# -- the M step's laws ------------------------------------------------------------------------
+
+
+def _without_pseudo_counts_in_the_denominator(mixture, moments, hyper):
+    m_step_(mixture, moments, hyper)
+    n, nu = moments.count, hyper.std_count
+    mixture.std.mul_(((n + nu + 2) / (n + nu + 1)).sqrt())
+
+
+def _mean_not_moved(mixture, moments, hyper):
+    mean = mixture.mean.clone()
+    m_step_(mixture, moments, hyper)
+    mixture.mean.copy_(mean)
+
+
+def _mixing_by_counts_alone(mixture, moments, hyper):
+    m_step_(mixture, moments, hyper)
+    mixture.mixing.copy_(moments.count / moments.count.sum())
+
+
+def _no_step(mixture, moments, hyper):
+    pass
+
+
+MUTANTS = {
+    "denominator": _without_pseudo_counts_in_the_denominator,
+    "mixing": _mixing_by_counts_alone,
+}
+
+
+@pytest.mark.parametrize("name", HYPERS)
+@pytest.mark.parametrize("options", [{}, {"zero": True}, {"zero": True, "zero_mixing": 0.6}])
+def test_em_never_raises_the_objective_from_a_converged_start(name, options):
+    w, mixture = converged(HYPERS[name], **options)
+    before = objective(mixture, w, HYPERS[name])
+    m_step_(mixture, e_step(mixture, w), HYPERS[name])
+    assert objective(mixture, w, HYPERS[name]) <= before + 1e-9 * abs(before)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_a_wrong_m_step_raises_the_objective_from_a_converged_start(mutant):
+    w, mixture = converged(HYPERS["default"])
+    before = objective(mixture, w, HYPERS["default"])
+    mutant(mixture, e_step(mixture, w), HYPERS["default"])
+    assert objective(mixture, w, HYPERS["default"]) > before + 1e-9 * abs(before)
+
+
+def _falls_from_far(step, hyper):
+    w, mixture = cases.weights(), start()
+    values = [objective(mixture, w, hyper)]
+    for _ in range(10):
+        step(mixture, e_step(mixture, w), hyper)
+        values.append(objective(mixture, w, hyper))
+    drops = -np.diff(values)
+    return bool((drops >= -1e-9 * abs(values[0])).all() and values[0] - values[-1] > 1.0)
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_em_lowers_the_objective_strictly_from_a_far_start(name):
+    assert _falls_from_far(m_step_, HYPERS[name])
+
+
+def test_an_m_step_that_does_nothing_is_caught_from_a_far_start():
+    assert not _falls_from_far(_no_step, HYPERS["default"])
+
+
+def _expected_objective_gradient(step, hyper, **options):
+    """The gradient, at the M step's result, of the expected objective with gamma held fixed."""
+    w, mixture = cases.weights(), start(**options)
+    gamma = mixture.responsibilities(w)
+    step(mixture, e_step(mixture, w), hyper)
+    mixture.trainable_()
+    expected = -(gamma * mixture.log_joint(w)).sum() - log_hyper_prior(mixture, hyper)
+    parameters = list(mixture.parameters())
+    return torch.cat(torch.autograd.grad(expected, parameters)).abs().max().item()
+
+
+@pytest.mark.parametrize("name", HYPERS)
+@pytest.mark.parametrize("options", [{}, {"zero": True}, {"zero": True, "zero_mixing": 0.6}])
+def test_the_m_step_lands_on_a_stationary_point_of_the_expected_objective(name, options):
+    # Stationary over pi and sigma^2: stationary in any smooth parameters of them.
+    assert _expected_objective_gradient(m_step_, HYPERS[name], **options) < 1e-9
+
+
+@pytest.mark.parametrize("mutant", [*MUTANTS.values(), _mean_not_moved])
+def test_a_wrong_m_step_is_not_stationary(mutant):
+    assert _expected_objective_gradient(mutant, HYPERS["default"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_gradient_descent_has_ems_stationary_points(name):
+    w, mixture = converged(HYPERS[name], zero=True)
+    mixture.trainable_()
+    total = -mixture.log_prob(w).sum() - log_hyper_prior(mixture, HYPERS[name])
+    gradient = torch.cat(torch.autograd.grad(total, list(mixture.parameters())))
+    assert gradient.abs().max().item() < 1e-6
+
+
+def test_a_hyper_prior_over_log_sigma_would_have_other_stationary_points():
+    w, mixture = converged(HYPERS["default"])
+    mixture.trainable_()
+    wrong = log_hyper_prior(mixture, HYPERS["default"]) + 2.0 * mixture.std.log().sum()
+    total = -mixture.log_prob(w).sum() - wrong
+    gradient = torch.cat(torch.autograd.grad(total, list(mixture.parameters())))
+    assert gradient.abs().max().item() > 0.1
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_the_hyper_prior_is_scipys_densities_over_mixing_and_variance(name):
+    mixture, hyper = start(3), HYPERS[name]
+    expected = reference.log_hyper_prior(
+        mixture.mixing.numpy(), mixture.mean.tolist(), mixture.std.tolist(), hyper
+    )
+    assert log_hyper_prior(mixture, hyper).item() == pytest.approx(expected, rel=1e-12)
+
+
+# -- textbook EM ------------------------------------------------------------------------------
+
+
+def test_textbook_em_agrees_with_scikit_learn():
+    w = GaussianMixture([0.3, 0.4, 0.3], [-1.0, 0.0, 1.5], [0.3, 0.2, 0.4]).sample(
+        2000, generator=torch.Generator().manual_seed(3)
+    )
+    mixture = GaussianMixture.from_weights(w, 3, method="spread")
+    scikit = ScikitMixture(
+        3,
+        covariance_type="full",
+        reg_covar=0.0,
+        tol=1e-12,
+        max_iter=20,
+        weights_init=mixture.mixing.numpy(),
+        means_init=mixture.mean.numpy()[:, None],
+        precisions_init=mixture.std.numpy()[:, None, None] ** -2,
+    )
+    with pytest.warns(match="did not converge"):
+        scikit.fit(w.numpy()[:, None])
+    for _ in range(scikit.n_iter_):
+        m_step_(mixture, e_step(mixture, w), None)
+    np.testing.assert_allclose(mixture.mixing, scikit.weights_, rtol=1e-6)
+    np.testing.assert_allclose(mixture.mean, scikit.means_[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(mixture.std, scikit.covariances_[:, 0, 0] ** 0.5, rtol=1e-6)
+
+
+def test_vanishing_pseudo_counts_are_not_textbook_em():
+    w, textbook, limit = cases.weights(), start(), start()
+    m_step_(textbook, e_step(textbook, w), None)
+    m_step_(limit, e_step(limit, w), HyperPrior(concentration=1.0, std=1e-9, std_count=1e-9))
+    assert not torch.allclose(textbook.std, limit.std, rtol=1e-3)  # N_j + 2 below, not N_j
+    torch.testing.assert_close(textbook.mean, limit.mean)
+
+
+# -- starved, duplicate and exactly-zero components -------------------------------------------
+
+NASTY = {
+    "exact zeros": torch.zeros(1000),
+    "mostly zeros": torch.cat([torch.zeros(990), torch.linspace(-1, 1, 10)]),
+    "one far weight": torch.cat([torch.randn(99, generator=torch.Generator().manual_seed(0)) * 1e-3,
+                                 torch.tensor([50.0])]),
+    "duplicates": torch.tensor([0.5] * 500 + [-0.5] * 500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NASTY)
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_em_stays_finite_for_200_steps_at_float32(name, k):
+    w = NASTY[name]
+    mixture = GaussianMixture.from_weights(w, k, method="spread", zero=k > 1)
+    for _ in range(200):
+        m_step_(mixture, e_step(mixture, w), HyperPrior())
+        for tensor in (mixture.mixing, mixture.mean, mixture.std):
+            assert torch.isfinite(tensor).all()
+        assert (mixture.std > 0).all() and (mixture.mixing > 0).all()
+
+
+def test_coinciding_components_stay_finite_and_together():
+    w = cases.weights().float()
+    mixture = GaussianMixture(torch.full((3,), 1 / 3), torch.zeros(3), torch.ones(3))
+    for _ in range(200):
+        m_step_(mixture, e_step(mixture, w), HyperPrior())
+    assert torch.isfinite(mixture.log_prob(w)).all()
+    torch.testing.assert_close(mixture.mean, mixture.mean[:1].expand(3))
+
+
+def test_textbook_em_collapses_where_the_hyper_prior_does_not():
+    # The reason for pseudo-counts: without them a component on exact zeros has no variance.
+    w = torch.cat([torch.zeros(500), torch.linspace(1, 2, 50)]).double()
+    textbook, ours = (GaussianMixture([0.5, 0.5], [0.0, 1.5], [0.1, 0.3]) for _ in range(2))
+    for _ in range(50):
+        m_step_(textbook, e_step(textbook, w), None)
+        m_step_(ours, e_step(ours, w), HyperPrior(std=0.05))
+    assert textbook.std[0] < 1e-9 and ours.std[0] > 1e-3
+
+
+@pytest.mark.parametrize("hyper", [*HYPERS.values(), None])
+def test_pinned_values_stay_pinned_to_the_last_bit(hyper):
+    w = cases.weights().float()
+    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.7)
+    mixture.pinned_std[1] = True
+    std = mixture.std[1].clone()
+    free = mixture.mean[1:].clone(), mixture.mixing[1:].clone()
+    for _ in range(20):
+        m_step_(mixture, e_step(mixture, w), hyper)
+    assert mixture.mean[0] == 0.0 and mixture.mixing[0] == torch.tensor(0.7)
+    assert mixture.std[1] == std
+    assert not torch.equal(mixture.mean[1:], free[0])
+    assert not torch.equal(mixture.mixing[1:], free[1])
+    assert mixture.mixing.sum().item() == pytest.approx(1.0, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    w=st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=40),
+    k=st.integers(1, 4),
+    count=st.floats(0.1, 10.0),
+)
+def test_em_never_raises_the_objective_for_any_weights(w, k, count):
+    w = torch.tensor(w, dtype=torch.float64)
+    hyper = HyperPrior(std=0.5, std_count=count)
+    mixture = GaussianMixture.from_weights(w, k)
+    for _ in range(3):
+        before = objective(mixture, w, hyper)
+        m_step_(mixture, e_step(mixture, w), hyper)
+        assert objective(mixture, w, hyper) <= before + 1e-7 * (1.0 + abs(before))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"concentration": 0.5}, "concentration of a HyperPrior must be >= 1"),
+        ({"std": 0.0}, "std of a HyperPrior must be > 0"),
+        ({"std_count": -1.0}, "std_count"),
+        ({"mean_count": -1.0}, "mean_count"),
+        ({"mean": float("nan")}, "mean of"),
+    ],
+)
+def test_impossible_hyper_priors_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        HyperPrior(**values)
+
+
+def test_a_hyper_prior_for_another_number_of_components_is_refused():
+    with pytest.raises(ValueError, match="one a component"):
+        m_step_(start(4), e_step(start(4), cases.weights()), HyperPrior(std=torch.ones(3)))
+
+
+def test_moments_are_double_precision_even_for_half_precision_weights():
+    mixture, w = start(), cases.weights()
+    moments = e_step(mixture, w.bfloat16())
+    assert isinstance(moments, Moments) and moments.second.dtype == torch.float64

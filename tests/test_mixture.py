@@ -1,0 +1,167 @@
+from inspect import unwrap
+
+import cases
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swsmix import GaussianMixture
+
+MIXTURES = cases.mixtures()
+
+
+def parts(mixture):
+    return [t.tolist() for t in (mixture.mixing, mixture.mean, mixture.std)]
+
+
+@pytest.mark.parametrize("name", set(MIXTURES) - {"dead component"})
+def test_log_prob_and_responsibilities_agree_with_their_twins(name):
+    mixture, w = MIXTURES[name], cases.weights()
+    expected = reference.responsibilities(w.tolist(), *parts(mixture))
+    np.testing.assert_allclose(mixture.responsibilities(w), expected, atol=1e-12, rtol=0)
+    inside = (mixture.log_prob(w) > -600).numpy()  # where density space does not underflow
+    np.testing.assert_allclose(
+        mixture.log_prob(w)[inside],
+        reference.log_prob(w.numpy()[inside], *parts(mixture)),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_log_prob_agrees_with_torch_distributions(name):
+    mixture, w = MIXTURES[name], cases.weights()
+    if name == "dead component":
+        with pytest.raises(AssertionError):  # torch's twin clamps a proportion of 0 to 1e-16
+            far = torch.tensor([30.0], dtype=torch.float64)
+            torch.testing.assert_close(mixture.log_prob(far), mixture.distribution().log_prob(far))
+        return
+    torch.testing.assert_close(
+        mixture.log_prob(w), mixture.distribution().log_prob(w), rtol=1e-12, atol=1e-12
+    )
+
+
+@given(w=st.floats(-1e18, 1e18), name=st.sampled_from(sorted(MIXTURES)))
+def test_responsibilities_sum_to_one_wherever_the_weight_is(w, name):
+    gamma = MIXTURES[name].responsibilities(torch.tensor([w], dtype=torch.float64))
+    assert torch.isfinite(gamma).all() and (gamma >= 0).all()
+    assert abs(gamma.sum().item() - 1.0) < 1e-12
+
+
+def test_log_prob_is_exact_where_the_density_underflows():
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [1e-3, 1e-3])
+    w = torch.tensor([100.0], dtype=torch.float64)
+    # Only the nearer component counts: log(1/2) - log(sigma) - log(2 pi)/2 - z^2/2.
+    expected = np.log(0.5) - np.log(1e-3) - 0.5 * np.log(2 * np.pi) - 0.5 * (99.0 / 1e-3) ** 2
+    assert mixture.log_prob(w).item() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ["typical", "wide"])
+def test_the_density_integrates_to_one(name):
+    mixture = MIXTURES[name]
+    x = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
+    assert torch.trapezoid(mixture.log_prob(x).exp(), x).item() == pytest.approx(1.0, abs=1e-9)
+
+
+def test_samples_come_from_the_mixture():
+    mixture = MIXTURES["typical"]
+    draws = mixture.sample(200_000, generator=torch.Generator().manual_seed(1))
+    mean = (mixture.mixing * mixture.mean).sum()
+    second = (mixture.mixing * (mixture.std**2 + mixture.mean**2)).sum()
+    assert draws.mean().item() == pytest.approx(mean.item(), abs=3e-3)
+    assert draws.square().mean().item() == pytest.approx(second.item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_every_initialisation_gives_each_component_weights(method, zero):
+    w = cases.weights()
+    mixture = GaussianMixture.from_weights(w, 5, method=method, zero=zero)
+    assert (mixture.responsibilities(w).sum(0) > 0.1).all()
+    assert mixture.mixing.sum().item() == pytest.approx(1.0)
+    if zero:
+        assert mixture.mean[0] == 0.0 and mixture.pinned_mean.tolist() == [True] + [False] * 4
+
+
+def test_spread_covers_the_range_evenly():
+    w = cases.weights()
+    mean = GaussianMixture.from_weights(w, 5, method="spread").mean
+    assert mean[0] == w.min() and mean[-1] == w.max()
+    torch.testing.assert_close(mean.diff(), mean.diff()[:1].expand(4))
+
+
+@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
+@pytest.mark.parametrize("w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)])
+def test_degenerate_weights_still_give_a_finite_mixture(method, w):
+    mixture = GaussianMixture.from_weights(w, 3, method=method)
+    assert torch.isfinite(mixture.log_prob(w)).all()
+
+
+def test_a_fixed_zero_mixing_is_stored_to_the_last_bit_in_both_modes():
+    w = cases.weights().float()
+    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.9)
+    assert mixture.mixing[0] == torch.tensor(0.9)
+    mixture.trainable_()
+    assert mixture.mixing[0] == torch.tensor(0.9) and mixture.mean[0] == 0.0
+
+
+def test_trainable_keeps_the_density_and_moves_only_what_is_free():
+    w = cases.weights()
+    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.5)
+    before = mixture.log_prob(w)
+    pinned = mixture.mixing[0].item(), mixture.mean[0].item()
+    mixture.trainable_()
+    torch.testing.assert_close(mixture.log_prob(w), before, rtol=1e-12, atol=1e-12)
+    optimizer = torch.optim.SGD(mixture.parameters(), lr=1e-4, weight_decay=0.1)
+    (-mixture.log_prob(w).sum()).backward()
+    optimizer.step()
+    assert (mixture.mixing[0].item(), mixture.mean[0].item()) == pinned
+    assert mixture.mixing.sum().item() == pytest.approx(1.0, abs=1e-12)
+    assert (mixture.log_prob(w).sum() > before.sum()).item()
+
+
+def test_state_dicts_load_with_weights_only_in_both_modes(tmp_path):
+    for trainable in (False, True):
+        mixture = GaussianMixture.from_weights(cases.weights(), 4, zero=True)
+        other = GaussianMixture.from_weights(cases.weights(seed=1), 4, zero=True)
+        if trainable:
+            mixture.trainable_()
+            other.trainable_()
+        torch.save(mixture.state_dict(), tmp_path / "m.pt")
+        other.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
+        assert torch.equal(mixture.mean, other.mean) and torch.equal(mixture.std, other.std)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.5, 0.5], [0.0], [1.0, 1.0]), "one shape"),
+        (([], [], []), "k >= 1"),
+        (([0.5, 0.4], [0.0, 1.0], [1.0, 1.0]), "sums to 0.9"),
+        (([1.5, -0.5], [0.0, 1.0], [1.0, 1.0]), "non-negative"),
+        (([0.5, 0.5], [0.0, 1.0], [1.0, 0.0]), "std must be positive"),
+        (([0.5, 0.5], [0.0, float("nan")], [1.0, 1.0]), "mean must be finite"),
+    ],
+)
+def test_impossible_mixtures_are_refused_with_the_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("w", "k", "options", "message"),
+    [
+        (torch.tensor([0.0, float("nan")]), 1, {}, "1 of 2 are nan or inf"),
+        (torch.zeros(3), 4, {}, "use fewer components"),
+        (torch.zeros(3), 0, {}, "at least 1"),
+        (torch.zeros(3), 2, {"method": "guess"}, "method must be"),
+        (torch.zeros(3), 2, {"zero_mixing": 0.9}, "zero=True"),
+        (torch.zeros(3), 2, {"zero": True, "zero_mixing": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_impossible_starts_are_refused_with_the_reason(w, k, options, message):
+    with pytest.raises(ValueError, match=message):
+        unwrap(GaussianMixture.from_weights)(GaussianMixture, w, k, **options)
