@@ -113,7 +113,9 @@ class Attachment:
                 "optimiser the model's current parameters (after any wrapping), or leave the "
                 "tensors out of the prior with exclude="
             )
-        if self.prior.mode == "gradient" and not all(id(p) in held for p in self.prior.parameters()):
+        if self.prior.mode == "gradient" and not all(
+            id(p) in held for p in self.prior.parameters()
+        ):
             raise ValueError(
                 "in mode 'gradient' an optimiser must hold the mixtures too: add a parameter group "
                 "{'params': prior.parameters(), 'lr': ...}"
@@ -124,8 +126,9 @@ class Attachment:
             for optimizer in self._optimizers:
                 if not isinstance(optimizer, _KNOWN) or optimizer.defaults.get("maximize"):
                     raise ValueError(
-                        "the proximal step wants SGD, Adam or AdamW (not maximising), whose effective "
-                        f"step is known; got {type(optimizer).__name__}: use update='gradient'"
+                        "the proximal step wants SGD, Adam or AdamW (not maximising), whose "
+                        f"effective step is known; got {type(optimizer).__name__}: use "
+                        "update='gradient'"
                     )
 
     def remove(self) -> None:
@@ -160,7 +163,9 @@ class Attachment:
             return None
         if self.update == "proximal":
             # gamma belongs to the weights before the step; only then is the fixed point exact.
-            self._before = {n: weights.local(p).detach().clone() for n, p, _ in self._held(optimizer)}
+            self._before = {
+                n: weights.local(p).detach().clone() for n, p, _ in self._held(optimizer)
+            }
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -282,6 +287,5 @@ def _effective_step(
     second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
     correction = 1.0 - settings["betas"][1] ** float(state["step"])
     v = weights.local(second).view(-1)[part]
-    return (v / correction).sqrt_().add_(settings["eps"]).reciprocal_().mul_(lr)
-
-
+    eta: Tensor = (v / correction).sqrt_().add_(settings["eps"]).reciprocal_().mul_(lr)
+    return eta

@@ -20,22 +20,30 @@ app = typer.Typer(
 
 
 class Data(StrEnum):
+    """The built-in problems."""
+
     sunspots = "sunspots"
     shift = "shift"
     mnist = "mnist"
 
 
 class Net(StrEnum):
+    """The networks for MNIST."""
+
     lenet_300_100 = "lenet-300-100"
     lenet_5_caffe = "lenet-5-caffe"
 
 
 class Mode(StrEnum):
+    """How the mixture learns."""
+
     em = "em"
     gradient = "gradient"
 
 
 class Dtype(StrEnum):
+    """Floating-point types."""
+
     float32 = "float32"
     float64 = "float64"
 
@@ -164,6 +172,8 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
     schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
     problem = replace(problem, schedule=schedule)
     runs.save_config(out, settings)
+    if problem.lr is None:
+        torch.set_num_threads(1)  # in networks this small, threads only wait for each other
 
     began = time.monotonic()
     outcome = problems.train(

@@ -10,7 +10,7 @@ mode, so that EM and gradient descent have the same stationary points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -138,11 +138,11 @@ class HyperPrior:
                 sign = ">" if strict else ">="
                 raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {value}")
 
-    def to(self, mixture: GaussianMixture) -> HyperPrior:
-        """The same hyper-prior with one float64 value a component, on the mixture's device.
+    def expanded(self, mixture: GaussianMixture) -> dict[str, Tensor]:
+        """One float64 value a component, on the mixture's device.
 
         Returns:
-            A hyper-prior of tensors (k,).
+            name -> (k,).
 
         Raises:
             ValueError: if a value has another number of components.
@@ -158,7 +158,7 @@ class HyperPrior:
                     f"(one a component); got shape {tuple(value.shape)}"
                 )
             tensors[field.name] = value.expand(mixture.num_components)
-        return replace(self, **tensors)
+        return tensors
 
 
 def e_step(mixture: GaussianMixture, w: Float[Tensor, "*n"]) -> Moments:
@@ -205,18 +205,18 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
         kappa = pull = nu = scale = c = torch.zeros_like(count)
         pseudo = torch.zeros_like(count)
     else:
-        hyper = hyper.to(mixture)
-        kappa = torch.where(mixture.pinned_mean, 0.0, hyper.mean_count)
-        pull, nu, scale = hyper.mean - moments.centre, hyper.std_count, hyper.std
+        prior = hyper.expanded(mixture)
+        kappa = torch.where(mixture.pinned_mean, 0.0, prior["mean_count"])
+        pull, nu, scale = prior["mean"] - moments.centre, prior["std_count"], prior["std"]
         c = torch.where(kappa > 0, 3.0, 2.0)
-        pseudo = hyper.concentration - 1.0
+        pseudo = prior["concentration"] - 1.0
 
     owned = count + kappa
     shift = torch.where(owned > 0, (moments.first + kappa * pull) / owned.clamp_min(1e-300), 0.0)
     mean = torch.where(mixture.pinned_mean, mixture.mean.double(), moments.centre + shift)
     about = moments.recentred(mean).second.clamp_min(0.0)
-    prior = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
-    variance = (about + prior) / (count + nu + c).clamp_min(1e-300)
+    penalty = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
+    variance = (about + penalty) / (count + nu + c).clamp_min(1e-300)
     std = torch.where(mixture.pinned_std | (variance <= 0), mixture.std.double(), variance.sqrt())
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
@@ -231,7 +231,7 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
 
 
 def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor, ""]:
-    """log p(pi, mu, sigma^2), normalised, over the entries that are not pinned, in nats.
+    """Log p(pi, mu, sigma^2), normalised, over the entries that are not pinned, in nats.
 
     The densities are over pi and sigma^2, never over logits or log sigma: then the M step and
     gradient descent have the same stationary points.
@@ -243,25 +243,26 @@ def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor
     Returns:
         A scalar in float64.
     """
-    hyper = hyper.to(mixture)
+    prior = hyper.expanded(mixture)
     free = ~mixture.pinned_mixing
-    alpha = hyper.concentration[free]
+    alpha = prior["concentration"][free]
     # The free proportions share 1 - (the pinned ones); their shares are Dirichlet.
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
     share = mixture.mixing.double()[free] / rest
     total = torch.xlogy(alpha - 1.0, share).sum() + alpha.sum().lgamma() - alpha.lgamma().sum()
 
     mean, variance = mixture.mean.double(), mixture.std.double().square()
-    has_prior = (hyper.mean_count > 0) & ~mixture.pinned_mean
-    spread = variance[has_prior] / hyper.mean_count[has_prior]
-    off = mean[has_prior] - hyper.mean[has_prior]
+    drawn = (prior["mean_count"] > 0) & ~mixture.pinned_mean
+    spread = variance[drawn] / prior["mean_count"][drawn]
+    off = mean[drawn] - prior["mean"][drawn]
     total = total - 0.5 * (off.square() / spread + (2.0 * torch.pi * spread).log()).sum()
 
     free = ~mixture.pinned_std
-    half, s2, v = 0.5 * hyper.std_count[free], hyper.std[free].square(), variance[free]
-    return total + (
-        half * (half * s2).log() - half.lgamma() - (half + 1.0) * v.log() - half * s2 / v
-    ).sum()
+    half, s2, v = 0.5 * prior["std_count"][free], prior["std"][free].square(), variance[free]
+    return (
+        total
+        + (half * (half * s2).log() - half.lgamma() - (half + 1.0) * v.log() - half * s2 / v).sum()
+    )
 
 
 def fit_mixture_(

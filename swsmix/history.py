@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +52,7 @@ class History:
 
     def record(
         self,
-        scalars: dict[str, float],
+        scalars: Mapping[str, float | int],
         groups: dict[str, tuple[Tensor, GaussianMixture, Tensor]],
     ) -> None:
         """Append one record.
@@ -75,11 +76,14 @@ class History:
                 "bin_edges": bin_edges,
             }
             columns = self.series.setdefault(group, {name: [] for name in entry})
-            for name, value in entry.items():
-                columns[name].append(value.detach().double().cpu().clone())
+            for name, tensor in entry.items():
+                columns[name].append(tensor.detach().double().cpu().clone())
 
     def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:
         """One series of a group as a tensor with a leading axis of records.
+
+        Returns:
+            The records, stacked.
 
         Raises:
             KeyError: if there is no such group or series; the message lists what there is.

@@ -88,7 +88,8 @@ class GaussianMixture(nn.Module):
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
         if len(set(shapes.values())) != 1 or self.mean.ndim != 1 or len(self.mean) == 0:
             raise ValueError(
-                f"a mixture wants mixing, mean, std (and pins) of one shape (k,), k >= 1; got {shapes}"
+                "a mixture wants mixing, mean, std (and pins) of one shape (k,), k >= 1; got "
+                f"{shapes}"
             )
         for name in ("mixing", "mean", "std"):
             values = getattr(self, name)
@@ -115,10 +116,12 @@ class GaussianMixture(nn.Module):
             One line.
         """
         pins = {n: int(getattr(self, n).sum()) for n in ("pinned_mixing", "pinned_mean")}
-        return f"num_components={self.num_components}, " + ", ".join(f"{k}={v}" for k, v in pins.items())
+        return f"num_components={self.num_components}, " + ", ".join(
+            f"{k}={v}" for k, v in pins.items()
+        )
 
     def log_joint(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
-        """log pi_j + log N(w | mu_j, sigma_j^2), in nats.
+        """Log pi_j + log N(w | mu_j, sigma_j^2), in nats.
 
         Returns:
             One value for each weight and component; -inf where the mixing proportion is 0.
@@ -127,7 +130,7 @@ class GaussianMixture(nn.Module):
         return self.mixing.log() - self.std.log() - _LOG_SQRT_2PI - 0.5 * z.square()
 
     def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
+        """Log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
 
         The plain evaluation, with one number for each weight and component; a `MixturePrior`
         uses the O(N) tables instead.
@@ -156,7 +159,9 @@ class GaussianMixture(nn.Module):
             `num` independent draws.
         """
         j = torch.multinomial(self.mixing, num, replacement=True, generator=generator)
-        noise = torch.randn(num, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        noise = torch.randn(
+            num, generator=generator, dtype=self.mean.dtype, device=self.mean.device
+        )
         return self.mean[j] + self.std[j] * noise
 
     def distribution(self) -> torch.distributions.MixtureSameFamily:

@@ -95,7 +95,9 @@ class MixturePrior(nn.Module):
         self.tau = {group: _of(tau, group, "tau") for group in self.selection.groups}
         for group, value in self.tau.items():
             if not 0.0 <= value < float("inf"):
-                raise ValueError(f"tau of group {group!r} must be finite and at least 0; got {value}")
+                raise ValueError(
+                    f"tau of group {group!r} must be finite and at least 0; got {value}"
+                )
         self.groups = nn.ModuleDict()
         if initial is None:
             self._check_sizes(num_components)
@@ -242,7 +244,9 @@ class MixturePrior(nn.Module):
             strength: tau / num_data, as a rule.
         """
         table, scale = self.tables_of(group), strength * self.tau[group]
-        pairs = [(weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None]
+        pairs = [
+            (weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None
+        ]
         small = [(w, grad) for w, grad in pairs if w.numel() < _SMALL]
         for w, grad in pairs:
             if w.numel() >= _SMALL:
@@ -319,7 +323,8 @@ class MixturePrior(nn.Module):
         for name, w in self._local(group).items():
             if w.device != device:
                 raise ValueError(
-                    f"{name} is on {w.device}, its mixture on {device}: call prior.to({str(w.device)!r})"
+                    f"{name} is on {w.device}, its mixture on {device}: call "
+                    f"prior.to({str(w.device)!r})"
                 )
             if w.numel() and not torch.isfinite(w.detach().sum()):
                 bad = int((~torch.isfinite(w)).sum())
@@ -376,13 +381,15 @@ class MixturePrior(nn.Module):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
         given = {"tau": tau, "em_every": em_every}
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        optimizers = (
+            [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        )
         return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
 
     # -- what it says -------------------------------------------------------------------------
 
     def responsibilities(self) -> dict[str, Float[Tensor, "..."]]:
-        """gamma of every weight, by tensor. This one does take N x K memory.
+        """Gamma of every weight, by tensor. This one does take N x K memory.
 
         Returns:
             name -> (*shape, k).
@@ -418,7 +425,9 @@ class MixturePrior(nn.Module):
                 share = 100.0 * e_step(mixture, w).count / max(w.numel(), 1)
                 shape = "x".join(map(str, w.shape))
                 lines.append(
-                    f"  {name:<{width}}{shape:>12}{w.numel():>10,}" + _row(share.tolist(), ".1f") + "  %"
+                    f"  {name:<{width}}{shape:>12}{w.numel():>10,}"
+                    + _row(share.tolist(), ".1f")
+                    + "  %"
                 )
         for name, reason in self.selection.left_out.items():
             lines.append(f"left out: {name} ({reason})")
@@ -450,7 +459,7 @@ class _Member(nn.Module):
     def __init__(self, mixture: GaussianMixture, hyper: HyperPrior) -> None:
         super().__init__()
         self.mixture = mixture
-        for name, value in vars(hyper.to(mixture)).items():
+        for name, value in hyper.expanded(mixture).items():
             self.register_buffer(f"hyper_{name}", value.clone())
         for name in _MOMENTS:
             empty = torch.full_like(self.hyper_std, torch.nan)
@@ -462,7 +471,7 @@ class _Member(nn.Module):
     @property
     def hyper(self) -> HyperPrior:
         prefix = "hyper_"
-        values = {n[len(prefix):]: b for n, b in self.named_buffers() if n.startswith(prefix)}
+        values = {n[len(prefix) :]: b for n, b in self.named_buffers() if n.startswith(prefix)}
         return HyperPrior(**values)
 
     @property

@@ -18,7 +18,7 @@ from swsmix.attach import Update
 from swsmix.em import HyperPrior
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
-from swsmix.prior import Mode, MixturePrior
+from swsmix.prior import MixturePrior, Mode
 from swsmix.quantize import bits_per_weight, snap_, within_share
 from swsmix.schedule import Schedule
 from swsmix.train import Batch, GaussianNoise, Loss, evaluate, fit
@@ -92,7 +92,11 @@ def load_problem(
         >>> load_problem("sunspots").measure_name
         'arv (1535)'
     """
-    own = {"sunspots": ("12-8-1",), "shift": ("20-10-1",), "mnist": ("lenet-300-100", "lenet-5-caffe")}
+    own = {
+        "sunspots": ("12-8-1",),
+        "shift": ("20-10-1",),
+        "mnist": ("lenet-300-100", "lenet-5-caffe"),
+    }
     if name not in own:
         raise ValueError(f"data must be one of {list(own)}; got {name!r}")
     if net is not None and net not in own[name]:
@@ -228,7 +232,9 @@ def train(
     """
     problem = replace(
         problem,
-        **{n: tuple(t.to(device) for t in getattr(problem, n)) for n in ("train", "validation", "test")},
+        train=_to(problem.train, device),
+        validation=_to(problem.validation, device),
+        test=_to(problem.test, device),
     )
     net = problem.make_net(torch.Generator().manual_seed(seed)).to(device)
     prior = MixturePrior(
@@ -250,12 +256,14 @@ def train(
     end = _collapse(prior)
     weights = {name: p.detach().clone() for name, p in net.named_parameters()}
     index = snap_(prior)
+    distinct = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
     rows["the same, snapped to its centres"] = measures(problem, net)
     with torch.no_grad():
         for name, p in net.named_parameters():
             p.copy_(weights[name])
     facts = {
         "bits a weight after snapping": bits_per_weight(_joined(index)),
+        "distinct values after snapping": distinct,
         "live components": sum(float(history.live(g)[-1]) for g in history.groups),
         "within-cluster / total variance, start": start,
         "within-cluster / total variance, end": end,
@@ -302,7 +310,12 @@ def _weight_decay(problem: Problem, seed: int, progress: bool) -> tuple[float, d
 
 
 def _fit(
-    problem: Problem, net: nn.Module, prior: MixturePrior, schedule: Schedule, seed: int, **more: Any
+    problem: Problem,
+    net: nn.Module,
+    prior: MixturePrior,
+    schedule: Schedule,
+    seed: int,
+    **more: Any,
 ) -> History:
     loss = problem.make_loss().to(problem.train[0].device)
     optimizer: Any = "l-bfgs"
@@ -334,6 +347,10 @@ def _collapse(prior: MixturePrior) -> float:
     parts = [(prior.flat_weights(g), m) for g, m in prior.mixtures.items()]
     total = sum(len(w) for w, _ in parts)
     return sum(within_share(m, w) * len(w) / total for w, m in parts)
+
+
+def _to(part: Batch, device: str) -> Batch:
+    return part[0].to(device), part[1].to(device)
 
 
 def _joined(index: dict[str, Tensor]) -> Tensor:

@@ -57,14 +57,20 @@ def sharing_penalty(
     gamma = _as_soft(memberships, w, mean)
     d = _DISTANCES.get(distance) if isinstance(distance, str) else distance
     if d is None:
-        raise ValueError(f"distance must be one of {list(_DISTANCES)} or a callable; got {distance!r}")
+        raise ValueError(
+            f"distance must be one of {list(_DISTANCES)} or a callable; got {distance!r}"
+        )
     return (gamma * d(w.unsqueeze(-1), mean)).sum()
+
+
+def _huber(off: Tensor) -> Tensor:
+    return torch.where(off <= 1.0, 0.5 * off.square(), off - 0.5)
 
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared": lambda w, mean: (w - mean).square(),
     "absolute": lambda w, mean: (w - mean).abs(),
-    "huber": lambda w, mean: functional.huber_loss(*torch.broadcast_tensors(w, mean), reduction="none"),
+    "huber": lambda w, mean: _huber((w - mean).abs()),
 }
 
 

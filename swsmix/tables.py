@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _CHUNK = 1 << 18  # numbers (weights x components) at a time
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-
-
-class Sums(NamedTuple):
-    """sum_i gamma_ij (w_i - mu_j)^n for n = 0, 1, 2, centred on the means, float64, each (k,)."""
-
-    count: Tensor
-    first: Tensor
-    second: Tensor
 
 
 class Tables:
@@ -78,7 +70,7 @@ class Tables:
 
     @torch.no_grad()
     def add_gradient_(self, grad: Tensor, w: Tensor, scale: float) -> None:
-        """grad += scale * dR/dw, in place.
+        """Grad += scale * dR/dw, in place.
 
         Args:
             grad: a tensor of w's shape.
@@ -88,7 +80,7 @@ class Tables:
         grad.add_(self.gradient(w), alpha=scale)
 
     @torch.no_grad()
-    def moments(self, w: Tensor) -> Sums:
+    def moments(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The moments of the responsibilities for the weights, centred on the means.
 
         Returns:
@@ -99,7 +91,7 @@ class Tables:
             gamma, off = joint.softmax(-1).double(), off.double()
             for n in range(3):
                 total[n] += (gamma * off**n).sum(0)
-        return Sums(*total)
+        return total[0], total[1], total[2]
 
     @torch.no_grad()
     def proximal_(self, w: Tensor, at: Tensor, step: float | Tensor, scale: float) -> None:
@@ -178,5 +170,5 @@ def neg_log_prior(w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor) -> Tenso
     Returns:
         A scalar, in nats.
     """
-    value: Tensor = _NegLogPrior.apply(w, mixing, mean, std)
+    value: Tensor = _NegLogPrior.apply(w, mixing, mean, std)  # type: ignore[no-untyped-call]
     return value

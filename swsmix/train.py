@@ -163,7 +163,9 @@ def fit(
     if resume and run is None:
         raise ValueError("resume wants the run folder in run=")
     folder = None if run is None else Path(run)
-    job = _Job(model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations)
+    job = _Job(
+        model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations
+    )
     job.lr_scheduler, job.seed = lr_scheduler, seed
     history, done, best = History(), 0, _Best(patience)
     began = time.monotonic()
@@ -176,7 +178,13 @@ def fit(
         if folder is not None:
             state = {"job": job.state_dict(), "best": best.state_dict()}
             runs.save_checkpoint(
-                folder, epoch, network=model, prior=prior, history=history, training=state, final=final
+                folder,
+                epoch,
+                network=model,
+                prior=prior,
+                history=history,
+                training=state,
+                final=final,
             )
 
     try:
@@ -216,7 +224,7 @@ class _Job:
         model: nn.Module,
         loss: Loss,
         data: Data,
-        optimizer: Optimizer | FullBatch,
+        optimizer: Optimizer | str,
         prior: MixturePrior | None,
         schedule: Schedule | None,
         update: Update,
@@ -245,7 +253,9 @@ class _Job:
                     f"optimizer must be a torch optimiser, 'l-bfgs' or 'cg'; got {optimizer!r}"
                 )
             if not _is_pair(data):
-                raise ValueError(f"{optimizer!r} is full-batch: it wants the data as two tensors (x, y)")
+                raise ValueError(
+                    f"{optimizer!r} is full-batch: it wants the data as two tensors (x, y)"
+                )
             self.schedule = schedule or Schedule(em_every=1)
             return
         self.schedule = schedule or Schedule()
@@ -292,7 +302,7 @@ class _Job:
         for rows in torch.randperm(len(x), generator=shuffle).split(self.batch_size):
             yield x[rows].to(device), y[rows].to(device)
 
-    def _round(self, method: FullBatch) -> None:
+    def _round(self, method: str) -> None:
         from scipy.optimize import minimize
 
         device = self.parameters[0].device
@@ -331,8 +341,8 @@ class _Job:
         self,
         history: History,
         epoch: int,
-        train: tuple[float, float],
-        validation: tuple[float, float],
+        train: list[float],
+        validation: list[float],
         *,
         seconds: float,
     ) -> None:
@@ -451,7 +461,9 @@ def _count(data: Data, num_data: int | None) -> int:
         return len(data[0])  # type: ignore[index, arg-type]
     dataset = getattr(data, "dataset", None)
     if not isinstance(dataset, Sized):
-        raise ValueError("num_data, the number of training examples, cannot be read off the data: give it")
+        raise ValueError(
+            "num_data, the number of training examples, cannot be read off the data: give it"
+        )
     return len(dataset)
 
 
@@ -470,12 +482,10 @@ def evaluate(model: nn.Module, measure: Loss, data: Data) -> float:
 
 
 @torch.no_grad()
-def _mean(
-    model: nn.Module, functions: tuple[Loss, ...], data: Data | None
-) -> tuple[float, ...]:
+def _mean(model: nn.Module, functions: tuple[Loss, ...], data: Data | None) -> list[float]:
     """The means over the data of functions of (prediction, target), in evaluation mode."""
     if data is None:
-        return (math.nan,) * len(functions)
+        return [math.nan] * len(functions)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -486,14 +496,14 @@ def _mean(
             totals[i] += float(function(prediction, target)) * len(x)
         count += len(x)
     model.train(training)
-    return tuple(total / max(count, 1) for total in totals)
+    return [total / max(count, 1) for total in totals]
 
 
 def _evaluation_batches(data: Data, size: int = 4096) -> Iterable[Batch]:
     if not _is_pair(data):
-        return data
+        return data  # type: ignore[return-value]
     x, y = data
-    return zip(x.split(size), y.split(size), strict=True)
+    return zip(x.split(size), y.split(size), strict=True)  # type: ignore[union-attr]
 
 
 @torch.no_grad()
@@ -503,16 +513,23 @@ def _assign_(parameters: list[nn.Parameter], flat: NDArray[np.float64]) -> None:
         p.copy_(part.view_as(p))
 
 
-def _progress(
-    epochs: Iterable[int], total: int, history: History, show: bool
-) -> Iterator[int]:
+def _progress(epochs: Iterable[int], total: int, history: History, show: bool) -> Iterator[int]:
     if not show:
         yield from epochs
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
     )
     with Progress(*columns) as bar:
         task = bar.add_task("", total=total)

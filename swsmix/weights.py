@@ -81,7 +81,9 @@ def select(
     excluded = set(_matching(parameters, exclude, "exclude"))
 
     if not isinstance(groups, str):
-        asked = {g: _matching(parameters, patterns, f"group {g!r}") for g, patterns in groups.items()}
+        asked = {
+            g: _matching(parameters, patterns, f"group {g!r}") for g, patterns in groups.items()
+        }
     elif include is not None:
         asked = {"all": _matching(parameters, include, "include")}
     else:
@@ -112,7 +114,9 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = [name for name in names if name not in parameters]
     if missing:
-        raise KeyError(f"the model no longer has the parameters {missing}; it has {list(parameters)}")
+        raise KeyError(
+            f"the model no longer has the parameters {missing}; it has {list(parameters)}"
+        )
     return {name: parameters[name] for name in names}
 
 
@@ -148,15 +152,16 @@ def _check_chosen(
     for group, names in chosen.items():
         if not names:
             raise ValueError(
-                f"the prior would see no tensor in group {group!r}: it wants trainable floating-point "
-                f"parameters of at least two dimensions, or patterns in include=; there are "
-                f"{ {n: tuple(p.shape) for n, p in parameters.items()} }"
+                f"the prior would see no tensor in group {group!r}: it wants trainable "
+                "floating-point parameters of at least two dimensions, or patterns in include=; "
+                f"there are { {n: tuple(p.shape) for n, p in parameters.items()} }"
             )
         for name in names:
             p = parameters[name]
             if not p.is_floating_point():
                 raise TypeError(
-                    f"the prior is over real numbers; {name} is {p.dtype}: leave it out with exclude="
+                    f"the prior is over real numbers; {name} is {p.dtype}: leave it out "
+                    "with exclude="
                 )
             if not p.requires_grad:
                 raise ValueError(

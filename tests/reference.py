@@ -9,9 +9,7 @@ from scipy import stats
 def log_prob(w, mixing, mean, std):
     """log p(w_i) by scipy's normal densities; exact wherever the density does not underflow."""
     w = np.asarray(w, dtype=np.float64)
-    density = sum(
-        p * stats.norm(m, s).pdf(w) for p, m, s in zip(mixing, mean, std, strict=True)
-    )
+    density = sum(p * stats.norm(m, s).pdf(w) for p, m, s in zip(mixing, mean, std, strict=True))
     return np.log(density)
 
 
@@ -35,7 +33,10 @@ def moments(w, mixing, mean, std):
     powers = [[(value - m) ** n for value in w] for n in (0, 1, 2) for m in mean]
     k = len(mean)
     table = [
-        [math.fsum(g * x for g, x in zip(gamma[:, j], powers[n * k + j], strict=True)) for j in range(k)]
+        [
+            math.fsum(g * x for g, x in zip(gamma[:, j], powers[n * k + j], strict=True))
+            for j in range(k)
+        ]
         for n in (0, 1, 2)
     ]
     return [np.array(row) for row in table]

@@ -74,7 +74,9 @@ def test_attaching_equals_adding_the_penalty_to_the_loss(make, mode):
     other, other_prior, _ = attached(make, 25, 5, mode)
     close(net, other, rtol=1e-7, atol=1e-9)
     for name, mixture in prior.mixtures.items():
-        torch.testing.assert_close(mixture.mean, other_prior.mixtures[name].mean, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            mixture.mean, other_prior.mixtures[name].mean, rtol=1e-6, atol=1e-9
+        )
 
 
 def test_the_comparison_can_fail_a_tenth_more_tau_is_seen():
@@ -438,7 +440,10 @@ def test_training_resumes_from_state_dicts_alone():
         prior = MixturePrior(net, 3)
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         attachment = prior.attach(
-            optimizer, num_data=NUM_DATA, schedule=Schedule(em_every=3, em_rate=0.5), update="proximal"
+            optimizer,
+            num_data=NUM_DATA,
+            schedule=Schedule(em_every=3, em_rate=0.5),
+            update="proximal",
         )
         return net, prior, optimizer, attachment, x, y
 

@@ -94,7 +94,9 @@ def test_spread_covers_the_range_evenly():
 
 
 @pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
-@pytest.mark.parametrize("w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)])
+@pytest.mark.parametrize(
+    "w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)]
+)
 def test_degenerate_weights_still_give_a_finite_mixture(method, w):
     mixture = GaussianMixture.from_weights(w, 3, method=method)
     assert torch.isfinite(mixture.log_prob(w)).all()

@@ -71,7 +71,8 @@ def test_prmls_four_gradients_hold():
     w, mu, s, pi = prior.flat_weights("all"), mixture.mean, mixture.std, mixture.mixing
     gamma = mixture.responsibilities(w)
     off = w[:, None] - mu
-    logits, mean, log_variance = (dict(prior.named_parameters())[f"groups.all.mixture.parametrizations.{n}.original"] for n in ("mixing", "mean", "std"))  # fmt: skip
+    raw = mixture.parametrizations
+    logits, mean, log_variance = (raw[n].original for n in ("mixing", "mean", "std"))
     found = torch.autograd.grad(nll, [logits, mean, log_variance])
     torch.testing.assert_close(found[0], (pi - gamma).sum(0), rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found[1], (-gamma * off / s**2).sum(0), rtol=1e-8, atol=1e-8)
@@ -122,9 +123,7 @@ def test_state_dicts_round_trip_with_weights_only(mode, tmp_path):
     other.load_state_dict(torch.load(tmp_path / "prior.pt", weights_only=True))
     assert torch.equal(other.penalty(), prior.penalty())
     for group in prior.mixtures:
-        assert torch.equal(
-            prior.hyper_priors[group].mean, other.hyper_priors[group].mean
-        )
+        assert torch.equal(prior.hyper_priors[group].mean, other.hyper_priors[group].mean)
 
 
 def test_damping_averages_moments_over_em_steps():
@@ -146,7 +145,10 @@ def test_damping_averages_moments_over_em_steps():
 def test_responsibilities_come_by_tensor_and_sum_to_one():
     prior = MixturePrior(net(), 4)
     gamma = prior.responsibilities()
-    assert {n: tuple(g.shape) for n, g in gamma.items()} == {"0.weight": (8, 12, 4), "2.weight": (1, 8, 4)}
+    assert {n: tuple(g.shape) for n, g in gamma.items()} == {
+        "0.weight": (8, 12, 4),
+        "2.weight": (1, 8, 4),
+    }
     for g in gamma.values():
         torch.testing.assert_close(g.sum(-1), torch.ones_like(g[..., 0]))
 

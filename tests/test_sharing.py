@@ -14,9 +14,12 @@ GROUPS = torch.tensor([0, 0, 1, 1])
 
 def test_the_worked_example_of_four_weights_in_two_groups():
     w = W.clone().requires_grad_()
-    expected = (w[0] - MEAN[0]) ** 2 + (w[1] - MEAN[0]) ** 2 + (w[2] - MEAN[1]) ** 2 + (
-        w[3] - MEAN[1]
-    ) ** 2
+    expected = (
+        (w[0] - MEAN[0]) ** 2
+        + (w[1] - MEAN[0]) ** 2
+        + (w[2] - MEAN[1]) ** 2
+        + (w[3] - MEAN[1]) ** 2
+    )
     penalty = sharing_penalty(w, MEAN, GROUPS)
     torch.testing.assert_close(penalty, expected)
     # L' = L + lambda R: each weight is pulled to its own centre.

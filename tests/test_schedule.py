@@ -1,0 +1,42 @@
+import pytest
+
+from swsmix import Schedule
+
+
+def test_tau_waits_then_rises_linearly_then_stays():
+    schedule = Schedule(tau=2.0, start=3, warmup=4)
+    assert [schedule.tau_at(t) for t in range(9)] == [0, 0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_em_waits_for_the_prior_unless_told_otherwise():
+    assert [t for t in range(20) if Schedule(start=5, em_every=4).em_at(t)] == [9, 13, 17]
+    assert [t for t in range(20) if Schedule(start=5, em_start=0, em_every=4).em_at(t)] == [
+        4,
+        8,
+        12,
+        16,
+    ]
+
+
+def test_the_cap_on_the_stds_falls_geometrically():
+    schedule = Schedule(std_start=1.0, std_end=0.01, anneal_start=2, anneal=2)
+    assert schedule.std_cap_at(1) is None
+    assert [schedule.std_cap_at(t) for t in (2, 3, 4, 9)] == pytest.approx([1.0, 0.1, 0.01, 0.01])
+    assert Schedule().std_cap_at(5) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tau": -1.0}, "tau must be finite and at least 0; got -1"),
+        ({"tau": float("nan")}, "tau"),
+        ({"em_every": 0}, "at least 1 tick; got 0"),
+        ({"em_rate": 0.0}, r"lie in \(0, 1\]; got 0"),
+        ({"warmup": -1}, "warmup must be at least 0"),
+        ({"std_start": 1.0}, "both std_start and std_end"),
+        ({"std_start": 0.1, "std_end": 0.2}, "std_start >= std_end > 0"),
+    ],
+)
+def test_impossible_schedules_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**values)
