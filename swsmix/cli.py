@@ -176,16 +176,21 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
         torch.set_num_threads(1)  # in networks this small, threads only wait for each other
 
     began = time.monotonic()
-    outcome = problems.train(
-        problem,
-        seed=settings["seed"],
-        mode=settings["mode"],
-        device=settings["device"],
-        run=str(out),
-        resume=resume,
-        progress=not quiet,
-        baseline=settings["baseline"],
-    )
+    try:
+        outcome = problems.train(
+            problem,
+            seed=settings["seed"],
+            mode=settings["mode"],
+            device=settings["device"],
+            run=str(out),
+            resume=resume,
+            progress=not quiet,
+            baseline=settings["baseline"],
+        )
+    except BaseException:
+        if not runs.has_checkpoint(out):  # nothing to resume: leave the folder free
+            (out / "config.toml").unlink(missing_ok=True)
+        raise
     facts = outcome.facts | {"seconds": time.monotonic() - began}
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
     runs.save_json(out / "results.json", results)

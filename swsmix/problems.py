@@ -43,7 +43,6 @@ class Problem:
         lr: Adam's learning rate; None for full-batch L-BFGS.
         batch_size: for Adam.
         num_components: K.
-        zero: pin a component at zero.
         initial: K -> the mixture to start from; None spreads the means over the weights' range.
         update: how the prior moves the weights (Adam only).
         hyper: the hyper-prior.
@@ -66,7 +65,6 @@ class Problem:
     iterations: int = 20
     lr: float | None = None
     batch_size: int = 128
-    zero: bool = False
     initial: Callable[[int], GaussianMixture] | None = None
     update: Update = "gradient"
 
@@ -170,11 +168,10 @@ def _mnist(net: str, dtype: torch.dtype) -> Problem:
         measure_name="errors (%)",
         epochs=5,
         num_components=16,
-        zero=True,
         lr=1e-3,
         update="proximal",
         schedule=Schedule(
-            tau=0.1, start=steps, em_every=50,
+            tau=0.01, start=steps, em_every=50,
             std_start=0.05, std_end=0.002, anneal_start=steps, anneal=3 * steps,
         ),
         hyper=HyperPrior(std=0.01, std_count=1.0),
@@ -241,7 +238,6 @@ def train(
         net,
         problem.num_components,
         mode=mode,
-        zero=problem.zero,
         method="spread",
         initial=None if problem.initial is None else problem.initial(problem.num_components),
         hyper=problem.hyper,

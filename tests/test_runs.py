@@ -156,7 +156,7 @@ def test_histories_round_trip_with_dotted_and_slashed_group_names():
         assert torch.equal(again.initial[group], history.initial[group])
         for name in history.series[group]:
             assert torch.equal(again.stacked(group, name), history.stacked(group, name))
-    with pytest.raises(KeyError, match="fc1.weight"):
+    with pytest.raises(KeyError, match=r"fc1\.weight"):
         history.stacked("fc2", "mean")
     with pytest.raises(KeyError, match="bin_counts"):
         history.stacked("all", "colour")

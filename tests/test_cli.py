@@ -1,0 +1,130 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from swsmix import load_run
+
+QUICK = ["train", "--epochs", "3", "--no-baseline"]
+
+
+def run(*arguments, fails=None):
+    """The command line in a process of its own, as a user has it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "swsmix.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    )
+    if fails is None:
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert fails in done.stderr
+    return done.stderr
+
+
+def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
+    out = tmp_path / "run"
+    printed = run(*QUICK, "--baseline", "--out", out)
+    for words in ("soft weight-sharing", "snapped to its centres", "weight decay", "validation",
+                  "bits a weight", "live components", "clusters.png"):  # fmt: skip
+        assert words in printed
+    results = json.loads((out / "results.json").read_text())
+    assert results["measure"] == "arv (1535)" and len(results["rows"]) == 3
+    for row in results["rows"].values():
+        assert all(0.0 < row[part] < 10.0 for part in ("train", "validation", "test"))
+    for picture in ("clusters", "collapse", "trajectories", "before-after", "hinton"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    assert load_run(out).epoch == 3 and load_run(out).config["data"] == "sunspots"
+
+
+def test_the_network_that_was_saved_is_the_one_that_was_measured(tmp_path):
+    from swsmix import data, nets
+
+    run(*QUICK, "--out", tmp_path / "run")
+    net = nets.sunspot_net()
+    net.load_state_dict(load_run(tmp_path / "run").network)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    series = data.sunspots()
+    x, _ = series.split("test")
+    measured = series.arv(net(x).detach(), "test")
+    assert measured == pytest.approx(results["rows"]["soft weight-sharing"]["test"], rel=1e-5)
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
+    run(*QUICK, "-q", "--out", tmp_path / "whole")
+    run("train", "--epochs", 1, "--no-baseline", "-q", "--out", tmp_path / "half")
+    run("train", "--resume", "--epochs", 3, "-q", "--out", tmp_path / "half")
+    whole, half = load_run(tmp_path / "whole"), load_run(tmp_path / "half")
+    assert half.epoch == 3 and half.config["epochs"] == 3
+    assert all(torch.equal(v, half.network[k]) for k, v in whole.network.items())
+    run(
+        "train",
+        "--resume",
+        "--seed",
+        4,
+        "--out",
+        tmp_path / "half",
+        fails="made with seed = 0, not 4",
+    )
+
+
+def test_an_existing_run_is_kept_unless_forced(tmp_path):
+    out = tmp_path / "run"
+    run(*QUICK, "-q", "--out", out)
+    before = (out / "results.json").read_bytes()
+    run(*QUICK, "-q", "--out", out, fails="--resume, replace it with --force")
+    assert (out / "results.json").read_bytes() == before
+    run(*QUICK, "-q", "--seed", 1, "--out", out, "--force")
+    assert (out / "results.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("mode", ["em", "gradient"])
+def test_the_shift_problem_trains_in_both_modes(tmp_path, mode):
+    run(*QUICK, "-q", "--data", "shift", "--mode", mode, "--components", 4, "--tau", 0.2,
+        "--dtype", "float64", "--out", tmp_path / "run")  # fmt: skip
+    saved = load_run(tmp_path / "run")
+    assert saved.mixtures["all"].num_components == 4
+    assert saved.network["hidden.weight"].dtype == torch.float64
+    assert saved.history.scalars["tau"][-1] == 0.2
+
+
+@pytest.mark.mnist
+def test_lenet_trains_on_mnist(tmp_path):
+    out = tmp_path / "run"
+    run("train", "--data", "mnist", "--epochs", 1, "--no-baseline", "-q", "--out", out)
+    results = json.loads((out / "results.json").read_text())
+    assert results["measure"] == "errors (%)"
+    assert results["rows"]["soft weight-sharing"]["validation"] < 10.0
+
+
+def test_quiet_is_quiet(tmp_path):
+    assert run(*QUICK, "--quiet", "--out", tmp_path / "run") == ""
+
+
+def test_help_has_examples_and_the_version_is_told():
+    text = run("train", "--help")
+    assert "swsmix train --data mnist" in text and "--em-every" in text
+    assert run("--version").startswith("swsmix 0.")
+
+
+def test_errors_are_one_clear_line(tmp_path):
+    run(*QUICK, "--out", tmp_path, "--device", "abacus", fails="abacus")
+    run(*QUICK, "--out", tmp_path, "--components", 1000, fails="104 weights, K = 1000")
+    run(*QUICK, "--out", tmp_path, "--net", "lenet-5-caffe", fails="networks for sunspots")
+    run("train", "--resume", "--out", tmp_path / "nothing", fails="no config.toml")
+    (tmp_path / "file").write_text("")
+    run(*QUICK, "--out", tmp_path / "file" / "run", fails="cannot write the run folder")
+
+
+def test_a_damaged_checkpoint_is_named_on_resume(tmp_path):
+    out = tmp_path / "run"
+    run(*QUICK, "-q", "--out", out)
+    file = out / "checkpoint-000003" / "network.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    run("train", "--resume", "--epochs", 4, "--out", out, fails="network.safetensors is damaged")

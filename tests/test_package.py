@@ -1,0 +1,88 @@
+"""The house: layers, a light import, a small root."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import swsmix
+
+ROOT = Path(swsmix.__file__).parent
+LAYERS = [
+    {"mixture", "weights", "schedule", "sharing", "tables", "data", "nets"},
+    {"em", "history"},
+    {"plots", "attach"},
+    {"prior"},
+    {"quantize", "runs"},
+    {"train"},
+    {"problems"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
+
+
+def imports(tree, *, top_level=False):
+    """Modules imported anywhere, or only by executing the module; type checking aside."""
+    nodes = list(tree.body) if top_level else list(ast.walk(tree))
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in nodes:
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module, **options):
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    names = {n.split(".")[1] for n in imports(tree, **options) if n.startswith("swsmix.")}
+    return names & set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_the_layers(module):
+    assert module in LEVEL, "give the new module its layer"
+    # prior.attach() imports its hooks inside the method, the one deliberate exception.
+    above = {m for m in own_imports(module, top_level=True) if LEVEL[m] >= LEVEL[module]}
+    assert not above
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_plots_imports_matplotlib_and_papers_are_never_imported(module):
+    found = {n.split(".")[0] for n in imports(ast.parse((ROOT / f"{module}.py").read_text()))}
+    assert "papers" not in found
+    assert ("matplotlib" in found) == (module == "plots")
+
+
+def test_the_root_import_is_light():
+    heavy = ["matplotlib", "pyro", "scipy", "typer", "rich", "PIL", "pooch", "sklearn"]
+    code = f"import sys, swsmix; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_root_holds_about_ten_names_all_of_them_documented():
+    assert len(swsmix.__all__) <= 12
+    assert all(getattr(swsmix, name).__doc__ for name in swsmix.__all__)
+
+
+def test_the_top_level_is_the_design_cards():
+    project = ROOT.parent
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=project, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0 or not listed.stdout:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.stdout.split()}
+    allowed = {"pyproject.toml", "swsmix", "tests", "figures", "papers", "README.md"}
+    assert {name for name in top if not name.startswith(".")} <= allowed
