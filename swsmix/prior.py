@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -168,7 +170,8 @@ class MixturePrior(nn.Module):
         Returns:
             The weights (n,).
         """
-        return torch.cat([w.detach().reshape(-1) for w in self._local(group).values()])
+        params = self.parameters_of(group).values()
+        return torch.cat([weights.whole(p.detach()).reshape(-1) for p in params])
 
     # -- the penalty --------------------------------------------------------------------------
 
@@ -201,9 +204,15 @@ class MixturePrior(nn.Module):
 
     def _nll(self, group: str) -> Tensor:
         m = self._member(group).mixture
-        mixing, mean, std = m.mixing, m.mean, m.std
-        parts = [tables.neg_log_prior(w, mixing, mean, std) for w in self._pieces(group)]
-        return torch.stack(parts).sum()
+        total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
+        for shards, parts in self._pieces(group):
+            here = torch.stack(
+                [tables.neg_log_prior(w, m.mixing, m.mean, m.std) for w in parts]
+            ).sum()
+            # The value is everyone's, the gradient belongs to the shard.
+            everywhere = weights.sum_over_(here.detach().clone(), shards)
+            total = total + (here + (everywhere - here.detach()) if shards else here)
+        return total
 
     def _log_hyper_prior(self, group: str) -> Tensor:
         member = self._member(group)
@@ -221,14 +230,7 @@ class MixturePrior(nn.Module):
         if built is None or any(
             a is not b or v != u for (a, v), (b, u) in zip(current, built[0], strict=True)
         ):
-            ends = [torch.aminmax(w.detach()) for w in self._pieces(group) if w.numel()]
-            table = tables.build(
-                mixture.mixing.detach(),
-                mixture.mean.detach(),
-                mixture.std.detach(),
-                low=min((float(e.min) for e in ends), default=0.0),
-                high=max((float(e.max) for e in ends), default=0.0),
-            )
+            table = tables.build(*(t.detach() for t, _ in current))
             built = self._tables[group] = (current, table)
         return built[1]
 
@@ -261,9 +263,13 @@ class MixturePrior(nn.Module):
         """The group's parameters; of a sharded one, the part on this machine."""
         return {name: weights.local(p) for name, p in self.parameters_of(group).items()}
 
-    def _pieces(self, group: str) -> Iterator[Tensor]:
-        """The group's weights as flat tensors: small ones together, large ones in place."""
-        yield from weights.pieces(self._local(group).values(), _SMALL)
+    def _pieces(self, group: str) -> Iterator[tuple[tuple[Any, ...], list[Tensor]]]:
+        """The group's weights as flat tensors, by the process groups that shard them."""
+        by_shards: dict[tuple[Any, ...], list[Tensor]] = {}
+        for p in self.parameters_of(group).values():
+            by_shards.setdefault(weights.shard_groups(p), []).append(weights.local(p))
+        for shards, local in by_shards.items():
+            yield shards, list(weights.pieces(local, _SMALL))
 
     # -- EM -----------------------------------------------------------------------------------
 
@@ -307,10 +313,14 @@ class MixturePrior(nn.Module):
         """
         mixture = self._member(group).mixture
         self.check_weights(group)
-        parts = [e_step(mixture, w) for w in self._pieces(group)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        total: Moments | None = None
+        for shards, parts in self._pieces(group):
+            here = functools.reduce(operator.add, (e_step(mixture, w) for w in parts))
+            if shards:  # each process has seen its shard only
+                sums = torch.stack([here.count, here.first, here.second])
+                here = Moments(here.centre, *weights.sum_over_(sums, shards))
+            total = here if total is None else total + here
+        assert total is not None
         return total
 
     def check_weights(self, group: str) -> None:

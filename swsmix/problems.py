@@ -6,6 +6,7 @@ measured. All go through the public `fit`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -243,27 +244,22 @@ def train(
         hyper=problem.hyper,
         seed=seed,
     )
-    start = _collapse(prior)
+    _, start = _snapped(problem, net, prior)
     history = _fit(
         problem, net, prior, problem.schedule, seed,
         run=run, resume=resume, progress=progress, callback=callback,
     )  # fmt: skip
-    rows = {"soft weight-sharing": measures(problem, net)}
-    end = _collapse(prior)
-    weights = {name: p.detach().clone() for name, p in net.named_parameters()}
-    index = snap_(prior)
-    distinct = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
-    rows["the same, snapped to its centres"] = measures(problem, net)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.copy_(weights[name])
-    facts = {
-        "bits a weight after snapping": bits_per_weight(_joined(index)),
-        "distinct values after snapping": distinct,
-        "live components": sum(float(history.live(g)[-1]) for g in history.groups),
-        "within-cluster / total variance, start": start,
-        "within-cluster / total variance, end": end,
+    snapped, end = _snapped(problem, net, prior)
+    rows = {
+        "soft weight-sharing": measures(problem, net),
+        "the same, snapped to its centres": snapped,
     }
+    facts = {
+        f"{name}, {when}": x
+        for when, f in (("start", start), ("end", end))
+        for name, x in f.items()
+    }
+    facts["live components"] = sum(float(history.live(g)[-1]) for g in history.groups)
     if baseline:
         std, decayed = _weight_decay(problem, seed, progress)
         rows[f"weight decay, std {std:g}, by validation"] = decayed
@@ -338,16 +334,25 @@ def _fit(
     )
 
 
-def _collapse(prior: MixturePrior) -> float:
-    """The within-cluster share of the variance, over all groups by number of weights."""
-    parts = [(prior.flat_weights(g), m) for g, m in prior.mixtures.items()]
-    total = sum(len(w) for w, _ in parts)
-    return sum(within_share(m, w) * len(w) / total for w, m in parts)
+def _snapped(
+    problem: Problem, net: nn.Module, prior: MixturePrior
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The measures with each weight on its centre, and how far the histogram has collapsed."""
+    shares = [(within_share(m, prior.flat_weights(g)), g) for g, m in prior.mixtures.items()]
+    before = copy.deepcopy(net.state_dict())
+    index = torch.cat([j.reshape(-1) for j in snap_(prior).values()])
+    rows = measures(problem, net)
+    values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
+    net.load_state_dict(before)
+    sizes = {g: len(prior.flat_weights(g)) for g in prior.mixtures}
+    within = sum(share * sizes[g] for share, g in shares) / sum(sizes.values())
+    return rows, {
+        "within-cluster / total variance": within,
+        "bits a weight after snapping": bits_per_weight(index),
+        "distinct values after snapping": values,
+        f"validation {problem.measure_name} after snapping": rows["validation"],
+    }
 
 
 def _to(part: Batch, device: str) -> Batch:
     return part[0].to(device), part[1].to(device)
-
-
-def _joined(index: dict[str, Tensor]) -> Tensor:
-    return torch.cat([j.reshape(-1) for j in index.values()])

@@ -114,17 +114,13 @@ class Tables:
             w[part] = ((w[part] + t * b) / (1.0 + t * a)).to(w.dtype)
 
 
-def build(
-    mixing: Tensor, mean: Tensor, std: Tensor, *, low: float = 0.0, high: float = 0.0
-) -> Tables:
+def build(mixing: Tensor, mean: Tensor, std: Tensor) -> Tables:
     """What is needed to evaluate a mixture, once for each change of the mixture.
 
     Args:
         mixing: pi (k,).
         mean: mu (k,).
         std: sigma (k,).
-        low: the least weight to expect; others stay correct.
-        high: the largest weight to expect.
 
     Returns:
         The tables.

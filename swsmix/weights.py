@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +179,41 @@ def local(p: Tensor) -> Tensor:
     Returns:
         A tensor that shares the storage.
     """
-    return p.to_local() if hasattr(p, "to_local") else p
+    shard: Tensor = p.to_local() if hasattr(p, "to_local") else p
+    return shard
+
+
+def whole(p: Tensor) -> Tensor:
+    """A tensor with all its shards, gathered from the other processes if need be.
+
+    Returns:
+        A plain tensor.
+    """
+    full: Tensor = p.full_tensor() if hasattr(p, "full_tensor") else p
+    return full
+
+
+def shard_groups(p: Tensor) -> tuple[Any, ...]:
+    """The process groups over which the elements of a DTensor are divided; replicas do not count.
+
+    Returns:
+        Groups for `torch.distributed.all_reduce`; none for a plain tensor.
+    """
+    if not hasattr(p, "placements") or not hasattr(p, "device_mesh"):
+        return ()
+    mesh: Any = p.device_mesh
+    return tuple(mesh.get_group(i) for i, where in enumerate(p.placements) if where.is_shard())
+
+
+def sum_over_(value: Tensor, groups: Iterable[Any]) -> Tensor:
+    """Add up a value over process groups, in place.
+
+    Returns:
+        The value.
+    """
+    for group in groups:
+        torch.distributed.all_reduce(value, group=group)
+    return value
 
 
 def pieces(tensors: Iterable[Tensor], small: int) -> Iterator[Tensor]:

@@ -188,7 +188,8 @@ def test_early_stopping_returns_the_best_network_by_validation(tmp_path):
     validation = (data[0][:5], data[1][:5])
     history = fit(
         net, nn.MSELoss(), data, optimizer="l-bfgs", iterations=2, epochs=50,
-        prior=MixturePrior(net, 3), validation=validation, measure=measure, patience=3, run=tmp_path, progress=False,
+        prior=MixturePrior(net, 3), validation=validation, measure=measure, patience=3,
+        run=tmp_path, progress=False,
     )  # fmt: skip
     assert history.scalars["epoch"] == [0, 1, 2, 3, 4, 5, 5]  # the last is the net gone back to
     assert all(torch.equal(v, seen["best"][k]) for k, v in net.state_dict().items())
