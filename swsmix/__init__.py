@@ -7,12 +7,13 @@ A learned Gaussian-mixture prior on a network's weights, its EM interleaved with
 
 from swsmix.em import HyperPrior, e_step, m_step_
 from swsmix.mixture import GaussianMixture
+from swsmix.noise import GaussianNoise
 from swsmix.prior import MixturePrior
 from swsmix.quantize import snap_
 from swsmix.runs import load_run
 from swsmix.schedule import Schedule
 from swsmix.sharing import sharing_penalty
-from swsmix.train import GaussianNoise, fit
+from swsmix.train import fit
 
 __all__ = [
     "GaussianMixture",

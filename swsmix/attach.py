@@ -236,8 +236,10 @@ class Attachment:
     def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for name, p, group in self._held(optimizer):
+            if p.grad is None:
+                continue  # the optimiser has not moved it, and has no step for it
             table = self.prior.tables_of(group)
-            w, before = weights.local(p).view(-1), self._before[name].view(-1)
+            w, before = (weights.flat_view(t) for t in (weights.local(p), self._before[name]))
             # In chunks, so that the effective steps take no memory of the weights' size.
             for start in range(0, w.numel(), _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -286,6 +288,6 @@ def _effective_step(
         return float(lr * (1.0 - dampening) / (1.0 - momentum)) if momentum else lr
     second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
     correction = 1.0 - settings["betas"][1] ** float(state["step"])
-    v = weights.local(second).view(-1)[part]
+    v = weights.flat_view(weights.local(second))[part]
     eta: Tensor = (v / correction).sqrt_().add_(settings["eps"]).reciprocal_().mul_(lr)
     return eta

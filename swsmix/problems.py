@@ -19,10 +19,11 @@ from swsmix.attach import Update
 from swsmix.em import HyperPrior
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
+from swsmix.noise import GaussianNoise
 from swsmix.prior import MixturePrior, Mode
 from swsmix.quantize import bits_per_weight, snap_, within_share
 from swsmix.schedule import Schedule
-from swsmix.train import Batch, GaussianNoise, Loss, evaluate, fit
+from swsmix.train import Batch, Loss, evaluate, fit
 
 Name = Literal["sunspots", "shift", "mnist"]
 

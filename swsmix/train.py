@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,58 +27,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 FullBatch = Literal["l-bfgs", "cg"]
 
 _SCIPY = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
-
-
-class GaussianNoise(nn.Module):
-    """The mean negative log likelihood of Gaussian noise whose variance is learned.
-
-        -log p(y | x) = (y - f(x))^2 / (2 sigma_y^2) + log(sigma_y^2) / 2 + log(2 pi) / 2
-
-    The loss for regression that fits a prior's penalty: a plain mean squared error is no
-    likelihood. sigma_y is adapted together with the weights (Nowlan & Hinton 1992, section 3).
-
-    Args:
-        std: the initial sigma_y, in units of the targets.
-        learned: whether it is a parameter; give it to your optimiser then (`fit` tells you).
-
-    Raises:
-        ValueError: if std is not positive.
-
-    Example:
-        >>> loss = GaussianNoise(0.5)
-        >>> round(loss(torch.zeros(2), torch.tensor([0.5, -0.5])).item(), 4)
-        0.7258
-    """
-
-    log_variance: Tensor
-
-    def __init__(self, std: float = 1.0, *, learned: bool = True) -> None:
-        super().__init__()
-        if not std > 0.0:
-            raise ValueError(f"std must be positive; got {std}")
-        self.log_variance = nn.Parameter(torch.tensor(2.0 * math.log(std)), requires_grad=learned)
-
-    def forward(self, prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
-        """The mean over the batch, in nats a number predicted.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: if the shapes differ.
-        """
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"prediction and target want one shape; got {tuple(prediction.shape)} and "
-                f"{tuple(target.shape)}"
-            )
-        error = (prediction - target).square() / self.log_variance.exp()
-        return 0.5 * (error.mean() + self.log_variance + math.log(2.0 * math.pi))
-
-    @property
-    def std(self) -> float:
-        """sigma_y, in units of the targets."""
-        return math.exp(0.5 * self.log_variance.item())
 
 
 def fit(
@@ -150,6 +97,7 @@ def fit(
         FloatingPointError: if the objective is no longer finite; the last checkpoint stays.
 
     Example:
+        >>> from swsmix import GaussianNoise
         >>> x = torch.linspace(-1, 1, 20)[:, None]
         >>> net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> prior = MixturePrior(net, num_components=3)

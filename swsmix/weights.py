@@ -183,6 +183,20 @@ def local(p: Tensor) -> Tensor:
     return shard
 
 
+def flat_view(t: Tensor) -> Tensor:
+    """A dense tensor as a vector that shares its storage, in memory order.
+
+    Tensors of the same shape and strides (a weight, its copy, its optimiser state) come out in
+    the same order, channels-last ones too.
+
+    Returns:
+        A view (n,).
+    """
+    strides = t.stride()
+    order = sorted(range(t.ndim), key=lambda axis: (-strides[axis], axis))
+    return t.permute(order).view(-1)
+
+
 def whole(p: Tensor) -> Tensor:
     """A tensor with all its shards, gathered from the other processes if need be.
 

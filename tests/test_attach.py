@@ -303,6 +303,34 @@ def test_the_explicit_gradient_does_diverge_where_the_proximal_step_is_stable():
     assert net[0].weight.detach().abs().max().item() > 1e6 * start
 
 
+def test_channels_last_weights_move_as_contiguous_ones_do():
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).double().to(memory_format=layout)
+        x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
+        prior = MixturePrior(net, 3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        prior.attach(optimizer, num_data=10, tau=1.0, em_every=2, update="proximal")
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        results.append(net.weight.detach().contiguous())
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_a_tensor_without_a_gradient_is_left_where_it_is():
+    net, x, y = problem()
+    prior = MixturePrior(net, 3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    prior.attach(optimizer, num_data=10, update="proximal")
+    before = net[2].weight.detach().clone()
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    optimizer.step()
+    assert torch.equal(net[2].weight, before) and torch.isfinite(net[0].weight).all()
+
+
 # -- scalers and closures ---------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
-    {"mixture", "weights", "schedule", "sharing", "tables", "data", "nets"},
+    {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "nets"},
     {"em", "history"},
     {"plots", "attach"},
     {"prior"},
