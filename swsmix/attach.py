@@ -90,7 +90,7 @@ class Attachment:
         self.schedule = schedule
         self.update = update
         self.tick = 0
-        self._optimizers = list(optimizers)
+        self._optimizers = [_unwrapped(optimizer) for optimizer in optimizers]
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
         self._check()
@@ -261,6 +261,12 @@ def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
     if cap is not None:
         for mixture in prior.mixtures.values():
             mixture.cap_std_(cap)
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    # Accelerate and Lightning wrap optimisers in such that have no hooks of their own.
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -206,9 +206,9 @@ class MixturePrior(nn.Module):
         m = self._member(group).mixture
         total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
         for shards, parts in self._pieces(group):
-            here = torch.stack(
-                [tables.neg_log_prior(w, m.mixing, m.mean, m.std) for w in parts]
-            ).sum()
+            # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
+            phi = [weights.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)]
+            here = torch.stack([tables.neg_log_prior(w, *phi) for w in parts]).sum()
             # The value is everyone's, the gradient belongs to the shard.
             everywhere = weights.sum_over_(here.detach().clone(), shards)
             total = total + (here + (everywhere - here.detach()) if shards else here)

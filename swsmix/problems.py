@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swsmix import data, nets
+from swsmix import data, mnist, nets
 from swsmix.attach import Update
 from swsmix.em import HyperPrior
 from swsmix.history import History
@@ -157,7 +157,7 @@ def _shift(seed: int, dtype: torch.dtype) -> Problem:
 
 
 def _mnist(net: str, dtype: torch.dtype) -> Problem:
-    digits = data.mnist_tensors(data.mnist(), dtype=dtype)
+    digits = mnist.mnist_tensors(mnist.mnist(), dtype=dtype)
     make = nets.lenet_300_100 if net == "lenet-300-100" else nets.lenet_5_caffe
     steps = len(digits.x_train) // 128  # in an epoch
     return Problem(

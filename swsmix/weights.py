@@ -216,7 +216,10 @@ def shard_groups(p: Tensor) -> tuple[Any, ...]:
     if not hasattr(p, "placements") or not hasattr(p, "device_mesh"):
         return ()
     mesh: Any = p.device_mesh
-    return tuple(mesh.get_group(i) for i, where in enumerate(p.placements) if where.is_shard())
+    # Not `is_shard()`: it denies the strided shards of FSDP2 over tensor parallelism.
+    return tuple(
+        mesh.get_group(i) for i, where in enumerate(p.placements) if not where.is_replicate()
+    )
 
 
 def sum_over_(value: Tensor, groups: Iterable[Any]) -> Tensor:
@@ -228,6 +231,29 @@ def sum_over_(value: Tensor, groups: Iterable[Any]) -> Tensor:
     for group in groups:
         torch.distributed.all_reduce(value, group=group)
     return value
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, groups: tuple[Any, ...]) -> Tensor:
+        ctx.groups = groups
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        return sum_over_(above.clone(), ctx.groups), None
+
+
+def sum_gradient_over(value: Tensor, groups: tuple[Any, ...]) -> Tensor:
+    """A tensor as it is, whose gradient is added up over process groups.
+
+    Returns:
+        The same values; the tensor itself if there are no groups.
+    """
+    if not groups:
+        return value
+    shared: Tensor = _SumGradient.apply(value, groups)  # type: ignore[no-untyped-call]
+    return shared
 
 
 def pieces(tensors: Iterable[Tensor], small: int) -> Iterator[Tensor]:

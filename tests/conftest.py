@@ -1,5 +1,6 @@
 """Shapes are checked in tests; tests without their data or tools are deselected, and it is said."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,6 +19,9 @@ def pytest_collection_modifyitems(config, items):
     missing = {}
     if not _has_mnist():
         missing["mnist"] = "SWSMIX_DATA names no folder with the MNIST files"
+    absent = [name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None]
+    if absent:
+        missing["frameworks"] = f"not installed: {', '.join(absent)}"
     config.stash[_REASONS] = []
     for marker, reason in missing.items():
         gone = [item for item in items if item.get_closest_marker(marker)]
@@ -32,4 +36,5 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(reason, yellow=True)
 
 
+_FRAMEWORKS = ("lightning", "transformers", "accelerate")
 _REASONS = pytest.StashKey[list]()

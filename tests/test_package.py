@@ -11,7 +11,7 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
-    {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "nets"},
+    {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
     {"em", "history"},
     {"plots", "attach"},
     {"prior"},
@@ -21,7 +21,10 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "__init__")
+FILES: dict[str, list[Path]] = {}  # module -> its file, or all files of a package
+for path in sorted(ROOT.rglob("*.py")):
+    FILES.setdefault(path.relative_to(ROOT).parts[0].removesuffix(".py"), []).append(path)
+MODULES = sorted(FILES.keys() - {"__init__"})
 
 
 def imports(tree, *, top_level=False):
@@ -43,10 +46,14 @@ def imports(tree, *, top_level=False):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def trees(module):
+    return [ast.parse(path.read_text()) for path in FILES[module]]
+
+
 def own_imports(module, **options):
-    tree = ast.parse((ROOT / f"{module}.py").read_text())
-    names = {n.split(".")[1] for n in imports(tree, **options) if n.startswith("swsmix.")}
-    return names & set(MODULES)
+    found = {name for tree in trees(module) for name in imports(tree, **options)}
+    names = {n.split(".")[1] for n in found if n.startswith("swsmix.")}
+    return names & set(MODULES) - {module}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -59,7 +66,7 @@ def test_imports_go_down_the_layers(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_plots_imports_matplotlib_and_papers_are_never_imported(module):
-    found = {n.split(".")[0] for n in imports(ast.parse((ROOT / f"{module}.py").read_text()))}
+    found = {n.split(".")[0] for tree in trees(module) for n in imports(tree)}
     assert "papers" not in found
     assert ("matplotlib" in found) == (module == "plots")
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -526,7 +527,7 @@ print("matplotlib.pyplot" in sys.modules)
 def test_another_process_writes_the_same_bytes_and_needs_no_pyplot(tmp_path):
     environment = os.environ | {"PYTHONHASHSEED": "1", "MPLBACKEND": "svg"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    root = Path(plots.__file__).parents[1]
+    root = Path(plots.__file__).parents[2]
     printed = subprocess.check_output(command, env=environment, cwd=root, text=True)
     assert printed == "False\n"
     for kind in ("svg", "pdf"):
@@ -723,7 +724,7 @@ def test_mp4_goes_through_ffmpeg_frame_by_frame(tmp_path, monkeypatch):
         "print(len(data), *sys.argv[1:], file=open(sys.argv[-1], 'w'))\n"
     )
     fake.chmod(0o755)
-    monkeypatch.setattr(plots.shutil, "which", lambda name: str(fake))
+    monkeypatch.setattr(shutil, "which", lambda name: str(fake))
     path = plots.animate_collapse(HISTORY, tmp_path / "x.mp4", seconds=0.9)
     size, *arguments = path.read_text().split()
     width, height = map(int, arguments[arguments.index("-s") + 1].split("x"))
@@ -740,6 +741,6 @@ def test_mp4_goes_through_ffmpeg_frame_by_frame(tmp_path, monkeypatch):
 
 
 def test_mp4_without_ffmpeg_is_an_error_that_names_gif(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"there is no ffmpeg.*\.gif"):
         plots.animate_collapse(HISTORY, tmp_path / "x.mp4")

@@ -1,0 +1,188 @@
+"""Weights as histograms, mixtures as density curves, and the panel that shows both.
+
+Curves are averaged over a bin, as the bars are: a component narrower than a bin keeps its mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
+from swsmix.plots.style import BARS, GREY, INK, Array, format_number, root_figure
+
+Parameters = tuple[Array, Array, Array]  # mixing, mean, std: float64 (k,)
+MAX_BINS = 240
+_CHUNK = 1 << 18
+
+
+def flat_weights(weights: Tensor, name: str = "weights") -> Tensor:
+    """The weights as one finite vector on the CPU, or an error that says what to do."""
+    flat = weights.detach().reshape(-1).cpu()
+    flat = flat if flat.dtype in {torch.float32, torch.float64} else flat.float()
+    if not len(flat):
+        raise ValueError(
+            f"{name}: wanted at least one weight, got shape {tuple(weights.shape)}: leave it out"
+        )
+    if bad := int((~flat.isfinite()).sum()):
+        raise ValueError(
+            f"{name}: wanted finite weights, got {bad} nan or inf among {len(flat)}: "
+            "find where training diverged, or pass weights[weights.isfinite()]"
+        )
+    return flat
+
+
+def parameters_of(mixture: GaussianMixture) -> Parameters:
+    """Mixing, mean and std of a mixture, as float64 arrays."""
+    mixing, mean, std = (
+        v.detach().double().cpu().numpy() for v in (mixture.mixing, mixture.mean, mixture.std)
+    )
+    return mixing, mean, std
+
+
+def most_responsible(weights: Tensor, mixture: GaussianMixture) -> Array:
+    """The most responsible component of each weight, in chunks of bounded memory."""
+    with torch.no_grad():
+        chunks = (c.to(mixture.mean) for c in torch.split(weights, _CHUNK))
+        labels: Array = torch.cat([mixture.log_joint(c).argmax(-1).cpu() for c in chunks]).numpy()
+    return labels
+
+
+def span(parameters: Parameters, *weights: Tensor) -> tuple[float, float]:
+    """An interval with all weights and live centres, at least 8 of the narrowest stds wide."""
+    mean, std = (v[parameters[0] > 0] for v in parameters[1:])
+    ends = [v for w in weights for v in (w.min().item(), w.max().item())]
+    ends += list(mean) if weights else [*(mean - 4 * std), *(mean + 4 * std)]
+    low, high = min(ends), max(ends)
+    pad = max(0.03 * (high - low), 4 * std.min() - (high - low) / 2)
+    return float(low - pad), float(high + pad)
+
+
+def histogram(weights: Tensor, low: float, high: float) -> tuple[Array, Array]:
+    """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
+    step = (high - low) / min(MAX_BINS, max(40, 4 * len(weights) ** 0.5))
+    edges = (np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1) + 0.5) * step
+    counts, _ = np.histogram(weights.numpy(), len(edges) - 1, (edges[0], edges[-1]))
+    return edges, counts.astype(float)
+
+
+def curve_points(low: float, high: float, mean: Array, std: Array, step: float = 0.0) -> Array:
+    """Points from low to high, dense enough about each centre to draw any std."""
+    offsets = np.linspace(-4, 4, 25) * std[:, None]
+    near = [mean[:, None] + offsets + shift for shift in (-step / 2, step / 2)]
+    points = np.concatenate([np.linspace(low, high, 800), *(n.ravel() for n in near)])
+    return np.unique(points[(points >= low) & (points <= high)])
+
+
+# pi_j N(x | mu_j, sigma_j^2) averaged over a bin of width `step` about x: (k, points).
+def _densities(x: Array, mixing: Array, mean: Array, std: Array, step: float) -> Array:
+    distance = torch.from_numpy(np.abs(x - mean[:, None]))
+    upper, lower = (
+        torch.special.ndtr((half - distance) / torch.from_numpy(std)[:, None])
+        for half in (step / 2, -step / 2)
+    )
+    share: Array = (upper - lower).numpy() / step
+    return mixing[:, None] * share
+
+
+# The positions nearest to those given that lie `gap` apart, in the same order.
+def _spread(positions: Array, gap: float) -> Array:
+    order = np.argsort(positions, kind="stable")
+    steps = gap * np.arange(len(positions))
+    blocks: list[list[float]] = []
+    for p in positions[order] - steps:
+        blocks.append([p])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    spread = np.empty(len(positions))
+    spread[order] = np.repeat([np.mean(b) for b in blocks], [len(b) for b in blocks]) + steps
+    return spread
+
+
+def label_centres(
+    ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
+) -> None:
+    """A label above each centre, moved aside where they crowd, tied to it by a thin line."""
+    box, dpi = ax.get_window_extent(), root_figure(ax).dpi
+    low, high = ax.get_xlim()
+    at, gap = (mean - low) / (high - low), 7.5 / 72 * dpi / box.width
+    rise = 1 + 9 / 72 * dpi / box.height
+    legible = gap * (len(at) - 1) <= 1.1
+    style: dict[str, Any] = {"fontsize": 6.5, "va": "bottom", "label": "_centre"}
+    tie: dict[str, Any] = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+    if legible:
+        ax.text(-0.015, rise, title, transform=ax.transAxes, ha="right", color=GREY, **style)
+    for x, place, label, color in zip(
+        mean, _spread(at, gap) if legible else at, labels, colors, strict=True
+    ):
+        ax.annotate(
+            label if legible else "",
+            (x, 1),
+            (place, rise),
+            ("data", "axes fraction"),
+            "axes fraction",
+            tie | {"color": color},
+            color=color,
+            rotation=90,
+            ha="center",
+            **style,
+        )
+
+
+def density_panel(
+    ax: Axes,
+    edges: Array,
+    counts: Array,
+    parameters: Parameters,
+    colors: Sequence[str],
+    *,
+    log: bool,
+) -> None:
+    """A histogram as a density, the live components scaled by mixing, and their sum."""
+    step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
+    density = counts / (counts.sum() * step)
+    x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], step)
+    components = _densities(x, *parameters, step)
+    total = components.sum(0)
+    top = max(density.max(), total.max())
+    floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
+    ax.stairs(
+        np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS, label="weights"
+    )
+    ground = floor / 10  # out of sight, so that no line runs along the axis
+    ax.plot(x, np.maximum(total, ground), color=INK, lw=0.8, label="mixture")
+    for j in np.flatnonzero(parameters[0] > 0).tolist():
+        seen = np.flatnonzero(components[j] > (ground if log else 1e-4 * top))
+        part = slice(max(seen[0] - 1, 0), seen[-1] + 2) if len(seen) else slice(0)
+        curve = np.maximum(components[j][part], ground)
+        ax.fill_between(x[part], ground, curve, color=colors[j], alpha=0.35, lw=0)
+        ax.plot(x[part], curve, color=colors[j], lw=0.8, label=f"_component {j}")
+    ax.set_xlim(edges[0], edges[-1])
+    if log:
+        if ax.get_yscale() != "log":  # setting it again costs a film much time
+            ax.set_yscale("log")
+        ax.set_ylim(floor, 2 * top)
+        return
+    limit, second = 1.04 * top, np.sort(components.max(1))[-2:][0]
+    outline = np.maximum(density, np.interp(middles, x, total))
+    if top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05:
+        limit = 5 * second  # a tower at zero would flatten all the rest: cut it, and say so
+        tower = middles[outline.argmax()]
+        side = -1 if tower > middles.mean() else 1
+        ax.annotate(
+            f"cut: reaches {format_number(top)}",
+            (tower, limit),
+            (6 * side, -2),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="top",
+            fontsize=6.5,
+            color=GREY,
+        )
+    ax.set_ylim(0, limit)
+    ax.yaxis.set_major_formatter(format_number)

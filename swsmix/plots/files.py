@@ -1,0 +1,159 @@
+"""Figures and films on disk: the same bytes each time, all of the file or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from swsmix.history import History
+from swsmix.plots.density import density_panel
+from swsmix.plots.style import METADATA, component_colors, make_panels, settle, styled
+from swsmix.plots.training import clock, film, group_of, series
+
+
+# A temporary name beside `path`, renamed to it at the end: all of the file, or none.
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@styled
+def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
+    """Write a figure, the same bytes each time: no dates, fixed ids, atomically.
+
+    A constrained layout is settled at the first save and then stays.
+
+    Args:
+        figure: any figure.
+        path: ends in .png, .pdf or .svg.
+        dpi: of PNGs and of the rasterised layers of the others.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the suffix is another one.
+
+    Example:
+        >>> save(entropy({"fc1": 0.41}), "entropy.pdf")  # doctest: +SKIP
+    """
+    path = Path(path)
+    kind = path.suffix[1:].lower()
+    if kind not in METADATA:
+        raise ValueError(f"path: wanted .png, .pdf or .svg, got {path.name!r}: change its suffix")
+    settle(figure)
+    with _replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
+    return path
+
+
+@styled
+def animate_collapse(
+    history: History,
+    path: str | Path,
+    group: str | None = None,
+    *,
+    seconds: float = 8.0,
+    max_frames: int = 100,
+    width: float = 4.8,
+) -> Path:
+    """The weights' collapse as a film: histogram, density and centres over training.
+
+    Args:
+        history: of a run.
+        path: ends in .gif, or in .mp4 where ffmpeg is installed.
+        group: whose weights; needed when there are several.
+        seconds: of the film; the last frame then stays two more.
+        max_frames: at most this many records are shown, evenly spaced.
+        width: of the picture, in inches of 120 pixels.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the suffix is another one, or ffmpeg is missing.
+
+    Example:
+        >>> animate_collapse(history, "collapse.gif")  # doctest: +SKIP
+    """
+    path, group = Path(path), group_of(history, group, "animate_collapse")
+    kind, ffmpeg = path.suffix.lower(), shutil.which("ffmpeg")
+    if kind not in {".gif", ".mp4"} or (kind == ".mp4" and ffmpeg is None):
+        why = "there is no ffmpeg for it" if kind == ".mp4" else "wanted .gif or .mp4"
+        raise ValueError(f"path: got {path.name!r}, {why}: change the suffix to .gif")
+    edges, counts = film(history, group)
+    epochs, unit = clock(history, len(counts))
+    mixing, mean, std = (series(history, group, name) for name in ("mixing", "mean", "std"))
+    colors = component_colors(history.stacked(group, "mean")[-1])
+    unit_bar = 1 / (counts[0].sum() * (edges[1] - edges[0]))  # the density of one weight in a bin
+    figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
+    figure.set_dpi(120)
+    canvas: Any = FigureCanvasAgg(figure)
+    frames = []
+    for i in np.unique(np.linspace(0, len(counts) - 1, max_frames).round().astype(int)).tolist():
+        for artist in (*panel.lines, *panel.patches, *panel.collections):
+            artist.remove()
+        density_panel(panel, edges, counts[i], (mixing[i], mean[i], std[i]), colors, log=True)
+        panel.set(
+            ylim=(0.5 * unit_bar, 2 * unit_bar * counts.max()),
+            xlabel="weight",
+            ylabel="density (1 / weight)",
+        )
+        for j in np.flatnonzero(mixing[i] > 0).tolist():
+            panel.plot(
+                mean[i, j],
+                1.02,
+                "v",
+                color=colors[j],
+                ms=3.5,
+                mew=0,
+                clip_on=False,
+                transform=panel.get_xaxis_transform(),
+            )
+        panel.set_title(f"{unit} {epochs[i]:g}", y=1.05)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+        figure.set_layout_engine("none")  # the first frame's layout, so that nothing jumps
+    hold = max(0.02, seconds / len(frames))
+    with _replacing(path) as temporary:
+        if kind == ".gif":
+            _write_gif(frames, temporary, hold)
+        else:
+            _write_mp4(frames, temporary, hold, str(ffmpeg))
+    return path
+
+
+def _write_gif(frames: list[Image.Image], path: Path, hold: float) -> None:
+    chosen = [np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]
+    palette = Image.fromarray(np.concatenate(chosen)).quantize(96)
+    small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    duration = [round(100 * hold) * 10] * (len(small) - 1) + [2000]
+    small[0].save(path, "GIF", save_all=True, append_images=small[1:], duration=duration, loop=0)
+
+
+def _write_mp4(frames: list[Image.Image], path: Path, hold: float, ffmpeg: str) -> None:
+    width, height = (2 * (side // 2) for side in frames[0].size)  # yuv420p wants even sides
+    last = [frames[-1]] * max(1, round(2 / hold))
+    pixels = b"".join(f.crop((0, 0, width, height)).tobytes() for f in frames + last)
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {1 / hold:.4f} -i -"
+    target = "-pix_fmt yuv420p -fflags +bitexact -f mp4"
+    command = [ffmpeg, "-v", "error", "-y", *source.split(), *target.split(), str(path)]
+    done = subprocess.run(command, input=pixels, capture_output=True, check=False)
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip()[-500:]
+        raise ValueError(f"ffmpeg failed, {why!r}: change the suffix to .gif")

@@ -1,0 +1,171 @@
+"""The house style: sizes, colours, panels, legends, numbers; no pyplot and no global state."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
+NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
+BARS, GREY, INK = "#d6d6d6", "#666666", "#1a1a1a"
+
+_COLD_TO_WARM = (NEGATIVE, "#56b4e9", "#009e73", "#cc79a7", "#e69f00", POSITIVE)  # Okabe-Ito
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+_STYLE: Any = {
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.5,
+    "axes.edgecolor": "0.45",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.2,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.0,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "swsmix",
+}
+TICKS: dict[str, Any] = {"labelsize": 7, "width": 0.5, "length": 2.5, "color": "0.45"}
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Panels = Axes | Sequence[Axes] | Array | None
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(plot: Callable[P, R]) -> Callable[P, R]:
+    """Run under the house style, and leave the user's rcParams as they were."""
+
+    @functools.wraps(plot)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context(_STYLE):
+            return plot(*args, **kwargs)
+
+    return wrapper
+
+
+def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
+    """One colour for each component, by the order of the means: cold below, warm above zero.
+
+    The component nearest zero is grey. Up to 7 components the others take colours of Okabe and
+    Ito, beyond that steps of the perceptually uniform map "plasma"; both are safe for the
+    colour-blind. Figures of a history use its last means, those of a mixture its own, so all
+    figures of one run agree.
+
+    Args:
+        mean: the component means (k,), in units of the weights.
+
+    Returns:
+        k colours as "#rrggbb", in the order of the components.
+
+    Example:
+        >>> component_colors(torch.tensor([0.2, 0.0, -0.2]))
+        ['#d55e00', '#595959', '#0072b2']
+    """
+    mean = mean.detach().double().cpu()
+    zero = int(mean.abs().argmin())
+    others = [j for j in mean.argsort(stable=True).tolist() if j != zero]
+    colors = {zero: NEUTRAL}
+    for j, shade in zip(others, np.linspace(0, 1, len(others)), strict=True):
+        uniform = matplotlib.colormaps["plasma"](0.04 + 0.82 * shade)
+        colors[j] = _COLD_TO_WARM[round(5 * shade)] if len(mean) <= 7 else to_hex(uniform)
+    return [colors[j] for j in range(len(mean))]
+
+
+def num_columns(width: float) -> int:
+    """Two panels side by side on a page, one below the other in a column."""
+    return 2 if width >= 5 else 1
+
+
+def make_panels(
+    ax: Panels, count: int, *, width: float, row: float, columns: int = 1, **subplots: Any
+) -> tuple[Figure, list[Axes]]:
+    """A new figure with `count` panels in rows `row` inches high, or the user's axes, checked."""
+    if ax is not None:
+        axes = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
+        if len(axes) != count or not all(isinstance(a, Axes) for a in axes):
+            raise ValueError(
+                f"ax: wanted {count} Axes, got {len(axes)} object(s) of type "
+                f"{type(ax).__name__}: pass figure.subplots(1, {count}), or leave it out"
+            )
+        return root_figure(axes[0]), axes
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, row * rows), dpi=150, layout="constrained")
+    # Notebooks show what has a `_repr_png_`; a Figure made without pyplot has none.
+    vars(figure)["_repr_png_"] = functools.partial(png, figure)
+    grid = figure.subplots(rows, columns, squeeze=False, **subplots).ravel()
+    for spare in grid[count:]:
+        spare.remove()
+    for panel in grid[:count]:
+        panel.tick_params(which="major", **TICKS)
+        panel.tick_params(which="minor", width=0.4, length=1.5, color="0.45")
+    return figure, list(grid[:count])
+
+
+def root_figure(ax: Axes) -> Figure:
+    """The figure that the axes are in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def settle(figure: Figure) -> None:
+    """Lay the figure out, and keep it so: constrained layout moves a little with every drawing."""
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+@styled
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
+    settle(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata=METADATA["png"])
+    return buffer.getvalue()
+
+
+def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
+    """A legend above the axes, where it covers nothing."""
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    ax.legend(
+        handles=list(handles),
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.01),
+        borderaxespad=0,
+    )
+
+
+def format_number(value: Any, _: Any = None) -> str:
+    """Three digits, with k, M, G for thousands; also an axis formatter."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}".replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+def shorten(name: str, length: int) -> str:
+    """A name of at most `length` characters, its middle left out."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -1,0 +1,206 @@
+"""Pictures of a network's tensors: one as a matrix, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from swsmix.mixture import GaussianMixture
+from swsmix.plots.density import (
+    density_panel,
+    flat_weights,
+    histogram,
+    most_responsible,
+    parameters_of,
+    span,
+)
+from swsmix.plots.style import (
+    COLUMN,
+    FULL,
+    GREY,
+    NEGATIVE,
+    POSITIVE,
+    Panels,
+    add_legend,
+    component_colors,
+    format_number,
+    make_panels,
+    shorten,
+    styled,
+)
+
+_MAX_SQUARES = 65_536
+
+
+@styled
+def hinton(
+    weight_matrix: Float[torch.Tensor, "..."],
+    *,
+    mixture: GaussianMixture | None = None,
+    scale: float | None = None,
+    ax: Panels = None,
+    width: float = COLUMN,
+) -> Figure:
+    """A Hinton diagram: each weight a square, its area the magnitude, its colour the sign.
+
+    Args:
+        weight_matrix: a matrix (rows, columns); a row is an output in torch's layout.
+        mixture: colour the squares by their most responsible component instead of the sign.
+        scale: the magnitude that fills a cell; the largest one by default.
+        ax: one Axes.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if the tensor is no matrix, holds more than 65,536 weights, or `scale` is not
+            positive.
+
+    Example:
+        >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
+    """
+    shape = tuple(weight_matrix.shape)
+    if len(shape) != 2 or weight_matrix.numel() > _MAX_SQUARES:
+        raise ValueError(
+            f"weight_matrix: wanted a matrix of at most {_MAX_SQUARES:,} weights, got shape "
+            f"{shape}: pass w.flatten(1), or a block such as w[:64, :64]"
+        )
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale: wanted a positive magnitude, got {scale}: leave it out")
+    w = flat_weights(weight_matrix, "weight_matrix")
+    value, (rows, columns) = w.double().numpy(), shape
+    full = scale or float(np.abs(value).max()) or 1.0
+    half = 0.48 * np.sqrt(np.minimum(np.abs(value) / full, 1))
+    y, x = np.divmod(np.arange(len(value)), columns)
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    squares = np.stack([x, y], -1)[:, None] + half[:, None, None] * corners
+    handles = [
+        Patch(color=NEGATIVE, label="negative"),
+        Patch(color=POSITIVE, label="positive"),
+        Patch(color="none", label=f"full cell: {full:.3g}"),
+    ]
+    colors, per_line = np.where(value < 0, NEGATIVE, POSITIVE), max(3, int(width / 0.8))
+    if mixture is not None:
+        palette, component = component_colors(mixture.mean), most_responsible(w, mixture)
+        mean, colors = parameters_of(mixture)[1], np.array(palette)[component]
+        used = sorted(set(component.tolist()), key=lambda j: mean[j])
+        handles = [Patch(color=palette[j], label=format_number(mean[j])) for j in used]
+    height = 0.88 * width * min(max(rows / columns, 0.1), 2)
+    height += 0.5 + 0.15 * -(-len(handles) // per_line)
+    figure, (panel,) = make_panels(ax, 1, width=width, row=height)
+    seen = half > 0
+    panel.add_collection(
+        PolyCollection(
+            list(squares[seen]),
+            facecolors=list(colors[seen]),
+            lw=0,
+            rasterized=len(value) > 5000,
+            label="_squares",
+        )
+    )
+    panel.set(
+        xlim=(-0.6, columns - 0.4),
+        ylim=(rows - 0.4, -0.6),
+        aspect="equal",
+        anchor="W",
+        xlabel="column (input)",
+        ylabel="row (output)",
+        facecolor="0.95",
+    )
+    for axis, count in ((panel.xaxis, columns), (panel.yaxis, rows)):
+        ticks = min(count, max(1, round(5 * count / max(shape))))
+        axis.set_ticks(np.unique(np.linspace(0, count - 1, ticks).round()))
+    panel.spines[:].set_visible(False)
+    add_legend(panel, handles, per_line)
+    return figure
+
+
+@styled
+def layers(
+    named_weights: Mapping[str, torch.Tensor],
+    mixture: GaussianMixture | Mapping[str, GaussianMixture],
+    *,
+    ax: Panels = None,
+    width: float = FULL,
+) -> Figure:
+    """The weights and the mixture's density (log), one small panel for each tensor.
+
+    Args:
+        named_weights: name -> weights of any shape.
+        mixture: one mixture for all tensors, or name -> mixture.
+        ax: one Axes for each tensor.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no tensors, or a name has no mixture.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> figure = layers({"fc1": torch.randn(9), "fc2": torch.randn(9)}, mixture)
+    """
+    if not named_weights:
+        raise ValueError("named_weights: wanted name -> weights, got none: pass one or more")
+    if isinstance(mixture, GaussianMixture):
+        mixture = dict.fromkeys(named_weights, mixture)
+    if missing := [name for name in named_weights if name not in mixture]:
+        raise ValueError(f"mixture: none for {missing}; got those for {list(mixture)}: add them")
+    columns = min(len(named_weights), max(1, int(width / 1.6)))
+    figure, panels = make_panels(ax, len(named_weights), width=width, row=1.35, columns=columns)
+    for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
+        w, own = flat_weights(weights, name), mixture[name]
+        parameters = parameters_of(own)
+        edges, counts = histogram(w, *span(parameters, w))
+        density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
+        panel.set_title(f"{shorten(name, 20)}  ({format_number(len(w))})", fontsize=7)
+        panel.xaxis.set_major_locator(MaxNLocator(3))
+    for panel in panels[-columns:]:
+        panel.set_xlabel("weight")
+    for panel in panels[::columns]:
+        panel.set_ylabel("density")
+    return figure
+
+
+@styled
+def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float = COLUMN) -> Figure:
+    """The bits that a weight costs, one bar for each tensor, in the order given.
+
+    Args:
+        named_bits: name -> bits a weight.
+        ax: one Axes.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no tensors, or a value is negative or not finite.
+
+    Example:
+        >>> figure = entropy({"fc1": 0.41, "fc2": 1.9})
+    """
+    bits = np.array(list(named_bits.values()), dtype=float)
+    if not len(bits) or not np.isfinite(bits).all() or bits.min() < 0:
+        raise ValueError(
+            f"named_bits: wanted name -> finite bits a weight, at least 0; got {dict(named_bits)}: "
+            "pass one or more tensors, and leave out those without a size"
+        )
+    figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))
+    bars = panel.barh(range(len(bits)), bits, height=0.7, color=NEGATIVE)
+    panel.bar_label(bars, [f"{b:.2f}" for b in bits], padding=2, fontsize=6.5, color=GREY)
+    panel.set_yticks(range(len(bits)), [shorten(name, 28) for name in named_bits])
+    panel.set(
+        ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits a weight"
+    )
+    panel.tick_params(axis="y", length=0)
+    return figure

@@ -1,0 +1,259 @@
+"""Pictures of a history: the mixture, the weights and the loss over training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from swsmix.history import History
+from swsmix.plots.density import MAX_BINS
+from swsmix.plots.style import (
+    FULL,
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    TICKS,
+    Array,
+    Panels,
+    add_legend,
+    component_colors,
+    format_number,
+    make_panels,
+    num_columns,
+    styled,
+)
+
+
+def group_of(history: History, group: str | None, what: str) -> str:
+    """The group to draw: the only one, or the one asked for."""
+    if not any(columns.get("mean") for columns in history.series.values()):
+        raise ValueError(f"{what}: wanted a history with records, got an empty one: record some")
+    if group is None and len(history.groups) == 1:
+        return history.groups[0]
+    if group not in history.groups:
+        got = "no group" if group is None else f"group {group!r}"
+        raise ValueError(f"{what}: got {got}: pass group= one of {list(history.groups)}")
+    return group
+
+
+def series(history: History, group: str, name: str) -> Array:
+    """One recorded quantity of a group: float64 (records, ...)."""
+    return history.stacked(group, name).double().numpy()
+
+
+def film(history: History, group: str) -> tuple[Array, Array]:
+    """All histograms of a group on common edges: edges, counts (records, bins). Totals are kept."""
+    own_edges, own_counts = (series(history, group, n) for n in ("bin_edges", "bin_counts"))
+    mean = series(history, group, "mean")
+    low, high = min(own_edges.min(), mean.min()), max(own_edges.max(), mean.max())
+    pad = 0.02 * (high - low) or 1e-6
+    edges = np.linspace(low - pad, high + pad, MAX_BINS + 1)
+    below = np.pad(own_counts.cumsum(1), ((0, 0), (1, 0)))
+    pairs = zip(own_edges, below, strict=True)
+    return edges, np.diff(np.stack([np.interp(edges, e, b) for e, b in pairs]))
+
+
+def clock(history: History, records: int) -> tuple[Array, str]:
+    """The horizontal axis of a history: epochs where they are recorded, else record numbers."""
+    epochs = history.scalars.get("epoch", [])
+    if len(epochs) == records:
+        return np.asarray(epochs, dtype=float), "epoch"
+    return np.arange(records, dtype=float), "record"
+
+
+def _over_time(ax: Axes, epochs: Array, unit: str) -> None:
+    ax.set_xlabel(unit)
+    if len(epochs) == 1:
+        ax.set_xticks(epochs)
+
+
+# Component -> record of its death: its count is below 1 for good.
+# Component -> record of its merger: for good within one std (the smaller) of a fuller one.
+def _fates(count: Array, mean: Array, std: Array) -> tuple[dict[int, int], dict[int, int]]:
+    live, deaths, mergers = count >= 1, {}, {}
+    rank = np.argsort(np.argsort(-count[-1], kind="stable"))
+    for j in range(len(rank)):
+        if live[:, j].any() and not live[-1, j]:
+            deaths[j] = int(np.flatnonzero(live[:, j])[-1]) + 1
+        close = np.abs(mean - mean[:, [j]]) < np.minimum(std, std[:, [j]])
+        close &= live & live[:, [j]]
+        joined = close[-1] & ~close.all(0) & (rank < rank[j])
+        if joined.any():
+            mergers[j] = 1 + min(int(np.flatnonzero(~c)[-1]) for c in close.T[joined])
+    return deaths, mergers
+
+
+@styled
+def trajectories(
+    history: History, group: str | None = None, *, ax: Panels = None, width: float = FULL
+) -> Figure:
+    """The mixture over training: mean (band: +- one std), std, mixing and live components.
+
+    A cross marks the death of a component (expected count below 1 for good), a circle where one
+    joins a fuller one (centres within one std for good). Colours follow the last means.
+
+    Args:
+        history: of a run.
+        group: whose mixture; needed when there are several.
+        ax: four Axes.
+        width: of the figure, in inches; below 5 the panels are stacked.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = trajectories(history)  # doctest: +SKIP
+    """
+    group = group_of(history, group, "trajectories")
+    names = ("mean", "std", "mixing", "count")
+    mean, std, mixing, count = (series(history, group, name) for name in names)
+    mixing = np.where(mixing > 0, mixing, np.nan)
+    epochs, unit = clock(history, len(mean))
+    colors = component_colors(history.stacked(group, "mean")[-1])
+    columns = num_columns(width)
+    figure, panels = make_panels(
+        ax, 4, width=width, row=1.8 if columns == 2 else 1.4, columns=columns, sharex=True
+    )
+    deaths, mergers = _fates(count, mean, std)
+    dot = "." if len(mean) == 1 else ""
+    for j, color in enumerate(colors):
+        end = deaths.get(j, len(mean) - 1) + 1
+        for panel, values in zip(panels, (mean, std, mixing), strict=False):
+            panel.plot(
+                epochs[:end], values[:end, j], color=color, marker=dot, label=f"_component {j}"
+            )
+        panels[0].fill_between(
+            epochs[:end],
+            (mean - std)[:end, j],
+            (mean + std)[:end, j],
+            color=color,
+            alpha=0.15,
+            lw=0,
+        )
+    keys = []
+    for name, marker, fates in (("died", "x", deaths), ("merged", "o", mergers)):
+        style: dict[str, Any] = {"ls": "", "marker": marker, "ms": 4, "mfc": "w"}
+        for j, record in fates.items():
+            panels[0].plot(
+                epochs[record], mean[record, j], color=colors[j], label=f"_{name} {j}", **style
+            )
+        keys += [Line2D([], [], color=INK, label=name, **style)] if fates else []
+    if keys:
+        add_legend(panels[0], keys)
+    pad = 0.15 * float(np.ptp(mean)) + float(np.median(std))
+    panels[0].set(ylabel="mean (weight)", ylim=(mean.min() - pad, mean.max() + pad))
+    for panel, label in zip(panels[1:3], ("std (weight)", "mixing"), strict=True):
+        panel.set(ylabel=label, yscale="log")
+        low, high = panel.get_ylim()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:.3g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    panels[3].step(epochs, (count >= 1).sum(1), where="post", color=INK, marker=dot, label="_live")
+    panels[3].set(ylabel="live components", ylim=(0, len(colors) + 0.5))
+    panels[3].yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for panel in panels[-columns:]:
+        _over_time(panel, epochs, unit)
+    return figure
+
+
+@styled
+def collapse(
+    history: History, group: str | None = None, *, ax: Panels = None, width: float = FULL
+) -> Figure:
+    """The weight histogram over training as a heat map, with the live centres on it.
+
+    Args:
+        history: of a run.
+        group: whose weights; needed when there are several.
+        ax: one Axes.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> figure = collapse(history)  # doctest: +SKIP
+    """
+    group = group_of(history, group, "collapse")
+    edges, counts = film(history, group)
+    epochs, unit = clock(history, len(counts))
+    padded = np.pad(epochs, 1, "reflect", reflect_type="odd")  # one more record at each end
+    sides = (padded[1:] + padded[:-1]) / 2 if len(epochs) > 1 else epochs[0] + [-0.5, 0.5]
+    density = counts / (counts.sum(1, keepdims=True) * (edges[1] - edges[0]))
+    shown = np.ma.masked_less_equal(density, 0)
+    figure, (panel,) = make_panels(ax, 1, width=width, row=0.35 * width + 1)
+    norm = LogNorm(max(shown.min(), 1e-4 * shown.max()) / 3, shown.max())
+    mesh = panel.pcolormesh(sides, edges, shown.T, cmap="Greys", norm=norm, rasterized=True)
+    mean = np.where(series(history, group, "count") >= 1, series(history, group, "mean"), np.nan)
+    for j, color in enumerate(component_colors(history.stacked(group, "mean")[-1])):
+        panel.plot(
+            epochs,
+            mean[:, j],
+            color=color,
+            lw=0.8,
+            label=f"_component {j}",
+            marker="." if len(epochs) == 1 else "",
+        )
+    panel.set(xlim=(sides[0], sides[-1]), ylim=(edges[0], edges[-1]), ylabel="weight")
+    _over_time(panel, epochs, unit)
+    bar = figure.colorbar(mesh, ax=panel, pad=0.015, aspect=30, label="density (1 / weight)")
+    bar.ax.spines[:].set_visible(False)
+    bar.ax.tick_params(**TICKS)
+    bar.minorticks_off()
+    return figure
+
+
+@styled
+def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> Figure:
+    """The objective's parts over training: what the data cost, and what the prior costs.
+
+    First, in nats a case: the objective, the data loss, and their difference, the prior's share.
+    Then, in nats: R(w) (`nll`) and the hyper-prior.
+
+    Args:
+        history: of a run, with the scalars that `fit` writes.
+        ax: two Axes.
+        width: of the figure, in inches; below 5 the panels are stacked.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if the history is empty or lacks one of the scalars.
+
+    Example:
+        >>> figure = loss_terms(history)  # doctest: +SKIP
+    """
+    wanted = ("objective", "data_loss", "nll", "hyper_prior")
+    if missing := [name for name in wanted if not history.scalars.get(name)]:
+        raise ValueError(
+            f"loss_terms: wanted records of {list(wanted)}, got {len(history)} record(s) without "
+            f"{missing}: write them with History.record"
+        )
+    objective, data, nll, hyper = (np.asarray(history.scalars[name]) for name in wanted)
+    epochs, unit = clock(history, len(history))
+    columns = num_columns(width)
+    figure, panels = make_panels(
+        ax, 2, width=width, row=2.2 if columns == 2 else 1.8, columns=columns
+    )
+    for panel, name, values, color in (
+        (panels[0], "objective", objective, INK),
+        (panels[0], "data", data, POSITIVE),
+        (panels[0], "prior", objective - data, NEGATIVE),
+        (panels[1], "R(w)", nll, NEGATIVE),
+        (panels[1], "hyper-prior", hyper, "#009e73"),
+    ):
+        panel.plot(epochs, values, color=color, label=name, marker="." if len(epochs) == 1 else "")
+    for panel, label in zip(panels, ("nats a case", "nats"), strict=True):
+        panel.axhline(0, color="0.8", lw=0.5, zorder=0)
+        panel.set_ylabel(label)
+        panel.yaxis.set_major_formatter(format_number)
+        _over_time(panel, epochs, unit)
+        add_legend(panel)
+    return figure

@@ -1,0 +1,235 @@
+"""Pictures of a vector of weights and its mixture."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
+from swsmix.plots.density import (
+    curve_points,
+    density_panel,
+    flat_weights,
+    histogram,
+    label_centres,
+    most_responsible,
+    parameters_of,
+    span,
+)
+from swsmix.plots.style import (
+    COLUMN,
+    FULL,
+    GREY,
+    Array,
+    Panels,
+    add_legend,
+    component_colors,
+    format_number,
+    make_panels,
+    num_columns,
+    styled,
+)
+
+_MAX_DOTS = 20_000
+
+
+@styled
+def clusters(
+    weights: Float[Tensor, "..."],
+    mixture: GaussianMixture,
+    *,
+    ax: Panels = None,
+    width: float = FULL,
+) -> Figure:
+    """The weights' histogram with the mixture's density and its components, linear and log.
+
+    The number above each centre is the number of weights for which that component is the most
+    responsible. Components with mixing 0 are not drawn. In the linear panel a lone tower ten
+    times higher than the rest is cut; its height is written beside it.
+
+    Args:
+        weights: weights of any shape.
+        mixture: the mixture (k components).
+        ax: two Axes, linear and log.
+        width: of the figure, in inches; below 5 the panels are stacked.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> figure = clusters(torch.tensor([0.0, 0.1, 0.9]), mixture)
+    """
+    w = flat_weights(weights)
+    parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
+    edges, counts = histogram(w, *span(parameters, w))
+    columns = num_columns(width)
+    figure, panels = make_panels(
+        ax, 2, width=width, row=2.5 if columns == 2 else 1.95, columns=columns
+    )
+    for panel, log in zip(panels, (False, True), strict=True):
+        density_panel(panel, edges, counts, parameters, colors, log=log)
+        panel.set(xlabel="weight", ylabel="density (1 / weight)")
+    live = np.flatnonzero(parameters[0] > 0)
+    numbers = np.bincount(most_responsible(w, mixture), minlength=len(colors))
+    label_centres(
+        panels[1],
+        parameters[1][live],
+        [format_number(numbers[j]) for j in live],
+        [colors[j] for j in live.tolist()],
+        "weights\nin each",
+    )
+    add_legend(panels[0])
+    return figure
+
+
+@styled
+def responsibilities(
+    mixture: GaussianMixture,
+    weights: Float[Tensor, "..."] | None = None,
+    *,
+    ax: Panels = None,
+    width: float = FULL,
+) -> Figure:
+    """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
+
+    Args:
+        mixture: the mixture (k components).
+        weights: weights of any shape, drawn below as a histogram (log counts), each bar in the
+            colour of the component that claims it.
+        ax: one Axes, or two with weights.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> figure = responsibilities(mixture, torch.tensor([0.0, 0.1, 0.9]))
+    """
+    parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
+    flat = [] if weights is None else [flat_weights(weights)]
+    low, high = span(parameters, *flat)
+    mean, live = parameters[1], parameters[0] > 0
+    order = [j for j in np.argsort(mean, kind="stable").tolist() if live[j]]
+    shades = [colors[j] for j in order]
+
+    def gamma(points: Array) -> Array:
+        with torch.no_grad():
+            rows = mixture.responsibilities(torch.from_numpy(points).to(mixture.mean))
+        return rows.double().cpu().numpy().T[order]
+
+    figure, panels = make_panels(
+        ax,
+        1 + len(flat),
+        width=width,
+        row=1.35 if flat else 1.8,
+        sharex=True,
+        height_ratios=[2.0, 1.5][: 1 + len(flat)],
+    )
+    x = curve_points(low, high, mean, parameters[2])
+    areas = panels[0].stackplot(x, gamma(x), colors=shades, lw=0.3, ec="w", alpha=0.85)
+    for j, area in zip(order, areas, strict=True):
+        area.set_label(f"_component {j}")
+    panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
+    label_centres(panels[0], mean[order], [format_number(mean[j]) for j in order], shades, "mean")
+    for w in flat:
+        edges, counts = histogram(w, low, high)
+        claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
+        for i, j in enumerate(order):
+            held = np.where(claimant == i, np.maximum(counts, 0.5), 0.5)
+            panels[1].stairs(
+                held,
+                edges,
+                baseline=0.5,
+                fill=True,
+                color=colors[j],
+                alpha=0.85,
+                label=f"_component {j}",
+            )
+        panels[1].set(yscale="log", ylim=(0.5, 3 * counts.max()), ylabel="weights / bin")
+    panels[-1].set_xlabel("weight")
+    return figure
+
+
+@styled
+def before_after(
+    initial: Float[Tensor, "..."],
+    final: Float[Tensor, "..."],
+    mixture: GaussianMixture,
+    *,
+    ax: Panels = None,
+    width: float = COLUMN,
+) -> Figure:
+    """Each weight after training against its start, coloured by its final component.
+
+    Bands are mean +- 2 std of each live component; the grey diagonal is "did not move"; the
+    margins hold the histograms of all weights (log counts). The dots are at most 20,000 weights,
+    the same ones every time.
+
+    Args:
+        initial: weights before training, any shape.
+        final: the same weights after training.
+        mixture: the final mixture (k components).
+        ax: one Axes; the margins are drawn about it.
+        width: of the figure, in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if the numbers of weights differ.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> figure = before_after(torch.tensor([0.2, 0.7]), torch.tensor([0.0, 1.0]), mixture)
+    """
+    before, after = flat_weights(initial, "initial"), flat_weights(final, "final")
+    if len(before) != len(after):
+        raise ValueError(
+            f"wanted the same weights before and after, got {len(before)} and {len(after)}: "
+            "pass both from the same tensors of the network"
+        )
+    parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
+    dots = np.arange(len(after))
+    if len(after) > _MAX_DOTS:
+        seed = torch.Generator().manual_seed(0)
+        dots = np.unique(torch.randint(len(after), (_MAX_DOTS,), generator=seed).numpy())
+    component = most_responsible(after[dots], mixture)
+    figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
+    xlim, ylim = span(parameters, before), span(parameters, after)
+    main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
+    for j in np.flatnonzero(parameters[0] > 0).tolist():
+        middle, half = parameters[1][j], 2 * parameters[2][j]
+        main.axhspan(
+            middle - half, middle + half, color=colors[j], alpha=0.15, lw=0, label=f"_band {j}"
+        )
+        main.axhline(middle, color=colors[j], lw=0.4, alpha=0.6, zorder=1, label=f"_centre {j}")
+    main.scatter(
+        before.numpy()[dots],
+        after.numpy()[dots],
+        c=[colors[j] for j in component],
+        s=3 if len(dots) > 2000 else 8,
+        alpha=0.5,
+        lw=0,
+        rasterized=True,
+        label="_dots",
+    )
+    main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
+    main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
+    margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
+    margins = (("vertical", before), ("horizontal", after))
+    for side, values in margins:
+        upright = side == "vertical"
+        limits = xlim if upright else ylim
+        margin = main.inset_axes((0, 1.02, 1, 0.16) if upright else (1.02, 0, 0.16, 1))
+        edges, counts = histogram(values, *limits)
+        margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=side)
+        (margin.set_xlim if upright else margin.set_ylim)(limits)
+        margin.axis("off")
+    return figure
