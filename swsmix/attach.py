@@ -14,11 +14,13 @@ the EM majoriser of R, which is quadratic in w:
 with gamma taken at the weights before the optimiser's step, and eta_i the optimiser's own
 effective step for that weight. It is stable for every sigma and every step size, and it has the
 fixed points of the explicit gradient: w* = (w* - eta g + eta t b) / (1 + eta t a) says that
-g + t (a w* - b) = 0.
+g + t (a w* - b) = 0. (AdamW's decay, itself a step outside the gradient, shifts the two a little
+differently.) A tensor that got no gradient from the loss is not moved.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,7 +95,10 @@ class Attachment:
         self._optimizers = [_unwrapped(optimizer) for optimizer in optimizers]
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
+        self._joint: dict[int, Tensor] = {}
         self._check()
+        self._number = {id(o): len(self._names(o)) for o in self._optimizers}
+        _LIVE.add(self)
         self._handles = [
             handle
             for optimizer in self._optimizers
@@ -104,6 +109,15 @@ class Attachment:
         ]
 
     def _check(self) -> None:
+        mine = set(map(id, self._optimizers))
+        others = (a for a in _LIVE if a.prior is self.prior)
+        if len(mine) < len(self._optimizers) or any(
+            not mine.isdisjoint(map(id, other._optimizers)) for other in others if other is not self
+        ):
+            raise ValueError(
+                "this prior is attached to this optimiser already and would act twice: .remove() "
+                "the other attachment first (fit makes one of its own)"
+            )
         held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
         wanted = weights.resolve(self.prior._model[0], self.prior.selection.names)
         missing = [name for name, p in wanted.items() if id(p) not in held]
@@ -120,13 +134,17 @@ class Attachment:
                 "in mode 'gradient' an optimiser must hold the mixtures too: add a parameter group "
                 "{'params': prior.parameters(), 'lr': ...}"
             )
+        if any(g.get("maximize") for o in self._optimizers for g in o.param_groups):
+            raise ValueError(
+                "the prior is minimised with the loss; got an optimiser that maximises"
+            )
         if self.update == "proximal":
             if self.prior.mode == "gradient":
                 raise ValueError("the proximal step wants mode='em'; use update='gradient'")
             for optimizer in self._optimizers:
-                if not isinstance(optimizer, _KNOWN) or optimizer.defaults.get("maximize"):
+                if not isinstance(optimizer, _KNOWN):
                     raise ValueError(
-                        "the proximal step wants SGD, Adam or AdamW (not maximising), whose "
+                        "the proximal step wants SGD, Adam or AdamW, whose "
                         f"effective step is known; got {type(optimizer).__name__}: use "
                         "update='gradient'"
                     )
@@ -136,6 +154,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._before.clear()
+        _LIVE.discard(self)
 
     def state_dict(self) -> dict[str, int]:
         """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`.
@@ -196,11 +215,11 @@ class Attachment:
         if self._waiting:
             return
         self._waiting = set(map(id, self._optimizers))
+        self._joint.clear()
         self.tick += 1
         advance_(self.prior, self.schedule, self.tick)
 
-    def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
-        """The prior's tensors in this optimiser: name, parameter, group of the prior."""
+    def _names(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
         held = {id(p) for p in _parameters(optimizer)}
         return [
             (name, p, group)
@@ -208,6 +227,17 @@ class Attachment:
             for name, p in self.prior.parameters_of(group).items()
             if id(p) in held
         ]
+
+    def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
+        """The prior's tensors in this optimiser, those frozen since then left out.
+
+        Returns:
+            name, parameter, group of the prior.
+        """
+        found = self._names(optimizer)
+        if len(found) != self._number[id(optimizer)]:
+            self._check()  # a Parameter was replaced: say which one
+        return [entry for entry in found if entry[1].requires_grad]
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer, strength: float) -> None:
@@ -224,13 +254,18 @@ class Attachment:
             self.prior.add_gradient_(group, params, strength)
 
     def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
-        params = [p for _, p, _ in self._held(optimizer)]
-        mine = {id(p) for p in _parameters(optimizer)}
-        params += [p for p in self.prior.parameters() if id(p) in mine]
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(strength * self.prior.penalty(), params)
-        for p, gradient in zip(params, gradients, strict=True):
-            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        """Mode "gradient": weights and mixtures together, taken once a tick at one point."""
+        if not self._joint or len(self._optimizers) == 1:
+            params = [p for o in self._optimizers for _, p, _ in self._held(o)]
+            if self.schedule.mixture_moves_at(self.tick):
+                params += list(self.prior.parameters())
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(self.prior.penalty(), params)
+            self._joint = {id(p): g for p, g in zip(params, gradients, strict=True)}
+        for p in _parameters(optimizer):
+            if id(p) in self._joint:
+                gradient = strength * self._joint[id(p)]
+                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
     @torch.no_grad()
     def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
@@ -245,6 +280,9 @@ class Attachment:
                 part = slice(start, start + _CHUNK)
                 eta = _effective_step(optimizer.state[p], settings[id(p)], optimizer, part)
                 table.proximal_(w[part], before[part], eta, strength * self.prior.tau[group])
+
+
+_LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
 def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:

@@ -128,16 +128,18 @@ def train(
     from swsmix import runs
 
     out = out or Path("runs") / data.value
-    if resume:
-        given = {
-            name
-            for name in settings
-            if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-        }
-        settings = _resumed(runs.load_config(out), settings, given)
-    else:
-        runs.new_run(out, force=force)
-    _run(settings, out, resume=resume, quiet=quiet)
+    if not resume:
+        with runs.new_run(out, force=force):
+            _run(settings, out, resume=False, quiet=quiet)
+        return
+    if force:
+        raise typer.BadParameter("--resume continues a run and --force replaces it: give one")
+    given = {
+        name
+        for name in settings
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    _run(_resumed(runs.load_config(out), settings, given), out, resume=True, quiet=quiet)
 
 
 def _resumed(saved: dict[str, Any], asked: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -158,8 +160,10 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
 
     from swsmix import problems, runs
 
-    if settings["device"] != "cpu":
-        torch.empty(0, device=settings["device"])  # an unknown device is an error now, not later
+    try:
+        torch.empty(0, device=settings["device"])
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {settings['device']!r} here: {error}") from error
     problem = problems.load_problem(
         settings["data"],
         net=settings["net"],
@@ -171,9 +175,10 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
     changes = {"tau": settings["tau"], "em_every": settings["em_every"]}
     schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
     problem = replace(problem, schedule=schedule)
-    runs.save_config(out, settings)
     if problem.lr is None:
         torch.set_num_threads(1)  # in networks this small, threads only wait for each other
+    if not resume:
+        runs.save_config(out, settings)
 
     began = time.monotonic()
     try:
@@ -187,10 +192,11 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
             progress=not quiet,
             baseline=settings["baseline"],
         )
-    except BaseException:
-        if not runs.has_checkpoint(out):  # nothing to resume: leave the folder free
-            (out / "config.toml").unlink(missing_ok=True)
-        raise
+    except KeyboardInterrupt:
+        kept = "go on with --resume" if runs.has_checkpoint(out) else "nothing was written yet"
+        typer.echo(f"\ninterrupted: {kept}", err=True)
+        raise typer.Exit(130) from None
+    runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
     runs.save_json(out / "results.json", results)
@@ -241,14 +247,11 @@ def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
 
 
 def main() -> None:
-    """The console script: errors are one clear line, an interruption says how to go on."""
+    """The console script: errors are one clear line."""
     import sys
 
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the last checkpoint is kept: go on with --resume", err=True)
-        sys.exit(130)
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         typer.echo(f"swsmix: {error}", err=True)
         sys.exit(1)

@@ -80,7 +80,12 @@ class Moments:
 
         Returns:
             The running moments, about the new ones' centres.
+
+        Raises:
+            ValueError: if the rate is outside (0, 1].
         """
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(f"the rate of the running moments must lie in (0, 1]; got {rate}")
         old = self.recentred(new.centre)
         return Moments(
             new.centre,
@@ -90,7 +95,7 @@ class Moments:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HyperPrior:
     """The conjugate hyper-prior on (pi, mu, sigma^2): pseudo-counts for the M step.
 
@@ -161,17 +166,29 @@ class HyperPrior:
         return tensors
 
 
-def e_step(mixture: GaussianMixture, w: Float[Tensor, "*n"]) -> Moments:
+def e_step(
+    mixture: GaussianMixture, w: Float[Tensor, "*n"], table: tables.Tables | None = None
+) -> Moments:
     """The E step: the expected sufficient statistics of the weights under the mixture.
 
     Args:
         mixture: the current mixture.
         w: the weights, any shape.
+        table: the mixture's tables, if they are at hand.
 
     Returns:
         Moments centred on the mixture's means.
+
+    Raises:
+        ValueError: if weights are not finite.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> e_step(mixture, torch.tensor([0.0, 0.1, 1.0])).count
+        tensor([2., 1.], dtype=torch.float64)
     """
-    table = tables.build(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
+    if table is None:
+        table = tables.build(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
     return Moments(mixture.mean.detach().double(), *table.moments(w))
 
 
@@ -194,13 +211,21 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
         moments: from `e_step`, possibly pooled or damped.
         hyper: the hyper-prior, or None for textbook EM.
 
+    Raises:
+        TypeError: if the mixture is trainable: an optimiser moves it then.
+        ValueError: if the moments are not finite; the mixture is left as it was.
+
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 0.8], [0.1, 0.1])
         >>> m_step_(mixture, e_step(mixture, torch.tensor([0.0, 0.1, 1.0])), HyperPrior())
         >>> mixture.mean
         tensor([0.0500, 1.0000], dtype=torch.float64)
     """
+    if mixture.is_trainable:
+        raise TypeError("EM moves plain mixtures; this one is trainable, for an optimiser")
     count = moments.count
+    if not all(s.isfinite().all() for s in (count, moments.first, moments.second)):
+        raise ValueError("the moments are not finite: the weights hold nan or inf")
     if hyper is None:
         kappa = pull = nu = scale = c = torch.zeros_like(count)
         pseudo = torch.zeros_like(count)
@@ -249,7 +274,9 @@ def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor
     # The free proportions share 1 - (the pinned ones); their shares are Dirichlet.
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
     share = mixture.mixing.double()[free] / rest
-    total = torch.xlogy(alpha - 1.0, share).sum() + alpha.sum().lgamma() - alpha.lgamma().sum()
+    total = share.new_zeros(())
+    if len(share):
+        total = torch.xlogy(alpha - 1.0, share).sum() + alpha.sum().lgamma() - alpha.lgamma().sum()
 
     mean, variance = mixture.mean.double(), mixture.std.double().square()
     drawn = (prior["mean_count"] > 0) & ~mixture.pinned_mean

@@ -9,6 +9,7 @@ exact far out in the tails, where the density itself underflows.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -68,9 +69,10 @@ class GaussianMixture(nn.Module):
         pinned_std: Bool[Tensor, " k"] | Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
-        like = next((v for v in (mixing, mean, std) if isinstance(v, Tensor)), None)
-        dtype = like.dtype if like is not None else torch.float64
-        device = like.device if like is not None else None
+        like = [v for v in (mixing, mean, std) if isinstance(v, Tensor)]
+        real = [v.dtype for v in like if v.is_floating_point()] or [torch.float64]
+        dtype = functools.reduce(torch.promote_types, real)
+        device = like[0].device if like else None
         for name, value in (("mixing", mixing), ("mean", mean), ("std", std)):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
             self.register_buffer(name, tensor)
@@ -108,6 +110,20 @@ class GaussianMixture(nn.Module):
     def num_components(self) -> int:
         """K, pinned components included."""
         return len(self.mean)
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether `trainable_` has made the tensors parameters."""
+        return "mean" not in self._buffers
+
+    def plain_copy(self) -> GaussianMixture:
+        """The same mixture with the same pins, its tensors buffers again.
+
+        Returns:
+            A mixture that shares nothing with this one.
+        """
+        pins = {n: getattr(self, n) for n in ("pinned_mixing", "pinned_mean", "pinned_std")}
+        return GaussianMixture(self.mixing, self.mean, self.std, **pins)
 
     def extra_repr(self) -> str:
         """The size and the pins, for `print`.
@@ -244,6 +260,8 @@ class GaussianMixture(nn.Module):
         Returns:
             The mixture itself.
         """
+        if self.is_trainable:
+            return self
         for name, parametrization in (
             ("mixing", _Softmax(self.mixing, self.pinned_mixing)),
             ("mean", _Pinned(self.mean, self.pinned_mean)),
@@ -260,13 +278,18 @@ class GaussianMixture(nn.Module):
         """Cut stds above a cap down to it, for annealing; pinned ones stay.
 
         Args:
-            cap: the largest std allowed, in units of the weights.
+            cap: the largest std allowed, positive, in units of the weights.
+
+        Raises:
+            ValueError: if the cap is not positive.
         """
+        if not cap > 0.0:
+            raise ValueError(f"the cap of the stds must be positive; got {cap}")
         capped = torch.where(self.pinned_std, self.std, self.std.clamp(max=cap))
-        if "std" in self._buffers:
-            self.std.copy_(capped)
-        else:
+        if self.is_trainable:
             self.std = capped
+        else:
+            self.std.copy_(capped)
 
 
 class _Pinned(nn.Module):

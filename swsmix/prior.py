@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -116,7 +115,7 @@ class MixturePrior(nn.Module):
                 )
             else:
                 dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-                mixture = copy.deepcopy(_of(initial, group, "initial")).to(w.device, dtype)
+                mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
             chosen = hyper if hyper is None else _of(hyper, group, "hyper")
             if chosen is None:
                 scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
@@ -207,8 +206,11 @@ class MixturePrior(nn.Module):
         total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
         for shards, parts in self._pieces(group):
             # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
-            phi = [weights.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)]
-            here = torch.stack([tables.neg_log_prior(w, *phi) for w in parts]).sum()
+            pi, mu, sigma = (
+                weights.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)
+            )
+            table = self.tables_of(group) if self.mode == "em" else None
+            here = torch.stack([tables.neg_log_prior(w, pi, mu, sigma, table) for w in parts]).sum()
             # The value is everyone's, the gradient belongs to the shard.
             everywhere = weights.sum_over_(here.detach().clone(), shards)
             total = total + (here + (everywhere - here.detach()) if shards else here)
@@ -287,6 +289,8 @@ class MixturePrior(nn.Module):
             ValueError: if weights are not finite, or not on the mixtures' device; the mixtures
                 are then unchanged.
         """
+        if not 0.0 < rate <= 1.0:
+            raise ValueError(f"the rate of the running moments must lie in (0, 1]; got {rate}")
         if self.mode == "gradient":
             raise RuntimeError(
                 "mode 'gradient' has no EM step: give prior.parameters() to an optimiser, or make "
@@ -314,8 +318,9 @@ class MixturePrior(nn.Module):
         mixture = self._member(group).mixture
         self.check_weights(group)
         total: Moments | None = None
+        table = self.tables_of(group) if self.mode == "em" else None
         for shards, parts in self._pieces(group):
-            here = functools.reduce(operator.add, (e_step(mixture, w) for w in parts))
+            here = functools.reduce(operator.add, (e_step(mixture, w, table) for w in parts))
             if shards:  # each process has seen its shard only
                 sums = torch.stack([here.count, here.first, here.second])
                 here = Moments(here.centre, *weights.sum_over_(sums, shards))
@@ -452,14 +457,18 @@ class MixturePrior(nn.Module):
             The missing and unexpected keys, as `torch.nn.Module.load_state_dict`.
 
         Raises:
-            ValueError: if the saved prior had other groups than this one.
+            ValueError: if the saved prior had other groups or another mode than this one.
         """
-        saved = {key.split(".")[1].replace("/", ".") for key in state_dict if key.count(".") > 1}
-        if strict and saved != set(self.selection.groups):
+        saved = {key.split(".")[1] for key in state_dict if key.startswith("groups.")}
+        if strict and saved != {_key(group) for group in self.selection.groups}:
+            names = sorted(n[1:-1].replace("%2E", ".").replace("%25", "%") for n in saved)
             raise ValueError(
-                f"the saved prior has the groups {sorted(saved)}, this one has "
+                f"the saved prior has the groups {names}, this one has "
                 f"{sorted(self.selection.groups)}: make it with the same groups="
             )
+        mode = "gradient" if any(".parametrizations." in key for key in state_dict) else "em"
+        if strict and mode != self.mode:
+            raise ValueError(f"the prior was saved with mode={mode!r}, this one has {self.mode!r}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
@@ -477,6 +486,15 @@ class _Member(nn.Module):
 
     hyper_std: Tensor
     running_count: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Member:
+        # Statistics follow the mixture to its device, but stay in float64.
+        own = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in own.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(self.mixture.mean.device)
+        return self
 
     @property
     def hyper(self) -> HyperPrior:
@@ -507,8 +525,8 @@ def _of(value: T | Mapping[str, T], group: str, what: str) -> T:
 
 
 def _key(group: str) -> str:
-    # nn.ModuleDict forbids dots in its keys.
-    return group.replace(".", "/")
+    # nn.ModuleDict forbids dots in its keys, and names of its own methods.
+    return f"[{group.replace('%', '%25').replace('.', '%2E')}]"
 
 
 def _row(values: list[float], form: str) -> str:

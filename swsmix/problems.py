@@ -177,7 +177,7 @@ def _mnist(net: str, dtype: torch.dtype) -> Problem:
             std_start=0.05, std_end=0.002, anneal_start=steps, anneal=3 * steps,
         ),
         hyper=HyperPrior(std=0.01, std_count=1.0),
-        decay_stds=(0.03, 0.1, 0.3),
+        decay_stds=(0.1, 0.3, 1.0),
     )  # fmt: skip
 
 

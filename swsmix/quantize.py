@@ -56,9 +56,10 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
         >>> len(net.weight.unique()) <= 3
         True
     """
+    for group in prior.mixtures:
+        prior.check_weights(group)
     index = {}
     for group, mixture in prior.mixtures.items():
-        prior.check_weights(group)
         for name, p in prior.parameters_of(group).items():
             index[name] = assign(mixture, p)
             p.copy_(mixture.mean[index[name]])

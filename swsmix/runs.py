@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swsmix.history import History
@@ -35,6 +35,8 @@ from swsmix.mixture import GaussianMixture
 
 _PREFIX = "checkpoint-"
 _FINAL = "final"
+_WRITING = ".writing-"
+_MARKER = ".swsmix-run"
 
 
 @dataclass(frozen=True)
@@ -72,48 +74,72 @@ class Run:
         }
 
 
-def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Make an empty run folder.
+def claim(path: str | os.PathLike[str]) -> Path:
+    """Make a run folder, or take an empty one; what others left there is never touched.
 
     Args:
         path: where.
-        force: delete what an earlier run left there.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if there already is something and `force` is not set, or if it is not a
-            run folder, which is never deleted.
+        FileExistsError: if it holds a run already, or something that is not a run.
         OSError: if the folder cannot be written.
     """
     path = Path(path)
-    if path.is_file() or (path.exists() and any(path.iterdir())):
-        if not is_run(path):
-            raise FileExistsError(f"{path} exists and is not a run folder: name another with --out")
-        if not force:
-            raise FileExistsError(
-                f"{path} already holds a run: continue it with --resume, replace it with --force, "
-                "or name another folder with --out"
-            )
-        shutil.rmtree(path)
+    if path.is_file() or (path.exists() and any(path.iterdir()) and not is_run(path)):
+        raise FileExistsError(f"{path} exists and is not a run folder: name another")
+    if has_checkpoint(path):
+        raise FileExistsError(
+            f"{path} already holds a run: continue it (--resume, resume=True), replace it "
+            "(--force), or name another folder"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        (path / _MARKER).touch()
     except OSError as error:
         raise OSError(f"cannot write the run folder {path}: {error.strerror}") from error
     return path
 
 
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a run folder.
+@contextmanager
+def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """A fresh run folder; an old run is deleted only once the new one has a checkpoint.
 
-    Returns:
-        True if it has a config or a checkpoint.
+    Args:
+        path: where.
+        force: replace the run that is there.
+
+    Yields:
+        The folder.
+
+    Raises:
+        FileExistsError: as `claim`, unless it holds a run and `force` is set.
     """
     path = Path(path)
-    return (path / "config.toml").is_file() or bool(_checkpoints(path))
+    aside = path.with_name(f".{path.name}.replaced")
+    if force and is_run(path):
+        path.rename(aside)
+    claim(path)
+    try:
+        yield path
+    finally:
+        if not has_checkpoint(path):  # it came to nothing
+            shutil.rmtree(path)
+            if aside.exists():
+                aside.rename(path)
+        elif aside.exists():
+            shutil.rmtree(aside)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder was made by `claim` or `save_checkpoint`.
+
+    Returns:
+        True if it carries their mark.
+    """
+    return (Path(path) / _MARKER).is_file()
 
 
 @contextmanager
@@ -204,12 +230,20 @@ def save_checkpoint(
         training: tensors, numbers and containers of them, for `torch.save`.
         final: write the run's outcome, `final/`, instead of a checkpoint to resume from.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path, prefix=".writing-"))
+    if not is_run(path):
+        claim(path)
+    for stale in path.glob(f"{_WRITING}*"):  # of a process that was killed
+        shutil.rmtree(stale)
+    temporary = Path(tempfile.mkdtemp(dir=path, prefix=_WRITING))
     target = path / (_FINAL if final else f"{_PREFIX}{epoch:06d}")
     try:
         temporary.chmod(0o755)
-        save_model(network, str(temporary / "network.safetensors"))
+        # Whole, each name with a tensor of its own: a tied network loads strictly too.
+        state = {
+            n: t.detach().clone(memory_format=torch.contiguous_format)
+            for n, t in network.state_dict().items()
+        }
+        save_file(state, temporary / "network.safetensors")
         save_file(prior.state_dict() if prior is not None else {}, temporary / "prior.safetensors")
         save_file(history.to_tensors(), temporary / "history.safetensors")
         torch.save({"epoch": epoch, **training}, temporary / "training.pt")
@@ -272,7 +306,7 @@ def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
         ValueError: if they do not fit; the names or shapes that differ are in the message.
     """
     try:
-        load_model(network, run.folder / "network.safetensors")
+        network.load_state_dict(run.network)
         if prior is not None:
             prior.load_state_dict(run.prior)
     except RuntimeError as error:

@@ -18,8 +18,9 @@ class Schedule:
             temper it to about 0.005).
         start: the tick at which the prior enters; before it the network trains on the data alone.
         warmup: ticks over which tau then rises linearly from 0.
-        em_start: the tick of the first EM step (burn-in); by default that at which the prior
-            enters.
+        em_start: the end of the mixture's burn-in: EM steps are made every `em_every` ticks after
+            it, and in mode "gradient" the mixture is held until it. By default the tick at which
+            the prior enters.
         em_every: ticks between EM steps.
         em_rate: rho of the running moments in (0, 1]; 1 uses fresh moments alone.
         std_start: from `anneal_start` on, stds above a cap are cut down to it; the cap falls
@@ -60,7 +61,9 @@ class Schedule:
                 raise ValueError(f"{name} must be at least 0 ticks; got {getattr(self, name)}")
         if (self.std_start is None) != (self.std_end is None):
             raise ValueError("annealing wants both std_start and std_end")
-        if self.std_start is not None and not self.std_start >= (self.std_end or 0.0) > 0.0:
+        if self.std_start is not None and not (
+            float("inf") > self.std_start >= (self.std_end or 0.0) > 0.0
+        ):
             raise ValueError(
                 f"annealing wants std_start >= std_end > 0; got {self.std_start} and {self.std_end}"
             )
@@ -75,6 +78,14 @@ class Schedule:
             return 0.0
         since = tick - self.start
         return self.tau * (min(1.0, since / self.warmup) if self.warmup else 1.0)
+
+    def mixture_moves_at(self, tick: int) -> bool:
+        """Whether the mixture is past its burn-in; in mode "gradient" it is held until then.
+
+        Returns:
+            True from `em_start` on.
+        """
+        return tick >= (self.start if self.em_start is None else self.em_start)
 
     def em_at(self, tick: int) -> bool:
         """Whether an EM step is due when the clock has reached a tick.

@@ -84,7 +84,9 @@ def fit(
             the best network and mixture.
         lr_scheduler: stepped after every epoch.
         run: a folder for checkpoints, one after every epoch, see `swsmix.runs`.
-        resume: continue from the newest checkpoint in `run`, bit for bit, if there is one.
+        resume: continue from the newest checkpoint in `run`, bit for bit, if there is one. (The
+            states of torch's generators and of a loader's own are kept; those of `random` and
+            numpy are yours.)
         seed: for shuffling.
         progress: show a progress bar.
         callback: called as callback(epoch, history) after every epoch.
@@ -93,7 +95,9 @@ def fit(
         The history: a record of the start and of every epoch.
 
     Raises:
-        ValueError: for arguments that do not fit together.
+        ValueError: for arguments that do not fit together, and if the weights are no longer finite
+            at an EM step.
+        FileExistsError: if `run` holds another run already and `resume` is not set.
         FloatingPointError: if the objective is no longer finite; the last checkpoint stays.
 
     Example:
@@ -106,16 +110,20 @@ def fit(
         >>> len(history)
         3
     """
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience must be at least 1 epoch; got {patience}")
     if patience is not None and validation is None:
         raise ValueError("patience (early stopping) wants validation data")
     if resume and run is None:
         raise ValueError("resume wants the run folder in run=")
+    if isinstance(optimizer, str) and lr_scheduler is not None:
+        raise ValueError(f"{optimizer!r} has no learning rate to schedule: leave lr_scheduler away")
     folder = None if run is None else Path(run)
     job = _Job(
         model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations
     )
     job.lr_scheduler, job.seed = lr_scheduler, seed
-    history, done, best = History(), 0, _Best(patience)
+    history, done, best = History(), 0, _Best(patience, model, prior, loss)
     began = time.monotonic()
 
     def record(epoch: int) -> None:
@@ -143,7 +151,11 @@ def fit(
             job.load_state_dict(saved.training["job"])
             best.load_state_dict(saved.training["best"])
             began -= history.scalars["seconds"][-1]
+            if done > epochs:
+                raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
         else:
+            if folder is not None:
+                runs.claim(folder)
             record(0)
             save(0)
         for epoch in _progress(range(done + 1, epochs + 1), epochs, history, progress):
@@ -151,14 +163,15 @@ def fit(
                 break
             job.epoch(epoch)
             record(epoch)
-            best.see(history.scalars["validation_measure"][-1], model, prior)
+            job.schedule_rate(history)
+            best.see(history.scalars["validation_measure"][-1])
             save(epoch)
             done = epoch
             if callback is not None:
                 callback(epoch, history)
     finally:
         job.close()
-    if best.restore_(model, prior):
+    if best.restore_():
         record(done)  # the network that is returned is the last record's
     save(done, final=True)
     return history
@@ -184,6 +197,10 @@ class _Job:
         self.optimizer = optimizer
         self.batch_size, self.iterations = batch_size, iterations
         self.num_data = _count(data, num_data)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(f"the model {type(model).__name__} has no parameters to train")
         self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.seed = 0
         self.steps = 0
@@ -208,6 +225,8 @@ class _Job:
             return
         self.schedule = schedule or Schedule()
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if held.isdisjoint(map(id, model.parameters())):
+            raise ValueError("the optimiser holds no parameter of this model: make it over its own")
         loose = [p for p in loss_parameters if p.requires_grad and id(p) not in held]
         if loose:
             raise ValueError(
@@ -225,6 +244,7 @@ class _Job:
         if isinstance(self.optimizer, str):
             self._round(self.optimizer)
             return
+        before = self.steps
         for x, y in self._batches(number):
             self.optimizer.zero_grad()
             value = self.loss(self.model(x), y)
@@ -236,7 +256,19 @@ class _Job:
             value.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.steps += 1
-        if self.lr_scheduler is not None:
+        if self.steps == before:
+            raise ValueError(
+                "the data gave no batch: give two tensors, a list of batches or a DataLoader, "
+                "which can be gone through in every epoch"
+            )
+
+    def schedule_rate(self, history: History) -> None:
+        """Step the learning-rate scheduler, by the measure if it is one that asks for it."""
+        if isinstance(self.lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            name = "validation_measure"
+            value = history.scalars[name][-1]
+            self.lr_scheduler.step(history.scalars["objective"][-1] if math.isnan(value) else value)
+        elif self.lr_scheduler is not None:
             self.lr_scheduler.step()
 
     def _batches(self, number: int) -> Iterator[Batch]:
@@ -253,33 +285,41 @@ class _Job:
     def _round(self, method: str) -> None:
         from scipy.optimize import minimize
 
-        device = self.parameters[0].device
+        moving = self.parameters
+        if self.prior is not None and not self.schedule.mixture_moves_at(self.steps):
+            held = set(map(id, self.prior.parameters()))
+            moving = [p for p in moving if id(p) not in held]
+        device = moving[0].device
         x, y = (part.to(device) for part in self.data)  # type: ignore[union-attr]
         tau = self.schedule.tau_at(self.steps)
 
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             # In nats summed over the cases, since scipy's stopping rules are absolute.
-            _assign_(self.parameters, flat)
+            _assign_(moving, flat)
             total = self.num_data * self.loss(self.model(x), y)
             if self.prior is not None and tau > 0.0:
                 total = total + tau * self.prior.penalty()
-            gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+            gradients = torch.autograd.grad(total, moving, allow_unused=True)
             flat_gradient = [
                 (torch.zeros_like(p) if g is None else g).reshape(-1).double().cpu()
-                for p, g in zip(self.parameters, gradients, strict=True)
+                for p, g in zip(moving, gradients, strict=True)
             ]
             return total.item(), torch.cat(flat_gradient).numpy()
 
-        start = torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters]).numpy()
+        start = torch.cat([p.detach().reshape(-1).double().cpu() for p in moving]).numpy()
         options = {"maxiter": self.iterations, "gtol": 1e-9}
-        result = minimize(objective, start, jac=True, method=_SCIPY[method], options=options)
+        try:
+            result = minimize(objective, start, jac=True, method=_SCIPY[method], options=options)
+        except BaseException:
+            _assign_(moving, start)  # not a point of a line search
+            raise
         if not np.isfinite(result.fun):
-            _assign_(self.parameters, start)
+            _assign_(moving, start)
             raise FloatingPointError(
                 f"the objective is {result.fun} in round {self.steps + 1}: lower tau, or raise "
                 "std_count of the hyper-prior; the last checkpoint is intact"
             )
-        _assign_(self.parameters, result.x)
+        _assign_(moving, result.x)
         self.steps += 1
         if self.prior is not None:
             advance_(self.prior, self.schedule, self.steps)
@@ -360,38 +400,42 @@ class _Job:
 
 
 class _Best:
-    """Early stopping: the best network and mixture so far, by the validation measure."""
+    """Early stopping: the best network, mixture and noise so far, by the validation measure."""
 
-    def __init__(self, patience: int | None) -> None:
+    def __init__(
+        self, patience: int | None, model: nn.Module, prior: MixturePrior | None, loss: Loss
+    ) -> None:
         self.patience = patience
+        modules = {"network": model, "prior": prior, "loss": loss}
+        self.modules = {n: m for n, m in modules.items() if isinstance(m, nn.Module)}
         self.value, self.since = math.inf, 0
-        self.network: dict[str, Tensor] = {}
-        self.prior: dict[str, Tensor] = {}
+        self.states: dict[str, dict[str, Tensor]] = {}
 
     @property
     def stale(self) -> bool:
         return self.patience is not None and self.since >= self.patience
 
-    def see(self, value: float, model: nn.Module, prior: MixturePrior | None) -> None:
+    def see(self, value: float) -> None:
         if self.patience is None:
             return
         self.since += 1
         if value < self.value:
             self.value, self.since = value, 0
-            self.network = {k: v.clone() for k, v in model.state_dict().items()}
-            self.prior = {k: v.clone() for k, v in prior.state_dict().items()} if prior else {}
+            self.states = {
+                name: {key: tensor.clone() for key, tensor in module.state_dict().items()}
+                for name, module in self.modules.items()
+            }
 
-    def restore_(self, model: nn.Module, prior: MixturePrior | None) -> bool:
+    def restore_(self) -> bool:
         """Go back to the best; False if there is none, or if it is the present."""
-        if not self.network or self.since == 0:
+        if not self.states or self.since == 0:
             return False
-        model.load_state_dict(self.network)
-        if prior is not None:
-            prior.load_state_dict(self.prior)
+        for name, state in self.states.items():
+            self.modules[name].load_state_dict(state)
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {n: getattr(self, n) for n in ("value", "since", "network", "prior")}
+        return {name: getattr(self, name) for name in ("value", "since", "states")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -403,6 +447,15 @@ def _is_pair(data: Data) -> bool:
 
 
 def _count(data: Data, num_data: int | None) -> int:
+    if _is_pair(data) and len(data[0]) != len(data[1]):  # type: ignore[arg-type, index]
+        raise ValueError(
+            f"x and y want one length; got {len(data[0])} and {len(data[1])}"  # type: ignore[arg-type, index]
+        )
+    if iter(data) is data:
+        raise ValueError(
+            "the data are an iterator, which can be gone through once only: give two tensors, a "
+            "list of batches or a DataLoader"
+        )
     if num_data is not None:
         return num_data
     if _is_pair(data):
@@ -444,7 +497,9 @@ def _mean(model: nn.Module, functions: tuple[Loss, ...], data: Data | None) -> l
             totals[i] += float(function(prediction, target)) * len(x)
         count += len(x)
     model.train(training)
-    return [total / max(count, 1) for total in totals]
+    if count == 0:
+        raise ValueError("there are no data to measure on: the batches hold no case")
+    return [total / count for total in totals]
 
 
 def _evaluation_batches(data: Data, size: int = 4096) -> Iterable[Batch]:

@@ -75,6 +75,8 @@ def select(
         )
     if not isinstance(groups, str) and include is not None:
         raise ValueError("give the patterns either as include= or in groups=, not in both")
+    if not isinstance(groups, str) and not groups:
+        raise ValueError("groups is empty: name at least one group with its patterns")
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(f"the model {type(model).__name__} has no parameters to put a prior on")

@@ -1,0 +1,390 @@
+"""The tables agree with a slow twin in float64, within the error that they report."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swsmix import tables
+
+
+def spread(k, std):
+    """k components of one std, nearly all of the mass on zero."""
+    mean = torch.cat([torch.zeros(1), torch.linspace(-0.6, 0.6, k - 1)])
+    mixing = torch.full((k,), 0.001 / (k - 1))
+    mixing[0] = 0.999
+    return mixing, mean, torch.full((k,), std)
+
+
+def ladder(k):
+    """Stds from 1e-4 to 0.3."""
+    mean = 0.3 * torch.randn(k, generator=torch.Generator().manual_seed(1))
+    return torch.full((k,), 1 / k), mean, torch.logspace(-4, math.log10(0.3), k)
+
+
+MIXTURES = {
+    "typical": spread(17, 0.05),
+    "spiked": (*spread(17, 0.02)[:2], torch.tensor([1e-3] + [0.02] * 16)),
+    "wide": (
+        torch.full((3,), 1 / 3),
+        torch.tensor([-2.0, 0.0, 2.0]),
+        torch.tensor([3.0, 5.0, 4.0]),
+    ),
+    "coinciding": (
+        torch.full((4,), 0.25),
+        torch.full((4,), 0.1),
+        torch.tensor([0.1, 0.1, 0.3, 0.1]),
+    ),
+    "sixty-four": spread(64, 0.02),
+    "sixty-four, hard": ladder(64),
+    "hard": ladder(17),
+    "quantised": spread(17, 2e-4),
+    "tied": (torch.full((3,), 1 / 3), torch.tensor([1.0, 0.0, 0.0]), torch.ones(3)),
+    "one": (torch.ones(1), torch.full((1,), 0.1), torch.full((1,), 0.1)),
+    "dead": (
+        torch.tensor([0.6, 0.4, 0.0]),
+        torch.tensor([0.0, 0.5, 0.2]),
+        torch.tensor([0.1, 0.2, 1e-4]),
+    ),
+    "opposed": (torch.tensor([0.5, 0.5]), torch.tensor([-0.5, 0.5]), torch.tensor([0.01, 0.01])),
+}
+every_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())
+
+
+def weights_of(mixture, n=70_000, seed=0):
+    """Weights around the centres and between them, some far out, and exact zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing, mean, std = mixture
+    kind = torch.randint(len(mixing), (n,), generator=generator)
+    w = mean[kind] + 3 * std[kind] * torch.randn(n, generator=generator)
+    w[: n // 4] = torch.rand(n // 4, generator=generator) * 3 - 1.5
+    exponent = torch.rand(n // 50, generator=generator) * 60 - 42
+    w[: n // 50] = 10**exponent * torch.randn(n // 50, generator=generator).sign()
+    w[-n // 10 :] = 0.0
+    return w
+
+
+def twin(w, mixing, mean, std):
+    """f, f', a and the responsibilities, by the formulas, in float64; rows of w."""
+    mixing, mean, std = mixing.double(), mean.double(), std.double()
+    off = w.double()[:, None] - mean
+    joint = mixing.log() - std.log() - 0.5 * math.log(2 * math.pi) - 0.5 * (off / std) ** 2
+    gamma = joint.softmax(1)
+    return (
+        -joint.logsumexp(1),
+        (gamma * off / std**2).sum(1),
+        (gamma / std**2).sum(1),
+        torch.stack([(gamma * off**n).sum(0) for n in range(3)]),
+    )
+
+
+def excess(gradient, exact, curvature):
+    """The largest error of a gradient in the unit of the bound."""
+    scale = exact.abs() + curvature.sqrt()
+    return float(((gradient.double() - exact).abs() / scale).max())
+
+
+@every_mixture
+def test_gradient_is_within_the_reported_bound_of_the_twin(mixture):
+    table, w = tables.build(*mixture), weights_of(mixture)
+    _, exact, curvature, _ = twin(w, *mixture)
+    assert excess(table.gradient(w), exact, curvature) <= table.error.gradient <= 1e-5
+    near = w.abs() < 10
+    assert (table.gradient(w).double() - exact)[near].norm() <= 1e-5 * exact[near].norm()
+
+
+@every_mixture
+def test_value_is_within_the_reported_bound_of_the_twin(mixture):
+    table, w = tables.build(*mixture), weights_of(mixture)
+    exact, *_ = twin(w, *mixture)
+    error = abs(float(table.value(w) - exact.sum()))
+    assert error <= table.error.value * float((1 + exact.abs()).sum()) + 1e-12 * float(
+        exact.abs().sum()
+    )
+    assert table.error.value <= 1e-5
+
+
+@every_mixture
+def test_moments_agree_with_the_twin(mixture):
+    mixing, mean, std = mixture
+    w = weights_of(mixture)[1400:]
+    exact = twin(w, *mixture)[3]
+    moments = torch.stack([*tables.build(*mixture).moments(w)])
+    count = exact[0].clamp_min(1e-6)
+    for n, tolerance in enumerate((5e-6, 5e-6, 2e-5)):
+        error = (moments[n] - exact[n]).abs() / (count * std.double() ** n + exact[n].abs())
+        assert float(error.max()) <= tolerance
+
+
+def test_moments_of_a_narrow_component_are_those_of_its_weights():
+    generator = torch.Generator().manual_seed(0)
+    w = 0.5 + 1e-4 * torch.randn(400_000, generator=generator)
+    mixing, mean, std = (
+        torch.tensor([0.9, 0.1]),
+        torch.tensor([0.5, 0.0]),
+        torch.tensor([1e-4, 0.3]),
+    )
+    exact = twin(w, mixing, mean, std)[3]
+    moments = torch.stack([*tables.build(mixing, mean, std).moments(w)])
+    assert torch.allclose(moments, exact, rtol=2e-6, atol=1e-10)
+
+
+@every_mixture
+def test_full_is_value_gradient_and_moments(mixture):
+    table, w = tables.build(*mixture), weights_of(mixture)
+    full = table.full(w)
+    assert torch.equal(full.value, table.value(w))
+    assert torch.equal(full.gradient, table.gradient(w))
+    assert all(torch.equal(a, b) for a, b in zip(full.moments, table.moments(w), strict=True))
+    value, gradient = table.value_and_gradient(w)
+    assert torch.equal(value, full.value) and torch.equal(gradient, full.gradient)
+
+
+@every_mixture
+@pytest.mark.parametrize("step", [1e-6, 1.0])
+def test_proximal_step_agrees_with_the_twin(mixture, step):
+    mixing, mean, std = (each.double() for each in mixture)
+    at = weights_of(mixture)[1400:]
+    w = at + 1e-3 * torch.randn(len(at), generator=torch.Generator().manual_seed(3))
+    _, gradient, a, _ = twin(at, *mixture)
+    # b = a at - f', written so that it does not cancel: b = sum gamma mu / sigma^2.
+    exact = (w.double() + step * (a * at.double() - gradient)) / (1 + step * a)
+    move = step * (a * (at - w).abs() + gradient.abs()) / (1 + step * a)  # without cancellation
+    out = w.clone()
+    tables.build(*mixture).proximal_(out, at, step * 2, 0.5)
+    assert bool(((out.double() - exact).abs() <= 1e-3 * move + 3e-7 * (w.abs() + at.abs())).all())
+    each = w.clone()
+    tables.build(*mixture).proximal_(each, at, torch.full_like(at, step), 1.0)
+    assert torch.allclose(each, out, rtol=1e-6, atol=1e-9)
+
+
+def components(k):
+    real = st.floats(-1, 1, width=32)
+    return st.tuples(
+        st.lists(st.floats(0, 12), min_size=k, max_size=k),
+        st.lists(real, min_size=k, max_size=k),
+        st.lists(st.floats(-4, 0), min_size=k, max_size=k),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8).flatmap(components), st.integers(0, 2**32 - 1))
+def test_no_mixture_and_no_weight_break_the_reported_bound(parts, seed):
+    rarity, mean, log_std = (torch.tensor(each) for each in parts)
+    mixture = (10**-rarity) / (10**-rarity).sum(), mean, 10**log_std
+    table, w = tables.build(*mixture), weights_of(mixture, seed=seed)
+    # Floats one by one across a place where two components meet.
+    meeting = ((mean.min() + mean.max()) / 2).view(torch.int32) + torch.arange(
+        -500, 500, dtype=torch.int32
+    )
+    w[:1000] = meeting.view(torch.float32).nan_to_num(0.0).clamp(-1e3, 1e3)
+    value, gradient, curvature, _ = twin(w, *mixture)
+    assert excess(table.gradient(w), gradient, curvature) <= table.error.gradient <= 1e-5
+    bound = (table.error.value + 1e-12) * float((1 + value.abs()).sum())
+    assert abs(float(table.value(w) - value.sum())) <= bound
+
+
+def test_coarser_cells_than_claimed_exceed_the_bound():
+    mixture = MIXTURES["spiked"]
+    honest = tables.build(*mixture)
+    coarse = tables.build(*mixture, tolerance=1e-3)
+    w = weights_of(mixture)
+    _, exact, curvature, _ = twin(w, *mixture)
+    assert excess(coarse.gradient(w), exact, curvature) > 10 * honest.error.gradient
+    assert excess(coarse.gradient(w), exact, curvature) <= coarse.error.gradient <= 1e-3
+
+
+def test_a_spike_between_all_the_first_nodes_is_found():
+    mixing, mean = torch.tensor([0.99, 0.01]), torch.tensor([0.0, 0.3])
+    mixture = mixing, mean, torch.tensor([0.3, 1e-5])
+    w = 0.3 + 1e-5 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    _, exact, curvature, _ = twin(w, *mixture)
+    assert exact.abs().max() > 1e4  # the spike is there
+    table = tables.build(*mixture)
+    assert excess(table.gradient(w), exact, curvature) <= table.error.gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["typical", "spiked", "hard"])
+def test_16_bit_weights_are_exact(dtype, name):
+    mixture = MIXTURES[name]
+    w = weights_of(mixture)[1400:].to(dtype)
+    value, gradient, _, moments = twin(w, *mixture)
+    table = tables.build(*mixture)
+    found, exact = table.gradient(w), gradient.float().to(dtype)
+    assert bool(((found == exact) | (exact.abs() < 1e-9) & (found.abs() < 1e-9)).all())
+    assert torch.allclose(table.value(w), value.sum(), rtol=1e-12)
+    assert torch.allclose(torch.stack([*table.moments(w)]), moments, rtol=1e-9, atol=1e-15)
+    out = w.clone()
+    table.proximal_(out, w, 1e-3, 1.0)
+    assert out.dtype == dtype and bool(out.isfinite().all())
+
+
+@every_mixture
+def test_tails_are_exact_where_f_is_finite(mixture):
+    far = torch.tensor([1e3, -1e3, 1e18, -1e18])
+    for w in (far, far.repeat(17_000)):
+        value, gradient = tables.build(*mixture).value_and_gradient(w)
+        # Far out one component is left, the widest; among equals the outermost.
+        mixing, mean, std = (each.double()[mixture[0] > 0] for each in mixture)
+        widest = std == std.max()
+        for i in range(4):
+            j = (mean[widest] * far[i].sign()).argmax()
+            expected = (far[i].double() - mean[widest][j]) / std.max() ** 2
+            assert torch.allclose(gradient[i].double(), expected, rtol=1e-6)
+        exact = twin(w, *mixture)[0].sum()
+        assert torch.allclose(value, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("n", [10, 200_000])
+def test_bad_weights_have_nan_gradients_and_are_refused_in_sums(bad, n):
+    table = tables.build(*MIXTURES["typical"])
+    w = torch.zeros(n)
+    w[3] = w[5] = bad
+    gradient = table.gradient(w)
+    assert gradient.isnan().nonzero().flatten().tolist() == [3, 5]
+    for call in (table.value, table.moments, table.full):
+        with pytest.raises(ValueError, match="2 infinite or NaN"):
+            call(w)
+    with pytest.raises(ValueError, match="2 infinite or NaN"):
+        table.value(w.bfloat16())
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), ()])
+def test_empty_and_scalar_tensors_are_fine(shape):
+    table, w = tables.build(*MIXTURES["typical"]), torch.zeros(shape)
+    assert table.gradient(w).shape == w.shape
+    full = table.full(w)
+    assert float(full.moments[0].sum()) == pytest.approx(w.numel())
+
+
+@pytest.mark.parametrize("n", [30, 300])
+def test_memory_order_does_not_matter(n):
+    table = tables.build(*MIXTURES["typical"])
+    plain = weights_of(MIXTURES["typical"], n * n * 9)[: n * n * 9].reshape(n, n, 3, 3)
+    exact, value = table.gradient(plain), table.value(plain)
+    for w in (
+        plain.to(memory_format=torch.channels_last),
+        plain.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        torch.cat([plain, plain], 3)[..., ::2].copy_(plain[..., :]),
+    ):
+        assert torch.equal(w, plain) and not w.is_contiguous()
+        assert torch.equal(table.gradient(w), exact)
+        assert torch.allclose(table.value(w), value, rtol=1e-12)
+        for grad in (torch.ones_like(w), torch.ones(n, n, 3, 3), torch.ones(n, n, 3, 6)[..., ::2]):
+            table.add_gradient_(grad, w, 0.5)
+            assert torch.allclose(grad, 1 + 0.5 * exact)
+
+
+def test_small_and_large_calls_agree():
+    mixture = MIXTURES["typical"]
+    table, w = tables.build(*mixture), weights_of(mixture)
+    pieces = torch.cat([table.gradient(part) for part in w.split(1000)])
+    scale = pieces.abs() + twin(w, *mixture)[2].sqrt()
+    assert bool(((table.gradient(w) - pieces).abs() <= 1e-5 * scale).all())
+
+
+def test_direct_agrees_with_the_twin():
+    mixture = MIXTURES["hard"]
+    table, w = tables.direct(*mixture), weights_of(mixture)[1400:]
+    value, gradient, _, moments = twin(w, *mixture)
+    full = table.full(w.double())
+    assert torch.allclose(full.value, value.sum(), rtol=1e-12)
+    assert torch.allclose(full.gradient, gradient, rtol=1e-7, atol=1e-6)
+    assert torch.allclose(torch.stack([*full.moments]), moments, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["typical", "spiked", "coinciding", "wide"])
+def test_gradcheck_of_neg_log_prior(name):
+    mixing, mean, std = (each.double()[:5] for each in MIXTURES[name])
+    mixture = [
+        (mixing / mixing.sum()).requires_grad_(),
+        mean.requires_grad_(),
+        std.requires_grad_(),
+    ]
+    w = torch.linspace(-0.4, 0.4, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(tables.neg_log_prior, (w, *mixture), eps=1e-7, rtol=1e-4)
+
+
+def test_neg_log_prior_of_many_weights_has_the_twins_gradients():
+    mixture = [each.clone().requires_grad_() for each in MIXTURES["typical"]]
+    w = (0.1 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    loss = tables.neg_log_prior(w, *mixture)
+    found = torch.autograd.grad(2 * loss, [w, *mixture])
+    off = w.double()[:, None] - mixture[1].double()
+    joint = (
+        mixture[0].double().log()
+        - mixture[2].double().log()
+        - 0.5 * (off / mixture[2].double()) ** 2
+    )
+    exact = -(joint - 0.5 * math.log(2 * math.pi)).logsumexp(1).sum()
+    assert torch.allclose(loss.double(), exact, rtol=1e-6)
+    for a, b in zip(found, torch.autograd.grad(2 * exact, [w, *mixture]), strict=True):
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm())
+
+
+def test_zero_mixing_has_a_finite_gradient():
+    mixture = [each.clone().requires_grad_() for each in MIXTURES["dead"]]
+    tables.neg_log_prior(
+        torch.randn(100, generator=torch.Generator().manual_seed(0)), *mixture
+    ).backward()
+    assert all(bool(each.grad.isfinite().all()) for each in mixture)
+
+
+def test_moments_are_not_made_for_a_fixed_mixture(monkeypatch):
+    w = torch.zeros(100, requires_grad=True)
+    mixture = MIXTURES["typical"]
+    assert tables.neg_log_prior(w, *mixture).grad_fn is not None
+    with torch.no_grad():
+        assert tables.neg_log_prior(w, *mixture).grad_fn is None
+
+
+@pytest.mark.parametrize("n", [100, 60_000])
+def test_autocast_changes_nothing(n):
+    w, mixture = weights_of(MIXTURES["spiked"])[1400 : 1400 + n], MIXTURES["spiked"]
+    plain = tables.build(*mixture).full(w)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = tables.build(*mixture).full(w)
+        loss = tables.neg_log_prior(w, *mixture)
+    assert torch.equal(plain.gradient, cast.gradient) and torch.equal(plain.value, cast.value)
+    assert loss.dtype == torch.float32 and torch.allclose(loss.double(), plain.value)
+
+
+# torch.compile itself asks its inputs for their gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_losses_may_call_it():
+    mixture = MIXTURES["typical"]
+
+    @torch.compile(backend="eager")
+    def loss(w):
+        return tables.neg_log_prior(w, *mixture) + (w * 2).square().sum()
+
+    w = (0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    (found,) = torch.autograd.grad(loss(w), w)
+    assert torch.allclose(found, 8 * w + tables.build(*mixture).gradient(w), rtol=1e-5)
+
+
+MEMORY = """
+import resource, torch
+from swsmix import tables
+torch.set_num_threads(1)
+n, k = 8_000_000, 17
+w, grad = 0.05 * torch.randn(n), torch.zeros(n)
+table = tables.build(torch.full((k,), 1 / k), torch.linspace(-1, 1, k), torch.full((k,), 0.05))
+table.add_gradient_(grad[:100_000], w[:100_000], 1.0)
+table.full(w[:100_000])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table.add_gradient_(grad, w, 0.5)
+table.moments(w), table.value(w), table.proximal_(grad, w, 0.1, 1.0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / n)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_weights():
+    out = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(out.stdout) < 4.0  # bytes a weight; one N x K tensor would be 68
