@@ -135,9 +135,7 @@ class Attachment:
                 "{'params': prior.parameters(), 'lr': ...}"
             )
         if any(g.get("maximize") for o in self._optimizers for g in o.param_groups):
-            raise ValueError(
-                "the prior is minimised with the loss; got an optimiser that maximises"
-            )
+            raise ValueError("the prior is minimised; got an optimiser with maximize=True")
         if self.update == "proximal":
             if self.prior.mode == "gradient":
                 raise ValueError("the proximal step wants mode='em'; use update='gradient'")

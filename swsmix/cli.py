@@ -132,18 +132,21 @@ def train(
         with runs.new_run(out, force=force):
             _run(settings, out, resume=False, quiet=quiet)
         return
-    if force:
-        raise typer.BadParameter("--resume continues a run and --force replaces it: give one")
     given = {
         name
         for name in settings
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    _run(_resumed(runs.load_config(out), settings, given), out, resume=True, quiet=quiet)
+    settings = _resumed(runs.load_config(out), settings, given, force=force)
+    _run(settings, out, resume=True, quiet=quiet)
 
 
-def _resumed(saved: dict[str, Any], asked: dict[str, Any], given: set[str]) -> dict[str, Any]:
+def _resumed(
+    saved: dict[str, Any], asked: dict[str, Any], given: set[str], *, force: bool
+) -> dict[str, Any]:
     """The settings of a run to continue; only epochs and device may be changed."""
+    if force:
+        raise ValueError("--resume continues a run and --force replaces it: give one of them")
     clash = [n for n in given - {"epochs", "device"} if saved.get(n) != asked[n]]
     if clash:
         name = clash[0]

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Initialisation = Literal["spread", "quantiles", "kmeans"]
-Vector = Float[Tensor, " k"] | Sequence[float]
+Vector = Real[Tensor, " k"] | Sequence[float]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 # k-means and quantiles see at most this many weights: more do not move the start.

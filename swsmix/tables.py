@@ -187,7 +187,7 @@ def _certified(mixture: _Mixture, start: Tensor, width: Tensor, sign: Tensor) ->
     p, r = mixture.at(centre), radius[:, None]
     x, y = p.slope * r, p.bend * r * r
     steep, bent = x.abs(), y.abs()
-    t = ((steep + 1e-300) / y.clamp_min(0.0)).clamp_max_(1.0)
+    t = ((steep + 1e-300) / y.clamp_min(1e-300)).clamp_max_(1.0)  # where the exponent peaks
     most = (p.log_gamma + t * (steep - 0.5 * y * t)).clamp_max_(500.0).exp_()
     for each in (x, y, steep, bent):  # where nothing is left, powers may still overflow
         each.masked_fill_(most == 0, 0.0)
@@ -554,8 +554,8 @@ class Tables:
 
     @property
     def error(self) -> Error:
-        """Certified error bounds for float32 weights in cells; direct evaluation has none."""
-        return self._cells.error if self._cells else Error(0.0, 0.0)
+        """Certified error bounds for float32 weights; of direct evaluation, its rounding."""
+        return self._cells.error if self._cells else Error(gradient=2.0**-23, value=2.0**-40)
 
     def _cells_for(self, w: Tensor) -> _Cells | None:
         few = w.numel() * len(self._mixture.mean) <= DIRECT

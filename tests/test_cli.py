@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -78,8 +80,11 @@ def test_an_existing_run_is_kept_unless_forced(tmp_path):
     out = tmp_path / "run"
     run(*QUICK, "-q", "--out", out)
     before = (out / "results.json").read_bytes()
-    run(*QUICK, "-q", "--out", out, fails="--resume, replace it with --force")
+    run(*QUICK, "-q", "--out", out, fails="continue it (--resume")
     assert (out / "results.json").read_bytes() == before
+    for bad in (("--components", 1000), ("--device", "abacus")):
+        run(*QUICK, "--force", *bad, "--out", out, fails=str(bad[1]))
+        assert (out / "results.json").read_bytes() == before
     run(*QUICK, "-q", "--seed", 1, "--out", out, "--force")
     assert (out / "results.json").read_bytes() != before
 
@@ -114,12 +119,33 @@ def test_help_has_examples_and_the_version_is_told():
 
 
 def test_errors_are_one_clear_line(tmp_path):
-    run(*QUICK, "--out", tmp_path, "--device", "abacus", fails="abacus")
-    run(*QUICK, "--out", tmp_path, "--components", 1000, fails="104 weights, K = 1000")
-    run(*QUICK, "--out", tmp_path, "--net", "lenet-5-caffe", fails="networks for sunspots")
+    run(*QUICK, "--out", tmp_path / "a", "--device", "abacus", fails="no device 'abacus' here")
+    run(*QUICK, "--out", tmp_path / "a", "--components", 1000, fails="104 weights, K = 1000")
+    run(*QUICK, "--out", tmp_path / "a", "--net", "lenet-5-caffe", fails="networks for sunspots")
     run("train", "--resume", "--out", tmp_path / "nothing", fails="no config.toml")
     (tmp_path / "file").write_text("")
     run(*QUICK, "--out", tmp_path / "file" / "run", fails="cannot write the run folder")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
+    run(*QUICK, "--device", "cuda", "--out", tmp_path / "run", fails="no device 'cuda' here")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "swsmix.cli", "train", "--epochs", "100000", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint-000001").exists() and not list(out.glob("checkpoint-00000[2-9]")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with --resume" in errors
+    assert load_run(out).epoch >= 1
 
 
 def test_a_damaged_checkpoint_is_named_on_resume(tmp_path):

@@ -325,3 +325,15 @@ def test_moments_are_double_precision_even_for_half_precision_weights():
     mixture, w = start(), cases.weights()
     moments = e_step(mixture, w.bfloat16())
     assert isinstance(moments, Moments) and moments.second.dtype == torch.float64
+
+
+def test_em_is_refused_on_a_trainable_mixture_and_on_moments_that_are_not_finite():
+    mixture = start()
+    bad = e_step(mixture, cases.weights())
+    bad.count[0] = torch.nan
+    before = mixture.mean.clone()
+    with pytest.raises(ValueError, match="not finite"):
+        m_step_(mixture, bad, HyperPrior())
+    assert torch.equal(mixture.mean, before)
+    with pytest.raises(TypeError, match="trainable"):
+        m_step_(mixture.trainable_(), e_step(start(), cases.weights()), HyperPrior())

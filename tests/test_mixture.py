@@ -167,3 +167,16 @@ def test_impossible_mixtures_are_refused_with_the_reason(arguments, message):
 def test_impossible_starts_are_refused_with_the_reason(w, k, options, message):
     with pytest.raises(ValueError, match=message):
         unwrap(GaussianMixture.from_weights)(GaussianMixture, w, k, **options)
+
+
+def test_integer_tensors_are_taken_as_real_numbers():
+    mixture = GaussianMixture([0.5, 0.5], torch.tensor([0, 1]), [0.7, 1.5])
+    assert mixture.mean.dtype == torch.float64 and mixture.std.tolist() == [0.7, 1.5]
+    promoted = GaussianMixture(torch.ones(1), torch.zeros(1).double(), [1.0])
+    assert promoted.mixing.dtype == torch.float64
+
+
+def test_trainable_twice_is_trainable_once():
+    mixture = MIXTURES["typical"].plain_copy().trainable_()
+    assert mixture.trainable_() is mixture and len(list(mixture.parameters())) == 3
+    assert not mixture.plain_copy().is_trainable

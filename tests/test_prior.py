@@ -238,3 +238,60 @@ def test_a_mixture_on_another_device_than_its_weights_is_refused():
     prior.to("meta")
     with pytest.raises(ValueError, match=r"call prior.to\('cpu'\)"):
         prior.em_step_()
+
+
+def test_penalty_weighs_each_group_by_its_own_tau():
+    prior = MixturePrior(net(), 3, groups="tensor", tau={"0.weight": 2.0, "2.weight": 0.5})
+    parts = {g: (t["nll"] + t["hyper_prior"]).item() for g, t in prior.terms().items()}
+    expected = 2.0 * parts["0.weight"] + 0.5 * parts["2.weight"]
+    assert prior.penalty().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_any_group_name_is_kept_apart_and_round_trips():
+    names = ["a/b", "a.b", "a%2Eb", "keys", "training", ""]
+    model = nn.ModuleDict({f"l{i}": nn.Linear(5, 5) for i in range(len(names))})
+    groups = {name: f"l{i}.weight" for i, name in enumerate(names)}
+    sizes = {name: i + 2 for i, name in enumerate(names)}
+    prior = MixturePrior(model, sizes, groups=groups)
+    assert {g: m.num_components for g, m in prior.mixtures.items()} == sizes
+    prior.em_step_()
+    other = MixturePrior(model, sizes, groups=groups)
+    other.load_state_dict(prior.state_dict())
+    assert torch.equal(other.penalty(), prior.penalty())
+
+
+def test_statistics_stay_in_float64_whatever_the_prior_is_cast_to():
+    prior = MixturePrior(net(), 3)
+    prior.em_step_()
+    prior.float()
+    assert prior.mixtures["all"].mean.dtype == torch.float32
+    prior.em_step_(rate=0.5)
+    assert prior.state_dict()["groups.[all].running_count"].dtype == torch.float64
+
+
+def test_a_trainable_mixture_starts_an_em_prior_as_a_plain_copy():
+    learned = MixturePrior(net(), 3, mode="gradient").mixtures["all"]
+    prior = MixturePrior(net(), initial=learned)
+    mean = prior.mixtures["all"].mean.clone()
+    prior.em_step_()
+    assert list(prior.parameters()) == [] and not torch.equal(prior.mixtures["all"].mean, mean)
+    again = MixturePrior(net(), initial=learned, mode="gradient")
+    torch.testing.assert_close(again.mixtures["all"].mean, learned.mean)
+
+
+def test_a_mixture_with_all_mixing_pinned_has_a_finite_penalty():
+    initial = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1], pinned_mixing=[True, True])
+    assert torch.isfinite(MixturePrior(net(), initial=initial).penalty())
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 2.0, float("nan")])
+def test_rates_outside_zero_to_one_are_refused(rate):
+    with pytest.raises(ValueError, match=r"lie in \(0, 1\]"):
+        MixturePrior(net(), 3).em_step_(rate)
+
+
+def test_a_state_dict_of_the_other_mode_and_empty_groups_are_refused():
+    with pytest.raises(ValueError, match="saved with mode='gradient'"):
+        MixturePrior(net(), 3).load_state_dict(MixturePrior(net(), 3, mode="gradient").state_dict())
+    with pytest.raises(ValueError, match="groups is empty"):
+        MixturePrior(net(), 3, groups={})

@@ -39,7 +39,8 @@ def test_a_newer_checkpoint_replaces_the_older_and_an_outdated_outcome(tmp_path)
     assert load_run(tmp_path).folder.name == "final"
     assert load_run(tmp_path, resumable=True).folder.name == "checkpoint-000001"
     saved(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-000002"]
+    assert sorted(p.name for p in tmp_path.glob("*-*[0-9]")) == ["checkpoint-000002"]
+    assert not (tmp_path / "final").exists()
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -49,7 +50,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         saved(tmp_path, 2)
     monkeypatch.undo()
     assert load_run(tmp_path).epoch == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-000001"]
+    assert {p.name for p in tmp_path.iterdir()} == {".swsmix-run", "checkpoint-000001"}
 
 
 def test_an_interrupted_file_leaves_the_old_one(tmp_path):
@@ -104,27 +105,67 @@ def test_a_checkpoint_of_another_network_does_not_fit(tmp_path):
 
 def test_folders_are_never_overwritten_without_being_asked(tmp_path):
     run = tmp_path / "run"
-    runs.new_run(run)
     saved(run)
-    with pytest.raises(FileExistsError, match=r"--resume, replace it with --force"):
-        runs.new_run(run)
-    assert runs.has_checkpoint(run)
-    assert list(runs.new_run(run, force=True).iterdir()) == []
+    with pytest.raises(FileExistsError, match="continue it"), runs.new_run(run):
+        raise AssertionError
+    with pytest.raises(FileExistsError, match="continue it"):
+        runs.claim(run)
+    assert load_run(run).epoch == 1
 
 
-def test_what_is_no_run_folder_is_not_deleted_even_by_force(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_an_old_run_is_deleted_only_once_the_new_one_has_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    saved(run, 1)
+    with pytest.raises(ZeroDivisionError), runs.new_run(run, force=True):
+        raise ZeroDivisionError
+    assert load_run(run).epoch == 1
+    with runs.new_run(run, force=True):
+        saved(run, 7)
+    assert load_run(run).epoch == 7
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_run_that_came_to_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), runs.new_run(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "config.toml", "checkpoint-500/model.bin", "final/mine"]
+)
+def test_what_is_no_run_folder_is_not_touched_even_by_force(tmp_path, name):
+    file = tmp_path / "other" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("years of work")
+    for folder in (tmp_path / "other", file):
+        with (
+            pytest.raises(FileExistsError, match="not a run folder"),
+            runs.new_run(folder, force=True),
+        ):
+            raise AssertionError
     with pytest.raises(FileExistsError, match="not a run folder"):
-        runs.new_run(tmp_path, force=True)
-    with pytest.raises(FileExistsError, match="not a run folder"):
-        runs.new_run(tmp_path / "thesis.tex", force=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+        saved(tmp_path / "other")
+    assert file.read_text() == "years of work"
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write the run folder"):
-        runs.new_run(tmp_path / "file" / "run")
+        runs.claim(tmp_path / "file" / "run")
+
+
+def test_a_tied_network_loads_strictly_from_its_run(tmp_path):
+    def tied():
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        net[1].weight = net[0].weight
+        return net
+
+    net = tied()
+    runs.save_checkpoint(tmp_path, 1, network=net, prior=None, history=History(), training={})
+    other = tied()
+    other.load_state_dict(load_run(tmp_path).network)
+    assert torch.equal(other[1].weight, net[0].weight)
 
 
 def test_missing_runs_are_named(tmp_path):

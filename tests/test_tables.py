@@ -44,6 +44,11 @@ MIXTURES = {
     "hard": ladder(17),
     "quantised": spread(17, 2e-4),
     "tied": (torch.full((3,), 1 / 3), torch.tensor([1.0, 0.0, 0.0]), torch.ones(3)),
+    "barely there": (
+        torch.ones(2) / 2,
+        torch.tensor([0.0, 0.056640625]),
+        torch.tensor([1.0, 0.00148560176]),
+    ),
     "one": (torch.ones(1), torch.full((1,), 0.1), torch.full((1,), 0.1)),
     "dead": (
         torch.tensor([0.6, 0.4, 0.0]),
@@ -131,6 +136,12 @@ def test_moments_of_a_narrow_component_are_those_of_its_weights():
     exact = twin(w, mixing, mean, std)[3]
     moments = torch.stack([*tables.build(mixing, mean, std).moments(w)])
     assert torch.allclose(moments, exact, rtol=2e-6, atol=1e-10)
+
+
+@every_mixture
+def test_every_mixture_fits_into_a_table(mixture):
+    table = tables.build(*mixture)
+    assert table.error != tables.direct(*mixture).error
 
 
 @every_mixture

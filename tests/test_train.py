@@ -196,6 +196,125 @@ def test_early_stopping_returns_the_best_network_by_validation(tmp_path):
     assert torch.equal(load_run(tmp_path).network["0.weight"], net[0].weight)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_early_stopping_goes_back_with_mixture_and_noise_resumed_or_not(resumed, tmp_path):
+    def scripted(run, epochs, resume=False):
+        net, data, validation = problem()
+        loss, prior = GaussianNoise(0.5), MixturePrior(net, 3)
+        states = []
+
+        def measure(prediction, target):
+            if len(target) != 16:
+                return torch.tensor(0.0)
+            states.append([m.state_dict() for m in (net, prior, loss)])
+            states[-1] = [{k: v.clone() for k, v in s.items()} for s in states[-1]]
+            # Best at epoch 2, whatever the network.
+            best = loss.std == pytest.approx(stds[2]) if len(stds) == 7 else False
+            return torch.tensor(0.0 if best else 1.0)
+
+        def note(epoch, history):
+            if not fixed:
+                stds.append(loss.std)
+
+        fixed = len(stds) == 7
+        if not fixed:
+            stds[:] = [loss.std]
+        history = fit(
+            net, loss, data, optimizer="l-bfgs", iterations=3, epochs=epochs, prior=prior,
+            validation=validation, measure=measure, patience=3 if fixed else None, run=run,
+            resume=resume, callback=note, progress=False,
+        )  # fmt: skip
+        return loss, prior, history
+
+    stds = []
+    scripted(None, 6)  # where the noise stands after each epoch
+    if resumed:
+        scripted(tmp_path, 4)
+    loss, prior, history = scripted(tmp_path if resumed else None, 50, resume=resumed)
+    assert loss.std == pytest.approx(stds[2])
+    last = {k: v[-1] for k, v in history.scalars.items()}
+    assert last["epoch"] == 5 and last["validation_measure"] == 0.0
+    assert last["data_loss"] == pytest.approx(history.scalars["data_loss"][2])
+    torch.testing.assert_close(
+        prior.mixtures["all"].mean.double(), history.stacked("all", "mean")[2]
+    )
+
+
+def test_training_has_dropout_and_measuring_has_not():
+    net, data, _ = problem(dropout=0.9)
+    seen = {True: 0, False: 0}
+    net[2].register_forward_hook(lambda m, *_: seen.update({m.training: seen[m.training] + 1}))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    net.eval()  # fit sets it right, and evaluation leaves it as it was
+    history = fit(net, nn.MSELoss(), data, optimizer=optimizer, epochs=2, progress=False)
+    assert seen == {True: 2, False: 3}
+    assert len(set(history.scalars["data_loss"])) == 1  # no noise in what is measured
+
+
+def test_each_epoch_has_an_order_of_its_own():
+    net, (x, y), _ = problem()
+    orders = []
+
+    def loss(prediction, target):
+        if net.training:
+            orders.append(target.flatten().tolist())
+        return (prediction - target).square().mean()
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    fit(net, loss, (x, y), optimizer=optimizer, epochs=2, batch_size=48, progress=False)
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+@pytest.mark.parametrize("kind", ["step", "plateau"])
+def test_the_learning_rate_follows_its_scheduler(kind):
+    net, data, _ = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    if kind == "step":
+        scheduler = schedulers.StepLR(optimizer, 1, gamma=0.1)
+    else:
+        scheduler = schedulers.ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=1e9)
+    frozen = nn.Linear(1, 1)
+    optimizer.add_param_group({"params": frozen.parameters(), "lr": 1.0})
+    optimizer.param_groups[0]["lr"] = 1e-3
+    fit(
+        net,
+        nn.MSELoss(),
+        data,
+        optimizer=optimizer,
+        epochs=2,
+        lr_scheduler=scheduler,
+        progress=False,
+    )
+    assert optimizer.param_groups[0]["lr"] < 1e-3
+
+
+def test_ctrl_c_in_a_full_batch_round_leaves_no_line_search_point():
+    net, (x, y), _ = problem()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    calls = []
+
+    def loss(prediction, target):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return (prediction - target).square().mean()
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, loss, (x, y), optimizer="l-bfgs", epochs=1, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path):
+    *_, go = trainer("l-bfgs")
+    go(1, run=tmp_path)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        trainer("l-bfgs")[3](1, run=tmp_path)
+    trainer("l-bfgs")[3](3, run=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="done 3 epochs already; got epochs=2"):
+        trainer("l-bfgs")[3](2, run=tmp_path, resume=True)
+
+
 def test_ctrl_c_leaves_a_checkpoint_from_which_training_goes_on(tmp_path):
     def interrupt(epoch, history):
         if epoch == 2:
@@ -233,6 +352,10 @@ def test_progress_is_shown_and_can_be_turned_off(capfd):
         ({"resume": True}, "run folder in run="),
         ({"data": [problem()[1]]}, "num_data"),
         ({"data": iter([]), "num_data": 3}, "two tensors"),
+        ({"data": (torch.zeros(4, 4), torch.zeros(3, 1))}, "one length; got 4 and 3"),
+        ({"patience": 0}, "at least 1 epoch"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)}, "holds no parameter"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, message):
