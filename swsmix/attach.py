@@ -67,7 +67,7 @@ class Attachment:
         optimizers: those that hold its tensors.
         num_data: the number of training examples over which the loss is a mean.
         schedule: tau, EM and annealing.
-        update: `"gradient"` or `"proximal"`.
+        update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
 
     Raises:
         ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
@@ -81,10 +81,15 @@ class Attachment:
         *,
         num_data: int,
         schedule: Schedule,
-        update: Update,
+        update: Update | None,
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
+        if update is None:
+            known = prior.mode == "em" and all(
+                isinstance(_unwrapped(o), _KNOWN) for o in optimizers
+            )
+            update = "proximal" if known else "gradient"
         if update not in ("gradient", "proximal"):
             raise ValueError(f"update must be 'gradient' or 'proximal'; got {update!r}")
         self.prior = prior

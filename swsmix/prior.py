@@ -359,14 +359,13 @@ class MixturePrior(nn.Module):
         tau: float | None = None,
         em_every: int | None = None,
         schedule: Schedule | None = None,
-        update: Update = "gradient",
+        update: Update | None = None,
     ) -> Attachment:
         """Let an optimiser train under the prior: the two lines for anyone's training loop.
 
-        Every `optimizer.step()` then sees the data loss plus tau / num_data * penalty(), as if
-        you had added it by hand, but with no graph and no N x K memory; and the EM step runs
-        every `em_every` steps. See `swsmix.attach.Attachment` for gradient clipping, scalers,
-        closures and several optimisers.
+        Every `optimizer.step()` then minimises the data loss plus tau / num_data * penalty(), with
+        no graph and no N x K memory, and the EM step runs every `em_every` steps. See
+        `swsmix.attach.Attachment` for clipping, scalers, closures and several optimisers.
 
         Args:
             optimizer: the optimiser, or several that share the prior's tensors.
@@ -375,7 +374,9 @@ class MixturePrior(nn.Module):
             tau: the strength of the prior, for `Schedule(tau=...)`; 1 is Bayes.
             em_every: optimiser steps between EM steps, for `Schedule(em_every=...)`.
             schedule: warm-up, burn-in and annealing; excludes `tau` and `em_every`.
-            update: how the prior moves the weights, see `swsmix.attach.Attachment`.
+            update: how the prior moves the weights, see `swsmix.attach`: `"gradient"`, exactly as
+                if you had added the penalty to the loss, or `"proximal"`, stable for every sigma.
+                By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").
 
         Returns:
             The attachment; `.remove()` takes the prior out again.

@@ -46,7 +46,7 @@ class Problem:
         batch_size: for Adam.
         num_components: K.
         initial: K -> the mixture to start from; None spreads the means over the weights' range.
-        update: how the prior moves the weights (Adam only).
+        update: how the prior moves the weights (Adam only); None for the default.
         hyper: the hyper-prior.
         schedule: tau, EM and annealing.
         decay_stds: the Gaussian stds among which weight decay is chosen on validation.
@@ -68,7 +68,7 @@ class Problem:
     lr: float | None = None
     batch_size: int = 128
     initial: Callable[[int], GaussianMixture] | None = None
-    update: Update = "gradient"
+    update: Update | None = None
 
 
 def load_problem(
@@ -171,7 +171,6 @@ def _mnist(net: str, dtype: torch.dtype) -> Problem:
         epochs=5,
         num_components=16,
         lr=1e-3,
-        update="proximal",
         schedule=Schedule(
             tau=0.01, start=steps, em_every=50,
             std_start=0.05, std_end=0.002, anneal_start=steps, anneal=3 * steps,
@@ -325,7 +324,7 @@ def _fit(
         epochs=problem.epochs,
         prior=prior,
         schedule=schedule,
-        update="gradient" if prior.mode == "gradient" else problem.update,
+        update=problem.update,
         batch_size=problem.batch_size,
         iterations=problem.iterations,
         validation=problem.validation,

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 16  # weights at a time: their scratch stays in the cache
+CHUNK = 1 << 17  # weights at a time: their scratch stays in the cache
 DIRECT = 1 << 16  # N x K up to which direct evaluation is about as fast
 ORDER = 6  # the highest derivative of f that an interval's polynomial carries
 MAX_INTERVALS, MAX_CELLS = 1 << 15, 1 << 21  # a harder mixture is evaluated directly
@@ -286,9 +286,10 @@ class _Cells:
     """The lines, cell by cell, and the way from a float32 to its cell.
 
     A float is in block (bits >> 16) + 32768. In a block of 2^(16 - shift) cells, the first of them
-    `first`, its cell is first + (low >> shift) with low = bits & 65535, and it is float number
-    low & (2^shift - 1) of that cell: f' = level + step * number. Tiny floats share one cell; so do
-    huge ones, infinities and NaN. That one and open cells have level NaN, which means: directly.
+    `first`, its cell is first + (low >> shift) with low = bits & 65535, and f' = level + step *
+    number. Its number is low or, where that would round too coarsely, low & (2^shift - 1), from
+    the cell's own start. Tiny floats share one cell; so do huge ones, infinities and NaN. That one
+    and open cells have level NaN, which means: directly.
     """
 
     def __init__(self, mixture: _Mixture, found: _Intervals, tolerance: float) -> None:
@@ -301,6 +302,9 @@ class _Cells:
         rounding = found.second / (found.radius * found.floor) * 2.0**-22
         need = torch.maximum((line * (1.5 / tolerance)).sqrt(), rounding * (8 / tolerance))
         need = need.clamp_min(1.0).log2().ceil().nan_to_num(0.0, 0.0, 0.0)
+        # Of a whole block, counted in its interval's length, which may be shorter.
+        coarse = (rounding * (1 << 16) / found.width)[found.start > 0].nan_to_num(0.0)
+        self.whole = bool(coarse.max() <= tolerance / 8)
         shift = found.width.double().log2().floor() - need
         self.open = found.rest.isinf() | (shift < 2)
         shift = shift.masked_fill_(self.open, 6.0).clamp_max_(16.0).long()
@@ -333,15 +337,18 @@ class _Cells:
         inner[home % number == 0] = outer[home % number == 0] = 0.0
         centre, self.radius = found.centre[self.owner], found.radius[self.owner]
         self.inner = (inner - centre) / self.radius  # in units of the interval, as is all below
-        self.length = (outer - inner) / self.radius
-        self.ulp = self.length / (width - 1).clamp_min(1)
+        self.ulp = (outer - inner) / self.radius / (width - 1).clamp_min(1)
+        self.middle = self.inner + self.ulp * (width - 1) / 2
         self.shut = ~(self.open[self.owner] | far)
+        if self.whole:  # numbers count from the block's start
+            self.inner -= self.ulp * (index * width)
         order = torch.arange(1, ORDER + 1, device=device)[:, None]
         self.gradient = self.lines(found.taylor[1:] * order / found.radius)
 
         part = ((1 << shift) - 1) / (found.width - 1).clamp_min(1)
+        rounding = coarse.max() if self.whole else rounding * part
         rest = found.rest / math.factorial(ORDER + 1)
-        miss = line * part**2 + rounding * part + rest * (ORDER + 1) / found.floor / found.radius
+        miss = line * part**2 + rounding + rest * (ORDER + 1) / found.floor / found.radius
         value = (third * part**3 + rest) / found.size
         tiny = found.start == 0  # counts as zero
         miss[tiny] = (found.second / found.radius / found.floor * 2)[tiny]
@@ -351,12 +358,12 @@ class _Cells:
 
     def lines(self, taylor: Tensor) -> tuple[Tensor, Tensor]:
         """Level and step of the tangents at the cells' middles of the intervals' polynomials."""
-        s = self.inner + self.length / 2
+        s = self.middle
         level, slope = torch.zeros_like(s), torch.zeros_like(s)
         for row in taylor.flip(0):
             slope = torch.addcmul(level, slope, s)
             level = torch.addcmul(row.index_select(0, self.owner), level, s)
-        level = (level - slope * self.length / 2).masked_fill_(~self.shut, math.nan)
+        level = (level + slope * (self.inner - s)).masked_fill_(~self.shut, math.nan)
         return level.float(), (slope * self.ulp).float()
 
     @functools.cached_property
@@ -384,7 +391,7 @@ class _Cells:
         return [torch.empty(min(len(w), CHUNK), dtype=kind, device=w.device) for kind in kinds]
 
     def find(self, w: Tensor, room: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The cell of each float32 weight, and its number within the cell."""
+        """The cell of each float32 weight, and its number."""
         low, block, shift, part, cell = (each[: len(w)] for each in room[:5])
         bits = w.view(torch.int32)
         torch.bitwise_and(bits, 0xFFFF, out=low)
@@ -393,7 +400,7 @@ class _Cells:
         torch.bitwise_and(block, 31, out=shift)
         torch.bitwise_right_shift(low, shift, out=part)
         cell.copy_(block.bitwise_right_shift_(5).add_(part))
-        return cell, low.sub_(part.bitwise_left_shift_(shift))
+        return cell, low if self.whole else low.sub_(part.bitwise_left_shift_(shift))
 
     def at(
         self, w: Tensor, cell: Tensor, number: Tensor, room: list[Tensor], curvature: bool = False
@@ -414,11 +421,14 @@ class _Cells:
 
 
 class _Histogram:
-    """Number, sum and sum of squares of the floats' numbers within their cell, exactly."""
+    """Of each cell's weights: how many, and the sums of their numbers and squares, exactly.
+
+    The squares are those of number - 2^15: they fit into 32 bits, where arithmetic is fast.
+    """
 
     def __init__(self, cells: _Cells, n: int) -> None:
         self.cells, self.pending = cells, 0
-        self.room = torch.empty(2, min(n, CHUNK), dtype=torch.int64, device=cells.block.device)
+        self.room = torch.empty(min(n, CHUNK), dtype=torch.int64, device=cells.block.device)
         self.count, self.first, self.second, self.packed = torch.zeros(
             4, cells.total, dtype=torch.int64, device=cells.block.device
         )
@@ -427,10 +437,10 @@ class _Histogram:
         if self.pending + len(cell) > 1 << 22:
             self.unpack_()
         self.pending += len(cell)
-        wide, square = (each[: len(cell)] for each in self.room)
-        torch.mul(wide.copy_(number), wide, out=square)
-        self.second.scatter_add_(0, cell, square)
-        self.packed.scatter_add_(0, cell, wide.add_(_COUNT))
+        wide = self.room[: len(cell)]
+        self.packed.scatter_add_(0, cell, wide.copy_(number).add_(_COUNT))
+        off = number - (1 << 15)
+        self.second.scatter_add_(0, cell, wide.copy_(off.mul_(off)))
 
     def unpack_(self) -> None:
         self.count += self.packed // _COUNT
@@ -454,7 +464,9 @@ class _Histogram:
         raw = self.count, self.first, self.second
         count, first, second = (each[used].double() for each in raw)
         first /= count
-        spread = (second / count - first * first).clamp_min_(0.0).sqrt_() * cells.ulp[used]
+        spread = (second / count - (first - (1 << 15)) ** 2).clamp_min_(0.0).sqrt_() * cells.ulp[
+            used
+        ]
         s = cells.inner[used] + cells.ulp[used] * first
         s, mass, owner = (
             torch.cat([s - spread, s + spread]),
@@ -575,7 +587,7 @@ class Tables:
                     histogram.add_(*found)
                 yield part, *cells.at(w[part], *found, room, a)
             elif w.dtype.itemsize == 2:
-                bits = w[part].view(torch.uint16).int()
+                bits = w[part].view(torch.uint16).long()
                 yield part, *(each.index_select(0, bits) for each in self._halves(w.dtype)[: 1 + a])
             else:
                 yield part, *self._mixture.slopes(w[part])[: 1 + a]
@@ -666,8 +678,8 @@ class Tables:
         return value, gradient
 
     @_plain
-    def full(self, w: Tensor) -> Full:
-        """The value, the gradient and the moments.
+    def full(self, w: Tensor, out: Tensor | None = None) -> Full:
+        """The value, the gradient (in `out` if given) and the moments.
 
         Returns:
             What `value`, `gradient` and `moments` return, from one pass.
@@ -675,7 +687,7 @@ class Tables:
         Raises:
             ValueError: if weights are infinite or NaN.
         """
-        gradient = torch.empty_like(w, requires_grad=False)
+        gradient = torch.empty_like(w, requires_grad=False) if out is None else out
         with _flat(gradient, w) as (target, flat):
             cells = self._cells_for(flat)
             histogram = _Histogram(cells, len(flat)) if cells else None

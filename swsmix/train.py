@@ -38,7 +38,7 @@ def fit(
     epochs: int,
     prior: MixturePrior | None = None,
     schedule: Schedule | None = None,
-    update: Update = "gradient",
+    update: Update | None = None,
     num_data: int | None = None,
     batch_size: int = 128,
     iterations: int = 40,
@@ -73,8 +73,8 @@ def fit(
         prior: the mixture prior; None trains without one.
         schedule: tau, warm-up, EM, annealing; `Schedule()` by default, with an EM step every
             round in the full-batch methods.
-        update: how the prior moves the weights, see `swsmix.attach.Attachment`; ignored by the
-            full-batch methods.
+        update: how the prior moves the weights, see `MixturePrior.attach`; the full-batch methods
+            always follow the gradient.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors and a torch optimiser; they are shuffled anew each epoch.
         iterations: of the full-batch method in one round.
@@ -188,7 +188,7 @@ class _Job:
         optimizer: Optimizer | str,
         prior: MixturePrior | None,
         schedule: Schedule | None,
-        update: Update,
+        update: Update | None,
         num_data: int | None,
         batch_size: int,
         iterations: int,

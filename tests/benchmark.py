@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # scikit-learn's threads too, hence before the imports
 
 import torch
+import training_cost
 
 from swsmix import tables
 
@@ -173,6 +174,7 @@ def rows(quick: bool) -> Iterator[dict]:
             table.gradient(half)
             for name, call in {
                 "swsmix build": lambda m=mixture: tables.build(*m).error,
+                "swsmix full, tables at hand": lambda t=table, w=w, o=out: t.full(w, out=o),
                 "swsmix gradient": lambda t=table, w=w, o=out: t.gradient(w, out=o),
                 "swsmix add_gradient_": lambda t=table, w=w, o=out: t.add_gradient_(o, w, 1e-9),
                 "swsmix gradient, bfloat16": lambda t=table, w=half, o=slot: t.gradient(w, out=o),
@@ -187,11 +189,6 @@ def rows(quick: bool) -> Iterator[dict]:
                     "faster": faster,
                     "limits": taken / limit,
                 }
-
-
-def training_steps(quick: bool) -> list[str]:
-    """Lines for the table's foot: the overhead on training steps. To be wired to `attach`."""
-    return []
 
 
 def machine() -> str:
@@ -278,7 +275,7 @@ def main() -> None:
             f"{row['n']:.1e} {row['k']:3} {row['method']:28} {row['seconds'] * 1e3:10.3f} ms",
             flush=True,
         )
-    text = as_markdown(found, training_steps(quick))
+    text = as_markdown(found, training_cost.lines(quick))
     print(text)
     FIGURES.mkdir(exist_ok=True)
     (FIGURES / "benchmark.md").write_text(text + "\n")

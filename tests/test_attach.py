@@ -50,11 +50,13 @@ def by_hand(make, steps, em_every, mode="em"):
     return net, prior
 
 
-def attached(make, steps, em_every, mode="em", **options):
+def attached(make, steps, em_every, mode="em", update="gradient"):
     net, x, y = problem()
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = make([*net.parameters(), *prior.parameters()])
-    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=em_every, **options)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, tau=TAU, em_every=em_every, update=update
+    )
     for _ in range(steps):
         optimizer.zero_grad()
         loss_of(net, x, y).backward()
@@ -117,7 +119,9 @@ def test_several_optimisers_share_one_clock_and_equal_one():
     prior = MixturePrior(net, 3)
     first = torch.optim.SGD(net[0].parameters(), lr=0.05)
     second = torch.optim.SGD(net[2].parameters(), lr=0.05)
-    attachment = prior.attach([first, second], num_data=NUM_DATA, tau=TAU, em_every=5)
+    attachment = prior.attach(
+        [first, second], num_data=NUM_DATA, tau=TAU, em_every=5, update="gradient"
+    )
     for _ in range(25):
         for optimizer in (first, second):
             optimizer.zero_grad()
@@ -633,3 +637,20 @@ def test_a_parameter_replaced_behind_the_optimisers_back_is_an_error():
     loss_of(net, x, y).backward()
     with pytest.raises(ValueError, match=r"in no attached optimiser: \['0.weight'\]"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "expected"),
+    [
+        (OPTIMIZERS["adam"], "em", "proximal"),
+        (OPTIMIZERS["momentum"], "em", "proximal"),
+        (OPTIMIZERS["adam"], "gradient", "gradient"),
+        (lambda params: torch.optim.RMSprop(params), "em", "gradient"),
+        (lambda params: torch.optim.LBFGS(params), "em", "gradient"),
+    ],
+)
+def test_by_default_the_proximal_step_is_made_where_it_can_be(make, mode, expected):
+    net, *_ = problem()
+    prior = MixturePrior(net, 3, mode=mode)
+    optimizer = make([*net.parameters(), *prior.parameters()])
+    assert prior.attach(optimizer, num_data=1).update == expected

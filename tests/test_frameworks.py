@@ -80,7 +80,9 @@ def same(net, prior, other, other_prior, **tolerance):
 def plain(model, net, batches, of=None, tau=TAU):
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     prior = MixturePrior(of or net, 3)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=tau, em_every=EM_EVERY)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, tau=tau, em_every=EM_EVERY, update="gradient"
+    )
     for x, y in batches:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
@@ -215,7 +217,9 @@ def test_hugging_face_trainer(tmp_path, accumulate, clip):
     # eps: the gradient of a key's bias is zero but for rounding, which Adam would blow up.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-5)
     prior = MixturePrior(model, 3)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA * 5, tau=TAU, em_every=EM_EVERY)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA * 5, tau=TAU, em_every=EM_EVERY, update="gradient"
+    )
     steps = 12 // accumulate
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
@@ -260,6 +264,7 @@ def test_accelerate_with_accumulated_and_clipped_gradients(attach_to):
         num_data=NUM_DATA,
         tau=TAU,
         em_every=EM_EVERY,
+        update="gradient",
     )
     for x, y in batches:
         with accelerator.accumulate(model):
