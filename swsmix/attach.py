@@ -273,16 +273,29 @@ class Attachment:
     @torch.no_grad()
     def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        together: dict[str, list[tuple[Tensor, Tensor, float | Tensor]]] = {}
         for name, p, group in self._held(optimizer):
             if p.grad is None:
                 continue  # the optimiser has not moved it, and has no step for it
-            table = self.prior.tables_of(group)
+            table, scale = self.prior.tables_of(group), strength * self.prior.tau[group]
             w, before = (weights.flat_view(t) for t in (weights.local(p), self._before[name]))
             # In chunks, so that the effective steps take no memory of the weights' size.
             for start in range(0, w.numel(), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 eta = _effective_step(optimizer.state[p], settings[id(p)], optimizer, part)
-                table.proximal_(w[part], before[part], eta, strength * self.prior.tau[group])
+                if w.numel() > _CHUNK:
+                    table.proximal_(w[part], before[part], eta, scale)
+                else:
+                    together.setdefault(group, []).append((w, before, eta))
+        for group, small in together.items():  # in one call, whose fixed cost is what counts
+            targets, befores, steps = zip(*small, strict=True)
+            sizes = [len(w) for w in targets]
+            flat = torch.cat(targets)
+            eta = torch.cat([_expanded(e, w) for e, w in zip(steps, targets, strict=True)])
+            scale = strength * self.prior.tau[group]
+            self.prior.tables_of(group).proximal_(flat, torch.cat(befores), eta, scale)
+            for w, moved in zip(targets, flat.split(sizes), strict=True):
+                w.copy_(moved)
 
 
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
@@ -308,6 +321,10 @@ def _unwrapped(optimizer: Optimizer) -> Optimizer:
     # Accelerate and Lightning wrap optimisers in such that have no hooks of their own.
     inner = getattr(optimizer, "optimizer", None)
     return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+
+
+def _expanded(eta: float | Tensor, w: Tensor) -> Tensor:
+    return eta if isinstance(eta, Tensor) else torch.full_like(w, eta)
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -121,11 +121,13 @@ def seconds(call: Callable[[], object], budget: float) -> float:
 def peak_bytes(method: str, n: int, k: int) -> float:
     """Extra bytes a weight at the peak, the result aside; in a process of its own."""
     code = (
-        "import resource, sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark as b\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark as b\n"
         "torch.set_num_threads(1); n, k = int(sys.argv[3]), int(sys.argv[4])\n"
         "call = b.METHODS[sys.argv[2]]; w, mixture = 0.05 * torch.randn(n), b.mixture_of(k)\n"
         "call(w[:5000], *mixture); call(w[:100_000], *mixture)\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith('VmHWM'))\n"
         "before = peak(); out = call(w, *mixture)\n"
         "print(max(0.0, (peak() - before) / n - (0 if out is None else out.element_size())))"
     )
