@@ -38,7 +38,7 @@ CHUNK = 1 << 17  # weights at a time: their scratch stays in the cache
 DIRECT = 1 << 16  # N x K up to which direct evaluation is about as fast
 ORDER = 6  # the highest derivative of f that an interval's polynomial carries
 MAX_INTERVALS, MAX_CELLS = 1 << 15, 1 << 21  # a harder mixture is evaluated directly
-_COUNT = 1 << 38  # one weight, in a sum that has room for the numbers of 2^22 weights below it
+_COUNT = 38  # the bits of a sum of 2^22 numbers, below their count
 
 
 P = ParamSpec("P")
@@ -224,20 +224,26 @@ def _ends(start: Tensor, width: Tensor) -> Tensor:
 
 
 def _joined(parts: list[_Intervals]) -> _Intervals:
+    if len(parts) == 1:
+        return parts[0]
     return _Intervals(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
+
+
+def _chosen(found: _Intervals, which: Tensor) -> _Intervals:
+    return _Intervals(*(each.index_select(-1, which) for each in found))
 
 
 def _ranges(number: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers 0 .. number[i] - 1 for each i in one row, and i beside it."""
     owner = torch.arange(len(number), device=number.device).repeat_interleave(number)
-    first = number.cumsum(0) - number
-    return torch.arange(len(owner), device=number.device) - first[owner], owner
+    first = (number.cumsum(0) - number).index_select(0, owner)
+    return torch.arange(len(owner), device=number.device) - first, owner
 
 
 def _intervals(mixture: _Mixture, tolerance: float) -> _Intervals | None:
     """The floats in intervals with their polynomials.
 
-    They start as an interval around zero and octaves up to 8 times the mixture's reach, and are
+    They start as an interval around zero and half octaves up to 8 times the mixture's reach, and are
     split, by how far their bounds miss, until these meet an eighth of the tolerance. Those that do
     not with 64 floats left (between narrow components far apart) stay open: `rest` is infinite.
 
@@ -251,7 +257,8 @@ def _intervals(mixture: _Mixture, tolerance: float) -> _Intervals | None:
     zero = math.frexp(std * (std / max(far, std)) ** 2)[1] + 126 - 21
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
-    edges = torch.tensor([0, *range(zero, top + 1)], device=alive.device) << 23
+    halves = [0, *range(2 * zero, 2 * top + 1)]
+    edges = torch.tensor(halves, device=alive.device) << 22
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
@@ -267,16 +274,16 @@ def _intervals(mixture: _Mixture, tolerance: float) -> _Intervals | None:
         good = excess <= 1
         last = good | (width <= 64) | (start == 0)
         found.rest[~good & last] = math.inf
-        done.append(_Intervals(*(each[..., last] for each in found)))
-        start, width, sign, excess = (each[~last] for each in (start, width, sign, excess))
+        done.append(_chosen(found, last.nonzero()[:, 0]))
+        rest = (~last).nonzero()[:, 0]
+        start, width, sign, excess = (each[rest] for each in (start, width, sign, excess))
         power = excess.nan_to_num(math.inf, math.inf).log2().div(ORDER).ceil().clamp(1, 4).long()
         parts = torch.minimum(1 << power, width >> 6)
         index, owner = _ranges(parts)
         width = (width // parts)[owner]
         start, sign = start[owner] + index * width, sign[owner]
     found = _joined(done)
-    order = (found.start + (found.sign > 0) * (1 << 31)).argsort()
-    return _Intervals(*(each[..., order] for each in found))
+    return _chosen(found, (found.start + (found.sign > 0) * (1 << 31)).argsort())
 
 
 # -- cells ------------------------------------------------------------------------------------
@@ -331,17 +338,18 @@ class _Cells:
         mark = torch.zeros_like(home)
         mark[first[block] + ((found.start & 0xFFFF) >> shifts[block])] = 1
         self.owner = mark.cumsum(0) - 1
-        far = home % number == number - 1
-        width, side = 1 << shifts[home], torch.where(home < number, -1.0, 1.0)
-        inner, outer = _ends(((home % number + low - 1) << 16) + index * width, width) * side
-        inner[home % number == 0] = outer[home % number == 0] = 0.0
-        centre, self.radius = found.centre[self.owner], found.radius[self.owner]
-        self.inner = (inner - centre) / self.radius  # in units of the interval, as is all below
-        self.ulp = (outer - inner) / self.radius / (width - 1).clamp_min(1)
+        away, width = home % number, (1 << shifts).index_select(0, home)
+        begin = index * width
+        inner, outer = _ends(((away + low - 1) << 16) + begin, width) * (away > 0)
+        inner[home < number], outer[home < number] = -inner[home < number], -outer[home < number]
+        unit = 1 / found.radius.index_select(0, self.owner)
+        # In units of the interval, as is all below.
+        self.inner = (inner - found.centre.index_select(0, self.owner)) * unit
+        self.ulp = (outer - inner) * unit / (width - 1).clamp_min(1)
         self.middle = self.inner + self.ulp * (width - 1) / 2
-        self.shut = ~(self.open[self.owner] | far)
+        self.shut = ~(self.open.index_select(0, self.owner) | (away == number - 1))
         if self.whole:  # numbers count from the block's start
-            self.inner -= self.ulp * (index * width)
+            self.inner -= self.ulp * begin
         order = torch.arange(1, ORDER + 1, device=device)[:, None]
         self.gradient = self.lines(found.taylor[1:] * order / found.radius)
 
@@ -438,13 +446,13 @@ class _Histogram:
             self.unpack_()
         self.pending += len(cell)
         wide = self.room[: len(cell)]
-        self.packed.scatter_add_(0, cell, wide.copy_(number).add_(_COUNT))
+        self.packed.scatter_add_(0, cell, wide.copy_(number).add_(1 << _COUNT))
         off = number - (1 << 15)
         self.second.scatter_add_(0, cell, wide.copy_(off.mul_(off)))
 
     def unpack_(self) -> None:
-        self.count += self.packed // _COUNT
-        self.first += self.packed % _COUNT
+        self.count += self.packed >> _COUNT
+        self.first += self.packed & ((1 << _COUNT) - 1)
         self.packed.zero_()
         self.pending = 0
 
@@ -462,7 +470,7 @@ class _Histogram:
         cells, found, mixture = self.cells, self.cells.found, self.cells.mixture
         used = (self.count * cells.shut).nonzero()[:, 0]
         raw = self.count, self.first, self.second
-        count, first, second = (each[used].double() for each in raw)
+        count, first, second = (each.index_select(0, used).double() for each in raw)
         first /= count
         spread = (second / count - (first - (1 << 15)) ** 2).clamp_min_(0.0).sqrt_() * cells.ulp[
             used
@@ -477,8 +485,8 @@ class _Histogram:
         owner, taylor = owner.repeat(2), found.taylor[:, busy]
         rise = torch.zeros_like(s)  # f(c + t) - f(c)
         for row in taylor[1:].flip(0):
-            rise = (rise + row[owner]) * s
-        value = (rise + taylor[0][owner]) @ mass
+            rise = (rise + row.index_select(0, owner)) * s
+        value = (rise + taylor[0].index_select(0, owner)) @ mass
         term = (rise - (taylor[1][owner] + 0.5 * found.bend[busy][owner] * s) * s).exp_() * mass
         powers = taylor.new_zeros(ORDER + 3, len(busy))
         for row in powers:
