@@ -2,7 +2,8 @@
 
 A learned Gaussian-mixture prior on a network's weights, its EM interleaved with SGD
 (Nowlan & Hinton 1992; Ullrich, Meeds & Welling 2017). Start with `MixturePrior` and `fit`;
-`em.py` holds the EM step. `swsmix.plots`, `swsmix.data` and `swsmix.nets` are imported by name.
+`em.py` holds the EM step. `swsmix.plots`, `swsmix.data`, `swsmix.mnist` and `swsmix.nets` are
+imported by name.
 """
 
 from swsmix.em import HyperPrior, e_step, m_step_
