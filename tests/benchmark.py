@@ -241,28 +241,36 @@ def as_markdown(found: list[dict], foot: list[str]) -> str:
 
 def draw(found: list[dict], path: Path) -> None:
     """Cost a weight in ns, against K (at N = 1e6) and against N (at K = 17)."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
-    methods = ["naive", "pyro MixtureSameFamily", "scikit-learn, one EM step"]
-    methods += ["swsmix direct, full", "swsmix tables, full", "swsmix gradient"]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    methods = {
+        "naive": "#000000",
+        "pyro MixtureSameFamily": "#E69F00",
+        "scikit-learn, one EM step": "#009E73",
+        "swsmix direct, full": "#56B4E9",
+        "swsmix tables, full": "#0072B2",
+        "swsmix gradient": "#CC79A7",
+    }
     for axis, key, other, fixed in zip(axes, "kn", "nk", (1_000_000, 17), strict=True):
-        for method in methods:
+        for method, colour in methods.items():
             points = [r for r in found if r["method"] == method and r[other] == fixed]
             x, y = [r[key] for r in points], [r["seconds"] / r["n"] * 1e9 for r in points]
-            axis.loglog(x, y, "o-", label=method)
+            axis.loglog(x, y, "o-", color=colour, markersize=4, label=method)
         limits = [r for r in found if r["method"].startswith("copy")]
         limits = [r for r in limits if key == "n" or r["n"] == fixed]
         x = [r["n"] for r in limits] if key == "n" else [4, 64]
         y = [r["seconds"] / r["n"] * 1e9 for r in limits]
         axis.loglog(x, y if key == "n" else y * 2, "k--", label="copy (the limit)")
         axis.set_xlabel({"k": "components K, at N = 1e6", "n": "weights N, at K = 17"}[key])
-    axes[0].set_ylabel("cost a weight, ns")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.minorticks_off()
+    axes[0].set_xticks([4, 17, 64], ["4", "17", "64"])
+    axes[0].set_ylabel("cost a weight (ns)")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def main() -> None:
