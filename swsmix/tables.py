@@ -50,12 +50,28 @@ def _eager(method: Callable[P, T]) -> Callable[P, T]:
     return cast(Callable[P, T], torch.compiler.disable(method))
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Outside autograd and autocast, and in one thread.
+
+    The precision here is explicit. Many short operations on cached chunks gain nothing from a
+    second thread, but wait for it: up to a hundred times longer, when other processes hold it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _plain(method: Callable[P, T]) -> Callable[P, T]:
-    """Outside autograd, autocast and torch.compile: the precision here is explicit."""
+    """Under the conditions of `_alone`, and a graph break in torch.compile."""
 
     @functools.wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with _alone():
             return method(*args, **kwargs)
 
     return _eager(wrapped)
@@ -243,9 +259,9 @@ def _ranges(number: Tensor) -> tuple[Tensor, Tensor]:
 def _intervals(mixture: _Mixture, tolerance: float) -> _Intervals | None:
     """The floats in intervals with their polynomials.
 
-    They start as an interval around zero and half octaves up to 8 times the mixture's reach, and are
-    split, by how far their bounds miss, until these meet an eighth of the tolerance. Those that do
-    not with 64 floats left (between narrow components far apart) stay open: `rest` is infinite.
+    They start as an interval around zero and half octaves up to 8 times the mixture's reach, and
+    are split, by how far their bounds miss, until these meet an eighth of the tolerance. Those that
+    do not with 64 floats left (between narrow components far apart) stay open: infinite `rest`.
 
     Returns:
         The intervals in the order of the cells, or None if there are too many.
@@ -573,6 +589,7 @@ class Tables:
         return cells if cells is not None and cells.total <= MAX_CELLS else None
 
     @property
+    @_plain
     def error(self) -> Error:
         """Certified error bounds for float32 weights; of direct evaluation, its rounding."""
         return self._cells.error if self._cells else Error(gradient=2.0**-23, value=2.0**-40)
@@ -766,7 +783,7 @@ class _NegLogPrior(torch.autograd.Function):
     def forward(
         ctx: Any, tables: Tables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
     ) -> Tensor:
-        with _flat(w) as (flat,):
+        with _alone(), _flat(w) as (flat,):
             value, moments = tables._sums(flat)
         ctx.tables = tables
         ctx.save_for_backward(w, mixing, mean, std, moments)
@@ -811,6 +828,5 @@ def neg_log_prior(
         ValueError: if weights are infinite or NaN.
     """
     tables = build(mixing, mean, std) if tables is None else tables
-    with torch.autocast("cpu", enabled=False):
-        value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)  # type: ignore[no-untyped-call]
+    value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)  # type: ignore[no-untyped-call]
     return value

@@ -380,6 +380,19 @@ def test_compiled_losses_may_call_it():
     assert torch.allclose(found, 8 * w + tables.build(*mixture).gradient(w), rtol=1e-5)
 
 
+def test_the_number_of_threads_is_as_before_even_after_an_error():
+    table, before = tables.build(*MIXTURES["typical"]), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        table.full(torch.zeros(100_000))
+        tables.neg_log_prior(torch.zeros(10), *MIXTURES["typical"])
+        with pytest.raises(ValueError):
+            table.value(torch.tensor([math.nan]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 MEMORY = """
 import torch
 from pathlib import Path
