@@ -70,7 +70,7 @@ def lines(quick):
     for name, *rest in nets:
         found = measure(name, *rest)
         plain = found["plain"]
-        more = [f"+{100 * (found[u] / plain - 1):.0f} %" for u in ("gradient", "proximal")]
+        more = [f"{100 * (found[u] / plain - 1):+.0f} %" for u in ("gradient", "proximal")]
         rows.append(f"| {name} | {plain * 1e3:.3g} | {more[0]} | {more[1]} |")
         print(rows[-1], flush=True)
     return rows
