@@ -86,9 +86,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the initial weights and the batches.")] = 0,
     device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the data and the network.")] = Dtype.float32,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder; runs/<data> by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/DATA by default.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, with its own settings.")
     ] = False,
@@ -180,6 +178,12 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
     problem = replace(problem, schedule=schedule)
     if problem.lr is None:
         torch.set_num_threads(1)  # in networks this small, threads only wait for each other
+    settings |= {  # as they are used: defaults may change one day
+        "components": problem.num_components,
+        "epochs": problem.epochs,
+        "tau": schedule.tau,
+        "em_every": schedule.em_every,
+    }
     if not resume:
         runs.save_config(out, settings)
 
@@ -235,7 +239,7 @@ def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=results["measure"], title_justify="left")
+    table = Table(title=f"{results['measure']}, lower is better", title_justify="left")
     table.add_column("")
     for name in ("train", "validation", "test"):
         table.add_column(name, justify="right")

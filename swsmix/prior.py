@@ -433,7 +433,8 @@ class MixturePrior(nn.Module):
             total = sum(w.numel() for w in local.values())
             lines.append(
                 f"mixture {group!r}: K = {mixture.num_components}, {len(local)} tensors, "
-                f"{total:,} weights, tau x {self.tau[group]:g}"
+                f"{total:,} weights"
+                + (f", tau multiplied by {self.tau[group]:g}" if self.tau[group] != 1.0 else "")
             )
             width = max(map(len, local)) + 2
             lines.append(f"  {'centre':<{width}}{'':>22}" + _row(mixture.mean.tolist(), ".3g"))

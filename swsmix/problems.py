@@ -259,7 +259,9 @@ def train(
         for when, f in (("start", start), ("end", end))
         for name, x in f.items()
     }
-    facts["live components"] = sum(float(history.live(g)[-1]) for g in history.groups)
+    facts["live components (N_j >= 1, duplicates counted)"] = sum(
+        float(history.live(g)[-1]) for g in history.groups
+    )
     if baseline:
         std, decayed = _weight_decay(problem, seed, progress)
         rows[f"weight decay, std {std:g}, by validation"] = decayed

@@ -549,5 +549,6 @@ def _headline(history: History) -> str:
     parts = [f"objective {last['objective']:.4g}", f"train {last['train_measure']:.4g}"]
     if not math.isnan(last["validation_measure"]):
         parts.append(f"validation {last['validation_measure']:.4g}")
-    live = "+".join(f"{history.live(g)[-1]:.0f}" for g in history.groups)
+    mixtures = [g for g in history.groups if history.stacked(g, "mean").shape[1] > 1]
+    live = "+".join(f"{history.live(g)[-1]:.0f}" for g in mixtures)
     return "  ".join([*parts, *([f"live components {live}"] if live else [])])
