@@ -81,9 +81,10 @@ def _fates(count: Array, mean: Array, std: Array) -> tuple[dict[int, int], dict[
     for j in range(len(rank)):
         if live[:, j].any() and not live[-1, j]:
             deaths[j] = int(np.flatnonzero(live[:, j])[-1]) + 1
-        close = np.abs(mean - mean[:, [j]]) < np.minimum(std, std[:, [j]])
-        close &= live & live[:, [j]]
-        joined = close[-1] & ~close.all(0) & (rank < rank[j])
+        # Wide components far apart in the picture are not one; a revival is not a merger.
+        near = np.minimum(np.minimum(std, std[:, [j]]), 0.05 * np.ptp(mean))
+        close = np.abs(mean - mean[:, [j]]) < near
+        joined = close[-1] & live[-1] & live[-1, j] & ~close.all(0) & (rank < rank[j])
         if joined.any():
             mergers[j] = 1 + min(int(np.flatnonzero(~c)[-1]) for c in close.T[joined])
     return deaths, mergers
