@@ -523,7 +523,7 @@ def _of(value: T | Mapping[str, T], group: str, what: str) -> T:
         return value
     if group not in value:
         raise ValueError(f"{what} has no entry for the group {group!r}; it has {list(value)}")
-    return value[group]  # type: ignore[no-any-return]
+    return value[group]
 
 
 def _key(group: str) -> str:

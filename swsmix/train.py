@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -253,7 +253,7 @@ class _Job:
                     f"the loss is {value.item()} at step {self.steps}: lower the learning rate or "
                     "tau; the last checkpoint is intact"
                 )
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             self.optimizer.step()
             self.steps += 1
         if self.steps == before:
@@ -442,15 +442,13 @@ class _Best:
             setattr(self, name, value)
 
 
-def _is_pair(data: Data) -> bool:
+def _is_pair(data: Data) -> TypeGuard[Batch]:
     return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor)
 
 
 def _count(data: Data, num_data: int | None) -> int:
-    if _is_pair(data) and len(data[0]) != len(data[1]):  # type: ignore[arg-type, index]
-        raise ValueError(
-            f"x and y want one length; got {len(data[0])} and {len(data[1])}"  # type: ignore[arg-type, index]
-        )
+    if _is_pair(data) and len(data[0]) != len(data[1]):
+        raise ValueError(f"x and y want one length; got {len(data[0])} and {len(data[1])}")
     if iter(data) is data:
         raise ValueError(
             "the data are an iterator, which can be gone through once only: give two tensors, a "
@@ -459,7 +457,7 @@ def _count(data: Data, num_data: int | None) -> int:
     if num_data is not None:
         return num_data
     if _is_pair(data):
-        return len(data[0])  # type: ignore[index, arg-type]
+        return len(data[0])
     dataset = getattr(data, "dataset", None)
     if not isinstance(dataset, Sized):
         raise ValueError(
@@ -506,7 +504,7 @@ def _evaluation_batches(data: Data, size: int = 4096) -> Iterable[Batch]:
     if not _is_pair(data):
         return data  # type: ignore[return-value]
     x, y = data
-    return zip(x.split(size), y.split(size), strict=True)  # type: ignore[union-attr]
+    return zip(x.split(size), y.split(size), strict=True)
 
 
 @torch.no_grad()
