@@ -327,7 +327,8 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def _load_training(file: Path) -> dict[str, Any]:
-    return torch.load(file, weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return state
 
 
 def _read(file: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

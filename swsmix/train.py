@@ -290,7 +290,8 @@ class _Job:
             held = set(map(id, self.prior.parameters()))
             moving = [p for p in moving if id(p) not in held]
         device = moving[0].device
-        x, y = (part.to(device) for part in self.data)  # type: ignore[union-attr]
+        assert _is_pair(self.data)  # checked when the job was made
+        x, y = (part.to(device) for part in self.data)
         tau = self.schedule.tau_at(self.steps)
 
         def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
