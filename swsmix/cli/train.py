@@ -1,4 +1,4 @@
-"""The command line: `swsmix train`."""
+"""`swsmix train`, the main job."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    help="Soft weight-sharing: train networks under a learned Gaussian-mixture prior.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+from swsmix.cli.app import app
 
 
 class Data(StrEnum):
@@ -46,23 +40,6 @@ class Dtype(StrEnum):
 
     float32 = "float32"
     float64 = "float64"
-
-
-def _version(show: bool) -> None:
-    if show:
-        from swsmix import __version__
-
-        typer.echo(f"swsmix {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command()
@@ -251,18 +228,3 @@ def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(f"run folder: {out}/", highlight=False, soft_wrap=True)
     console.print(f"pictures: {', '.join(pictures)}", highlight=False, soft_wrap=True)
-
-
-def main() -> None:
-    """The console script: errors are one clear line."""
-    import sys
-
-    try:
-        app()
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        typer.echo(f"swsmix: {error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

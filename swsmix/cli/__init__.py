@@ -1,0 +1,6 @@
+"""The command line: `swsmix train`."""
+
+from swsmix.cli import train as _train  # noqa: F401 -- registers its command on `app`
+from swsmix.cli.app import app, main
+
+__all__ = ["app", "main"]

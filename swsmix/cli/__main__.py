@@ -1,0 +1,5 @@
+"""`python -m swsmix.cli`."""
+
+from swsmix.cli import main
+
+main()

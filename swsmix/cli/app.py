@@ -1,0 +1,42 @@
+"""The command line: one module a command, all on one `app`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Soft weight-sharing: train networks under a learned Gaussian-mixture prior.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from swsmix import __version__
+
+        typer.echo(f"swsmix {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script: errors are one clear line."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+        typer.echo(f"swsmix: {error}", err=True)
+        sys.exit(1)
