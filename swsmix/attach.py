@@ -20,6 +20,7 @@ differently.) A tensor that got no gradient from the loss is not moved.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,6 +101,7 @@ class Attachment:
         self._optimizers = [_unwrapped(optimizer) for optimizer in optimizers]
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self._check()
         self._number = {id(o): len(self._names(o)) for o in self._optimizers}
@@ -157,6 +159,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._before.clear()
+        self._kept.clear()
         _LIVE.discard(self)
 
     def state_dict(self) -> dict[str, int]:
@@ -185,9 +188,11 @@ class Attachment:
             return None
         if self.update == "proximal":
             # gamma belongs to the weights before the step; only then is the fixed point exact.
-            self._before = {
-                n: weights.local(p).detach().clone() for n, p, _ in self._held(optimizer)
-            }
+            for name, p, _ in self._held(optimizer):
+                w, kept = weights.local(p).detach(), self._kept.get(name)
+                if kept is None or _make(kept) != _make(w):
+                    kept = self._kept[name] = torch.empty_like(w)
+                self._before[name] = kept.copy_(w)
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -283,7 +288,7 @@ class Attachment:
             for start in range(0, w.numel(), _CHUNK):
                 part = slice(start, start + _CHUNK)
                 eta = _effective_step(optimizer.state[p], settings[id(p)], optimizer, part)
-                if w.numel() > _CHUNK:
+                if w.numel() >= weights.SMALL:
                     table.proximal_(w[part], before[part], eta, scale)
                 else:
                     together.setdefault(group, []).append((w, before, eta))
@@ -323,6 +328,10 @@ def _unwrapped(optimizer: Optimizer) -> Optimizer:
     return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
+def _make(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.stride(), t.dtype, t.device
+
+
 def _expanded(eta: float | Tensor, w: Tensor) -> Tensor:
     return eta if isinstance(eta, Tensor) else torch.full_like(w, eta)
 
@@ -353,5 +362,6 @@ def _effective_step(
     second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
     correction = 1.0 - settings["betas"][1] ** float(state["step"])
     v = weights.flat_view(weights.local(second))[part]
-    eta: Tensor = (v / correction).sqrt_().add_(settings["eps"]).reciprocal_().mul_(lr)
+    root = math.sqrt(correction)  # lr / (sqrt(v / correction) + eps), in fewer passes
+    eta: Tensor = v.sqrt().add_(settings["eps"] * root).reciprocal_().mul_(lr * root)
     return eta

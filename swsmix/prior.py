@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["em", "gradient"]
 T = TypeVar("T")
-# Tensors smaller than this are evaluated together; copying larger ones would cost memory.
+# Tensors smaller than this are counted together; copying larger ones would cost memory.
 _SMALL = 1 << 20
 
 
@@ -251,9 +251,9 @@ class MixturePrior(nn.Module):
         pairs = [
             (weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None
         ]
-        small = [(w, grad) for w, grad in pairs if w.numel() < _SMALL]
+        small = [(w, grad) for w, grad in pairs if w.numel() < weights.SMALL]
         for w, grad in pairs:
-            if w.numel() >= _SMALL:
+            if w.numel() >= weights.SMALL:
                 table.add_gradient_(grad, w, scale)
         if small:
             flat = torch.cat([w.reshape(-1) for w, _ in small])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 Patterns = str | Sequence[str]
 Groups = Literal["global", "tensor"] | Mapping[str, Patterns]
+# Tensors smaller than this are moved together: the fixed cost of each would be what counts.
+SMALL = 1 << 17
 
 
 @dataclass(frozen=True)

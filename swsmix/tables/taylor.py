@@ -1,0 +1,189 @@
+"""Certified Taylor polynomials of f(w) = -log p(w), interval by interval.
+
+On an interval c + t, |t| <= r, write p(c + t) / p(c) = exp(-u t - a t^2 / 2) q(t),
+q(t) = sum_j gamma_j exp(-x_j t - y_j t^2 / 2), with slopes x and bends y centred under the
+responsibilities gamma at c. Jensen: q >= 1. Hence gamma_j(c + t) <= gamma_j max_t exp(-x_j t -
+y_j t^2 / 2), which bounds every derivative of f on the *whole* interval: no spike hides between
+probes. Intervals are split until a polynomial provably holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swsmix.tables.direct import Mixture, Posterior
+
+ORDER = 6  # the highest derivative of f that an interval's polynomial carries
+MAX_INTERVALS = 1 << 15  # a harder mixture is evaluated directly
+Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # start, width -> inner, outer magnitude
+
+
+class Intervals(NamedTuple):
+    """Taylor polynomials of f in s = (w - centre) / radius, and what is certain about them."""
+
+    start: Tensor  # magnitude bits of the first float (t,)
+    width: Tensor  # how many floats (t,)
+    sign: Tensor
+    centre: Tensor
+    radius: Tensor
+    bend: Tensor  # a r^2 at the centre (t,)
+    taylor: Tensor  # f^(n) r^n / n!, n = 0 .. ORDER (ORDER + 1, t)
+    rest: Tensor  # bound on |f^(ORDER + 1)| r^(ORDER + 1) (t,)
+    second: Tensor  # bound on |f''| r^2 (t,)
+    floor: Tensor  # lower bound of |f'| + sqrt(a) (t,)
+    size: Tensor  # lower bound of 1 + |f| (t,)
+
+
+def recursion(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
+    """The sums of weight_j h_n, h_n the n-th derivative of exp(x_j t + y_j t^2 / 2) at 0."""
+    before, now, sums = torch.ones_like(x), x, [weight.sum(1), (weight * x).sum(1)]
+    for n in range(1, ORDER + 1):
+        before, now = now, torch.addcmul(x * now, y, before, value=n)
+        sums.append((weight * now).sum(1))
+    return sums
+
+
+def _bounded(p: Posterior, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Slopes and bends in units of the radius, their magnitudes, and the bound on gamma (t, k)."""
+    x, y = p.slope * r, p.bend * r * r
+    steep, bent = x.abs(), y.abs()
+    t = ((steep + 1e-300) / y.clamp_min(1e-300)).clamp_max_(1.0)  # where the exponent peaks
+    most = (p.log_gamma + t * (steep - 0.5 * y * t)).clamp_max_(500.0).exp_()
+    for each in (x, y, steep, bent):  # where nothing is left, powers may still overflow
+        each.masked_fill_(most == 0, 0.0)
+    return x, y, steep, bent, most
+
+
+def certified(
+    mixture: Mixture, start: Tensor, width: Tensor, sign: Tensor, ends: Ends
+) -> Intervals:
+    """The polynomials of some intervals, and their bounds.
+
+    Returns:
+        The intervals in the order given.
+    """
+    inner, outer = ends(start, width)
+    centre, radius = sign * (inner + outer) / 2, (outer - inner) / 2
+    p = mixture.at(centre)
+    x, y, steep, bent, most = _bounded(p, radius[:, None])
+    pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
+    sums = recursion(*(torch.cat(pair) for pair in pairs))
+    # One recursion from moments to cumulants: of q exactly, and, with -bounds for moments, of
+    # -bounds. The first cumulant is zero at the centre, hence at most the second one inside.
+    exact = len(centre)
+    q = torch.stack(sums)
+    q[:, exact:].neg_()
+    q[1, :exact], q[1, exact:] = 0.0, q[2, exact:]
+    log = q.clone()
+    for n in range(3, ORDER + 2):
+        ways = q.new_tensor([math.comb(n - 1, k - 1) for k in range(1, n)])
+        log[n] -= ways @ (log[1:n] * q[1:n].flip(0))
+    taylor = -log[: ORDER + 1, :exact]
+    taylor[0], taylor[1], bend = p.value, p.gradient * radius, p.curvature * radius**2
+    taylor[2] += bend
+    taylor /= q.new_tensor([math.factorial(n) for n in range(ORDER + 1)])[:, None]
+    bound = -q[:3, exact:]
+    second = bend + bound[2]
+    swing = (most * bent * (steep + bent + bound[1][:, None])).sum(1)
+    floor = ((bend - swing) / radius**2).clamp_min(mixture.scale**2).sqrt()
+    floor = floor + (p.gradient.abs() - second / radius).clamp_min(0.0)
+    size = 1 + (p.value.abs() - taylor[1].abs() - second).clamp_min(0.0)
+    return Intervals(
+        start, width, sign, centre, radius, bend, taylor, -log[-1, exact:], second, floor, size
+    )
+
+
+def _joined(parts: list[Intervals]) -> Intervals:
+    if len(parts) == 1:
+        return parts[0]
+    return Intervals(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
+
+
+def _chosen(found: Intervals, which: Tensor) -> Intervals:
+    return Intervals(*(each.index_select(-1, which) for each in found))
+
+
+def ranges(number: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers 0 .. number[i] - 1 for each i in one row, and i beside it."""
+    owner = torch.arange(len(number), device=number.device).repeat_interleave(number)
+    first = (number.cumsum(0) - number).index_select(0, owner)
+    return torch.arange(len(owner), device=number.device) - first, owner
+
+
+def curvature(mixture: Mixture, found: Intervals) -> tuple[Tensor, Tensor, Tensor]:
+    """The polynomials of a(w) = sum_j gamma_j / sigma_j^2 in the same intervals.
+
+    Returns:
+        a^(n) r^n / n! for n = 0 .. ORDER (ORDER + 1, t), a bound on |a^(ORDER + 1)| r^(ORDER + 1)
+        (t,), and a lower bound of a (t,).
+    """
+    rows = []
+    for part, p in mixture.chunks(found.centre):
+        radius = found.radius[part]
+        x, y, steep, bent, most = _bounded(p, radius[:, None])
+        pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
+        slope, bend, gamma = (torch.cat(pair) for pair in pairs)
+        exact = len(radius)
+        q = torch.stack(recursion(slope, bend, gamma))
+        a = torch.stack(recursion(slope, bend, gamma * torch.cat([y, bent])))
+        q[1, exact:] = q[2, exact:]
+        q[:, exact:].neg_()  # so that all its terms add up
+        for n in range(1, ORDER + 2):
+            ways = q.new_tensor([math.comb(n, k) for k in range(n)])
+            a[n] -= ways @ (a[:n] * q[1 : n + 1].flip(0))
+        factorials = q.new_tensor([math.factorial(n) for n in range(ORDER + 1)])
+        taylor, bound = a[: ORDER + 1, :exact] / factorials[:, None], a[:, exact:]
+        taylor[0] += found.bend[part]
+        low = torch.maximum(found.bend[part] - bound[1], mixture.scale**2 * radius**2)
+        rows.append(torch.cat([taylor, bound[-1:], low[None]]))
+    whole = torch.cat(rows, 1)
+    whole /= found.radius**2
+    return whole[:-2], whole[-2], whole[-1]
+
+
+def split(
+    mixture: Mixture,
+    tolerance: float,
+    start: Tensor,
+    width: Tensor,
+    sign: Tensor,
+    *,
+    ends: Ends,
+    smallest: int,
+) -> Intervals | None:
+    """Intervals that are split, by how far their bounds miss, until these hold.
+
+    They hold at an eighth of the tolerance. Those that do not at the smallest width stay open:
+    infinite `rest`. The interval that starts at 0 is never split.
+
+    Returns:
+        The intervals from negative to positive ones, each kind by start, or None if there are too
+        many.
+    """
+    done: list[Intervals] = []
+    while len(start):
+        if len(start) + sum(len(each.start) for each in done) > MAX_INTERVALS:
+            return None
+        batches = zip(*(each.split(mixture.rows) for each in (start, width, sign)), strict=True)
+        found = _joined([certified(mixture, s, n, sides, ends) for s, n, sides in batches])
+        slack = tolerance / 8 * math.factorial(ORDER + 1)
+        room = torch.minimum(found.radius * found.floor / (ORDER + 1), found.size)
+        excess = found.rest / room / slack
+        good = excess <= 1
+        last = good | (width <= smallest) | (start == 0)
+        found.rest[~good & last] = math.inf
+        done.append(_chosen(found, last.nonzero()[:, 0]))
+        rest = (~last).nonzero()[:, 0]
+        start, width, sign, excess = (each[rest] for each in (start, width, sign, excess))
+        power = excess.nan_to_num(math.inf, math.inf).log2().div(ORDER).ceil().clamp(1, 4).long()
+        parts = torch.minimum(1 << power, width // smallest)
+        index, owner = ranges(parts)
+        width = (width // parts)[owner]
+        start, sign = start[owner] + index * width, sign[owner]
+    found = _joined(done)
+    return _chosen(found, (found.start + (found.sign > 0) * (1 << 31)).argsort())
