@@ -10,6 +10,7 @@ figures/benchmark.md and figures/benchmark.png.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import platform
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # scikit-learn's threads too, hence before the imports
@@ -82,6 +84,21 @@ def full_tables(w, *mixture):
     return tables.build(*mixture).full(w).gradient
 
 
+@contextlib.contextmanager
+def without_numba():
+    """As where numba is not installed."""
+    compiled, tables._compiled = tables._compiled, lambda: None
+    try:
+        yield
+    finally:
+        tables._compiled = compiled
+
+
+def full_torch(w, *mixture):
+    with without_numba():
+        return full_tables(w, *mixture)
+
+
 def full_direct(w, *mixture):
     return tables.direct(*mixture).full(w).gradient
 
@@ -99,6 +116,7 @@ METHODS: dict[str, Callable] = {
     "swsmix direct, full": full_direct,
     "swsmix neg_log_prior, full": differentiable,
     "swsmix tables, full": full_tables,
+    "the same without numba": full_torch,
 }
 N_BY_K = {"naive", "torch MixtureSameFamily", "pyro MixtureSameFamily", "scikit-learn, one EM step"}
 
@@ -174,10 +192,17 @@ def rows(quick: bool) -> Iterator[dict]:
             table.full(w)
             half, slot = w.bfloat16(), out.bfloat16()
             table.gradient(half)
+            few = tables.DIRECT // k + 1  # the fewest weights that use tables
+
+            def gradient_without_numba(t=table, w=w, o=out):
+                with without_numba():
+                    t.gradient(w, out=o)
+
             for name, call in {
-                "swsmix build": lambda m=mixture: tables.build(*m).error,
+                "swsmix build": lambda m=mixture, w=w[:few]: tables.build(*m).gradient(w),
                 "swsmix full, tables at hand": lambda t=table, w=w, o=out: t.full(w, out=o),
                 "swsmix gradient": lambda t=table, w=w, o=out: t.gradient(w, out=o),
+                "swsmix gradient, no numba": gradient_without_numba,
                 "swsmix add_gradient_": lambda t=table, w=w, o=out: t.add_gradient_(o, w, 1e-9),
                 "swsmix gradient, bfloat16": lambda t=table, w=half, o=slot: t.gradient(w, out=o),
             }.items():
@@ -193,6 +218,21 @@ def rows(quick: bool) -> Iterator[dict]:
                 }
 
 
+def threads() -> str:
+    """Wall-clock time of "full" at N = 1e6, K = 17 with two threads over that with one."""
+    w, taken = 0.05 * torch.randn(1_000_000), {1: [], 2: []}
+    table = tables.build(*mixture_of(17))
+    for _ in range(15):
+        for number, times in taken.items():
+            torch.set_num_threads(number)
+            start = time.perf_counter()
+            table.full(w)
+            times.append(time.perf_counter() - start)
+    torch.set_num_threads(1)
+    one, two = (statistics.median(times) for times in taken.values())
+    return f"Two threads take {two / one:.2f} times as long as one (full, N = 1e6, K = 17, wall clock)."
+
+
 def machine() -> str:
     """The processor, its cores and the versions that matter."""
     names = [
@@ -200,10 +240,14 @@ def machine() -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    try:
+        numba = metadata.version("numba")
+    except metadata.PackageNotFoundError:
+        numba = "not installed"
     return (
         f"{names[0] if names else platform.machine()} ({len(names)} visible), "
         f"{torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}, "
-        f"{torch.get_num_threads()} thread, Python {platform.python_version()}"
+        f"{torch.get_num_threads()} thread, numba {numba}, Python {platform.python_version()}"
     )
 
 
@@ -285,7 +329,7 @@ def main() -> None:
             f"{row['n']:.1e} {row['k']:3} {row['method']:28} {row['seconds'] * 1e3:10.3f} ms",
             flush=True,
         )
-    text = as_markdown(found, training_cost.lines(quick))
+    text = as_markdown(found, [*training_cost.lines(quick), "", threads(), "CUDA: not measured."])
     print(text)
     FIGURES.mkdir(exist_ok=True)
     (FIGURES / "benchmark.md").write_text(text + "\n")

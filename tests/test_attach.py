@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, Schedule
+from swsmix import GaussianMixture, MixturePrior, Schedule, tables
 
 NUM_DATA, TAU = 50, 0.3
 
@@ -654,3 +654,34 @@ def test_by_default_the_proximal_step_is_made_where_it_can_be(make, mode, expect
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = make([*net.parameters(), *prior.parameters()])
     assert prior.attach(optimizer, num_data=1).update == expected
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_training_with_tables_ends_where_direct_evaluation_does(update, monkeypatch):
+    """Far closer together than two seeds are."""
+
+    def trained(seed, build):
+        monkeypatch.setattr(tables, "build", build)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(400, 64, generator=generator)
+        net = nn.Sequential(nn.Linear(64, 160), nn.ReLU(), nn.Linear(160, 4))
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+        y = (x[:, :16].unflatten(1, (4, 4)).sum(2)).argmax(1)
+        prior = MixturePrior(net, 12, zero=True)  # N K = 130,560: enough for tables
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+        schedule = Schedule(tau=0.05, em_every=10, std_start=0.05, std_end=0.01, anneal=60)
+        prior.attach(optimizer, num_data=400, schedule=schedule, update=update)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+        return torch.stack([loss.detach(), prior.penalty().detach() / 10_000])
+
+    build = tables.build
+    fast = torch.stack([trained(seed, build) for seed in range(3)])
+    direct = torch.stack([trained(seed, tables.direct) for seed in range(3)])
+    assert not torch.equal(fast, direct)  # two ways of computing, indeed
+    assert bool(((fast - direct).abs().amax(0) < 0.1 * fast.std(0)).all())

@@ -15,7 +15,7 @@ from swsmix.tables.direct import Mixture
 from swsmix.tables.taylor import ORDER, Intervals
 
 CHUNK = 1 << 17  # weights at a time: their scratch stays in the cache
-_COUNT = 38  # the bits of a sum of 2^22 numbers, below their count
+PACKED, COUNT = 1 << 22, 38  # a sum of so many numbers has so many bits, below their count
 Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights -> f' and a
 
 
@@ -221,17 +221,18 @@ class Histogram:
             cell: from `address.find`.
             number: from `address.find`; changed.
         """
-        if self.pending + len(cell) > 1 << 22:
-            self._unpack_()
+        if self.pending + len(cell) > PACKED:
+            self.unpack_()
         self.pending += len(cell)
         where, wide = self.wide[: len(cell)].copy_(cell), self.room[: len(cell)]
-        self.packed.scatter_add_(0, where, wide.copy_(number).add_(1 << _COUNT))
+        self.packed.scatter_add_(0, where, wide.copy_(number).add_(1 << COUNT))
         number.sub_(self.half)
         self.second.scatter_add_(0, where, wide.copy_(number.mul_(number)))
 
-    def _unpack_(self) -> None:
-        self.count += self.packed >> _COUNT
-        self.first += self.packed & ((1 << _COUNT) - 1)
+    def unpack_(self) -> None:
+        """Move what is packed to its sums."""
+        self.count += self.packed >> COUNT
+        self.first += self.packed & ((1 << COUNT) - 1)
         self.packed.zero_()
         self.pending = 0
 
@@ -245,7 +246,7 @@ class Histogram:
         Returns:
             The value; count, first and second; and whether weights are missing.
         """
-        self._unpack_()
+        self.unpack_()
         cells, found, mixture = self.cells.layout, self.cells.found, self.cells.mixture
         used = (self.count * cells.shut).nonzero()[:, 0]
         raw = self.count, self.first, self.second

@@ -66,7 +66,7 @@ def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
         inner = (start.double() - 1) * unit - half
         return inner, inner + width * unit
 
-    first = min(max(math.frexp(2 * half / std)[1], 4), 10)  # of intervals about one std wide
+    first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
     width = torch.full((1 << first,), 1 << (_UNITS - first), device=device)
     start = torch.arange(1 << first, device=device) * width + 1  # 0 would never be split
     found = split(mixture, tolerance, start, width, torch.ones_like(start), ends=ends, smallest=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables.bits import Bits
-from swsmix.tables.cells import Cells, Histogram
+from swsmix.tables.cells import COUNT, PACKED, Cells, Histogram
 from swsmix.tables.grid import Grid
 
 
@@ -54,11 +54,16 @@ def proximal_(cells: Cells, w: Tensor, at: Tensor, step: float | Tensor, scale: 
 
 def count_(histogram: Histogram, w: Tensor) -> None:
     """Count weights (n,) into a histogram."""
-    sums = np.zeros((len(histogram.count), 4), dtype=np.int64)  # of each cell in one cache line
-    _count(*_both(w), sums, *_address(histogram.cells))
-    totals = histogram.count, histogram.first, histogram.second
-    for total, here in zip(totals, sums.T, strict=False):
-        total += torch.from_numpy(here)
+    sums = np.zeros((len(histogram.count), 2), dtype=np.int64)  # count and first are packed
+    for part in w.split(PACKED):
+        _count(*_both(part), sums, *_address(histogram.cells))
+        histogram.packed += torch.from_numpy(sums[:, 0])
+        histogram.unpack_()
+        sums[:, 0] = 0
+    histogram.second += torch.from_numpy(sums[:, 1])
+
+
+_NONE = np.zeros(0, dtype=np.int32)
 
 
 def _both(w: Tensor) -> tuple[Any, Any]:
@@ -68,28 +73,29 @@ def _both(w: Tensor) -> tuple[Any, Any]:
 
 def _address(cells: Cells) -> tuple[Any, ...]:
     at = cells.address
+    bits = np.int32(at.bits)
     if isinstance(at, Grid):
-        return np.zeros(0, np.int32), at.whole, at.half, at.bits, np.float32(at.scale)
+        return _NONE, at.whole, np.int32(at.half), bits, np.float32(at.scale)
     assert isinstance(at, Bits)
-    return at.block.numpy(), at.whole, 0, at.bits, np.float32(0.0)
+    return at.block.numpy(), at.whole, np.int32(0), bits, np.float32(0.0)
 
 
 @_inlined
 def _find(x, raw, block, whole, half, bits, scale):  # type: ignore[no-untyped-def]
     """Cell, number, coordinate; see `Grid.find` and, without a scale, `Bits.find`."""
-    if scale == 0.0:
-        low = raw & 0xFFFF
-        entry = block[(raw >> 16) + 32768]
-        shift = entry & 31
+    if scale == np.float32(0.0):
+        low = raw & np.int32(0xFFFF)
+        entry = block[np.uint32((raw >> np.int32(16)) + np.int32(32768))]
+        shift = entry & np.int32(31)
         part = low >> shift
         number = low if whole else low - (part << shift)
-        return (entry >> 5) + part, number, np.float32(number)
+        return np.uint32((entry >> np.int32(5)) + part), number, np.float32(number)
     place = x * scale
-    if not abs(place) < half << bits:  # NaN too
-        return 0, 0, place
+    if not abs(place) < np.float32(half << bits):  # NaN too
+        return np.uint32(0), np.int32(0), place
     number = np.int32(place)
-    low = number & ((1 << bits) - 1)
-    return (number >> bits) + half, low, place if whole else np.float32(low)
+    low = number & ((np.int32(1) << bits) - np.int32(1))
+    return np.uint32((number >> bits) + half), low, place if whole else np.float32(low)
 
 
 @_compiled
@@ -124,10 +130,9 @@ def _proximal(w, at, raw, steps, many, step, scale, lines, block, whole, half, b
 
 @_compiled
 def _count(w, raw, sums, block, whole, half, bits, grid):  # type: ignore[no-untyped-def]
-    middle = 1 << (bits - 1)
+    middle = np.int32(1) << (bits - np.int32(1))
     for i in range(w.shape[0]):
         cell, number, _ = _find(w[i], raw[i], block, whole, half, bits, grid)
-        away = number - middle
-        sums[cell, 0] += 1
-        sums[cell, 1] += number
-        sums[cell, 2] += away * away
+        away = np.int32(number - middle)
+        sums[cell, 0] += (np.int64(1) << COUNT) + number
+        sums[cell, 1] += np.int32(away * away)
