@@ -31,6 +31,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swsmix import weights
 from swsmix.schedule import Schedule
+from swsmix.tables import Adaptive
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -39,7 +40,6 @@ Update = Literal["gradient", "proximal"]
 # Optimisers whose effective step is known. They also make no use of the loss that a closure
 # returns, so that its value need not be computed.
 _KNOWN = (SGD, Adam, AdamW)
-_CHUNK = 1 << 18
 
 
 class Attachment:
@@ -278,28 +278,26 @@ class Attachment:
     @torch.no_grad()
     def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        together: dict[str, list[tuple[Tensor, Tensor, float | Tensor]]] = {}
+        together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
         for name, p, group in self._held(optimizer):
             if p.grad is None:
                 continue  # the optimiser has not moved it, and has no step for it
-            table, scale = self.prior.tables_of(group), strength * self.prior.tau[group]
-            w, before = (weights.flat_view(t) for t in (weights.local(p), self._before[name]))
-            # In chunks, so that the effective steps take no memory of the weights' size.
-            for start in range(0, w.numel(), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                eta = _effective_step(optimizer.state[p], settings[id(p)], optimizer, part)
-                if w.numel() >= weights.SMALL:
-                    table.proximal_(w[part], before[part], eta, scale)
-                else:
-                    together.setdefault(group, []).append((w, before, eta))
-        for group, small in together.items():  # in one call, whose fixed cost is what counts
-            targets, befores, steps = zip(*small, strict=True)
-            sizes = [len(w) for w in targets]
+            w, before = weights.local(p), self._before[name]
+            step = _effective_step(optimizer.state[p], settings[id(p)], optimizer)
+            if w.numel() >= weights.SMALL:
+                scale = strength * self.prior.tau[group]
+                self.prior.tables_of(group).proximal_(w, before, step, scale)
+                continue
+            second, *rates = step if isinstance(step, Adaptive) else (w, step)
+            entry = weights.flat_view(w), weights.flat_view(before), weights.flat_view(second)
+            together.setdefault((group, *rates), []).append(entry)
+        for (group, *rates), small in together.items():  # in one call: a fixed cost is what counts
+            targets, befores, seconds = zip(*small, strict=True)
             flat = torch.cat(targets)
-            eta = torch.cat([_expanded(e, w) for e, w in zip(steps, targets, strict=True)])
+            step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
             scale = strength * self.prior.tau[group]
-            self.prior.tables_of(group).proximal_(flat, torch.cat(befores), eta, scale)
-            for w, moved in zip(targets, flat.split(sizes), strict=True):
+            self.prior.tables_of(group).proximal_(flat, torch.cat(befores), step, scale)
+            for w, moved in zip(targets, flat.split([len(w) for w in targets]), strict=True):
                 w.copy_(moved)
 
 
@@ -332,10 +330,6 @@ def _make(t: Tensor) -> tuple[Any, ...]:
     return t.shape, t.stride(), t.dtype, t.device
 
 
-def _expanded(eta: float | Tensor, w: Tensor) -> Tensor:
-    return eta if isinstance(eta, Tensor) else torch.full_like(w, eta)
-
-
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -352,16 +346,14 @@ def _skipped(optimizer: Optimizer) -> bool:
 
 
 def _effective_step(
-    state: dict[str, Any], settings: dict[str, Any], optimizer: Optimizer, part: slice
-) -> float | Tensor:
+    state: dict[str, Any], settings: dict[str, Any], optimizer: Optimizer
+) -> float | Adaptive:
     """eta: how far the optimiser moves a weight for a constant unit gradient."""
     lr = float(settings["lr"])
     if isinstance(optimizer, SGD):
         momentum, dampening = settings["momentum"], settings["dampening"]
         return float(lr * (1.0 - dampening) / (1.0 - momentum)) if momentum else lr
     second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
-    correction = 1.0 - settings["betas"][1] ** float(state["step"])
-    v = weights.flat_view(weights.local(second))[part]
-    root = math.sqrt(correction)  # lr / (sqrt(v / correction) + eps), in fewer passes
-    eta: Tensor = v.sqrt().add_(settings["eps"] * root).reciprocal_().mul_(lr * root)
-    return eta
+    # lr / (sqrt(v / correction) + eps)
+    root = math.sqrt(1.0 - settings["betas"][1] ** float(state["step"]))
+    return Adaptive(weights.local(second), lr * root, settings["eps"] * root)

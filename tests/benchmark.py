@@ -230,7 +230,8 @@ def threads() -> str:
             times.append(time.perf_counter() - start)
     torch.set_num_threads(1)
     one, two = (statistics.median(times) for times in taken.values())
-    return f"Two threads take {two / one:.2f} times as long as one (full, N = 1e6, K = 17, wall clock)."
+    times = f"{two / one:.2f} times as long as one"
+    return f"Two threads take {times} (full, N = 1e6, K = 17, wall clock)."
 
 
 def machine() -> str:

@@ -678,10 +678,11 @@ def test_training_with_tables_ends_where_direct_evaluation_does(update, monkeypa
             loss = nn.functional.cross_entropy(net(x), y)
             loss.backward()
             optimizer.step()
-        return torch.stack([loss.detach(), prior.penalty().detach() / 10_000])
+        w = prior.flat_weights("all")
+        return torch.cat([torch.stack([loss.detach(), prior.penalty().detach() / 10_000]), w])
 
     build = tables.build
     fast = torch.stack([trained(seed, build) for seed in range(3)])
     direct = torch.stack([trained(seed, tables.direct) for seed in range(3)])
     assert not torch.equal(fast, direct)  # two ways of computing, indeed
-    assert bool(((fast - direct).abs().amax(0) < 0.1 * fast.std(0)).all())
+    assert bool(((fast - direct)[:, :2].abs().amax(0) < 0.1 * fast[:, :2].std(0)).all())

@@ -219,7 +219,8 @@ def test_proximal_step_agrees_with_the_twin(mixture, step, loops):
     error, rounding = (out.double() - exact).abs(), 3e-7 * (w.abs() + at.abs())
     assert bool((error <= 1e-3 * move + floor + rounding).all())
     each = w.clone()
-    tables.build(*mixture).proximal_(each, at, torch.full_like(at, step), 1.0)
+    adaptive = tables.Adaptive(torch.full_like(at, 0.25), rate=step, eps=0.5)
+    tables.build(*mixture).proximal_(each, at, adaptive, 1.0)
     assert torch.allclose(each, out, rtol=1e-6, atol=1e-9)
 
 
@@ -441,6 +442,17 @@ def test_the_number_of_threads_is_as_before_even_after_an_error():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_numba_is_optional():
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import torch; from swsmix import tables\n"
+        "mixture = torch.ones(2) / 2, torch.tensor([0.0, 1.0]), torch.ones(2)\n"
+        "print(tables.build(*mixture).gradient(torch.full((100_000,), 0.5)).abs().max() < 1e-5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "tensor(True)"
 
 
 MEMORY = """

@@ -85,6 +85,14 @@ class Full(NamedTuple):
     moments: Moments
 
 
+class Adaptive(NamedTuple):
+    """One step size a weight, rate / (sqrt(second) + eps), as Adam has it."""
+
+    second: Tensor
+    rate: float
+    eps: float
+
+
 class Tables:
     """A mixture's f(w) = -log p(w), its derivative and its EM moments, for many weights.
 
@@ -304,7 +312,7 @@ class Tables:
         return Full(value, gradient, (moments[0], moments[1], moments[2]))
 
     @plain
-    def proximal_(self, w: Tensor, at: Tensor, step: float | Tensor, scale: float) -> None:
+    def proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> None:
         """The proximal step of EM's quadratic majoriser, stable for every sigma and step size.
 
             w <- (w + t b) / (1 + t a) = w + t (a (at - w) - f'(at)) / (1 + t a),  t = step * scale
@@ -316,26 +324,30 @@ class Tables:
             step: the step size, or one for each weight.
             scale: tau / num_data, as a rule.
         """
-        many = isinstance(step, Tensor) and step.dim() > 0
-        steps = step.expand_as(w) if isinstance(step, Tensor) and many else w
-        one = 0.0 if many else float(step)
-        with _flat(w, at, steps) as (target, where, each):
-            cells, kernels = self._cells_for(where), _kernels(target, where, each)
+        second = step.second if isinstance(step, Adaptive) else None
+        rate, eps = (step.rate, step.eps) if isinstance(step, Adaptive) else (step, 0.0)
+        with _flat(w, at, w if second is None else second) as (target, where, other):
+            cells, kernels = self._cells_for(where), _kernels(target, where, other)
+            pull = functools.partial(_pull_, rate=rate * scale, eps=eps)
+            second = None if second is None else other
             if not cells or not kernels:
                 for part, slope, a in self._slopes(where, a=True):
-                    t = (each[part] if many else one) * scale
-                    _pull_(target[part], where[part], slope, a, t)
-            elif kernels.proximal_(cells, target, where, each if many else one, scale):
+                    each = None if second is None else second[part]
+                    pull(target[part], where[part], slope, a, each)
+            elif kernels.proximal_(cells, target, where, second, rate * scale, eps):
                 gaps = cells.gaps(where)
                 slope, a = (exact.float() for exact in self._beyond(where[gaps]))
-                moved, t = target[gaps], (each[gaps] if many else one) * scale
-                _pull_(moved, where[gaps], slope, a, t)
-                target[gaps] = moved
+                each = None if second is None else second[gaps]
+                target[gaps] = pull(target[gaps], where[gaps], slope, a, each)
 
 
-def _pull_(w: Tensor, at: Tensor, slope: Tensor, a: Tensor, t: Any) -> None:
-    pull = (at - w).to(a.dtype).mul_(a).sub_(slope).mul_(t)
-    w.add_(pull.div_(1.0 + a * t))
+def _pull_(
+    w: Tensor, at: Tensor, slope: Tensor, a: Tensor, second: Tensor | None, rate: float, eps: float
+) -> Tensor:
+    """The proximal step with t = rate / (sqrt(second) + eps), or the rate itself."""
+    inverse = 1.0 if second is None else second.to(a.dtype).sqrt().add_(eps)
+    pull = (at - w).to(a.dtype).mul_(a).sub_(slope).mul_(rate)
+    return w.add_(pull.div_(inverse + a * rate))
 
 
 def build(mixing: Tensor, mean: Tensor, std: Tensor, *, tolerance: float = 1e-5) -> Tables:

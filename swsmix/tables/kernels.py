@@ -39,17 +39,18 @@ def write_gradient_(cells: Cells, target: Tensor, w: Tensor, scale: float | None
     return int(_write_gradient(*_both(w), target.numpy(), lines, scale, add, *_address(cells)))
 
 
-def proximal_(cells: Cells, w: Tensor, at: Tensor, step: float | Tensor, scale: float) -> int:
-    """Make the proximal step, with one step for all or one for each; flat float32 tensors.
+def proximal_(
+    cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
+) -> int:
+    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors.
 
     Returns:
         The number of weights left out.
     """
-    many = isinstance(step, Tensor)
-    steps, one = (step.numpy(), 0.0) if isinstance(step, Tensor) else (w.numpy(), step)
-    lines = cells.both_lines.numpy()
-    where = _address(cells)
-    return int(_proximal(w.numpy(), *_both(at), steps, many, one, scale, lines, *where))
+    adaptive = second is not None
+    second = w if second is None else second
+    lines, where = cells.both_lines.numpy(), _address(cells)
+    return int(_proximal(w.numpy(), *_both(at), second.numpy(), adaptive, rate, eps, lines, *where))
 
 
 def count_(histogram: Histogram, w: Tensor) -> None:
@@ -113,16 +114,18 @@ def _write_gradient(w, raw, target, lines, scale, add, block, whole, half, bits,
 
 
 @_compiled
-def _proximal(w, at, raw, steps, many, step, scale, lines, block, whole, half, bits, grid):  # type: ignore[no-untyped-def]
+def _proximal(  # type: ignore[no-untyped-def]
+    w, at, raw, second, adaptive, rate, eps, lines, block, whole, half, bits, grid
+):
     gaps = 0
-    scale, step = np.float32(scale), np.float32(step)
+    rate, eps = np.float32(rate), np.float32(eps)
     for i in range(w.shape[0]):
         cell, _, coordinate = _find(at[i], raw[i], block, whole, half, bits, grid)
         slope = lines[cell, 0] + lines[cell, 1] * coordinate
         if slope == slope:
             a = lines[cell, 2] + lines[cell, 3] * coordinate
-            t = (steps[i] if many else step) * scale
-            w[i] += t * (a * (at[i] - w[i]) - slope) / (np.float32(1.0) + t * a)
+            inverse = np.sqrt(second[i]) + eps if adaptive else np.float32(1.0)
+            w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
         else:
             gaps += 1
     return gaps
