@@ -14,7 +14,7 @@ from swsmix.mixture import GaussianMixture
 NUM_BINS = 256
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What happened in training: one record for the start and one after every epoch or round.
 
@@ -45,6 +45,10 @@ class History:
     def groups(self) -> tuple[str, ...]:
         """The names of the prior's mixtures."""
         return tuple(self.series)
+
+    def __repr__(self) -> str:
+        """In one line; its tensors would fill the screen."""
+        return f"History({len(self)} records, groups {list(self.groups)}, {list(self.scalars)})"
 
     def __len__(self) -> int:
         """The number of records."""

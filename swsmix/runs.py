@@ -58,8 +58,8 @@ class Run:
     epoch: int
     config: dict[str, Any]
     folder: Path
-    network: dict[str, Tensor]
-    prior: dict[str, Tensor]
+    network: dict[str, Tensor] = field(repr=False)
+    prior: dict[str, Tensor] = field(repr=False)
     history: History
     training: dict[str, Any] = field(repr=False)
 
