@@ -36,6 +36,7 @@ from swsmix.plots.style import (
     num_columns,
     styled,
 )
+from swsmix.regions import decision_regions
 
 _MAX_DOTS = 20_000
 
@@ -50,9 +51,10 @@ def clusters(
 ) -> Figure:
     """The weights' histogram with the mixture's density and its components, linear and log.
 
-    The number above each centre is the number of weights for which that component is the most
-    responsible. Components with mixing 0 are not drawn. In the linear panel a lone tower ten
-    times higher than the rest is cut; its height is written beside it.
+    The number above a centre is the number of weights for which that component is the most
+    responsible; it is left out where there are none. Components with mixing 0 are not drawn. In
+    the linear panel a lone tower ten times higher than the rest is cut; its height is written
+    beside it.
 
     Args:
         weights: a tensor of any shape, or several whose weights are drawn together.
@@ -77,13 +79,13 @@ def clusters(
     for panel, log in zip(panels, (False, True), strict=True):
         density_panel(panel, edges, counts, parameters, colors, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
-    live = np.flatnonzero(parameters[0] > 0)
     numbers = claimed(w, mixture)
+    owners = np.flatnonzero(numbers)
     label_centres(
         panels[1],
-        parameters[1][live],
-        [format_number(numbers[j]) for j in live],
-        [colors[j] for j in live.tolist()],
+        parameters[1][owners],
+        [format_number(numbers[j]) for j in owners],
+        [colors[j] for j in owners.tolist()],
         "weights\nin each",
     )
     add_legend(panels[0])
@@ -99,6 +101,8 @@ def responsibilities(
     width: float = FULL,
 ) -> Figure:
     """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
+
+    Named are the means of the components that are the most responsible somewhere.
 
     Args:
         mixture: the mixture (k components).
@@ -139,7 +143,9 @@ def responsibilities(
     for j, area in zip(order, areas, strict=True):
         area.set_label(f"_component {j}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
-    label_centres(panels[0], mean[order], [format_number(mean[j]) for j in order], shades, "mean")
+    named = [j for j in order if j in decision_regions(mixture).component]
+    names, tints = [format_number(mean[j]) for j in named], [colors[j] for j in named]
+    label_centres(panels[0], mean[named], names, tints, "mean")
     if flat:
         edges, counts = histogram(flat, low, high)
         claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
@@ -170,9 +176,9 @@ def before_after(
 ) -> Figure:
     """Each weight after training against its start, coloured by its final component.
 
-    Bands are mean +- 2 std of each live component; the grey diagonal is "did not move"; the
-    margins hold the histograms of all weights (log counts). The dots are at most 20,000 weights,
-    the same ones every time.
+    Bands are mean +- 2 std of each component that holds a final weight; the grey diagonal is "did
+    not move"; the margins hold the histograms of all weights (log counts). The dots are at most
+    20,000 weights, the same ones every time.
 
     Args:
         initial: weights before training, any shape.
@@ -206,7 +212,7 @@ def before_after(
     figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
     xlim, ylim = span(parameters, [before]), span(parameters, [after])
     main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
-    for j in np.flatnonzero(parameters[0] > 0).tolist():
+    for j in np.flatnonzero(claimed([after], mixture)).tolist():
         middle, half = parameters[1][j], 2 * parameters[2][j]
         main.axhspan(
             middle - half, middle + half, color=colors[j], alpha=0.15, lw=0, label=f"_band {j}"
