@@ -12,15 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from swsmix.histogram import count, flat_weights, histogram, parameters_of, span
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
-    count,
     density_panel,
-    flat_weights,
-    histogram,
     most_responsible,
-    parameters_of,
-    span,
 )
 from swsmix.plots.style import (
     COLUMN,

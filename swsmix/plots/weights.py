@@ -11,23 +11,19 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     claimed,
     curve_points,
     density_panel,
-    flat_weights,
-    histogram,
     label_centres,
     most_responsible,
-    parameters_of,
-    span,
 )
 from swsmix.plots.style import (
     COLUMN,
     FULL,
     GREY,
-    Array,
     Panels,
     add_legend,
     component_colors,
