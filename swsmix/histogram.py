@@ -69,9 +69,21 @@ def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, fl
 
 def histogram(flat: Sequence[Tensor], low: float, high: float) -> tuple[Array, Array]:
     """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
-    step = (high - low) / min(MAX_BINS, max(40, 4 * count(flat) ** 0.5))
-    edges = (np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1) + 0.5) * step
+    edges = bin_edges(count(flat), low, high)
+    return edges, bin_counts(flat, edges)
+
+
+def bin_edges(total: int, low: float, high: float) -> Array:
+    """The edges of at most about `MAX_BINS` equal bins for `total` weights."""
+    step = (high - low) / min(MAX_BINS, max(40, 4 * total**0.5))
+    numbers = np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1)
+    edges: Array = (numbers + 0.5) * step
+    return edges
+
+
+def bin_counts(flat: Sequence[Tensor], edges: Array) -> Array:
+    """The number of weights in each of equal bins."""
     counts = np.zeros(len(edges) - 1)
     for part in chunks(flat):
         counts += np.histogram(part.numpy(), len(counts), (edges[0], edges[-1]))[0]
-    return edges, counts
+    return counts

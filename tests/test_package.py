@@ -16,8 +16,9 @@ LAYERS = [
     {"plots", "attach"},
     {"prior"},
     {"quantize", "runs"},
-    {"train"},
-    {"problems"},
+    {"train", "checkpoints"},
+    {"problems", "inspect"},
+    {"report"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
