@@ -86,7 +86,10 @@ function draw() {
   const step = (frame.high - frame.low) / frame.counts.length;
   const x = (w) => box.left + ((w - low) / (high - low)) * (box.right - box.left);
   const edge = (i) => frame.low + i * step;
-  const masses = frame.counts.map((_, i) => massIn(frame, edge(i), edge(i + 1)));
+  // What the mixture expects in bins of the same width, over all of the axis.
+  const [before, after] = [Math.floor((low - frame.low) / step), Math.ceil((high - frame.low) / step)];
+  const places = Array.from({ length: after - before }, (_, i) => before + i);
+  const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
   const totals = masses.map((mass) => size * mass.reduce((a, b) => a + b, 0));
   const top = Math.max(...frame.counts, ...totals, 1) * (log ? 2 : 1.05);
   const floor = log ? 0.5 : 0;
@@ -107,7 +110,7 @@ function draw() {
       height: box.bottom - y(bin.count), fill: group.colors[bin.component], "fill-opacity": 0.45 });
   }
   const curve = (values) => values
-    .map((value, i) => `${(bins[i].left + bins[i].width / 2).toFixed(2)},${y(value).toFixed(2)}`)
+    .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
     .join(" ");
   frame.mean.forEach((_, j) => {
     if (frame.mixing[j] === 0) return;
