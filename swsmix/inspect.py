@@ -23,7 +23,7 @@ from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.regions import decision_regions
 
-_SAMPLE = 500_000  # weights that a mixture is fitted to before the last steps on all of them
+_SAMPLE = 200_000  # weights that a mixture is fitted to before the last steps on all of them
 _MAX_VALUES = 64  # weights of so few values are clustered already: each value is a component
 
 

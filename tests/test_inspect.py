@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
+import time
 import zipfile
 
 import cases
@@ -134,6 +137,44 @@ def test_tensors_that_are_not_looked_at_have_a_reason(tmp_path):
     assert [group.name for group in taken.groups] == ["bias", "head"]
 
 
+IMPORTS = """
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, scipy.cluster.vq
+import rich.console, rich.progress, rich.table
+import swsmix.cli, swsmix.report
+"""
+INSPECT = (
+    IMPORTS
+    + """
+from swsmix.cli import app
+app(["inspect", "big.pt", "--html", "-q"], standalone_mode=False)
+"""
+)
+
+
+def cost(code, folder):
+    """Peak memory in bytes, seconds of the processor, and seconds, of a Python process."""
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0
+    return 1024 * used.ru_maxrss, used.ru_utime + used.ru_stime, time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_25_million_weights_take_20_seconds_and_twice_their_size(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{i}.weight": torch.randn(2500, 2500, generator=generator) for i in range(4)}
+    torch.save(tensors, tmp_path / "big.pt")
+    size = (tmp_path / "big.pt").stat().st_size
+    base, cpu_base, _ = cost(IMPORTS, tmp_path)
+    peak, cpu, wall = cost(INSPECT, tmp_path)
+    print(f"{(peak - base) / size:.2f} of the file's size above the imports; {cpu:.1f} s of the "
+          f"processor, {cpu_base:.1f} of them imports; {wall:.1f} s on the clock")  # fmt: skip
+    assert (tmp_path / "big.pt-inspect" / "report.html").stat().st_size < 10e6
+    assert peak - base < 2 * size
+    assert cpu < 20  # of one core: the clock on a busy machine is not ours to judge
+
+
 # -- no code ----------------------------------------------------------------------------------
 
 
@@ -229,9 +270,9 @@ def test_counts_are_those_of_a_slow_twin(tmp_path, dtype):
 @pytest.mark.parametrize("name", ["typical", "spiked"])
 def test_the_fitted_mixture_explains_the_weights_as_well_as_the_one_they_are_from(name):
     true = cases.mixtures()[name]
-    w = true.sample(700_000, generator=torch.Generator().manual_seed(0)).float()
-    found, how = fit_to([w[:300_000], w[300_000:]], len(true.mean))
-    assert "on a sample of 500,000 and then on all" in how
+    w = true.sample(400_000, generator=torch.Generator().manual_seed(0)).float()
+    found, how = fit_to([w[:150_000], w[150_000:]], len(true.mean))
+    assert "on a sample of 200,000 and then on all" in how
     loss, best = (-m.to(torch.float64).log_prob(w[:99_999].double()).mean() for m in (found, true))
     assert loss < best + 2e-3
     start = GaussianMixture.from_weights(w, len(true.mean), method="kmeans")

@@ -73,11 +73,13 @@ def inspect(
 
     - `swsmix inspect model.safetensors --per-tensor --no-figures`
     """
+    import torch
     from rich.console import Console
 
     from swsmix import report
     from swsmix.inspect import inspect as look
 
+    torch.set_num_threads(1)  # most of it is not torch's; and sums depend on how they are split
     console = Console()
     inspection = look(
         path,
