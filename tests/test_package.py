@@ -13,7 +13,7 @@ ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
     {"em", "histogram", "history", "regions"},
-    {"plots", "attach"},
+    {"plots", "attach", "tensorboard"},
     {"prior"},
     {"quantize", "runs"},
     {"train", "checkpoints"},

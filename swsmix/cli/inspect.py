@@ -93,6 +93,8 @@ def inspect(
     ascii_only = console.options.ascii_only
     if not quiet:
         console.print(report.terminal(inspection, width=console.width, ascii_only=ascii_only))
+    if animate and (inspection.history is None or not inspection.history.groups):
+        raise ValueError(f"--animate wants the history of a run; {path} is a {inspection.kind}")
     if not (figures or html or animate):
         return
     out = out or Path(f"{path.resolve().name}-inspect")
@@ -139,10 +141,6 @@ def _films(inspection: Any, out: Path) -> list[str]:
     from swsmix import plots, report
 
     history = inspection.history
-    if history is None or not history.groups:
-        raise ValueError(
-            f"--animate wants the history of a run; {inspection.path} is a {inspection.kind}"
-        )
     names = []
     for group in history.groups:
         suffix = "" if len(history.groups) == 1 else report.file_name(f"-{group}")
