@@ -93,8 +93,8 @@ def inspect(
     ascii_only = console.options.ascii_only
     if not quiet:
         console.print(report.terminal(inspection, width=console.width, ascii_only=ascii_only))
-    if animate and (inspection.history is None or not inspection.history.groups):
-        raise ValueError(f"--animate wants the history of a run; {path} is a {inspection.kind}")
+    if animate:
+        _check_history(inspection)
     if not (figures or html or animate):
         return
     out = out or Path(f"{path.resolve().name}-inspect")
@@ -135,6 +135,13 @@ def _saved(
                 plots.save(picture.figure, out / name)
                 written.append(name)
             yield picture
+
+
+def _check_history(inspection: Any) -> None:
+    if inspection.history is None or not inspection.history.groups:
+        raise ValueError(
+            f"--animate wants the history of a run; {inspection.path} is a {inspection.kind}"
+        )
 
 
 def _films(inspection: Any, out: Path) -> list[str]:
