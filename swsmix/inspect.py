@@ -234,7 +234,7 @@ def fit_to(
     if len(sample.unique()) <= few and (exact := _few_values(flat, few)) is not None:
         values, share = exact
         gap = values.diff().min().item() if len(values) > 1 else values[0].abs().item() or 1.0
-        std = torch.full_like(values, 0.1 * gap)
+        std = torch.full_like(values, 0.03 * gap)
         how = f"one component for each of the {len(values)} values that the weights have"
         return GaussianMixture(share, values, std), how
     mixture = GaussianMixture.from_weights(sample, num_components, method="kmeans", seed=seed)

@@ -173,10 +173,10 @@ def here(*arguments):
 
 
 def test_inspect_prints_a_table_and_writes_figures_a_page_and_a_film(tmp_path, monkeypatch):
-    here(*QUICK, "-q", "--out", tmp_path / "run")
+    run(*QUICK, "-q", "--out", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     text = here("inspect", tmp_path / "run", "--html", "--animate")
-    assert "hidden.weight" in text and "left out: output.bias" in text
+    assert "hidden.weight" in text and "(not under the prior): hidden.bias, output" in text
     written = {path.name for path in (tmp_path / "run-inspect").iterdir()}
     assert written == set(text.rsplit(": ", 1)[1].strip().split(", "))
     assert {"report.html", "collapse.gif", "clusters.png", "loss-terms.png"} <= written
@@ -207,9 +207,8 @@ def test_inspect_says_what_is_wrong_in_one_line(tmp_path):
 
 def test_live_and_tensorboard_watch_a_run(tmp_path):
     out = tmp_path / "run"
-    text = here(*QUICK, "--live", "--tensorboard", tmp_path / "logs", "--out", out)
+    text = run(*QUICK, "--live", "--tensorboard", tmp_path / "logs", "--out", out)
     assert "epoch 3" in text and "weights   share" in text and "arv (1535)" in text
     assert list((tmp_path / "logs").glob("events.*"))
-    with pytest.raises(ValueError, match="give one of them"):
-        here(*QUICK, "--live", "--quiet", "--out", tmp_path / "other")
+    run(*QUICK, "--live", "--quiet", "--out", tmp_path / "other", fails="give one of them")
     assert not (tmp_path / "other").exists()

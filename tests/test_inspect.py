@@ -343,7 +343,7 @@ def test_the_table_holds_all_that_was_counted(run_folder, width):
         shape = "x".join(map(str, layer.weights.shape))
         for entry in (shape, f"{layer.size:,}", f"{layer.bits_per_weight:.2f}", "100.0 %"):
             assert entry in row.replace("  ", " ")
-    assert "left out: 0.bias (1 dimension, fewer than 2)" in text
+    assert "left out (1 dimension, fewer than 2): 0.bias, 2.bias" in text
     assert plain(found, ascii_only=True).isascii()
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_NAMES = 6  # of tensors left out for one reason
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
@@ -217,5 +218,10 @@ def terminal(
         ]
     if inspection.left_out:
         parts.append(Text(""))
-    parts += [Text(f"left out: {name} ({why})") for name, why in inspection.left_out.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, why in inspection.left_out.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        parts.append(Text(f"left out ({why}): {', '.join(names[:_NAMES])}{more}"))
     return Stack(*parts)
