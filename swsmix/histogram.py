@@ -60,7 +60,7 @@ def parameters_of(mixture: GaussianMixture) -> Parameters:
 def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, float]:
     """An interval with all weights and live centres, at least 8 of the narrowest stds wide."""
     mean, std = (v[parameters[0] > 0] for v in parameters[1:])
-    ends = [v.item() for w in flat for v in w.aminmax()]
+    ends = [v.item() for part in chunks(flat) for v in part.aminmax()]
     ends += list(mean) if flat else [*(mean - 4 * std), *(mean + 4 * std)]
     low, high = min(ends), max(ends)
     pad = max(0.03 * (high - low), 4 * std.min() - (high - low) / 2)

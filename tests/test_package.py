@@ -13,7 +13,7 @@ ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
     {"em", "histogram", "history", "regions"},
-    {"plots", "attach", "tensorboard"},
+    {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
     {"train", "checkpoints"},
