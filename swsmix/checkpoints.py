@@ -23,6 +23,7 @@ from swsmix import runs
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 
+_MAX_HEADER = 1 << 30
 _SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -89,7 +90,8 @@ def _read_file(path: Path) -> Checkpoint:
         magic = file.read(16)
     # A reader of another kind of file has its place here: its magic number, and a function from
     # the path to a Checkpoint.
-    if magic[8:9] == b"{":
+    header = int.from_bytes(magic[:8], "little")  # of safetensors: the length of its JSON
+    if header < _MAX_HEADER and magic[8:9] == b"{":
         return Checkpoint("safetensors file", _read_safetensors(path))
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
         return Checkpoint("PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
