@@ -114,7 +114,7 @@ class Inspection:
         kind: what it is, in words.
         groups: the mixtures with their tensors.
         left_out: name -> why a tensor is under no mixture.
-        history: of the run, if it is one.
+        history: of the run, if it is one and its mixtures are the groups'.
     """
 
     path: Path
@@ -155,7 +155,7 @@ def inspect(
         include: patterns of the tensors to take (shell-style, `"fc*.weight"`); by default all
             floating-point tensors of at least two dimensions.
         exclude: patterns of tensors to leave out.
-        refit: fit mixtures even if the checkpoint has its own.
+        refit: fit mixtures even if the checkpoint has its own, as any choice of tensors does.
         seed: for the sample that a mixture of very many weights is fitted to.
 
     Returns:
@@ -200,7 +200,10 @@ def inspect(
         if mixture is None:
             mixture, origin = cluster(flat, num_components, seed=seed)
         groups.append(_group(group, mixture, origin, {n: read.tensors[n] for n in members}))
-    return Inspection(path, read.kind, tuple(groups), left_out, read.history)
+    history = read.history
+    if history is not None and history.groups and not own:
+        history = None  # it is of other mixtures than those fitted here, over other tensors
+    return Inspection(path, read.kind, tuple(groups), left_out, history)
 
 
 def _group(name: str, mixture: GaussianMixture, origin: str, tensors: dict[str, Tensor]) -> Group:
