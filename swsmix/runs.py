@@ -3,7 +3,8 @@
     RUN/config.toml              how the run was made
     RUN/checkpoint-000012/       the newest checkpoint, after epoch or round 12
         network.safetensors      the network's state
-        prior.safetensors        the mixtures, hyper-priors and running moments
+        prior.safetensors        the mixtures, hyper-priors and running moments; which tensors
+                                 each mixture is of
         history.safetensors      the history up to here
         training.pt              optimiser, generators, clock (torch.load, weights_only=True)
     RUN/final/                   the same four, as `fit` returned them, once it has ended
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -50,6 +52,7 @@ class Run:
         folder: the checkpoint in it that was read.
         network: the network's state_dict.
         prior: the prior's state_dict.
+        groups: group -> the names of the tensors under its mixture.
         history: the history.
         training: the rest of the training state.
     """
@@ -60,6 +63,7 @@ class Run:
     folder: Path
     network: dict[str, Tensor] = field(repr=False)
     prior: dict[str, Tensor] = field(repr=False)
+    groups: dict[str, tuple[str, ...]]
     history: History
     training: dict[str, Any] = field(repr=False)
 
@@ -244,7 +248,10 @@ def save_checkpoint(
             for n, t in network.state_dict().items()
         }
         save_file(state, temporary / "network.safetensors")
-        save_file(prior.state_dict() if prior is not None else {}, temporary / "prior.safetensors")
+        selection = getattr(prior, "selection", None)
+        groups = json.dumps({} if selection is None else selection.groups)
+        mixtures = {} if prior is None else prior.state_dict()
+        save_file(mixtures, temporary / "prior.safetensors", {"groups": groups})
         save_file(history.to_tensors(), temporary / "history.safetensors")
         torch.save({"epoch": epoch, **training}, temporary / "training.pt")
         if target.exists():
@@ -263,7 +270,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
     """Read a run folder: its outcome, or its newest checkpoint if it has not ended.
 
     Args:
-        path: the folder.
+        path: the run folder, or one of the checkpoints in it.
         resumable: read the newest checkpoint in any case.
 
     Returns:
@@ -274,7 +281,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         ValueError: if a file of the checkpoint is missing or damaged; it is named.
     """
     path = Path(path)
-    found = _checkpoints(path)
+    found = [path] if (path / "network.safetensors").is_file() else _checkpoints(path)
     if not resumable and (path / _FINAL).is_dir():
         found = [path / _FINAL]
     if not found:
@@ -289,6 +296,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         folder=folder,
         network=_read(folder / "network.safetensors", load_file),
         prior=_read(folder / "prior.safetensors", load_file),
+        groups=_read(folder / "prior.safetensors", _load_groups),
         history=History.from_tensors(_read(folder / "history.safetensors", load_file)),
         training=training,
     )
@@ -329,6 +337,12 @@ def _checkpoints(path: Path) -> list[Path]:
 def _load_training(file: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     return state
+
+
+def _load_groups(file: Path) -> dict[str, tuple[str, ...]]:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+    return {g: tuple(names) for g, names in json.loads(metadata.get("groups", "{}")).items()}
 
 
 def _read(file: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

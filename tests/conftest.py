@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ def pytest_collection_modifyitems(config, items):
     absent = [name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None]
     if absent:
         missing["frameworks"] = f"not installed: {', '.join(absent)}"
+    tools = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    tools += ["selenium"] if importlib.util.find_spec("selenium") is None else []
+    if tools:
+        missing["browser"] = f"not installed: {', '.join(tools)}"
     config.stash[_REASONS] = []
     for marker, reason in missing.items():
         gone = [item for item in items if item.get_closest_marker(marker)]

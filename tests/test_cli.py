@@ -7,8 +7,10 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from swsmix import load_run
+from swsmix.cli import app
 
 QUICK = ["train", "--epochs", "3", "--no-baseline"]
 
@@ -153,3 +155,60 @@ def test_a_damaged_checkpoint_is_named_on_resume(tmp_path):
     file = out / "checkpoint-000003" / "network.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     run("train", "--resume", "--epochs", 4, "--out", out, fails="network.safetensors is damaged")
+
+
+# -- inspect ----------------------------------------------------------------------------------
+
+
+def here(*arguments):
+    """The command line in this process, which spares the imports; what it prints."""
+    threads = torch.get_num_threads()
+    try:
+        done = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    finally:
+        torch.set_num_threads(threads)
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_inspect_prints_a_table_and_writes_figures_a_page_and_a_film(tmp_path, monkeypatch):
+    run(*QUICK, "-q", "--out", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    text = here("inspect", tmp_path / "run", "--html", "--animate")
+    assert "hidden.weight" in text and "(not under the prior): hidden.bias, output" in text
+    written = {path.name for path in (tmp_path / "run-inspect").iterdir()}
+    assert written == set(text.rsplit(": ", 1)[1].strip().split(", "))
+    assert {"report.html", "collapse.gif", "clusters.png", "loss-terms.png"} <= written
+    assert "drawing" not in text
+
+
+def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path):
+    torch.save({"a/b": torch.randn(20, 30), "c": torch.randn(9, 9)}, tmp_path / "net.pt")
+    contents = []
+    for out in ("one", "two"):
+        here("inspect", tmp_path / "net.pt", "--out", tmp_path / out, "--format", "svg", "--html",
+             "-q", "--exclude", "c", "--components", 3)  # fmt: skip
+        contents.append({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"clusters.svg", "responsibilities.svg", "layers.svg",
+                                "entropy.svg", "hinton-a_b.svg", "report.html"}  # fmt: skip
+    before = sorted(tmp_path.iterdir())
+    assert "K = 7" in here("inspect", tmp_path / "net.pt", "--no-figures")
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(ValueError, match="history of a run"):
+        here("inspect", tmp_path / "net.pt", "--animate", "--no-figures", "--out", tmp_path / "x")
+
+
+def test_inspect_says_what_is_wrong_in_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("not a checkpoint")
+    run("inspect", tmp_path / "a.txt", fails="no checkpoint that swsmix can read")
+
+
+def test_live_and_tensorboard_watch_a_run(tmp_path):
+    out = tmp_path / "run"
+    text = run(*QUICK, "--live", "--tensorboard", tmp_path / "logs", "--out", out)
+    assert "epoch 3" in text and "weights   share" in text and "arv (1535)" in text
+    assert list((tmp_path / "logs").glob("events.*"))
+    run(*QUICK, "--live", "--quiet", "--out", tmp_path / "other", fails="give one of them")
+    assert not (tmp_path / "other").exists()

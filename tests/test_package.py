@@ -12,12 +12,13 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "history"},
-    {"plots", "attach"},
+    {"em", "histogram", "history", "regions"},
+    {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
-    {"train"},
-    {"problems"},
+    {"train", "checkpoints"},
+    {"problems", "inspect"},
+    {"report"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -162,6 +162,38 @@ def test_clusters_numbers_count_the_weights_of_each_component():
     )
 
 
+# Component 1 lies under 0, and 3 has no weights: claimed by none, they would crowd the picture.
+CROWDED = GaussianMixture([0.6, 0.1, 0.29, 0.01], [0.0, 0.001, 0.5, 0.8], [0.02, 0.02, 0.02, 0.02])
+
+
+def test_components_that_hold_no_weight_have_a_curve_but_no_label_and_no_band():
+    w = torch.tensor([0.0] * 9 + [0.5] * 3)
+    linear, log = plots.clusters(w, CROWDED).axes
+    assert [t.get_text() for t in labelled(log, "centre") if hasattr(t, "xy")] == ["9", "3"]
+    assert [number(a) for a in labelled(linear, "component")] == [0, 1, 2, 3]
+    main = plots.before_after(w, w, CROWDED).axes[0]
+    assert [number(b) for b in labelled(main, "band")] == [0, 2]
+    top = plots.responsibilities(CROWDED, w).axes[0]
+    means = [t.get_text() for t in labelled(top, "centre") if hasattr(t, "xy")]
+    assert means == ["0", "0.5", "0.8"]
+
+
+def test_several_tensors_are_drawn_as_one():
+    parts = [WEIGHTS[:7].reshape(7, 1), WEIGHTS[7:7], WEIGHTS[7:].bfloat16()]
+    whole = torch.cat([p.float().flatten() for p in parts])
+    for make in (plots.clusters, lambda w, m: plots.responsibilities(m, w)):
+        one, other = (make(w, MIXTURE) for w in (parts, whole))
+        for a, b in zip(one.axes, other.axes, strict=True):
+            texts, curves = ([[t.get_text() for t in x.texts] for x in (a, b)],
+                             [[c.get_ydata() for c in x.lines] for x in (a, b)])  # fmt: skip
+            assert texts[0] == texts[1]
+            for y, again in zip(*curves, strict=True):
+                np.testing.assert_array_equal(y, again)
+            bars_of = [[p.get_data().values for p in x.patches] for x in (a, b)]
+            for y, again in zip(*bars_of, strict=True):
+                np.testing.assert_array_equal(y, again)
+
+
 def test_clusters_says_where_it_cuts_a_tower_and_only_then():
     mixture = GaussianMixture([0.97, 0.03], [0.0, 0.5], [1e-3, 0.05])
     ax = plots.clusters(draw(mixture, 10_000), mixture).axes[0]

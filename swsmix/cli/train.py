@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -71,6 +73,12 @@ def train(
     baseline: Annotated[
         bool, typer.Option(help="Train the same network under weight decay beside it.")
     ] = True,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show the weights' histogram and the mixture meanwhile.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write to this folder for TensorBoard too (an extra).")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Train a network under a learned mixture prior and watch its weights collapse into clusters.
@@ -83,7 +91,7 @@ def train(
 
     - `swsmix train --data mnist --components 16 --out runs/lenet`
 
-    - `swsmix train --data shift --mode gradient --seed 3`
+    - `swsmix train --data shift --mode gradient --seed 3 --live`
 
     - `swsmix train --out runs/lenet --resume --epochs 10`
     """
@@ -102,10 +110,16 @@ def train(
     }
     from swsmix import runs
 
+    callbacks = []
+    if tensorboard is not None:
+        from swsmix.tensorboard import tensorboard as log_to
+
+        callbacks.append(log_to(tensorboard))
     out = out or Path("runs") / data.value
+    watched: dict[str, Any] = {"live": live, "quiet": quiet, "callbacks": callbacks}
     if not resume:
         with runs.new_run(out, force=force):
-            _run(settings, out, resume=False, quiet=quiet)
+            _run(settings, out, resume=False, **watched)
         return
     given = {
         name
@@ -113,7 +127,7 @@ def train(
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
     settings = _resumed(runs.load_config(out), settings, given, force=force)
-    _run(settings, out, resume=True, quiet=quiet)
+    _run(settings, out, resume=True, **watched)
 
 
 def _resumed(
@@ -133,11 +147,21 @@ def _resumed(
     return kept | {name: asked[name] for name in given}
 
 
-def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> None:
+def _run(
+    settings: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool,
+    live: bool,
+    quiet: bool,
+    callbacks: list[Callable[[int, Any], None]],
+) -> None:
     import torch
 
     from swsmix import problems, runs
 
+    if live and quiet:
+        raise ValueError("--live shows the training and --quiet nothing: give one of them")
     try:
         torch.empty(0, device=settings["device"])
     except (RuntimeError, AssertionError) as error:
@@ -166,16 +190,18 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
 
     began = time.monotonic()
     try:
-        outcome = problems.train(
-            problem,
-            seed=settings["seed"],
-            mode=settings["mode"],
-            device=settings["device"],
-            run=str(out),
-            resume=resume,
-            progress=not quiet,
-            baseline=settings["baseline"],
-        )
+        with _callback(callbacks, live=live) as callback:
+            outcome = problems.train(
+                problem,
+                seed=settings["seed"],
+                mode=settings["mode"],
+                device=settings["device"],
+                run=str(out),
+                resume=resume,
+                progress=not quiet and not live,
+                baseline=settings["baseline"],
+                callback=callback,
+            )
     except KeyboardInterrupt:
         kept = "go on with --resume" if runs.has_checkpoint(out) else "nothing was written yet"
         typer.echo(f"\ninterrupted: {kept}", err=True)
@@ -187,6 +213,23 @@ def _run(settings: dict[str, Any], out: Path, *, resume: bool, quiet: bool) -> N
     pictures = _draw(outcome, out)
     if not quiet:
         _report(results, out, pictures)
+
+
+@contextmanager
+def _callback(
+    callbacks: list[Callable[[int, Any], None]], *, live: bool
+) -> Iterator[Callable[[int, Any], None]]:
+    """All callbacks as one; with `live`, the view in the terminal is the last of them."""
+    from swsmix import report
+
+    with report.watch() if live else nullcontext() as view:
+        every = [*callbacks, *([view] if view else [])]
+
+        def callback(epoch: int, history: Any) -> None:
+            for each in every:
+                each(epoch, history)
+
+        yield callback
 
 
 def _draw(outcome: Any, out: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Weights as histograms, mixtures as density curves, and the panel that shows both.
+"""Mixtures as density curves, and the panel that shows them with the weights' histogram.
 
 Curves are averaged over a bin, as the bars are: a component narrower than a bin keeps its mass.
 """
@@ -13,62 +13,24 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from swsmix.histogram import Array, Parameters, chunks
 from swsmix.mixture import GaussianMixture
-from swsmix.plots.style import BARS, GREY, INK, Array, format_number, root_figure
-
-Parameters = tuple[Array, Array, Array]  # mixing, mean, std: float64 (k,)
-MAX_BINS = 240
-_CHUNK = 1 << 18
+from swsmix.plots.style import BARS, GREY, INK, format_number, root_figure
+from swsmix.regions import decision_regions
 
 
-def flat_weights(weights: Tensor, name: str = "weights") -> Tensor:
-    """The weights as one finite vector on the CPU, or an error that says what to do."""
-    flat = weights.detach().reshape(-1).cpu()
-    flat = flat if flat.dtype in {torch.float32, torch.float64} else flat.float()
-    if not len(flat):
-        raise ValueError(
-            f"{name}: wanted at least one weight, got shape {tuple(weights.shape)}: leave it out"
-        )
-    if bad := int((~flat.isfinite()).sum()):
-        raise ValueError(
-            f"{name}: wanted finite weights, got {bad} nan or inf among {len(flat)}: "
-            "find where training diverged, or pass weights[weights.isfinite()]"
-        )
-    return flat
-
-
-def parameters_of(mixture: GaussianMixture) -> Parameters:
-    """Mixing, mean and std of a mixture, as float64 arrays."""
-    mixing, mean, std = (
-        v.detach().double().cpu().numpy() for v in (mixture.mixing, mixture.mean, mixture.std)
-    )
-    return mixing, mean, std
-
-
-def most_responsible(weights: Tensor, mixture: GaussianMixture) -> Array:
-    """The most responsible component of each weight, in chunks of bounded memory."""
-    with torch.no_grad():
-        chunks = (c.to(mixture.mean) for c in torch.split(weights, _CHUNK))
-        labels: Array = torch.cat([mixture.log_joint(c).argmax(-1).cpu() for c in chunks]).numpy()
+def most_responsible(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
+    """The most responsible component of each weight."""
+    regions = decision_regions(mixture)
+    labels: Array = torch.cat([regions.assign(part) for part in chunks(flat)]).numpy()
     return labels
 
 
-def span(parameters: Parameters, *weights: Tensor) -> tuple[float, float]:
-    """An interval with all weights and live centres, at least 8 of the narrowest stds wide."""
-    mean, std = (v[parameters[0] > 0] for v in parameters[1:])
-    ends = [v for w in weights for v in (w.min().item(), w.max().item())]
-    ends += list(mean) if weights else [*(mean - 4 * std), *(mean + 4 * std)]
-    low, high = min(ends), max(ends)
-    pad = max(0.03 * (high - low), 4 * std.min() - (high - low) / 2)
-    return float(low - pad), float(high + pad)
-
-
-def histogram(weights: Tensor, low: float, high: float) -> tuple[Array, Array]:
-    """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
-    step = (high - low) / min(MAX_BINS, max(40, 4 * len(weights) ** 0.5))
-    edges = (np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1) + 0.5) * step
-    counts, _ = np.histogram(weights.numpy(), len(edges) - 1, (edges[0], edges[-1]))
-    return edges, counts.astype(float)
+def claimed(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
+    """The number of weights for which each component is the most responsible."""
+    regions = decision_regions(mixture)
+    numbers: Array = torch.stack([regions.count(w) for w in flat]).sum(0).numpy()
+    return numbers
 
 
 def curve_points(low: float, high: float, mean: Array, std: Array, step: float = 0.0) -> Array:

@@ -16,6 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from swsmix.histogram import Array
+
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
 NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
 BARS, GREY, INK = "#d6d6d6", "#666666", "#1a1a1a"
@@ -46,7 +48,6 @@ _STYLE: Any = {
 }
 TICKS: dict[str, Any] = {"labelsize": 7, "width": 0.5, "length": 2.5, "color": "0.45"}
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Panels = Axes | Sequence[Axes] | Array | None
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -12,14 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from swsmix.histogram import count, flat_weights, histogram, parameters_of, span
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     density_panel,
-    flat_weights,
-    histogram,
     most_responsible,
-    parameters_of,
-    span,
 )
 from swsmix.plots.style import (
     COLUMN,
@@ -75,8 +72,8 @@ def hinton(
         )
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: wanted a positive magnitude, got {scale}: leave it out")
-    w = flat_weights(weight_matrix, "weight_matrix")
-    value, (rows, columns) = w.double().numpy(), shape
+    (w,) = flat = flat_weights(weight_matrix, "weight_matrix")
+    value, (rows, columns) = w.double().cpu().numpy(), shape
     full = scale or float(np.abs(value).max()) or 1.0
     half = 0.48 * np.sqrt(np.minimum(np.abs(value) / full, 1))
     y, x = np.divmod(np.arange(len(value)), columns)
@@ -89,7 +86,7 @@ def hinton(
     ]
     colors, per_line = np.where(value < 0, NEGATIVE, POSITIVE), max(3, int(width / 0.8))
     if mixture is not None:
-        palette, component = component_colors(mixture.mean), most_responsible(w, mixture)
+        palette, component = component_colors(mixture.mean), most_responsible(flat, mixture)
         mean, colors = parameters_of(mixture)[1], np.array(palette)[component]
         used = sorted(set(component.tolist()), key=lambda j: mean[j])
         handles = [Patch(color=palette[j], label=format_number(mean[j])) for j in used]
@@ -115,9 +112,9 @@ def hinton(
         ylabel="row (output)",
         facecolor="0.95",
     )
-    for axis, count in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        ticks = min(count, max(1, round(5 * count / max(shape))))
-        axis.set_ticks(np.unique(np.linspace(0, count - 1, ticks).round()))
+    for axis, cells in ((panel.xaxis, columns), (panel.yaxis, rows)):
+        ticks = min(cells, max(1, round(5 * cells / max(shape))))
+        axis.set_ticks(np.unique(np.linspace(0, cells - 1, ticks).round()))
     panel.spines[:].set_visible(False)
     add_legend(panel, handles, per_line)
     return figure
@@ -162,7 +159,7 @@ def layers(
         parameters = parameters_of(own)
         edges, counts = histogram(w, *span(parameters, w))
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
-        panel.set_title(f"{shorten(name, 20)}  ({format_number(len(w))})", fontsize=7)
+        panel.set_title(f"{shorten(name, 20)}  ({format_number(count(w))})", fontsize=7)
         panel.xaxis.set_major_locator(MaxNLocator(3))
     for panel in panels[-columns:]:
         panel.set_xlabel("weight")

@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from swsmix.histogram import MAX_BINS, Array
 from swsmix.history import History
-from swsmix.plots.density import MAX_BINS
 from swsmix.plots.style import (
     FULL,
     INK,
     NEGATIVE,
     POSITIVE,
     TICKS,
-    Array,
     Panels,
     add_legend,
     component_colors,

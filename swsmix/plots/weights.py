@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,22 +11,19 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
+    claimed,
     curve_points,
     density_panel,
-    flat_weights,
-    histogram,
     label_centres,
     most_responsible,
-    parameters_of,
-    span,
 )
 from swsmix.plots.style import (
     COLUMN,
     FULL,
     GREY,
-    Array,
     Panels,
     add_legend,
     component_colors,
@@ -34,13 +32,14 @@ from swsmix.plots.style import (
     num_columns,
     styled,
 )
+from swsmix.regions import decision_regions
 
 _MAX_DOTS = 20_000
 
 
 @styled
 def clusters(
-    weights: Float[Tensor, "..."],
+    weights: Float[Tensor, "..."] | Sequence[Tensor],
     mixture: GaussianMixture,
     *,
     ax: Panels = None,
@@ -48,12 +47,13 @@ def clusters(
 ) -> Figure:
     """The weights' histogram with the mixture's density and its components, linear and log.
 
-    The number above each centre is the number of weights for which that component is the most
-    responsible. Components with mixing 0 are not drawn. In the linear panel a lone tower ten
-    times higher than the rest is cut; its height is written beside it.
+    The number above a centre is the number of weights for which that component is the most
+    responsible; it is left out where there are none. Components with mixing 0 are not drawn. In
+    the linear panel a lone tower ten times higher than the rest is cut; its height is written
+    beside it.
 
     Args:
-        weights: weights of any shape.
+        weights: a tensor of any shape, or several whose weights are drawn together.
         mixture: the mixture (k components).
         ax: two Axes, linear and log.
         width: of the figure, in inches; below 5 the panels are stacked.
@@ -75,13 +75,13 @@ def clusters(
     for panel, log in zip(panels, (False, True), strict=True):
         density_panel(panel, edges, counts, parameters, colors, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
-    live = np.flatnonzero(parameters[0] > 0)
-    numbers = np.bincount(most_responsible(w, mixture), minlength=len(colors))
+    numbers = claimed(w, mixture)
+    owners = np.flatnonzero(numbers)
     label_centres(
         panels[1],
-        parameters[1][live],
-        [format_number(numbers[j]) for j in live],
-        [colors[j] for j in live.tolist()],
+        parameters[1][owners],
+        [format_number(numbers[j]) for j in owners],
+        [colors[j] for j in owners.tolist()],
         "weights\nin each",
     )
     add_legend(panels[0])
@@ -91,17 +91,19 @@ def clusters(
 @styled
 def responsibilities(
     mixture: GaussianMixture,
-    weights: Float[Tensor, "..."] | None = None,
+    weights: Float[Tensor, "..."] | Sequence[Tensor] | None = None,
     *,
     ax: Panels = None,
     width: float = FULL,
 ) -> Figure:
     """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
 
+    Named are the means of the components that are the most responsible somewhere.
+
     Args:
         mixture: the mixture (k components).
-        weights: weights of any shape, drawn below as a histogram (log counts), each bar in the
-            colour of the component that claims it.
+        weights: a tensor of any shape, or several, drawn below as a histogram (log counts), each
+            bar in the colour of the component that claims it.
         ax: one Axes, or two with weights.
         width: of the figure, in inches.
 
@@ -113,8 +115,8 @@ def responsibilities(
         >>> figure = responsibilities(mixture, torch.tensor([0.0, 0.1, 0.9]))
     """
     parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
-    flat = [] if weights is None else [flat_weights(weights)]
-    low, high = span(parameters, *flat)
+    flat = [] if weights is None else flat_weights(weights)
+    low, high = span(parameters, flat)
     mean, live = parameters[1], parameters[0] > 0
     order = [j for j in np.argsort(mean, kind="stable").tolist() if live[j]]
     shades = [colors[j] for j in order]
@@ -126,20 +128,22 @@ def responsibilities(
 
     figure, panels = make_panels(
         ax,
-        1 + len(flat),
+        1 + bool(flat),
         width=width,
         row=1.35 if flat else 1.8,
         sharex=True,
-        height_ratios=[2.0, 1.5][: 1 + len(flat)],
+        height_ratios=[2.0, 1.5][: 1 + bool(flat)],
     )
     x = curve_points(low, high, mean, parameters[2])
     areas = panels[0].stackplot(x, gamma(x), colors=shades, lw=0.3, ec="w", alpha=0.85)
     for j, area in zip(order, areas, strict=True):
         area.set_label(f"_component {j}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
-    label_centres(panels[0], mean[order], [format_number(mean[j]) for j in order], shades, "mean")
-    for w in flat:
-        edges, counts = histogram(w, low, high)
+    named = [j for j in order if j in decision_regions(mixture).component]
+    names, tints = [format_number(mean[j]) for j in named], [colors[j] for j in named]
+    label_centres(panels[0], mean[named], names, tints, "mean")
+    if flat:
+        edges, counts = histogram(flat, low, high)
         claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
         for i, j in enumerate(order):
             held = np.where(claimant == i, np.maximum(counts, 0.5), 0.5)
@@ -168,9 +172,9 @@ def before_after(
 ) -> Figure:
     """Each weight after training against its start, coloured by its final component.
 
-    Bands are mean +- 2 std of each live component; the grey diagonal is "did not move"; the
-    margins hold the histograms of all weights (log counts). The dots are at most 20,000 weights,
-    the same ones every time.
+    Bands are mean +- 2 std of each component that holds a final weight; the grey diagonal is "did
+    not move"; the margins hold the histograms of all weights (log counts). The dots are at most
+    20,000 weights, the same ones every time.
 
     Args:
         initial: weights before training, any shape.
@@ -189,7 +193,7 @@ def before_after(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = before_after(torch.tensor([0.2, 0.7]), torch.tensor([0.0, 1.0]), mixture)
     """
-    before, after = flat_weights(initial, "initial"), flat_weights(final, "final")
+    (before,), (after,) = flat_weights(initial, "initial"), flat_weights(final, "final")
     if len(before) != len(after):
         raise ValueError(
             f"wanted the same weights before and after, got {len(before)} and {len(after)}: "
@@ -200,19 +204,19 @@ def before_after(
     if len(after) > _MAX_DOTS:
         seed = torch.Generator().manual_seed(0)
         dots = np.unique(torch.randint(len(after), (_MAX_DOTS,), generator=seed).numpy())
-    component = most_responsible(after[dots], mixture)
+    component = most_responsible([after[dots]], mixture)
     figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
-    xlim, ylim = span(parameters, before), span(parameters, after)
+    xlim, ylim = span(parameters, [before]), span(parameters, [after])
     main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
-    for j in np.flatnonzero(parameters[0] > 0).tolist():
+    for j in np.flatnonzero(claimed([after], mixture)).tolist():
         middle, half = parameters[1][j], 2 * parameters[2][j]
         main.axhspan(
             middle - half, middle + half, color=colors[j], alpha=0.15, lw=0, label=f"_band {j}"
         )
         main.axhline(middle, color=colors[j], lw=0.4, alpha=0.6, zorder=1, label=f"_centre {j}")
     main.scatter(
-        before.numpy()[dots],
-        after.numpy()[dots],
+        before[dots].float().cpu(),
+        after[dots].float().cpu(),
         c=[colors[j] for j in component],
         s=3 if len(dots) > 2000 else 8,
         alpha=0.5,
@@ -228,7 +232,7 @@ def before_after(
         upright = side == "vertical"
         limits = xlim if upright else ylim
         margin = main.inset_axes((0, 1.02, 1, 0.16) if upright else (1.02, 0, 0.16, 1))
-        edges, counts = histogram(values, *limits)
+        edges, counts = histogram([values], *limits)
         margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=side)
         (margin.set_xlim if upright else margin.set_ylim)(limits)
         margin.axis("off")

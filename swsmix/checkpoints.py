@@ -1,0 +1,150 @@
+"""Anyone's checkpoint, read as named tensors, without running a line of code that it may hold.
+
+A run folder of ours, one of its checkpoints, a file of PyTorch or safetensors, or a folder of
+such files. What kind a file is, its first bytes say, not its name. Files are mapped into memory
+where that is possible: what is not looked at is not read.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from swsmix import runs
+from swsmix.history import History
+from swsmix.mixture import GaussianMixture
+
+_MAX_HEADER = 1 << 30
+_SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read.
+
+    Attributes:
+        kind: what it is, in words.
+        tensors: name -> tensor, on the CPU.
+        groups: group -> the names of the tensors under its mixture; empty if there are none.
+        mixtures: group -> mixture.
+        history: of the run it belongs to, if any.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor] = field(repr=False)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    mixtures: dict[str, GaussianMixture] = field(default_factory=dict)
+    history: History | None = None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint of any kind.
+
+    Args:
+        path: a run folder, a checkpoint in it, a PyTorch or safetensors file, or a folder of
+            those (the shards of one network).
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is nothing of that name.
+        ValueError: if it is of another kind, damaged, or holds pickled code.
+
+    Example:
+        >>> read(Path("runs/sunspots")).kind  # doctest: +SKIP
+        'run folder, epoch 60'
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    if not path.is_dir():
+        return _read_file(path)
+    if runs.has_checkpoint(path) or (path / "network.safetensors").is_file():
+        run = runs.load_run(path)
+        what = "checkpoint" if run.folder == path else "run folder"
+        kind = f"{what} of swsmix, epoch {run.epoch}"
+        mixtures = {group: run.mixtures[group] for group in run.groups if group in run.mixtures}
+        return Checkpoint(kind, run.network, run.groups, mixtures, run.history)
+    for pattern in _SHARDS:
+        if files := sorted(path.glob(pattern)):
+            parts = [_read_file(file) for file in files]
+            tensors = {name: t for part in parts for name, t in part.tensors.items()}
+            return Checkpoint(f"folder of {len(files)} x {parts[0].kind}", tensors)
+    raise ValueError(
+        f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors ("
+        f"{', '.join(_SHARDS)}): name the file itself"
+    )
+
+
+def _read_file(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        magic = file.read(16)
+    # A reader of another kind of file has its place here: its magic number, and a function from
+    # the path to a Checkpoint.
+    header = int.from_bytes(magic[:8], "little")  # of safetensors: the length of its JSON
+    if header < _MAX_HEADER and magic[8:9] == b"{":
+        return Checkpoint("safetensors file", _read_safetensors(path))
+    if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
+        return Checkpoint("PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
+    raise ValueError(
+        f"{path} is no checkpoint that swsmix can read: wanted a PyTorch or safetensors file, got "
+        f"one that begins with {magic!r}"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has one error class of its own for all damages
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on old protocols and TorchScript, which is refused
+            return torch.load(
+                path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
+        # torch's message advises to switch the safety off: it is not repeated.
+        code = re.search(r"GLOBAL (\S+)|class (\S+)", str(error).replace("`", ""))
+        if "TorchScript" in str(error):
+            why = "it is a TorchScript archive, which is a program"
+        elif code:
+            name = code[1] or code[2]
+            why = f"it wants to run pickled code ({name}), which could do anything: refused"
+        else:
+            why = "it is damaged, or not a file of torch.save"
+        raise ValueError(
+            f"{path}: {why}. Wanted plain tensors; where you trust it, load it and write "
+            "torch.save(model.state_dict(), ...)"
+        ) from error
+
+
+def _tensors_in(loaded: Any) -> Iterator[tuple[str, Tensor]]:
+    """The network's tensors in what torch.load gave: a state_dict, or a dictionary with some."""
+    if isinstance(loaded, Tensor):
+        yield "tensor", loaded
+    if not isinstance(loaded, Mapping):
+        return
+    if any(isinstance(v, Tensor) for v in loaded.values()):
+        yield from ((str(k), v) for k, v in loaded.items() if isinstance(v, Tensor))
+        return
+    inner = {
+        str(k): dict(_tensors_in(v)) for k, v in loaded.items() if "optim" not in str(k).lower()
+    }
+    inner = {k: v for k, v in inner.items() if v}
+    for key, tensors in inner.items():
+        prefix = f"{key}." if len(inner) > 1 else ""
+        yield from ((prefix + name, t) for name, t in tensors.items())

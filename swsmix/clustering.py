@@ -1,0 +1,87 @@
+"""A mixture for weights that come without one, however many they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from swsmix import tables
+from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
+from swsmix.histogram import chunks, count
+from swsmix.mixture import GaussianMixture
+
+_SAMPLE = 200_000  # weights that a mixture is fitted to before the last steps on all of them
+_TABULATED = {torch.float32, torch.float16, torch.bfloat16}
+_MAX_VALUES = 64  # weights of so few values are clustered already: each value is a component
+
+
+def cluster(
+    flat: Sequence[Tensor], num_components: int, *, seed: int = 0
+) -> tuple[GaussianMixture, str]:
+    """Fit a mixture to finite weights: k-means, EM on a sample, a few EM steps on all of them.
+
+    Weights of few different values (no more than K, or at most 64 and 8 weights a value) are
+    clustered already: each value becomes a narrow component.
+
+    Args:
+        flat: the weights, as vectors.
+        num_components: K.
+        seed: for the sample.
+
+    Returns:
+        The mixture, and how it came about, in words.
+
+    Example:
+        >>> mixture, origin = cluster([torch.tensor([0.0, 0.5, 0.5])], 7)
+        >>> mixture.mean.tolist(), origin
+        ([0.0, 0.5], 'one component for each of the 2 values that the weights have')
+    """
+    total = count(flat)
+    sample = _sample(flat, seed)
+    few = max(num_components, min(_MAX_VALUES, total // 8))
+    if len(sample.unique()) <= few and (exact := _few_values(flat, few)) is not None:
+        values, share = exact
+        gap = values.diff().min().item() if len(values) > 1 else values[0].abs().item() or 1.0
+        std = torch.full_like(values, 0.03 * gap)
+        how = f"one component for each of the {len(values)} values that the weights have"
+        return GaussianMixture(share, values, std), how
+    mixture = GaussianMixture.from_weights(sample, num_components, method="kmeans", seed=seed)
+    hyper = HyperPrior(std=sample.double().std(correction=0).item() / 20)
+    fit_mixture_(mixture, sample, hyper, max_steps=100, tolerance=1e-3)
+    steps = 5 if total > len(sample) else 0
+    for _ in range(steps):
+        table = tables.build(mixture.mixing, mixture.mean, mixture.std)
+        parts = [e_step(mixture, w if w.dtype in _TABULATED else w.float(), table) for w in flat]
+        m_step_(mixture, functools.reduce(lambda a, b: a + b, parts), hyper)
+    how = f"fitted here by EM, K = {num_components}"
+    return mixture, how + (f", on a sample of {len(sample):,} and then on all" if steps else "")
+
+
+def _sample(flat: Sequence[Tensor], seed: int) -> Tensor:
+    total = count(flat)
+    if total <= _SAMPLE:
+        return torch.cat([part.float() for part in chunks(flat)])
+    generator = torch.Generator().manual_seed(seed)
+    at = torch.randint(total, (_SAMPLE,), generator=generator).sort().values
+    start, parts = 0, []
+    for w in flat:
+        inside = at[(at >= start) & (at < start + len(w))] - start
+        parts.append(w[inside].float())
+        start += len(w)
+    return torch.cat(parts)
+
+
+def _few_values(flat: Sequence[Tensor], most: int) -> tuple[Tensor, Tensor] | None:
+    """The different values and their shares; None if there are more than `most`."""
+    values, numbers = torch.zeros(0).double(), torch.zeros(0).double()
+    for part in chunks(flat):
+        new, number = part.double().unique(return_counts=True)
+        values, index = torch.cat([values, new]).unique(return_inverse=True)
+        if len(values) > most:
+            return None
+        both = torch.cat([numbers, number.double()])
+        numbers = torch.zeros(len(values)).double().index_add_(0, index, both)
+    return values, numbers / numbers.sum()

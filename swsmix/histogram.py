@@ -1,0 +1,89 @@
+"""Several tensors as one histogram, in memory that does not grow with the weights.
+
+What pictures, tables and reports count: they all take a tensor or a sequence of tensors, and
+neither join nor copy them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Weights = Tensor | Sequence[Tensor]
+Parameters = tuple[Array, Array, Array]  # mixing, mean, std: float64 (k,)
+MAX_BINS = 240
+_CHUNK = 1 << 18
+
+
+def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
+    """The weights as finite vectors, views where they can be, or an error that says what to do."""
+    given = [weights] if isinstance(weights, Tensor) else list(weights)
+    flat = [w.detach().reshape(-1) for w in given if w.numel()]
+    if not flat:
+        shapes = [tuple(w.shape) for w in given]
+        got = f"shape {shapes[0]}" if isinstance(weights, Tensor) else f"shapes {shapes}"
+        raise ValueError(f"{name}: wanted at least one weight, got {got}: leave it out")
+    if bad := sum(int((~part.isfinite()).sum()) for part in chunks(flat)):
+        raise ValueError(
+            f"{name}: wanted finite weights, got {bad} nan or inf among {count(flat)}: "
+            "find where training diverged, or pass weights[weights.isfinite()]"
+        )
+    return flat
+
+
+def chunks(flat: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Vectors in parts of bounded memory, each on the CPU and in a type that numpy knows."""
+    for part in (part for w in flat for part in w.split(_CHUNK)):
+        yield part.cpu() if part.dtype in {torch.float32, torch.float64} else part.float().cpu()
+
+
+def count(flat: Sequence[Tensor]) -> int:
+    """The number of weights."""
+    return sum(len(w) for w in flat)
+
+
+def parameters_of(mixture: GaussianMixture) -> Parameters:
+    """Mixing, mean and std of a mixture, as float64 arrays."""
+    mixing, mean, std = (
+        v.detach().double().cpu().numpy() for v in (mixture.mixing, mixture.mean, mixture.std)
+    )
+    return mixing, mean, std
+
+
+def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, float]:
+    """An interval with all weights and live centres, at least 8 of the narrowest stds wide."""
+    mean, std = (v[parameters[0] > 0] for v in parameters[1:])
+    ends = [v.item() for part in chunks(flat) for v in part.aminmax()]
+    ends += list(mean) if flat else [*(mean - 4 * std), *(mean + 4 * std)]
+    low, high = min(ends), max(ends)
+    pad = max(0.03 * (high - low), 4 * std.min() - (high - low) / 2)
+    return float(low - pad), float(high + pad)
+
+
+def histogram(flat: Sequence[Tensor], low: float, high: float) -> tuple[Array, Array]:
+    """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
+    edges = bin_edges(count(flat), low, high)
+    return edges, bin_counts(flat, edges)
+
+
+def bin_edges(total: int, low: float, high: float) -> Array:
+    """The edges of at most about `MAX_BINS` equal bins for `total` weights."""
+    step = (high - low) / min(MAX_BINS, max(40, 4 * total**0.5))
+    numbers = np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1)
+    edges: Array = (numbers + 0.5) * step
+    return edges
+
+
+def bin_counts(flat: Sequence[Tensor], edges: Array) -> Array:
+    """The number of weights in each of equal bins."""
+    counts = np.zeros(len(edges) - 1)
+    for part in chunks(flat):
+        counts += np.histogram(part.numpy(), len(counts), (edges[0], edges[-1]))[0]
+    return counts

@@ -1,0 +1,332 @@
+"use strict";
+// The report's only script: a histogram to walk through, a slider, a table. No library, no network.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const at = (id) => document.getElementById(id);
+const state = { group: 0, layer: null, frame: 0, bin: null, sort: null, down: false, timer: null };
+
+function make(parent, tag, attributes = {}, text = null) {
+  const space = parent.namespaceURI === "http://www.w3.org/2000/svg" || tag === "svg";
+  const node = space
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== null) node.textContent = text;
+  parent.appendChild(node);
+  return node;
+}
+
+const minus = (text) => text.replace(/-/g, "−");
+const short = (x) => minus(Number(x.toPrecision(3)).toString());
+const whole = (n) => n.toLocaleString("en-US");
+const percent = (x) => `${(100 * x).toFixed(1)} %`;
+
+// -- the mixture ------------------------------------------------------------------------------
+
+// The normal distribution function (Abramowitz & Stegun 7.1.26, error below 1e-7).
+function ndtr(z) {
+  const t = 1 / (1 + 0.3275911 * Math.abs(z) * Math.SQRT1_2);
+  const a = [0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429];
+  const tail = 0.5 * a.reduceRight((sum, c) => (sum + c) * t, 0) * Math.exp((-z * z) / 2);
+  return z < 0 ? tail : 1 - tail;
+}
+
+// The share of each component that falls into a bin, scaled by mixing.
+function massIn(frame, low, high) {
+  return frame.mean.map((mean, j) => {
+    const [a, b] = [(low - mean) / frame.std[j], (high - mean) / frame.std[j]];
+    return frame.mixing[j] * (a > 0 ? ndtr(-a) - ndtr(-b) : ndtr(b) - ndtr(a));
+  });
+}
+
+// gamma_j(w), in log space: exact far out in the tails too.
+function responsibilities(frame, w) {
+  const logs = frame.mean.map((mean, j) => {
+    const z = (w - mean) / frame.std[j];
+    return Math.log(frame.mixing[j]) - Math.log(frame.std[j]) - 0.5 * z * z;
+  });
+  const top = Math.max(...logs);
+  const parts = logs.map((value) => Math.exp(value - top));
+  const total = parts.reduce((a, b) => a + b, 0);
+  return parts.map((part) => part / total);
+}
+
+// -- what is shown ----------------------------------------------------------------------------
+
+function current() {
+  const group = data.groups[state.group];
+  if (state.layer === null) return { group, frame: group.frames[state.frame], size: group.size };
+  const layer = data.layers[state.layer];
+  return { group, frame: { ...group.present, counts: layer.counts }, size: layer.size };
+}
+
+function range(group) {
+  const frames = state.layer === null ? group.frames : [group.present];
+  return [Math.min(...frames.map((f) => f.low)), Math.max(...frames.map((f) => f.high))];
+}
+
+function ticks(low, high, most) {
+  const raw = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * [1, 2, 5, 10].find((s) => s * power >= raw);
+  const found = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
+  return found;
+}
+
+const box = { left: 64, right: 945, top: 12, bottom: 300 };
+let bins = [];
+
+function draw() {
+  const { group, frame, size } = current();
+  const chart = at("chart");
+  chart.replaceChildren();
+  const log = at("log").checked;
+  const [low, high] = range(group);
+  const step = (frame.high - frame.low) / frame.counts.length;
+  const x = (w) => box.left + ((w - low) / (high - low)) * (box.right - box.left);
+  const edge = (i) => frame.low + i * step;
+  // What the mixture expects in bins of the same width, over all of the axis.
+  const [before, after] = [Math.floor((low - frame.low) / step), Math.ceil((high - frame.low) / step)];
+  const places = Array.from({ length: after - before }, (_, i) => before + i);
+  const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
+  const totals = masses.map((mass) => size * mass.reduce((a, b) => a + b, 0));
+  const top = Math.max(...frame.counts, ...totals, 1) * (log ? 2 : 1.05);
+  const floor = log ? 0.5 : 0;
+  const height = (n) => log
+    ? Math.log(Math.max(n, floor) / floor) / Math.log(top / floor)
+    : n / top;
+  const y = (n) => box.bottom - height(n) * (box.bottom - box.top);
+
+  bins = frame.counts.map((count, i) => {
+    const gamma = responsibilities(frame, edge(i) + step / 2);
+    const component = gamma.indexOf(Math.max(...gamma));
+    return { low: edge(i), high: edge(i + 1), count, component, gamma: gamma[component],
+      left: x(edge(i)), width: x(edge(i + 1)) - x(edge(i)) };
+  });
+  for (const bin of bins) {
+    if (!bin.count) continue;
+    make(chart, "rect", { class: "bar", x: bin.left, width: Math.max(bin.width, 0.8), y: y(bin.count),
+      height: box.bottom - y(bin.count), fill: group.colors[bin.component], "fill-opacity": 0.45 });
+  }
+  const curve = (values) => values
+    .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
+    .join(" ");
+  frame.mean.forEach((_, j) => {
+    if (frame.mixing[j] === 0) return;
+    make(chart, "polyline", { class: "component", stroke: group.colors[j],
+      points: curve(masses.map((mass) => size * mass[j])) });
+  });
+  make(chart, "polyline", { class: "total", points: curve(totals) });
+  frame.mean.forEach((mean, j) => {
+    if (frame.mixing[j] === 0 || mean < low || mean > high) return;
+    const [cx, cy] = [x(mean), box.top - 2];
+    make(chart, "path", { class: "centre", fill: group.colors[j],
+      d: `M${cx - 5},${cy - 8}h10L${cx},${cy}z` });
+  });
+  make(chart, "path", { class: "axis", d: `M${box.left},${box.bottom}H${box.right}` });
+  for (const value of ticks(low, high, 8)) {
+    make(chart, "path", { class: "axis", d: `M${x(value)},${box.bottom}v4` });
+    make(chart, "text", { x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, short(value));
+  }
+  const marks = log
+    ? Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, i) => 10 ** i)
+    : ticks(0, top, 5);
+  for (const n of marks) {
+    make(chart, "path", { class: "axis", d: `M${box.left - 4},${y(n)}h4` });
+    make(chart, "text", { x: box.left - 8, y: y(n) + 4, "text-anchor": "end" }, whole(n));
+  }
+  make(chart, "text", { x: (box.left + box.right) / 2, y: 334, "text-anchor": "middle" }, "weight");
+  make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
+    "weights / bin");
+  point(state.bin === null ? null : Math.min(state.bin, bins.length - 1));
+  drawComponents(group, frame);
+}
+
+function drawComponents(group, frame) {
+  const body = at("components").tBodies[0];
+  body.replaceChildren();
+  frame.mean.forEach((mean, j) => {
+    const row = make(body, "tr");
+    const swatch = make(make(row, "td"), "span", { class: "swatch" });
+    swatch.style.background = group.colors[j];
+    for (const value of [mean, frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
+  });
+}
+
+// -- hover and keys ---------------------------------------------------------------------------
+
+function point(i) {
+  state.bin = i;
+  at("chart").querySelector(".cursor")?.remove();
+  if (i === null) return;
+  const bin = bins[i];
+  const { frame, size } = current();
+  make(at("chart"), "rect", { class: "cursor", x: bin.left, width: Math.max(bin.width, 1),
+    y: box.top, height: box.bottom - box.top });
+  at("readout").textContent =
+    `weights from ${minus(bin.low.toPrecision(4))} to ${minus(bin.high.toPrecision(4))}: ` +
+    `${whole(bin.count)} (${percent(bin.count / size)}); component ${bin.component + 1} of ` +
+    `${frame.mean.length} (mean ${short(frame.mean[bin.component])}, std ` +
+    `${short(frame.std[bin.component])}) with responsibility ${bin.gamma.toFixed(3)}`;
+}
+
+at("chart").addEventListener("pointermove", (event) => {
+  const area = at("chart").getBoundingClientRect();
+  const where = ((event.clientX - area.left) / area.width) * 960;
+  const i = bins.findIndex((bin) => where >= bin.left && where < bin.left + bin.width);
+  if (i >= 0) point(i);
+});
+at("chart").addEventListener("keydown", (event) => {
+  const last = bins.length - 1;
+  const from = state.bin ?? (event.key === "ArrowLeft" ? bins.length : -1);
+  const next = { ArrowLeft: Math.max(from - 1, 0), ArrowRight: Math.min(from + 1, last),
+    Home: 0, End: last }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  point(next);
+});
+
+// -- time -------------------------------------------------------------------------------------
+
+function moveTo(frame) {
+  const group = data.groups[state.group];
+  state.frame = frame;
+  at("slider").value = frame;
+  at("moment").textContent = group.frames[frame].label;
+  at("slider").setAttribute("aria-valuetext", group.frames[frame].label);
+  draw();
+}
+
+function stop() {
+  clearInterval(state.timer);
+  state.timer = null;
+  at("play").textContent = "play";
+}
+
+at("slider").addEventListener("input", () => { stop(); moveTo(Number(at("slider").value)); });
+at("play").addEventListener("click", () => {
+  if (state.timer !== null) return stop();
+  const last = data.groups[state.group].frames.length - 1;
+  if (state.frame === last) moveTo(0);
+  at("play").textContent = "stop";
+  state.timer = setInterval(() => {
+    if (state.frame >= last) return stop();
+    moveTo(state.frame + 1);
+  }, 80);
+});
+at("log").addEventListener("change", draw);
+
+// -- which weights ----------------------------------------------------------------------------
+
+function show(group, layer) {
+  stop();
+  state.group = group;
+  state.layer = layer;
+  state.bin = null;
+  at("group").value = group;
+  const { frames } = data.groups[group];
+  at("slider").max = frames.length - 1;
+  at("time").hidden = frames.length < 2 || layer !== null;
+  at("whole").hidden = layer === null;
+  at("shown").textContent = layer === null
+    ? `${whole(data.groups[group].size)} weights; ${data.groups[group].origin}`
+    : `${data.layers[layer].name} alone`;
+  for (const row of at("layers").tBodies[0].rows) {
+    row.setAttribute("aria-selected", String(Number(row.dataset.layer) === layer));
+  }
+  moveTo(frames.length - 1);
+}
+
+at("group").addEventListener("change", () => show(Number(at("group").value), null));
+at("whole").addEventListener("click", () => { show(state.group, null); at("chart").focus(); });
+
+// -- the table --------------------------------------------------------------------------------
+
+const columns = [
+  ["tensor", (layer) => layer.name, (layer) => layer.name],
+  ["shape", (layer) => layer.shape, (layer) => layer.size],
+  ["weights", (layer) => whole(layer.size), (layer) => layer.size],
+  ["clusters", (layer) => String(layer.clusters), (layer) => layer.clusters],
+  ["bits a weight", (layer) => layer.bits.toFixed(2), (layer) => layer.bits],
+  ["non-zero", (layer) => percent(layer.nonzero), (layer) => layer.nonzero],
+  ["largest share", (layer) => percent(Math.max(...layer.shares)),
+    (layer) => Math.max(...layer.shares)],
+];
+
+function drawHead() {
+  const row = make(at("layers").tHead, "tr");
+  columns.forEach(([name], i) => {
+    const button = make(make(row, "th", { scope: "col", "aria-sort": "none" }), "button",
+      { type: "button" }, name);
+    button.addEventListener("click", () => {
+      state.down = state.sort === i ? !state.down : i > 0;
+      state.sort = i;
+      drawRows();
+    });
+  });
+  make(row, "th", { scope: "col" }, "shares");
+}
+
+function drawRows() {
+  const wanted = at("filter").value.trim().toLowerCase();
+  const rows = data.layers
+    .map((layer, i) => [layer, i])
+    .filter(([layer]) => layer.name.toLowerCase().includes(wanted));
+  if (state.sort !== null) {
+    const key = columns[state.sort][2];
+    const sign = state.down ? -1 : 1;
+    rows.sort(([a], [b]) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+  }
+  [...at("layers").tHead.rows[0].cells].slice(0, columns.length).forEach((cell, i) => {
+    const order = state.down ? "descending" : "ascending";
+    cell.setAttribute("aria-sort", i === state.sort ? order : "none");
+  });
+  const body = at("layers").tBodies[0];
+  body.replaceChildren();
+  for (const [layer, i] of rows) {
+    const row = make(body, "tr", { tabindex: 0, "aria-selected": String(i === state.layer) });
+    row.dataset.layer = i;
+    for (const [, text] of columns) make(row, "td", {}, text(layer));
+    drawShares(make(row, "td"), layer);
+    row.addEventListener("click", () => show(layer.group, i));
+    row.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      show(layer.group, i);
+    });
+  }
+  at("matching").textContent = `${rows.length} of ${data.layers.length} tensors`;
+}
+
+function drawShares(cell, layer) {
+  const title = layer.shares.map((share) => percent(share)).join(", ");
+  const svg = make(cell, "svg", { class: "shares", viewBox: "0 0 100 10", role: "img",
+    preserveAspectRatio: "none", "aria-label": `shares by centre: ${title}` });
+  make(svg, "title", {}, title);
+  let left = 0;
+  layer.shares.forEach((share, j) => {
+    make(svg, "rect", { x: left, width: 100 * share, y: 0, height: 10,
+      fill: data.groups[layer.group].colors[j] });
+    left += 100 * share;
+  });
+}
+
+at("filter").addEventListener("input", drawRows);
+
+// -- start ------------------------------------------------------------------------------------
+
+for (const [name, value] of Object.entries(data.summary)) {
+  const entry = make(at("summary"), "div");
+  make(entry, "dt", {}, name);
+  make(entry, "dd", {}, value);
+}
+data.groups.forEach((group, i) => make(at("group"), "option", { value: i }, group.name));
+at("group-label").hidden = data.groups.length < 2;
+const leftOut = Object.entries(data.leftOut);
+at("left-out").hidden = leftOut.length === 0;
+at("left-out").querySelector("summary").textContent = `${leftOut.length} tensors left out`;
+for (const [name, why] of leftOut) make(at("left-out").querySelector("ul"), "li", {}, `${name}: ${why}`);
+drawHead();
+drawRows();
+show(0, null);

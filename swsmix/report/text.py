@@ -1,0 +1,227 @@
+"""Weights and mixtures as text: a histogram of block characters, and tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from swsmix.histogram import Array
+from swsmix.inspect import Group, Inspection
+from swsmix.mixture import GaussianMixture
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_NAMES = 6  # of tensors left out for one reason
+_BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
+
+
+def bars(counts: Array, *, rows: int = 1, ascii_only: bool = False) -> list[str]:
+    """A histogram as lines of block characters, the height the logarithm of 1 + count.
+
+    An empty bin is blank and a bin with a single weight is not.
+
+    Args:
+        counts: weights in each bin (bins,), one character a bin.
+        rows: lines.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        The lines, the top one first.
+
+    Example:
+        >>> bars(np.array([0, 1, 3, 1000]))
+        [' ▁▂█']
+    """
+    shades = _ASCII if ascii_only else _BLOCKS
+    height = np.log1p(counts) / np.log1p(max(counts.max(), 1)) * 8 * rows
+    eighths = np.where(counts > 0, np.maximum(np.round(height), 1), 0)
+    levels = [np.clip(eighths - 8 * row, 0, 8).astype(int) for row in reversed(range(rows))]
+    return ["".join(shades[i] for i in level) for level in levels]
+
+
+def rebin(counts: Array, bins: int) -> Array:
+    """A histogram on at most `bins` equal bins, by adding up neighbours: no count is split.
+
+    Args:
+        counts: weights in each bin.
+        bins: at most so many.
+
+    Returns:
+        Fewer bins, with the same total over the same range but for empty bins at the end.
+    """
+    size = -(-len(counts) // bins)
+    padded = np.pad(counts, (0, -len(counts) % size))
+    total: Array = padded.reshape(-1, size).sum(1)
+    return total
+
+
+def histogram_text(
+    counts: Array,
+    edges: Array,
+    mixture: GaussianMixture,
+    *,
+    rows: int = 6,
+    width: int = 72,
+    ascii_only: bool = False,
+) -> Text:
+    """The text histogram with the live centres below it, in the colours of the figures.
+
+    Args:
+        counts: weights in each bin (bins,).
+        edges: of the bins (bins + 1,).
+        mixture: whose centres to mark.
+        rows: lines of bars.
+        width: columns, at most.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        Lines for rich's `print`.
+    """
+    from rich.text import Text
+
+    from swsmix.plots import component_colors
+
+    size = -(-len(counts) // width)
+    small = rebin(counts, width)
+    step = size * (edges[1] - edges[0])
+    text = Text(no_wrap=True)
+    for line in bars(small, rows=rows, ascii_only=ascii_only):
+        text.append(line.rstrip() + "\n")
+    marks: list[tuple[str, str]] = [(" ", "")] * len(small)
+    colors = component_colors(mixture.mean)
+    for j in mixture.mixing.argsort().tolist():  # the largest last, on top
+        place = int((float(mixture.mean[j]) - edges[0]) / step)
+        if mixture.mixing[j] > 0 and 0 <= place < len(marks):
+            marks[place] = ("^" if ascii_only else "▲", colors[j])
+    for mark, color in marks:
+        text.append(mark, color)
+    low, high = f"{edges[0]:.3g}", f"{edges[0] + step * len(small):.3g}"
+    text.append(f"\n{low}{high:>{max(len(small) - len(low), len(high) + 1)}}")
+    return text
+
+
+def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
+    """The components of a mixture, one a row, in the order of the means.
+
+    Args:
+        mixture: the mixture (k components).
+        claimed: the number of weights of each component (k,), claimed or expected.
+        size: the number of weights.
+
+    Returns:
+        A table for rich's `print`.
+    """
+    from rich.table import Table
+
+    from swsmix.plots import component_colors
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("mean", "std", "mixing", "weights", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    colors = component_colors(mixture.mean)
+    for j in torch.argsort(mixture.mean, stable=True).tolist():
+        values = (mixture.mean[j], mixture.std[j], mixture.mixing[j])
+        table.add_row(
+            f"[{colors[j]}]#[/]",
+            *(f"{float(v):.3g}" for v in values),
+            f"{claimed[j]:,.0f}",
+            f"{100 * claimed[j] / size:.1f} %",
+        )
+    return table
+
+
+def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> Table:
+    """A group's tensors: size, clusters, entropy, non-zero, a histogram a line high, shares.
+
+    Shares are in the order of the centres.
+
+    Args:
+        group: from an inspection.
+        width: columns; in a narrow terminal the histograms are smaller.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        A table for rich's `print`.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    longest = max(len(layer.name) for layer in group.layers)
+    table.add_column("tensor", overflow="fold", min_width=min(longest, 24))
+    for name in ("shape", "weights", "clusters", "bits", "non-zero"):
+        table.add_column(name, justify="right", no_wrap=True)
+    bins = min(max(width - 90, 12), 24)
+    table.add_column("histogram", no_wrap=True)
+    table.add_column("shares, %", overflow="fold", min_width=14)
+    for layer in group.layers:
+        table.add_row(
+            Text(layer.name),
+            "x".join(map(str, layer.weights.shape)),
+            f"{layer.size:,}",
+            str(layer.num_clusters),
+            f"{layer.bits_per_weight:.2f}",
+            f"{100 * layer.nonzero / layer.size:.1f} %",
+            Text(bars(rebin(layer.counts, bins), ascii_only=ascii_only)[0]),
+            " ".join(percent(share) for share in layer.shares),
+        )
+    return table
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; `.` for none at all and `<1` for little.
+
+    Returns:
+        At most three characters.
+
+    Example:
+        >>> [percent(s) for s in (0.0, 0.001, 0.42, 1.0)]
+        ['.', '<1', '42', '100']
+    """
+    return "." if share == 0 else "<1" if share < 0.005 else f"{100 * share:.0f}"
+
+
+def terminal(
+    inspection: Inspection, *, width: int = 120, ascii_only: bool = False
+) -> RenderableType:
+    """All that `swsmix inspect` prints of an inspection.
+
+    Args:
+        inspection: the inspection.
+        width: of the terminal, in columns.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        Something for rich's `print`.
+    """
+    from rich.console import Group as Stack
+    from rich.text import Text
+
+    parts: list[RenderableType] = [
+        Text.assemble((str(inspection.path), "bold"), f": {inspection.kind}")
+    ]
+    for group in inspection.groups:
+        parts += [
+            Text(f"\nmixture {group.name!r}: {group.size:,} weights; {group.origin}\n"),
+            Text("height: log(1 + weights); triangles: centres", "dim"),
+            histogram_text(group.counts, group.edges, group.mixture, ascii_only=ascii_only),
+            Text(""),
+            mixture_table(group.mixture, group.claimed, group.size),
+            Text(""),
+            layer_table(group, width=width, ascii_only=ascii_only),
+        ]
+    if inspection.left_out:
+        parts.append(Text(""))
+    reasons: dict[str, list[str]] = {}
+    for name, why in inspection.left_out.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        parts.append(Text(f"left out ({why}): {', '.join(names[:_NAMES])}{more}"))
+    return Stack(*parts)

@@ -1,0 +1,252 @@
+"""The report page in a real browser, from a file:// address: it works, and fetches nothing."""
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+
+import pytest
+import torch
+
+from swsmix import plots
+from swsmix.history import History
+from swsmix.inspect import inspect
+from swsmix.mixture import GaussianMixture
+from swsmix.report import Picture, page
+
+pytestmark = pytest.mark.browser
+NAMES = ["conv.weight", "fc1.weight", "fc2.weight", "</script><b id=x>evil</b>"]
+
+
+def collapsing(path):
+    """A checkpoint of four tensors and a history in which its weights collapse onto -1, 0, 1."""
+    torch.manual_seed(0)
+    sizes = ((10, 10), (30, 20), (20, 5), (4, 4))
+    start = {name: 0.8 * torch.randn(size) for name, size in zip(NAMES, sizes, strict=True)}
+    end = {name: w.round().clamp(-1, 1) for name, w in start.items()}
+    torch.save(end, path)
+    before, after = (torch.cat([w.flatten() for w in t.values()]) for t in (start, end))
+    history = History()
+    for t in range(11):
+        w = before + t / 10 * (after - before)
+        mixture = GaussianMixture(
+            [0.3, 0.4, 0.3], [-1.0, 0.0, 1.0], [c * (1 - 0.09 * t) for c in (0.5, 0.3, 0.4)]
+        )
+        history.record({"epoch": float(t)}, {"all": (w, mixture, torch.ones(3))})
+    return history
+
+
+@pytest.fixture(scope="module")
+def inspection(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "net.pt"
+    history = collapsing(path)
+    return dataclasses.replace(inspect(path), history=history)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1100,1400",
+                     "--disable-dev-shm-usage", "--disable-background-networking"):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(driver, inspection, tmp_path):
+    """The page, freshly opened; afterwards nothing was fetched and the console is empty."""
+    pictures = [Picture("a", "A figure.", plots.entropy({"a": 1.0}))]
+    (tmp_path / "report.html").write_text(page(inspection, pictures), encoding="utf-8")
+    driver.get_log("performance")
+    driver.get((tmp_path / "report.html").as_uri())
+    yield driver
+    assert driver.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert asked[0] == (tmp_path / "report.html").as_uri()
+    assert all(url.startswith("data:image/svg+xml") for url in asked[1:]) and len(asked) > 1
+
+
+def find(browser, css):
+    return browser.find_elements("css selector", css)
+
+
+def text(browser, css):
+    (node,) = find(browser, css)
+    return node.text
+
+
+def keys(browser, *names):
+    from selenium.webdriver import ActionChains, Keys
+
+    for name in names:
+        key = getattr(Keys, name, name)
+        ActionChains(browser).send_keys(key).perform()
+
+
+def focus(browser, css):
+    browser.execute_script("document.querySelector(arguments[0]).focus()", css)
+
+
+def column(browser, i):
+    return [
+        row.find_elements("css selector", "td")[i].text for row in find(browser, "#layers tbody tr")
+    ]
+
+
+def test_the_summary_and_the_figures_are_there(browser, inspection):
+    summary = text(browser, "#summary")
+    for entry in ("net.pt", "PyTorch checkpoint", "816", "clusters in use"):
+        assert entry in summary
+    (image,) = find(browser, "#figures img")
+    assert browser.execute_script("return arguments[0].naturalWidth", image) > 100
+    assert find(browser, "#x") == []  # a tensor's name is no markup
+    assert NAMES[3] in column(browser, 0)
+
+
+def test_the_slider_walks_through_training(browser, inspection):
+    assert text(browser, "#moment") == "epoch 10"
+    bars = len(find(browser, "#chart .bar"))
+    assert bars == 3  # collapsed onto three values
+    focus(browser, "#slider")
+    keys(browser, "HOME")
+    assert text(browser, "#moment") == "epoch 0"
+    assert len(find(browser, "#chart .bar")) > 50
+    keys(browser, "ARROW_RIGHT", "ARROW_RIGHT")
+    assert text(browser, "#moment") == "epoch 2"
+    stds = [
+        row.find_elements("css selector", "td")[2].text
+        for row in find(browser, "#components tbody tr")
+    ]
+    assert stds == ["0.41", "0.246", "0.328"]
+
+
+def test_play_goes_to_the_end_and_stops(browser):
+    focus(browser, "#play")
+    keys(browser, "SPACE")
+    assert text(browser, "#play") == "stop"
+    deadline = time.monotonic() + 20
+    while text(browser, "#play") == "stop":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert text(browser, "#moment") == "epoch 10"
+
+
+def readout(browser):
+    """(low, high, count, component, responsibility) of the line below the histogram."""
+    line = text(browser, "#readout").replace("−", "-").replace(",", "")
+    found = re.fullmatch(
+        r"weights from (\S+) to (\S+): (\d+) \(.*\); component (\d+) of 3 \(mean .*\) with "
+        r"responsibility (\S+)", line)  # fmt: skip
+    assert found, line
+    return [float(value) for value in found.groups()]
+
+
+def test_keys_and_pointer_read_the_histogram(browser, inspection):
+    from selenium.webdriver import ActionChains
+
+    focus(browser, "#slider")
+    keys(browser, "HOME")
+    record = {n: v[0] for n, v in inspection.history.series["all"].items()}
+    mixture = GaussianMixture(record["mixing"], record["mean"], record["std"])
+    focus(browser, "#chart")
+    keys(browser, "END", "HOME")
+    seen = []
+    for i in range(0, 256, 5):
+        low, high, count, component, gamma = readout(browser)
+        assert low == pytest.approx(record["bin_edges"][i].item(), rel=2e-3, abs=1e-4)
+        assert high == pytest.approx(record["bin_edges"][i + 1].item(), rel=2e-3, abs=1e-4)
+        assert count == record["bin_counts"][i]
+        middle = (record["bin_edges"][i] + record["bin_edges"][i + 1]) / 2
+        expected = mixture.responsibilities(middle)
+        assert component - 1 == expected.argmax()
+        assert gamma == pytest.approx(expected.max().item(), abs=1e-3)
+        seen.append((component, count))
+        keys(browser, *["ARROW_RIGHT"] * 5)
+    assert {component for component, count in seen if count} == {1, 2, 3}
+    # The pointer: the left half of the bars lies left of the middle of the axis.
+    (chart,) = find(browser, "#chart")
+    for offset in (-200, 150):
+        ActionChains(browser).move_to_element_with_offset(chart, offset, 0).perform()
+        low, high, *_ = readout(browser)
+        assert (low < 0) == (offset < 0)
+        assert len(find(browser, "#chart .cursor")) == 1
+
+
+def test_the_scale_is_logarithmic_or_linear(browser, inspection):
+    heights = []
+    for _ in range(2):
+        heights.append(
+            sorted(float(b.get_attribute("height")) for b in find(browser, "#chart .bar"))
+        )
+        focus(browser, "#log")
+        keys(browser, "SPACE")
+    log, linear = heights
+    counts = sorted(b for b in linear)
+    assert linear[0] / linear[-1] < log[0] / log[-1] and len(counts) == 3
+
+
+def test_the_table_sorts_both_ways(browser):
+    original = column(browser, 0)
+    assert original == NAMES
+    heads = find(browser, "#layers th button")
+    heads[2].click()
+    sizes = [int(size) for size in column(browser, 2)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert find(browser, '#layers th[aria-sort="descending"]')[0].text.startswith("weights")
+    browser.execute_script("arguments[0].focus()", heads[2])
+    keys(browser, "ENTER")
+    assert [int(size) for size in column(browser, 2)] == sorted(sizes)
+    heads[0].click()
+    assert column(browser, 0) == sorted(NAMES)
+    assert len(find(browser, '#layers th:not([aria-sort="none"])[aria-sort]')) == 1
+
+
+def test_the_filter_keeps_the_tensors_that_match(browser):
+    (field,) = find(browser, "#filter")
+    field.send_keys("FC")
+    assert column(browser, 0) == ["fc1.weight", "fc2.weight"]
+    assert text(browser, "#matching") == "2 of 4 tensors"
+    field.send_keys("nothing")
+    assert column(browser, 0) == [] and text(browser, "#matching") == "0 of 4 tensors"
+    field.clear()
+    field.send_keys(" ")
+    assert len(column(browser, 0)) == 4
+
+
+def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
+    focus(browser, "#layers tbody tr:nth-child(2)")
+    keys(browser, "ENTER")
+    assert text(browser, "#shown") == "fc1.weight alone"
+    assert not find(browser, "#time")[0].is_displayed()
+    focus(browser, "#chart")
+    keys(browser, "HOME")
+    total = 0
+    for _ in range(len(inspection.groups[0].counts)):
+        total += readout(browser)[2]
+        keys(browser, "ARROW_RIGHT")
+    assert total == 600
+    find(browser, "#whole")[0].click()
+    assert text(browser, "#shown").startswith("816 weights")
+    assert find(browser, "#time")[0].is_displayed()
+
+
+def test_the_page_fits_its_window(browser, tmp_path):
+    for width in (1100, 500):
+        browser.set_window_size(width, 1400)
+        wide = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0
+    assert browser.save_screenshot(str(tmp_path / "page.png"))
+    browser.set_window_size(1100, 1400)
