@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""Nowlan & Hinton 1992, run again: every method, every seed, then the figures.
+
+    swsmix reproduce nowlan1992             everything; resumes where it was stopped
+    swsmix reproduce nowlan1992 --quick     a few seeds, under two minutes
+    swsmix reproduce nowlan1992 --figure shift-table
+
+The unit of work is a line of a table in results/; what is there is not run again. A unit's numbers
+do not depend on --jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process: such nets want no more
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
+
+import torch  # noqa: E402
+
+from papers.nowlan1992 import figures, portraits, shift, sunspots  # noqa: E402
+from swsmix.runs import replacing, save_json  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work, a line of a table.
+
+    Attributes:
+        table: the file's stem.
+        key: names the unit in it.
+        work: called with the arguments in a process of its own.
+        arguments: positional.
+        options: by name.
+    """
+
+    table: str
+    key: str
+    work: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def __call__(self) -> tuple[dict[str, Any], float]:
+        """The result, and the seconds it took."""
+        torch.set_num_threads(1)
+        began = time.monotonic()
+        return self.work(*self.arguments, **self.options), time.monotonic() - began
+
+
+class Table:
+    """Results by key in a file of JSON lines, in order of the keys; replaced whole, never torn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, dict[str, dict[str, Any]]()
+        if path.is_file():
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self.lines = {line["unit"]: line for line in lines}
+
+    def put(self, key: str, result: dict[str, Any], seconds: float) -> None:
+        """Add a result and write the file."""
+        self.lines[key] = {"unit": key, "seconds": round(seconds, 1), **result}
+        with replacing(self.path) as temporary:
+            lines = [json.dumps(self.lines[k]) for k in sorted(self.lines)]
+            temporary.write_text("\n".join(lines) + "\n")
+
+
+def work_off(units: Iterable[Unit], results: Path, jobs: int) -> float:
+    """Run the units that are not in their tables yet.
+
+    Returns:
+        The seconds they took, summed over the processes.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    units = list(units)
+    tables = {name: Table(results / f"{name}.jsonl") for name in {u.table for u in units}}
+    todo = [u for u in units if u.key not in tables[u.table].lines]
+    total = 0.0
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
+    context = multiprocessing.get_context("spawn")
+    with Progress(*columns) as progress, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        bar = progress.add_task("units", total=len(units), completed=len(units) - len(todo))
+        running = {pool.submit(unit): unit for unit in todo}
+        try:
+            for done in as_completed(running):
+                unit = running[done]
+                result, seconds = done.result()
+                tables[unit.table].put(unit.key, result, seconds)
+                total += seconds
+                progress.update(bar, advance=1, description=f"{unit.table}: {unit.key}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return total
+
+
+def main() -> None:
+    """Run what is asked for."""
+    arguments = _arguments()
+    quick, seeds = arguments.quick, arguments.seeds or (2 if arguments.quick else 20)
+    home = arguments.out or (Path("runs/nowlan1992-quick") if quick else HERE)
+    pictures = home / "figures" if arguments.out or quick else ROOT / "figures" / HERE.name
+    results = home / "results"
+    for folder in (results, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    if arguments.figure is None:
+        began, busy = time.monotonic(), 0.0
+        jobs = arguments.jobs or os.cpu_count() or 1
+        for stage in stages(results, seeds, quick=quick):
+            busy += work_off(stage, results, jobs)
+        if busy:
+            save_json(
+                results / "run.json", about(quick, seeds, jobs, busy, time.monotonic() - began)
+            )
+    for path in figures.draw(results, pictures, only=arguments.figure):
+        print(path)
+    if quick and arguments.figure is None:
+        figures.check_direction(results)
+
+
+def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
+    """The units, stage by stage; a stage may read what those before it have written.
+
+    Yields:
+        Lists of units that do not depend on each other.
+    """
+    names = ("n100",) if quick else tuple(shift.SETTINGS)
+    size = {"restarts": 4, "quick": True} if quick else {}
+    units = [
+        Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size)
+        for name in names
+        for seed in range(seeds)
+    ]
+    units += [
+        Unit("sunspots-validation", key, sunspots.validate, (name, setting, range(seeds)), {})
+        for key, name, setting in sunspots.candidates(quick=quick)
+    ]
+    yield units
+    chosen = sunspots.chosen(Table(results / "sunspots-validation.jsonl").lines)
+    final = [
+        Unit("sunspots-final", name, sunspots.final, (name, setting, range(seeds)), {})
+        for name, setting in chosen.items()
+    ]
+    final += [Unit("sunspots-final", n, sunspots.baseline, (n,), {}) for n in sunspots.BASELINES]
+    restarts = {"restarts": 2} if quick else {}
+    final += [
+        Unit("portraits", key, portraits.shared, arguments, restarts)
+        for key, arguments in portraits.SHARED.items()
+        if not quick or key.endswith("-em")
+    ]
+    final += [
+        Unit("portraits", key, portraits.plain, arguments, {})
+        for key, arguments in portraits.PLAIN.items()
+    ]
+    yield final
+    if quick:
+        return
+    # What follows looks at the test years of every setting, and at 1980-2008: nothing is chosen
+    # after it.
+    yield [
+        Unit("sunspots-hindsight", key, sunspots.hindsight, (name, setting, range(seeds)), {})
+        for key, name, setting in sunspots.candidates()
+    ]
+    final_lines = Table(results / "sunspots-final.jsonl").lines
+    yield [
+        Unit("sunspots-confirm", name, sunspots.confirm, (name, line), {})
+        for name, line in final_lines.items()
+    ]
+
+
+def about(quick: bool, seeds: int, jobs: int, busy: float, wall: float) -> dict[str, Any]:
+    """How the results were made.
+
+    Returns:
+        Command, seeds, machine, versions, minutes.
+    """
+    import swsmix
+
+    return {
+        "command": "swsmix reproduce nowlan1992" + (" --quick" if quick else ""),
+        "seeds": seeds,
+        "jobs": jobs,
+        "minutes_busy": round(busy / 60, 1),
+        "minutes_wall": round(wall / 60, 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "swsmix": swsmix.__version__,
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="2 seeds, fewer methods and settings")
+    parser.add_argument("--figure", help="draw this figure alone, from the results")
+    parser.add_argument("--seeds", type=int, help="seeds a method; 20, or 2 with --quick")
+    parser.add_argument("--jobs", type=int, help="processes; one a core by default")
+    parser.add_argument("--out", type=Path, help="a folder for results/ and figures/")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
