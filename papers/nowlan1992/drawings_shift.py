@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from papers.nowlan1992.intervals import estimate
 from swsmix import GaussianMixture, plots
@@ -55,7 +55,7 @@ def accuracy(shift: Lines) -> Figure:
         ax.set_axisbelow(True)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def cases(shift: Lines) -> Figure:
@@ -90,7 +90,7 @@ def cases(shift: Lines) -> Figure:
     axes[1].set_title("ensemble of the restarts")
     axes[0].set(ylabel="test error (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def complexity(shift: Lines) -> Figure:
@@ -102,7 +102,7 @@ def complexity(shift: Lines) -> Figure:
         "soft-sharing, 5 components, em": ("#e69f00", "v"),
         "soft-sharing, 10 components, em": ("#d55e00", "^"),
     }
-    figure = Figure(figsize=(0.75 * plots.FULL, 3.2), layout="constrained")
+    figure = Figure(figsize=(plots.FULL, 3.2), layout="constrained")
     ax = figure.subplots()
     for name, (color, marker) in shown.items():
         units = _of(shift, "n100")
@@ -118,35 +118,46 @@ def complexity(shift: Lines) -> Figure:
     ax.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], ["1", "2", "5", "10", "20", "50", "100", "200"])
     ax.minorticks_off()
     ax.grid(color="0.9", lw=0.6)
-    figure.legend(loc="outside lower center", ncols=3)
-    return _plain_style(figure)
+    figure.legend(loc="outside right upper", handlelength=1.0)
+    return plain_style(figure)
 
 
 def diagrams(portraits: Lines) -> Figure:
     """Hinton diagrams of the shift net, plain, under decay and with soft sharing."""
-    nets = {
+    names = {
         "back-propagation": "shift-plain",
         "weight decay": "shift-decay",
         "soft-sharing, 10 components": "shift-10-em",
     }
-    found = {title: name for title, name in nets.items() if name in portraits}
-    figure = Figure(figsize=(plots.FULL, 1.75 * len(found)), layout="constrained")
-    axes = figure.subplots(len(found), 1, squeeze=False)[:, 0]
-    for ax, (title, name) in zip(axes, found.items(), strict=True):
-        matrix = weight_matrix(portraits[name]["net"], 10, 20)
-        mixture = last_mixture(portraits[name]) if "rounds" in portraits[name] else None
-        plots.hinton(matrix, mixture=mixture, ax=ax)
+    figure = Figure(figsize=(0.72 * plots.FULL, 5.6))
+    axes = figure.subplots(3, 1)
+    figure.subplots_adjust(left=0.06, right=0.8, top=0.96, bottom=0.04, hspace=0.3)
+    for ax, (title, name) in zip(axes, names.items(), strict=True):
+        hinton(ax, portraits[name], title, hidden=10, inputs=20)
         ax.axvline(9.5, color="0.4", lw=0.6)
-        ax.axvline(20, color="0.4", lw=0.6)
-        ax.set_title(title, fontsize=8)
-        ax.set(xlabel="", ylabel="hidden unit", xticks=[4.5, 14.5, 21], yticks=[])
-        ax.set_xticklabels(["first strip", "second strip", "output"])
-        ax.tick_params(length=0, labelsize=7)
-        if (legend := ax.get_legend()) is not None:
-            legend.set_bbox_to_anchor((1.02, 0.5))
-            legend.set_loc("center left")
-            legend.set_ncols(1)
-    return _plain_style(figure)
+        ax.set_xticks([4.5, 14.5, 21], ["first strip", "second strip", "output"])
+    return plain_style(figure)
+
+
+def hinton(ax: Axes, portrait: Mapping[str, Any], title: str, *, hidden: int, inputs: int) -> None:
+    """One net's W and v, with what the squares mean on the right."""
+    theta = torch.tensor(portrait["net"], dtype=torch.float64)
+    w = theta[: hidden * inputs].view(hidden, inputs)
+    v = theta[hidden * inputs : hidden * (inputs + 1), None]
+    mixture = last_mixture(portrait) if "rounds" in portrait else None
+    plots.hinton(torch.cat([w, torch.zeros_like(v), v], 1), mixture=mixture, ax=ax)
+    ax.axvline(inputs, color="0.4", lw=0.6)
+    ax.set(xlabel="", ylabel="hidden unit", yticks=[], anchor="C")
+    ax.set_title(title, fontsize=8)
+    ax.tick_params(length=0)
+    old = ax.get_legend()
+    assert old is not None
+    handles, labels = old.legend_handles, [text.get_text() for text in old.get_texts()]
+    ax.legend(
+        handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=1, frameon=False,
+        fontsize=7, handlelength=1.0, title=None if mixture is None else "component",
+        title_fontsize=7,
+    )  # fmt: skip
 
 
 def mixtures(portraits: Lines, names: Mapping[str, str] | None = None) -> Figure:
@@ -164,14 +175,15 @@ def mixtures(portraits: Lines, names: Mapping[str, str] | None = None) -> Figure
         for j, color in enumerate(colors):
             mine = weights[owner == j].tolist()
             for ax in row:
-                ax.plot(
+                (rug,) = ax.plot(
                     mine, [-0.03] * len(mine), "|", color=color, ms=5, mew=0.7, clip_on=False,
                     transform=ax.get_xaxis_transform(),
                 )  # fmt: skip
+                rug.set_in_layout(False)
         for ax in row:
             ax.tick_params(axis="x", pad=6, labelsize=7)
         row[0].set_ylabel(f"{title}\ndensity (1 / weight)")
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def collapse(portraits: Lines) -> Figure:
@@ -184,7 +196,7 @@ def collapse(portraits: Lines) -> Figure:
         plots.collapse(history(portraits[name]), ax=ax)
         ax.set_xlabel(f"round of {portraits[name]['iterations']} iterations")
         ax.set_title(title, fontsize=8, loc="right")
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def modes(portraits: Lines) -> Figure:
@@ -209,20 +221,13 @@ def modes(portraits: Lines) -> Figure:
                 )
         if ramp > 1:
             ax.axvline(at[ramp], color="0.6", lw=0.7, ls=":")
-            ax.annotate("tau = 1", (at[ramp], 1), xycoords=("data", "axes fraction"), fontsize=7,
-                        va="top", ha="left", xytext=(3, -2), textcoords="offset points")  # fmt: skip
+            ax.text(
+                at[ramp], 0.98, " tau = 1", transform=ax.get_xaxis_transform(), fontsize=7, va="top"
+            )
         ax.set(title=problem, xlabel="L-BFGS iterations with the prior", ylabel="objective (nats)")
         ax.grid(color="0.9", lw=0.6)
         ax.legend(fontsize=6.5, frameon=False)
-    return _plain_style(figure)
-
-
-def weight_matrix(net: list[float], hidden: int, inputs: int) -> Tensor:
-    """W with v beside it, an empty column between: (hidden, inputs + 2)."""
-    theta = torch.tensor(net, dtype=torch.float64)
-    w = theta[: hidden * inputs].view(hidden, inputs)
-    v = theta[hidden * inputs : hidden * (inputs + 1), None]
-    return torch.cat([w, torch.zeros_like(v), v], 1)
+    return plain_style(figure)
 
 
 def last_mixture(portrait: Mapping[str, Any]) -> GaussianMixture:
@@ -254,7 +259,7 @@ def _of(shift: Lines, setting: str) -> list[Mapping[str, Any]]:
     return [line for key, line in shift.items() if key.startswith(f"{setting}-")]
 
 
-def _plain_style(figure: Figure) -> Figure:
+def plain_style(figure: Figure) -> Figure:
     """Small type, no boxes: the house style, for figures put together here."""
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)

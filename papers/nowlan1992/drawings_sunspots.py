@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from papers.nowlan1992 import drawings_shift, sunspots
-from papers.nowlan1992.drawings_shift import Lines, _plain_style
+from papers.nowlan1992.drawings_shift import Lines, hinton, plain_style
 from papers.nowlan1992.intervals import estimate
 from swsmix import data, plots
 
@@ -53,7 +53,7 @@ def series(final: Lines, confirmed: Lines) -> Figure:
         ax.set(ylabel="number", xlim=(first, last + 1))
     bottom.set_xlabel("year")
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def arv(final: Lines) -> Figure:
@@ -87,7 +87,7 @@ def arv(final: Lines) -> Figure:
     figure.supxlabel(
         "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble", fontsize=7
     )
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def horizon(final: Lines) -> Figure:
@@ -101,34 +101,23 @@ def horizon(final: Lines) -> Figure:
     ax.set(xlabel="years ahead", ylabel="arv (over 1535), mean over seeds", ylim=(0, None))
     ax.grid(color="0.92", lw=0.6)
     figure.legend(loc="outside lower center", ncols=3)
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 def diagrams(portraits: Lines) -> Figure:
-    """Hinton diagrams of the sunspot net under decay and soft sharing."""
-    nets = {
+    """Hinton diagrams of the sunspot net, plain, under decay and with soft sharing."""
+    names = {
         "back-propagation": "sunspots-plain",
         "weight decay": "sunspots-decay",
         "soft-sharing, 8 components": "sunspots-8-em",
     }
-    found = {title: name for title, name in nets.items() if name in portraits}
-    figure = Figure(figsize=(plots.FULL, 2.3), layout="constrained")
-    axes = figure.subplots(1, len(found), squeeze=False)[0]
-    for ax, (title, name) in zip(axes, found.items(), strict=True):
-        matrix = drawings_shift.weight_matrix(portraits[name]["net"], 8, 12)
-        rounds = portraits[name].get("rounds")
-        mixture = drawings_shift.last_mixture(portraits[name]) if rounds else None
-        plots.hinton(matrix, mixture=mixture, ax=ax)
-        ax.axvline(12, color="0.4", lw=0.6)
-        ax.set_title(title, fontsize=8)
-        ax.set(xlabel="", ylabel="hidden unit", xticks=[0, 11, 13], yticks=[])
-        ax.set_xticklabels(["t-12", "t-1", "out"])
-        ax.tick_params(length=0, labelsize=7)
-        if (legend := ax.get_legend()) is not None:
-            legend.set_loc("upper left")
-            legend.set_bbox_to_anchor((0, -0.14))
-            legend.set_ncols(3)
-    return _plain_style(figure)
+    figure = Figure(figsize=(0.6 * plots.FULL, 5.6))
+    axes = figure.subplots(3, 1)
+    figure.subplots_adjust(left=0.06, right=0.75, top=0.96, bottom=0.04, hspace=0.3)
+    for ax, (title, name) in zip(axes, names.items(), strict=True):
+        hinton(ax, portraits[name], title, hidden=8, inputs=12)
+        ax.set_xticks([0, 11, 13], ["t − 12", "t − 1", "output"])
+    return plain_style(figure)
 
 
 def mixtures(portraits: Lines) -> Figure:
@@ -152,7 +141,7 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return _plain_style(figure)
+    return plain_style(figure)
 
 
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {

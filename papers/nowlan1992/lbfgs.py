@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_ARMIJO, _TRIES = 1e-4, 12
+_ARMIJO, _TRIES, _TOLERANCE = 1e-4, 12, 1e-9
 
 
 def minimise(
@@ -23,7 +23,7 @@ def minimise(
 
     One call of the function serves all problems, so a thousand nets cost hardly more than ten;
     the problems do not see each other. A step whose curvature is not positive is not remembered. A
-    problem that no step improves, twice running, has arrived and costs nothing more.
+    problem that two steps running improve by less than 1e-9 of its value has arrived: it stays.
 
     Args:
         function: (theta (r, p), rows (r,)) -> values (r,) and gradients (r, p) of these problems.
@@ -74,9 +74,8 @@ def minimise(
         curvature = (step * change).sum(-1)
         known = curvature > 1e-10 * change.square().sum(-1)
         inverse = torch.where(known, 1.0 / curvature, 0.0)
-        again = failed[rows] + 1
-        failed[failed < 2] = 0
-        failed[rows] = again
+        still = (value - new_value <= _TOLERANCE * value.abs().clamp_min(1.0)) | (failed >= 2)
+        failed = torch.where(still, failed + 1, 0)
         for _, _, old in pairs:  # where no step helped: forget, and try steepest descent
             old[rows] = 0.0
         pairs = [*pairs, (step, change, inverse)][-memory:]
