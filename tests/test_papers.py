@@ -167,15 +167,13 @@ def mixtures(networks=3, k=4):
     ones = torch.ones(networks, dtype=FLOAT)
     mixing = draw[0] / draw[0].sum(-1, keepdim=True)
     return penalties.Sharing(
-        mixing, 2 * draw[1] - 1, 0.2 + draw[2], 0.7 * ones, 0.3 * ones, 1.5 * ones
+        mixing, 2 * draw[1] - 1, 0.2 + draw[2], 0.7 * ones, 0.3 * ones, 1.5 * ones, pace=0.5
     )
 
 
 def library_prior(cases, theta, sharing, row, mode):
     mixture = GaussianMixture(sharing.mixing[row], sharing.mean[row], sharing.std[row])
-    hyper = HyperPrior(
-        std=sharing.hyper_std[row].item(), std_count=sharing.hyper_count[row].item()
-    )
+    hyper = HyperPrior(std=sharing.hyper_std[row].item(), std_count=sharing.hyper_count[row].item())
     return MixturePrior(module(cases, theta[row]), 4, mode=mode, initial=mixture, hyper=hyper)
 
 
@@ -229,9 +227,7 @@ def test_the_other_penalties_gradients_are_right(penalty):
     for j in range(5):
         step = torch.zeros_like(weights)
         step[:, j] = 1e-6
-        up, down = (
-            penalty(weights + s, weights[:, :0], torch.arange(3))[0] for s in (step, -step)
-        )
+        up, down = (penalty(weights + s, weights[:, :0], torch.arange(3))[0] for s in (step, -step))
         torch.testing.assert_close(gradient[:, j], (up - down) / 2e-6, rtol=1e-6, atol=1e-6)
 
 

@@ -26,7 +26,7 @@ SHOWN = {
 
 def series(final: Lines, confirmed: Lines) -> Figure:
     """The yearly numbers with the one-step forecasts of the 8-component ensemble."""
-    name = "soft-sharing, 8 components, em"
+    name = "soft-sharing, 8 components, em, by ensemble"
     whole = data.sunspots(scale=1.0)
     figure = Figure(figsize=(plots.FULL, 3.6), layout="constrained")
     top, bottom = figure.subplots(2, 1)
@@ -60,11 +60,10 @@ def arv(final: Lines) -> Figure:
     """The arv of every method on both test sets: seeds, mean with interval, ensemble."""
     figure = Figure(figsize=(plots.FULL, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    names = [name for name in final if name != "persistence"]
-    names.sort(key=[*sunspots.BASELINES, *sunspots.METHODS].index)
+    names = [n for n in ("linear AR(12)", *sunspots.METHODS) if _line(final, n, "single")]
     for ax, split in zip(axes, ("test", "late"), strict=True):
         for i, name in enumerate(names):
-            values = final[name]["arv"][split]
+            values = _line(final, name, "single")["arv"][split]
             e = estimate(values)
             color = SHOWN.get(name, "#999999")
             jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
@@ -72,15 +71,17 @@ def arv(final: Lines) -> Figure:
             ax.plot([e.low, e.high], [i, i], color=color, lw=2)
             ax.plot(e.mean, i, "o", color=color, ms=5, mec="black", mew=0.5)
             if len(values) > 1:
-                ax.plot(final[name]["ensemble"][split], i, "D", ms=4, mfc="white", mec=color)
+                ensemble = _line(final, name, "ensemble")["ensemble"][split]
+                ax.plot(ensemble, i, "D", ms=4, mfc="white", mec=color)
         begin, end = data.SUNSPOT_SPLITS[split]
         ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)")
         ax.grid(axis="x", color="0.92", lw=0.6)
-    for published, value in PUBLISHED.items():
+    for label, value in PUBLISHED.items():
         axes[0].axvline(value, color="0.5", lw=0.8, ls=":")
-        axes[0].annotate(published, (value, 0), xycoords=("data", "axes fraction"), rotation=90,
-                         fontsize=5.5, color="0.4", ha="right", va="bottom",
-                         xytext=(-1, 3), textcoords="offset points")  # fmt: skip
+        axes[0].annotate(
+            label, (value, 0), xycoords=("data", "axes fraction"), xytext=(-1, 3),
+            textcoords="offset points", rotation=90, fontsize=5.5, color="0.4", ha="right",
+        )  # fmt: skip
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     axes[0].set_xlim(0.06, 0.2)
@@ -95,8 +96,8 @@ def horizon(final: Lines) -> Figure:
     figure = Figure(figsize=(0.75 * plots.FULL, 3.0), layout="constrained")
     ax = figure.subplots()
     for name, color in SHOWN.items():
-        if name in final:
-            values = final[name]["horizon"]
+        if line := _line(final, name, "single"):
+            values = line["horizon"]
             ax.plot(range(1, len(values) + 1), values, "o-", ms=2.5, lw=1, color=color, label=name)
     ax.set(xlabel="years ahead", ylabel="arv (over 1535), mean over seeds", ylim=(0, None))
     ax.grid(color="0.92", lw=0.6)
@@ -142,6 +143,11 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return plain_style(figure)
+
+
+def _line(final: Lines, name: str, by: str) -> Mapping[str, Any]:
+    """The line of a method as chosen by the score of single nets or of ensembles."""
+    return final.get(f"{name}, by {by}", final.get(name, {}))
 
 
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {

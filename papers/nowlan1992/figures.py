@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import drawings_shift, drawings_sunspots
+from papers.nowlan1992 import drawings_shift, drawings_sunspots, tables
 from papers.nowlan1992.intervals import compare
 from swsmix import plots
 from swsmix.runs import replacing
@@ -54,12 +54,12 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     for name, (function, wanted) in DRAWINGS.items():
         if only not in (None, name):
             continue
-        tables = [read(results, table) for table in wanted]
-        if not tables[0]:  # the others are extras
+        found = [read(results, table) for table in wanted]
+        if not found[0]:  # the others are extras
             if only is not None:
                 raise SystemExit(f"{name} wants results of {wanted[0]}: run it without --figure")
             continue
-        written.append(plots.save(function(*tables), pictures / f"{name}.png"))
+        written.append(plots.save(function(*found), pictures / f"{name}.png"))
     index = pictures / "README.md"
     with replacing(index) as temporary:
         temporary.write_text(_index(results, pictures))
@@ -88,8 +88,8 @@ def _index(results: Path, pictures: Path) -> str:
         name = figure["name"]
         if not (pictures / f"{name}.png").is_file() or name not in DRAWINGS:
             continue
-        tables = [read(results, table) for table in DRAWINGS[name][1]]
-        minutes = sum(line["seconds"] for table in tables for line in table.values()) / 60
+        found = [read(results, table) for table in DRAWINGS[name][1]]
+        minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
         cells = (f"[{name}]({name}.png)", figure["shows"], figure["counterpart"], f"{minutes:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     for figure in paper["figures"]:
@@ -97,7 +97,27 @@ def _index(results: Path, pictures: Path) -> str:
         if (pictures / f"{name}.png").is_file():
             lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
             lines += [f"*{figure['shows']} The paper's counterpart: {figure['counterpart']}*"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
+
+
+def numbers(results: Path) -> str:
+    """The tables "published / ours" from the results.
+
+    Returns:
+        Markdown.
+    """
+    sunspots = (read(results, "sunspots-final"), read(results, "sunspots-confirm"))
+    parts = (tables.shift_tables(read(results, "shift")), tables.sunspot_tables(*sunspots))
+    return "\n".join(part for part in parts if part)
+
+
+def fill_(readme: Path, results: Path) -> None:
+    """Put the present tables between the marks in the paper's README."""
+    begin, end = "<!-- numbers -->\n", "<!-- end of numbers -->"
+    head, rest = readme.read_text().split(begin)
+    _, tail = rest.split(end)
+    with replacing(readme) as temporary:
+        temporary.write_text(f"{head}{begin}\n{numbers(results)}\n\n{end}{tail}")
 
 
 def check_direction(results: Path) -> None:

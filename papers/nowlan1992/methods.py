@@ -31,6 +31,7 @@ class Recipe:
         std: the components' first std.
         hyper_std: s of the hyper-prior.
         hyper_count: nu of the hyper-prior.
+        pace: of the mixture in mode "gradient", see `Sharing`.
     """
 
     components: int = 10
@@ -45,6 +46,7 @@ class Recipe:
     std: float = 0.5
     hyper_std: float = 0.1
     hyper_count: float = 1.0
+    pace: float = 1.0
 
     def prior(self, num: int, **settings: Tensor) -> Sharing:
         """The mixtures to start from; settings (tau, hyper_std, hyper_count) one a network.
@@ -61,6 +63,7 @@ class Recipe:
             torch.linspace(-end, end, k, **like).repeat(num, 1),
             torch.full((num, k), self.std, **like),
             **given,
+            pace=self.pace,
         )
 
 

@@ -72,6 +72,8 @@ class Sharing:
         hyper_std: s of the hyper-prior (b,).
         hyper_count: nu of the hyper-prior (b,).
         concentration: alpha of the Dirichlet.
+        pace: in mode "gradient", the unit in which phi is counted: below 1 it is slower to move
+            than the weights, the counterpart of a learning rate of its own.
     """
 
     mixing: Tensor
@@ -81,6 +83,7 @@ class Sharing:
     hyper_std: Tensor
     hyper_count: Tensor
     concentration: float = 2.0
+    pace: float = 1.0
 
     def rest(self) -> Tensor:
         """The mixtures as parameters of mode "gradient".
@@ -88,17 +91,17 @@ class Sharing:
         Returns:
             (b, 3 k).
         """
-        return torch.cat([self.mean, self.std.log(), self.mixing.log()], 1)
+        return torch.cat([self.mean, self.std.log(), self.mixing.log()], 1) / self.pace
 
     def take_(self, rest: Tensor) -> None:
         """Hold the mixtures given by such parameters."""
-        self.mean, log_std, logits = rest.chunk(3, 1)
+        self.mean, log_std, logits = (self.pace * rest).chunk(3, 1)
         self.std, self.mixing = log_std.exp(), logits.softmax(1)
 
     def __call__(self, weights: Tensor, rest: Tensor, rows: Tensor) -> Result:
         """The penalty and its gradients."""
         if rest.shape[1]:
-            mean, log_std, logits = rest.chunk(3, 1)
+            mean, log_std, logits = (self.pace * rest).chunk(3, 1)
             std, mixing = log_std.exp(), logits.softmax(1)
         else:
             mixing, mean, std = self.mixing[rows], self.mean[rows], self.std[rows]
@@ -116,7 +119,7 @@ class Sharing:
             by_log_std = count - (pull * off).sum(-1) + nu + 2.0 - scaled
             total = weights.shape[1] + pseudo * mixing.shape[1]
             by_logits = total * mixing - count - pseudo
-            by_rest = tau[:, None] * torch.cat([by_mean, by_log_std, by_logits], 1)
+            by_rest = (self.pace * tau)[:, None] * torch.cat([by_mean, by_log_std, by_logits], 1)
         return tau * (value + hyper), tau[:, None] * by_weights, by_rest
 
     def em_step_(self, weights: Tensor) -> None:

@@ -132,6 +132,8 @@ def main() -> None:
             )
     for path in figures.draw(results, pictures, only=arguments.figure):
         print(path)
+    if home == HERE:
+        figures.fill_(HERE / "README.md", results)
     if quick and arguments.figure is None:
         figures.check_direction(results)
 
@@ -154,10 +156,13 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
         for key, name, setting in sunspots.candidates(quick=quick)
     ]
     yield units
-    chosen = sunspots.chosen(Table(results / "sunspots-validation.jsonl").lines)
+    scores = Table(results / "sunspots-validation.jsonl").lines
     final = [
-        Unit("sunspots-final", name, sunspots.final, (name, setting, range(seeds)), {})
-        for name, setting in chosen.items()
+        Unit(
+            "sunspots-final", f"{name}, by {by}", sunspots.final, (name, setting, range(seeds)), {}
+        )
+        for by in ("single", "ensemble")
+        for name, setting in sunspots.chosen(scores, by).items()
     ]
     final += [Unit("sunspots-final", n, sunspots.baseline, (n,), {}) for n in sunspots.BASELINES]
     restarts = {"restarts": 2} if quick else {}

@@ -169,8 +169,14 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
-def chosen(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The selection rule: the lowest mean of the two schemes' single-net arv.
+def chosen(
+    scores: Mapping[str, Mapping[str, Any]], by: str = "single"
+) -> dict[str, dict[str, Any]]:
+    """The selection rule: the lowest mean of the two schemes' arv.
+
+    Args:
+        scores: key -> what `validate` returned.
+        by: `"single"`, the arv of single nets on average, or `"ensemble"`.
 
     Returns:
         method -> setting.
@@ -178,7 +184,7 @@ def chosen(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for key, name, setting in candidates():
         if key in scores:
-            score = 0.5 * sum(scores[key][scheme]["single"] for scheme in ("blocks", "rolling"))
+            score = 0.5 * sum(scores[key][scheme][by] for scheme in ("blocks", "rolling"))
             if name not in best or score < best[name][0]:
                 best[name] = (score, setting)
     return {name: setting for name, (_, setting) in best.items()}
