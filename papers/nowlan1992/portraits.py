@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papers.nowlan1992 import shift, sunspots
+from papers.nowlan1992 import forecasts, shift, sunspots
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Sharing
@@ -39,7 +39,7 @@ def shared(problem: str, components: int, mode: str, *, restarts: int = 10) -> d
     Returns:
         `rounds`: by round, tau, the objective at full tau (nats), the weights and the mixture.
     """
-    cases, recipe, start = _problem(problem, restarts)
+    cases, recipe, start = _problem(problem, restarts, mode)
     recipe = replace(recipe, components=components, mode=mode)
     seen: list[tuple[Tensor, ...]] = []
     n, p = cases.num_weights, cases.num_parameters
@@ -75,13 +75,13 @@ def plain(problem: str, method: str) -> dict[str, Any]:
     return {"net": _plain(train(cases, start, penalty, 350)[0][0])}
 
 
-def _problem(problem: str, restarts: int) -> tuple[Cases, Recipe, Tensor]:
+def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, Recipe, Tensor]:
     if problem == "shift":
         drawn = shift.sample(0, shift.SETTINGS["n100"])
-        x, y, like, hidden, recipe = drawn.x, drawn.y, "binary", shift.HIDDEN, shift.SHARING
+        x, y, like, hidden, recipe = drawn.x, drawn.y, "binary", shift.HIDDEN, shift.SHARING[mode]
     else:
-        x, y = sunspots.numbers(*data.SUNSPOT_SPLITS["train"])
-        scale = sunspots.Scale()
+        x, y = forecasts.numbers(*data.SUNSPOT_SPLITS["train"])
+        scale = forecasts.Scale()
         x, y, like, hidden = scale.there(x), scale.there(y), "gaussian", sunspots.HIDDEN
         recipe = sunspots.SHARING
     cases = Cases(x, y, torch.ones(restarts, len(y), dtype=torch.float64), like, hidden)  # type: ignore[arg-type]

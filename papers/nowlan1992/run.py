@@ -18,7 +18,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
 
 import torch  # noqa: E402
 
-from papers.nowlan1992 import figures, portraits, shift, sunspots  # noqa: E402
+from papers.nowlan1992 import portraits, shift, sunspots  # noqa: E402
 from swsmix.runs import replacing, save_json  # noqa: E402
 
 
@@ -45,6 +45,8 @@ class Unit:
         work: called with the arguments in a process of its own.
         arguments: positional.
         options: by name.
+        stamp: what the result depends on beside the key, written into the line; a line with
+            another stamp is made anew.
     """
 
     table: str
@@ -52,6 +54,7 @@ class Unit:
     work: Callable[..., dict[str, Any]]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    stamp: dict[str, Any]
 
     def __call__(self) -> tuple[dict[str, Any], float]:
         """The result, and the seconds it took."""
@@ -69,9 +72,14 @@ class Table:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             self.lines = {line["unit"]: line for line in lines}
 
-    def put(self, key: str, result: dict[str, Any], seconds: float) -> None:
+    def has(self, unit: Unit) -> bool:
+        """Whether the unit's result is there, made as it would be now."""
+        return unit.key in self.lines and self.lines[unit.key]["stamp"] == unit.stamp
+
+    def put(self, unit: Unit, result: dict[str, Any], seconds: float) -> None:
         """Add a result and write the file."""
-        self.lines[key] = {"unit": key, "seconds": round(seconds, 1), **result}
+        about = {"unit": unit.key, "stamp": unit.stamp, "seconds": round(seconds, 1)}
+        self.lines[unit.key] = about | result
         with replacing(self.path) as temporary:
             lines = [json.dumps(self.lines[k]) for k in sorted(self.lines)]
             temporary.write_text("\n".join(lines) + "\n")
@@ -87,34 +95,42 @@ def work_off(units: Iterable[Unit], results: Path, jobs: int) -> float:
 
     units = list(units)
     tables = {name: Table(results / f"{name}.jsonl") for name in {u.table for u in units}}
-    todo = [u for u in units if u.key not in tables[u.table].lines]
+    todo = [u for u in units if not tables[u.table].has(u)]
     total = 0.0
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    ]
-    context = multiprocessing.get_context("spawn")
-    with Progress(*columns) as progress, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns) as progress:
         bar = progress.add_task("units", total=len(units), completed=len(units) - len(todo))
-        running = {pool.submit(unit): unit for unit in todo}
+        for unit, (result, seconds) in _each(todo, jobs):
+            tables[unit.table].put(unit, result, seconds)
+            total += seconds
+            progress.update(bar, advance=1, description=f"{unit.table}: {unit.key}")
+    return total
+
+
+def _each(units: list[Unit], jobs: int) -> Iterator[tuple[Unit, tuple[dict[str, Any], float]]]:
+    """The units as they are done, in this process or in several."""
+    if jobs == 1:
+        yield from ((unit, unit()) for unit in units)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        running = {pool.submit(unit): unit for unit in units}
         try:
-            for done in as_completed(running):
-                unit = running[done]
-                result, seconds = done.result()
-                tables[unit.table].put(unit.key, result, seconds)
-                total += seconds
-                progress.update(bar, advance=1, description=f"{unit.table}: {unit.key}")
+            yield from ((running[done], done.result()) for done in as_completed(running))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return total
 
 
 def main() -> None:
     """Run what is asked for."""
     arguments = _arguments()
+    from papers.nowlan1992 import figures  # the workers draw nothing
+
+    if arguments.figure not in (None, *figures.DRAWINGS):
+        raise SystemExit(f"the figures are {', '.join(figures.DRAWINGS)}; got {arguments.figure!r}")
     quick, seeds = arguments.quick, arguments.seeds or (2 if arguments.quick else 20)
     home = arguments.out or (Path("runs/nowlan1992-quick") if quick else HERE)
     pictures = home / "figures" if arguments.out or quick else ROOT / "figures" / HERE.name
@@ -144,50 +160,61 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     Yields:
         Lists of units that do not depend on each other.
     """
-    names = ("n100",) if quick else tuple(shift.SETTINGS)
-    size = {"restarts": 4, "quick": True} if quick else {}
-    units = [
-        Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size)
-        for name in names
-        for seed in range(seeds)
+    size: dict[str, Any] = {"restarts": 4, "quick": True} if quick else {"restarts": 20}
+    few = {"restarts": 2 if quick else 10}
+    candidates, every = sunspots.candidates(quick=quick), range(seeds)
+    shifts = {
+        name: [
+            Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, size)
+            for seed in every
+        ]
+        for name in shift.SETTINGS
+    }
+    units = shifts.pop("n100")
+    units += [
+        Unit("sunspots-validation", key, sunspots.validate, (name, setting, every), {}, stamp)
+        for key, name, setting in candidates
+        for stamp in [{"seeds": seeds, "setting": setting}]
     ]
     units += [
-        Unit("sunspots-validation", key, sunspots.validate, (name, setting, range(seeds)), {})
-        for key, name, setting in sunspots.candidates(quick=quick)
-    ]
-    yield units
-    scores = Table(results / "sunspots-validation.jsonl").lines
-    final = [
-        Unit(
-            "sunspots-final", f"{name}, by {by}", sunspots.final, (name, setting, range(seeds)), {}
-        )
-        for by in ("single", "ensemble")
-        for name, setting in sunspots.chosen(scores, by).items()
-    ]
-    final += [Unit("sunspots-final", n, sunspots.baseline, (n,), {}) for n in sunspots.BASELINES]
-    restarts = {"restarts": 2} if quick else {}
-    final += [
-        Unit("portraits", key, portraits.shared, arguments, restarts)
+        Unit("portraits", key, portraits.shared, arguments, few, few)
         for key, arguments in portraits.SHARED.items()
         if not quick or key.endswith("-em")
     ]
-    final += [
-        Unit("portraits", key, portraits.plain, arguments, {})
+    units += [
+        Unit("portraits", key, portraits.plain, arguments, {}, {})
         for key, arguments in portraits.PLAIN.items()
+    ]
+    yield units
+
+    scores = Table(results / "sunspots-validation.jsonl").lines
+    final = [
+        Unit(
+            "sunspots-final", f"{name}, by {by}", sunspots.final, (name, setting, every), {}, stamp
+        )
+        for by in ("single", "ensemble")
+        for name, setting in sunspots.chosen(scores, by).items()
+        for stamp in [{"seeds": seeds, "setting": setting}]
+    ]
+    final += [
+        Unit("sunspots-final", name, sunspots.baseline, (name,), {}, {})
+        for name in sunspots.BASELINES
     ]
     yield final
     if quick:
         return
+    yield [unit for others in shifts.values() for unit in others]
+
     # What follows looks at the test years of every setting, and at 1980-2008: nothing is chosen
     # after it.
     yield [
-        Unit("sunspots-hindsight", key, sunspots.hindsight, (name, setting, range(seeds)), {})
-        for key, name, setting in sunspots.candidates()
+        Unit("sunspots-hindsight", key, sunspots.hindsight, (name, setting, every), {}, stamp)
+        for key, name, setting in candidates
+        for stamp in [{"seeds": seeds, "setting": setting}]
     ]
-    final_lines = Table(results / "sunspots-final.jsonl").lines
     yield [
-        Unit("sunspots-confirm", name, sunspots.confirm, (name, line), {})
-        for name, line in final_lines.items()
+        Unit("sunspots-confirm", name, sunspots.confirm, (name, line), {}, line["stamp"])
+        for name, line in Table(results / "sunspots-final.jsonl").lines.items()
     ]
 
 
@@ -225,4 +252,7 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")

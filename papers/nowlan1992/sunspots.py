@@ -9,67 +9,31 @@ and 1956-79; `confirm` predicts 1980-2008 with those same networks, once, at the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from papers.nowlan1992.forecasts import (
+    FLOAT,
+    Scale,
+    digits,
+    iterated,
+    linear,
+    measured,
+    networks,
+    numbers,
+    predict,
+)
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
 from swsmix import data
 
-LAGS, HIDDEN = 12, 8
+HIDDEN = 8
 Setting = Mapping[str, Any]
-Forecast = Callable[[Tensor], Tensor]
-FLOAT = torch.float64
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How numbers become inputs and targets: x = root(number) / divisor - centre.
-
-    Attributes:
-        divisor: in sunspot numbers, or their square roots.
-        centre: subtracted afterwards.
-        root: take square roots first, which evens out the noise (Tong & Lim 1980 did).
-    """
-
-    divisor: float = 191.0
-    centre: float = 0.0
-    root: bool = False
-
-    def there(self, numbers: Tensor) -> Tensor:
-        """Sunspot numbers to the network's units.
-
-        Returns:
-            The same shape.
-        """
-        return (numbers.sqrt() if self.root else numbers) / self.divisor - self.centre
-
-    def back(self, outputs: Tensor, variance: Tensor) -> Tensor:
-        """The expected number, given the output and sigma_y^2 in the network's units.
-
-        Returns:
-            The same shape as the outputs.
-        """
-        value = (outputs + self.centre) * self.divisor
-        if not self.root:
-            return value
-        return value.clamp_min(0.0).square() + variance * self.divisor**2
-
-
-def numbers(first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Windows of twelve years and the year after them, in sunspot numbers, by target year.
-
-    Returns:
-        Inputs (n, 12) and targets (n,).
-    """
-    series = data.sunspots(scale=1.0, dtype=FLOAT)
-    rows = (series.target_years >= first) & (series.target_years <= last)
-    return series.inputs[rows], series.targets[rows]
 
 
 def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -134,13 +98,16 @@ def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
 
 
-_PRIOR_GRID = _grid(warm_iterations=(40, 100), tau=(0.25, 0.5, 1.0), hyper_count=(0.3, 1.0))
+_SCALES = ({"divisor": 191.0}, {"divisor": 100.0})
+_PRIOR_GRID = _grid(tau=(0.35, 0.5, 0.7, 1.0), hyper_count=(0.3, 1.0), scale=_SCALES)
 BASELINES = ("persistence", "linear AR(12)")
 METHODS: dict[str, list[dict[str, Any]]] = {
-    "back-propagation": [{"iterations": 600}],
-    "early stopping": _grid(iterations=(25, 40, 60, 80, 100, 130, 160, 200)),
-    "weight decay": _grid(std=(0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0)),
-    "weight elimination": _grid(strength=(1.0, 3.0, 6.0, 9.0), unit=(0.3, 1.0, 2.0)),
+    "back-propagation": _grid(iterations=(600,), scale=_SCALES),
+    "early stopping": _grid(iterations=(25, 40, 60, 80, 100, 130, 160, 200), scale=_SCALES),
+    "weight decay": _grid(std=(0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0), scale=_SCALES),
+    "weight elimination": _grid(
+        strength=(1.0, 3.0, 6.0, 9.0, 14.0), unit=(0.3, 1.0, 2.0), scale=_SCALES
+    ),
 } | {
     f"soft-sharing, {k} components, {mode}": [
         {"components": k, "mode": mode, **setting} for setting in _PRIOR_GRID
@@ -162,9 +129,8 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
         if quick:
             settings = settings[len(settings) // 2 :][:1]
         for setting in settings:
-            text = " ".join(
-                f"{k}={v}" for k, v in setting.items() if k not in ("components", "mode")
-            )
+            flat = {k: v for k, v in setting.items() if k not in ("components", "mode", "scale")}
+            text = ", ".join(f"{k} {v:g}" for k, v in (flat | setting["scale"]).items())
             found.append((f"{name}: {text}", name, setting))
     return found
 
@@ -217,9 +183,9 @@ def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any
         ensemble = ((out.mean(1) - y).square() * mask).sum() / mask.sum() / data.VARIANCE_1535
         by_fold = errors.sum(2).mean(1) / mask.sum(1) / data.VARIANCE_1535
         result[scheme] = {
-            "single": _digits(single.mean()),
-            "ensemble": _digits(ensemble),
-            "folds": [_digits(v) for v in by_fold],
+            "single": digits(single.mean()),
+            "ensemble": digits(ensemble),
+            "folds": [digits(v) for v in by_fold],
         }
     return result
 
@@ -248,7 +214,7 @@ def final(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
     forecast = networks(cases, theta, scale)
     result = measured(forecast)
     result["setting"] = dict(setting)
-    result["objective"] = [_digits(v) for v in value]
+    result["objective"] = [digits(v) for v in value]
     result["horizon"] = iterated(forecast)
     result["networks"] = _rows(theta)
     if prior is not None:
@@ -302,93 +268,6 @@ def confirm(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
     theta = torch.tensor(line["networks"], dtype=FLOAT)
     scale = Scale(**line["setting"].get("scale", {}))
     return measured(networks(training(scale, len(theta)), theta, scale), ("confirm",))
-
-
-def measured(
-    forecast: Forecast, splits: Sequence[str] = ("train", "test", "late")
-) -> dict[str, Any]:
-    """The arv (over 1535) of every network and of their ensemble, on each split.
-
-    Returns:
-        `arv` (by seed) and `ensemble` by split, and the ensemble's `forecasts` (numbers).
-    """
-    result: dict[str, Any] = {"arv": {}, "ensemble": {}, "forecasts": {}}
-    for split in splits:
-        x, y = numbers(*data.SUNSPOT_SPLITS[split])
-        out = forecast(x[None])
-        error = (out - y).square().mean(1) / data.VARIANCE_1535
-        result["arv"][split] = [_digits(v) for v in error]
-        result["ensemble"][split] = float(f"{data.arv(out.mean(0), y, scale=1.0):.5g}")
-        result["forecasts"][split] = [round(v, 2) for v in out.mean(0).tolist()]
-    return result
-
-
-def iterated(forecast: Forecast, most: int = 25) -> list[float]:
-    """The arv of h-step forecasts of 1921-55, h = 1 to 25, each net feeding on its own forecasts.
-
-    Returns:
-        By horizon, averaged over the networks.
-    """
-    x, y = numbers(*data.SUNSPOT_SPLITS["test"])
-    window = x[None]
-    errors = []
-    for ahead in range(most):
-        out = forecast(window)
-        left = len(y) - ahead  # origins whose target is still in the split
-        off = out[:, :left] - y[ahead:]
-        errors.append(_digits(off.square().mean() / data.VARIANCE_1535))
-        window = window.expand(len(out), *x.shape)
-        window = torch.cat([window[..., 1:], out[..., None]], 2)
-    return errors
-
-
-def networks(cases: Cases, theta: Tensor, scale: Scale) -> Forecast:
-    """The one-step forecast of each network.
-
-    Returns:
-        Windows of numbers (b or 1, n, 12) to forecasts (b, n).
-    """
-
-    def forecast(windows: Tensor) -> Tensor:
-        windows = scale.there(windows).expand(len(theta), *windows.shape[1:])
-        pairs = zip(theta.split(1), windows, strict=True)
-        return torch.cat([predict(cases, net, scale, window) for net, window in pairs])
-
-    return forecast
-
-
-def linear(name: str) -> Forecast:
-    """Persistence, or AR(12) with a constant by least squares on the training years.
-
-    Returns:
-        Windows of numbers (1, n, 12) to forecasts (1, n).
-    """
-    if name == "persistence":
-        return lambda windows: windows[..., -1]
-    x, y = numbers(*data.SUNSPOT_SPLITS["train"])
-    one = torch.ones(len(x), 1, dtype=FLOAT)
-    solution = torch.linalg.lstsq(torch.cat([x, one], 1), y[:, None]).solution[:, 0]
-    return lambda windows: windows @ solution[:-1] + solution[-1]
-
-
-def predict(cases: Cases, theta: Tensor, scale: Scale, inputs: Tensor | None = None) -> Tensor:
-    """One-step forecasts in sunspot numbers.
-
-    Args:
-        cases: the network's shape.
-        theta: (b, p).
-        scale: of inputs and outputs.
-        inputs: in the network's units; those of the cases by default.
-
-    Returns:
-        (b, n).
-    """
-    variance = theta[:, cases.num_parameters - 1 :][:, :1].exp()
-    return scale.back(cases.outputs(theta, inputs), variance)
-
-
-def _digits(value: Tensor) -> float:
-    return float(f"{value.item():.5g}")
 
 
 def _rows(values: Tensor) -> list[list[float]]:
