@@ -10,17 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from papers.nowlan1992.intervals import estimate
+from papers.nowlan1992.tables import published
 from swsmix import GaussianMixture, plots
 from swsmix.history import History
 
 Lines = Mapping[str, Mapping[str, Any]]
-PUBLISHED = {
-    "back-propagation": 67.3,
-    "early stopping": 83.5,
-    "weight decay": 89.8,
-    "soft-sharing, 5 components, gradient": 95.6,
-    "soft-sharing, 10 components, gradient": 97.1,
-}
 CHOICES = {
     "one": "one run",
     "objective": "lowest objective",
@@ -33,6 +27,7 @@ COLORS = dict(zip(CHOICES, ("#999999", "#0072b2", "#d55e00", "#009e73"), strict=
 def accuracy(shift: Lines) -> Figure:
     """Test accuracy by method and way of choosing, two settings side by side."""
     settings = [n for n in ("n100", "squared") if _of(shift, n)]
+    cited = {row["ours"]: row["test"][0] for row in published()["shift"]["rows"]}
     titles = {"n100": "0/1 bits, cross-entropy", "squared": "±1 bits, squared error"}
     figure = Figure(figsize=(plots.FULL, 3.4), layout="constrained")
     axes = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
@@ -46,9 +41,9 @@ def accuracy(shift: Lines) -> Figure:
                 ax.plot([e.low, e.high], [y, y], color=COLORS[choice], lw=1.2)
                 label = CHOICES[choice] if i == 0 else None
                 ax.plot(e.mean, y, "o", color=COLORS[choice], ms=3.5, label=label)
-            if name in PUBLISHED:
-                label = "published" if i == 0 else None
-                ax.plot(PUBLISHED[name], i, "|", color="black", ms=14, mew=1.2, label=label)
+            if name in cited:
+                label = "published, as cited" if i == 0 else None
+                ax.plot(cited[name], i, "|", color="black", ms=14, mew=1.2, label=label)
         ax.set_yticks(range(len(names)), names)
         ax.set(title=f"{titles[setting]}, {len(units)} data sets", xlabel="test accuracy (%)")
         ax.grid(axis="x", color="0.9", lw=0.6)

@@ -85,18 +85,13 @@ class Table:
             temporary.write_text("\n".join(lines) + "\n")
 
 
-def work_off(units: Iterable[Unit], results: Path, jobs: int) -> float:
-    """Run the units that are not in their tables yet.
-
-    Returns:
-        The seconds they took, summed over the processes.
-    """
+def work_off(units: Iterable[Unit], results: Path, jobs: int) -> None:
+    """Run the units that are not in their tables yet."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     units = list(units)
     tables = {name: Table(results / f"{name}.jsonl") for name in {u.table for u in units}}
     todo = [u for u in units if not tables[u.table].has(u)]
-    total = 0.0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -104,9 +99,7 @@ def work_off(units: Iterable[Unit], results: Path, jobs: int) -> float:
         bar = progress.add_task("units", total=len(units), completed=len(units) - len(todo))
         for unit, (result, seconds) in _each(todo, jobs):
             tables[unit.table].put(unit, result, seconds)
-            total += seconds
             progress.update(bar, advance=1, description=f"{unit.table}: {unit.key}")
-    return total
 
 
 def _each(units: list[Unit], jobs: int) -> Iterator[tuple[Unit, tuple[dict[str, Any], float]]]:
@@ -138,14 +131,10 @@ def main() -> None:
     for folder in (results, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     if arguments.figure is None:
-        began, busy = time.monotonic(), 0.0
         jobs = arguments.jobs or os.cpu_count() or 1
         for stage in stages(results, seeds, quick=quick):
-            busy += work_off(stage, results, jobs)
-        if busy:
-            save_json(
-                results / "run.json", about(quick, seeds, jobs, busy, time.monotonic() - began)
-            )
+            work_off(stage, results, jobs)
+            save_json(results / "run.json", about(results, seeds, quick=quick))
     for path in figures.draw(results, pictures, only=arguments.figure):
         print(path)
     if home == HERE:
@@ -218,20 +207,19 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     ]
 
 
-def about(quick: bool, seeds: int, jobs: int, busy: float, wall: float) -> dict[str, Any]:
+def about(results: Path, seeds: int, *, quick: bool) -> dict[str, Any]:
     """How the results were made.
 
     Returns:
-        Command, seeds, machine, versions, minutes.
+        Command, seeds, machine, versions, and the minutes of all units, over all runs.
     """
     import swsmix
 
+    lines = [x for path in sorted(results.glob("*.jsonl")) for x in Table(path).lines.values()]
     return {
         "command": "swsmix reproduce nowlan1992" + (" --quick" if quick else ""),
         "seeds": seeds,
-        "jobs": jobs,
-        "minutes_busy": round(busy / 60, 1),
-        "minutes_wall": round(wall / 60, 1),
+        "minutes": round(sum(line["seconds"] for line in lines) / 60, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
