@@ -85,6 +85,18 @@ def test_the_quick_run_finishes_and_points_the_right_way(tmp_path):
     assert (tmp_path / "results" / "shift.jsonl").read_bytes() == before
 
 
+def test_the_readme_takes_the_present_numbers(tmp_path):
+    line = {"methods": {"weight decay": dict.fromkeys(("one", "objective", "agreement"), 90.0)}}
+    line["methods"]["weight decay"]["ensemble"] = 91.5
+    (tmp_path / "shift.jsonl").write_text(json.dumps({"unit": "n100-000", **line}) + "\n")
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "papers/nowlan1992/README.md").read_text())
+    for _ in range(2):  # once more changes nothing
+        figures.fill_(readme, tmp_path)
+        assert readme.read_text().count("| weight decay | 89.8 ± 3.0 | 90.0 | 90.0 |") == 1
+    assert "## Open" in readme.read_text()
+
+
 def test_the_quick_runs_bound_can_fail(tmp_path):
     def results(shared, plain):
         methods = {
