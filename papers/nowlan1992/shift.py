@@ -20,8 +20,8 @@ from swsmix import data
 
 HIDDEN, FOLDS = 10, 5
 STOPS = (2, 3, 5, 7, 10, 15, 20, 30, 45, 70, 100, 150, 230, 350)
-DECAY_STDS = (0.7, 1.0, 1.5, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
-ELIMINATION = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+DECAY_STDS = (1.5, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 250.0)
+ELIMINATION = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def distinct_values(weights: Tensor, share: float = 0.01) -> int:
 def _validated(
     drawn: Sample, setting: Setting, start: Tensor, *, quick: bool
 ) -> tuple[int, float, float]:
-    """Iterations, decay and elimination by 5-fold accuracy on the training cases, ties to less."""
+    """Iterations, decay and elimination by 5-fold accuracy on the training cases; of equals the first."""
     stds, strengths = (DECAY_STDS[::2], ELIMINATION[::2]) if quick else (DECAY_STDS, ELIMINATION)
     start = start[: 2 if quick else 5]
     folds = torch.arange(setting.num_cases) % FOLDS
