@@ -36,7 +36,7 @@ def minimise(
         theta (b, p) and the values (b,).
 
     Reference:
-        Nocedal & Wright 2006, algorithm 7.4. The paper used conjugate gradients.
+        Nocedal & Wright 2006, algorithm 7.4.
     """
     x, everyone = start.clone(), torch.arange(len(start))
     value, gradient = function(x, everyone)

@@ -20,8 +20,6 @@ from swsmix import data
 
 HIDDEN, FOLDS = 10, 5
 STOPS = (2, 3, 5, 7, 10, 15, 20, 30, 45, 70, 100, 150, 230, 350)
-DECAY_STDS = (1.5, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 250.0)
-ELIMINATION = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,27 @@ class Setting:
         coding: of the bits, see `swsmix.data.shift`.
         likelihood: of the labels (0, 1), or of the targets (-1, 1) if Gaussian.
         noise: sigma_y, fixed: a net that fits its 100 cases would make a learned one vanish.
+        decay: the stds that weight decay chooses among.
+        elimination: the strengths that weight elimination chooses among.
     """
 
     num_cases: int = 100
     coding: str = "01"
     likelihood: Likelihood = "binary"
     noise: float | None = None
+    decay: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 250.0)
+    elimination: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 SETTINGS = {
     "n100": Setting(),
-    "squared": Setting(coding="pm1", likelihood="gaussian", noise=0.3),
+    "squared": Setting(
+        coding="pm1",
+        likelihood="gaussian",
+        noise=0.3,
+        decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
+        elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
+    ),
     "n50": Setting(50),
     "n200": Setting(200),
     "n400": Setting(400),
@@ -189,8 +197,9 @@ def distinct_values(weights: Tensor, share: float = 0.01) -> int:
 def _validated(
     drawn: Sample, setting: Setting, start: Tensor, *, quick: bool
 ) -> tuple[int, float, float]:
-    """Iterations, decay and elimination by 5-fold accuracy on the training cases; of equals the first."""
-    stds, strengths = (DECAY_STDS[::2], ELIMINATION[::2]) if quick else (DECAY_STDS, ELIMINATION)
+    """Iterations, decay and elimination by 5-fold accuracy on training cases; ties to the first."""
+    every = 2 if quick else 1
+    stds, strengths = setting.decay[::every], setting.elimination[::every]
     start = start[: 2 if quick else 5]
     folds = torch.arange(setting.num_cases) % FOLDS
     held = (folds[None, :] == torch.arange(FOLDS)[:, None]).repeat_interleave(len(start), 0)
