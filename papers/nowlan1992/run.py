@@ -154,10 +154,11 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     candidates, every = sunspots.candidates(quick=quick), range(seeds)
     shifts = {
         name: [
-            Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, size)
+            Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, stamp)
             for seed in every
         ]
-        for name in shift.SETTINGS
+        for name, setting in shift.SETTINGS.items()
+        for stamp in [size | {"decay": [*setting.decay], "elimination": [*setting.elimination]}]
     }
     units = shifts.pop("n100")
     units += [

@@ -39,7 +39,7 @@ class Setting:
     coding: str = "01"
     likelihood: Likelihood = "binary"
     noise: float | None = None
-    decay: tuple[float, ...] = (1.5, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 250.0)
+    decay: tuple[float, ...] = (2.0, 8.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0, 2000.0)
     elimination: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
