@@ -1,7 +1,9 @@
-"""The command line: `swsmix train`, `swsmix inspect`."""
+"""The command line: `swsmix train`, `swsmix inspect`, `swsmix reproduce`."""
 
-from swsmix.cli import inspect as _inspect  # noqa: F401 -- registers its command on `app`
-from swsmix.cli import train as _train  # noqa: F401 -- registers its command on `app`
+# Each registers its command on `app`.
+from swsmix.cli import inspect as _inspect  # noqa: F401
+from swsmix.cli import reproduce as _reproduce  # noqa: F401
+from swsmix.cli import train as _train  # noqa: F401
 from swsmix.cli.app import app, main
 
 __all__ = ["app", "main"]

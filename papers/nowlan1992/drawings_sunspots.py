@@ -1,0 +1,162 @@
+"""The figures of the sunspots experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from matplotlib.figure import Figure
+
+from papers.nowlan1992 import drawings_shift, sunspots
+from papers.nowlan1992.drawings_shift import Lines, hinton, plain_style
+from papers.nowlan1992.intervals import estimate
+from papers.nowlan1992.tables import published
+from swsmix import data, plots
+
+_WIDEST = 0.2  # arv; what lies beyond is written at the edge
+SHOWN = {
+    "linear AR(12)": "black",
+    "early stopping": "#56b4e9",
+    "weight decay": "#0072b2",
+    "weight elimination": "#cc79a7",
+    "soft-sharing, 3 components, em": "#e69f00",
+    "soft-sharing, 8 components, em": "#d55e00",
+    "soft-sharing, 8 components, gradient": "#009e73",
+}
+
+
+def series(final: Lines, confirmed: Lines) -> Figure:
+    """The yearly numbers with the one-step forecasts of the 8-component ensemble."""
+    name = "soft-sharing, 8 components, em, by ensemble"
+    whole = data.sunspots(scale=1.0)
+    figure = Figure(figsize=(plots.FULL, 3.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1)
+    parts = {"train": "0.85", "test": "#d55e00", "late": "#0072b2"}
+    forecasts = dict(final[name]["forecasts"])
+    if name in confirmed:
+        parts["confirm"] = "#009e73"
+        forecasts |= confirmed[name]["forecasts"]
+    last = data.SUNSPOT_SPLITS["confirm" if name in confirmed else "late"][1]
+    shown = whole.years <= last
+    titles = {"train": "learned", "test": "1921-55", "late": "1956-79", "confirm": "1980-2008"}
+    for ax, first in ((top, 1700), (bottom, 1912)):
+        rows = shown & (whole.years >= first)
+        ax.plot(
+            whole.years[rows], whole.series[rows], color="black", lw=0.8, label="sunspot number"
+        )
+        for split, color in parts.items():
+            begin, end = data.SUNSPOT_SPLITS[split]
+            years = [y for y in range(begin, end + 1) if y >= first]
+            values = forecasts[split][-len(years) :] if years else []
+            tone = "0.55" if split == "train" else color
+            ax.plot(years, values, "o", ms=1.8 if first == 1700 else 2.6, color=tone, mew=0,
+                    label=f"forecast, {titles[split]}")  # fmt: skip
+        ax.set(ylabel="number", xlim=(first, last + 1))
+    bottom.set_xlabel("year")
+    figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return plain_style(figure)
+
+
+def arv(final: Lines) -> Figure:
+    """The arv of every method on both test sets: seeds, mean with interval, ensemble."""
+    figure = Figure(figsize=(plots.FULL, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    names = [n for n in ("linear AR(12)", *sunspots.METHODS) if _line(final, n, "single")]
+    for ax, split in zip(axes, ("test", "late"), strict=True):
+        for i, name in enumerate(names):
+            values = _line(final, name, "single")["arv"][split]
+            e = estimate(values)
+            color = SHOWN.get(name, "#999999")
+            jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
+            ax.plot(values, [i + j for j in jitter], ".", color=color, ms=2.5, alpha=0.6)
+            ax.plot([e.low, e.high], [i, i], color=color, lw=2)
+            ax.plot(e.mean, i, "o", color=color, ms=5, mec="black", mew=0.5)
+            if split == "test" and e.mean > _WIDEST:
+                ax.text(0.99 * _WIDEST, i - 0.25, f"{e.mean:.2f} →", fontsize=6.5, ha="right")
+            if len(values) > 1:
+                ensemble = _line(final, name, "ensemble")["ensemble"][split]
+                ax.plot(ensemble, i, "D", ms=4, mfc="white", mec=color)
+        begin, end = data.SUNSPOT_SPLITS[split]
+        ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)")
+        ax.grid(axis="x", color="0.92", lw=0.6)
+    rows = [row for row in published()["sunspots"]["rows"] if "ours" in row]
+    for row, style in zip(rows, ("-.", "--", ":"), strict=True):
+        value, label = row["test"][0], row["method"].split(" (")[0]
+        axes[0].axvline(value, color="0.4", lw=0.8, ls=style, label=f"{label}, as cited")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0.06, _WIDEST)
+    figure.supxlabel(
+        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble", fontsize=7
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return plain_style(figure)
+
+
+def horizon(final: Lines) -> Figure:
+    """The arv of iterated forecasts of 1921-55 against the horizon."""
+    figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
+    ax = figure.subplots()
+    for name, color in SHOWN.items():
+        if line := _line(final, name, "single"):
+            values = line["horizon"]
+            ax.plot(range(1, len(values) + 1), values, "o-", ms=2.5, lw=1, color=color, label=name)
+    ax.set(xlabel="years ahead", ylabel="arv (over 1535), mean over seeds", ylim=(0, 2))
+    ax.grid(color="0.92", lw=0.6)
+    figure.legend(loc="outside right upper", handlelength=1.5)
+    return plain_style(figure)
+
+
+def diagrams(portraits: Lines) -> Figure:
+    """Hinton diagrams of the sunspot net, plain, under decay and with soft sharing."""
+    names = {
+        "back-propagation": "sunspots-plain",
+        "weight decay": "sunspots-decay",
+        "soft-sharing, 8 components": "sunspots-8-em",
+    }
+    figure = Figure(figsize=(0.6 * plots.FULL, 5.6))
+    axes = figure.subplots(3, 1)
+    figure.subplots_adjust(left=0.06, right=0.75, top=0.96, bottom=0.04, hspace=0.3)
+    for ax, (title, name) in zip(axes, names.items(), strict=True):
+        hinton(ax, portraits[name], title, hidden=8, inputs=12)
+        ax.set_xticks([0, 11, 13], ["t − 12", "t − 1", "output"])
+    return plain_style(figure)
+
+
+def mixtures(portraits: Lines) -> Figure:
+    """The final mixtures of the sunspot nets with 3 and 8 components."""
+    names = {"3 components": "sunspots-3-em", "8 components": "sunspots-8-em"}
+    return drawings_shift.mixtures(portraits, names)
+
+
+def validation(hindsight: Lines, scores: Lines) -> Figure:
+    """Does validation on training years rank the settings? Its score against the test arv."""
+    figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, scheme in zip(axes, ("blocks", "rolling"), strict=True):
+        for name, color in SHOWN.items():
+            keys = [key for key in hindsight if key in scores and hindsight[key]["method"] == name]
+            x = [scores[key][scheme]["single"] for key in keys]
+            y = [hindsight[key]["test"] for key in keys]
+            if keys:
+                ax.plot(x, y, "o", color=color, ms=4, mew=0, alpha=0.8, label=name)
+        ax.set(xlabel=f"arv on held-out training years, {scheme}", title=scheme)
+        ax.grid(color="0.92", lw=0.6)
+    axes[0].set_ylabel("arv 1921-55, mean over seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return plain_style(figure)
+
+
+def _line(final: Lines, name: str, by: str) -> Mapping[str, Any]:
+    """The line of a method as chosen by the score of single nets or of ensembles."""
+    return final.get(f"{name}, by {by}", final.get(name, {}))
+
+
+DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
+    "sunspots-series": (series, ("sunspots-final", "sunspots-confirm")),
+    "sunspots-arv": (arv, ("sunspots-final",)),
+    "sunspots-horizon": (horizon, ("sunspots-final",)),
+    "sunspots-nets": (diagrams, ("portraits",)),
+    "sunspots-mixtures": (mixtures, ("portraits",)),
+    "sunspots-validation": (validation, ("sunspots-hindsight", "sunspots-validation")),
+}

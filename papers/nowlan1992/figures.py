@@ -1,0 +1,133 @@
+"""The figures, from the tables in results/, and their index."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from papers.nowlan1992 import drawings_shift, drawings_sunspots, tables
+from papers.nowlan1992.intervals import compare
+from swsmix import plots
+from swsmix.runs import replacing
+
+HERE = Path(__file__).resolve().parent
+Lines = Mapping[str, Mapping[str, Any]]
+DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = (
+    drawings_shift.DRAWINGS | drawings_sunspots.DRAWINGS
+)
+"""Figure -> the function that draws it and the tables it reads; without the first there is none."""
+
+
+def read(results: Path, table: str) -> dict[str, dict[str, Any]]:
+    """A table of results by unit.
+
+    Returns:
+        Empty if there is none.
+    """
+    path = results / f"{table}.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {line["unit"]: line for line in map(json.loads, lines)}
+
+
+def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path]:
+    """Draw the figures whose tables are there, and write their index.
+
+    Args:
+        results: the folder of the tables.
+        pictures: where to write.
+        only: this figure alone, a key of DRAWINGS.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SystemExit: if that figure's results are missing.
+    """
+    written = []
+    for name, (function, wanted) in DRAWINGS.items():
+        if only not in (None, name):
+            continue
+        found = [read(results, table) for table in wanted]
+        if not found[0]:  # the others are extras
+            if only is not None:
+                raise SystemExit(f"{name} wants results of {wanted[0]}: run it without --figure")
+            continue
+        written.append(plots.save(function(*found), pictures / f"{name}.png"))
+    index = pictures / "README.md"
+    with replacing(index) as temporary:
+        temporary.write_text(_index(results, pictures))
+    return [*written, index]
+
+
+def _index(results: Path, pictures: Path) -> str:
+    """The index: figure, the paper's counterpart, command, seeds, minutes."""
+    paper = tomllib.loads((HERE / "paper.toml").read_text())
+    about = results / "run.json"
+    run = json.loads(about.read_text()) if about.is_file() else {}
+    lines = [
+        f"# {paper['title']}: the figures",
+        "",
+        "Generated from the tables in the paper's results folder; do not edit. Redraw one with",
+        "`swsmix reproduce nowlan1992 --figure NAME`.",
+        "",
+        f"Results: `{run.get('command', '?')}`, {run.get('seeds', '?')} seeds, "
+        f"{run.get('machine', '?')}, torch {run.get('torch', '?')}. Minutes are those of the units "
+        "behind a figure, summed over processes.",
+        "",
+        "| figure | what it shows | the paper's counterpart | minutes |",
+        "| --- | --- | --- | --- |",
+    ]
+    for figure in paper["figures"]:
+        name = figure["name"]
+        if not (pictures / f"{name}.png").is_file() or name not in DRAWINGS:
+            continue
+        found = [read(results, table) for table in DRAWINGS[name][1]]
+        minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
+        cells = (f"[{name}]({name}.png)", figure["shows"], figure["counterpart"], f"{minutes:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    for figure in paper["figures"]:
+        name = figure["name"]
+        if (pictures / f"{name}.png").is_file():
+            lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
+            lines += [f"*{figure['shows']} The paper's counterpart: {figure['counterpart']}*"]
+    return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
+
+
+def numbers(results: Path) -> str:
+    """The tables "published / ours" from the results.
+
+    Returns:
+        Markdown.
+    """
+    sunspots = (read(results, "sunspots-final"), read(results, "sunspots-confirm"))
+    parts = (tables.shift_tables(read(results, "shift")), tables.sunspot_tables(*sunspots))
+    return "\n".join(part for part in parts if part)
+
+
+def fill_(readme: Path, results: Path) -> None:
+    """Put the present tables between the marks in the paper's README."""
+    begin, end = "<!-- numbers -->\n", "<!-- end of numbers -->"
+    head, rest = readme.read_text().split(begin)
+    _, tail = rest.split(end)
+    with replacing(readme) as temporary:
+        temporary.write_text(f"{head}{begin}\n{numbers(results)}\n\n{end}{tail}")
+
+
+def check_direction(results: Path) -> None:
+    """The quick run's bound: soft weight-sharing generalises better than back-propagation.
+
+    Raises:
+        SystemExit: if the pipeline's results point the other way.
+    """
+    units = list(read(results, "shift").values())
+    names = ("soft-sharing, 10 components, em", "back-propagation")
+    shared, plain = ([u["methods"][n]["ensemble"] for u in units] for n in names)
+    gain = compare(shared, plain).difference.mean
+    print(f"shift: ensembles, soft-sharing minus back-propagation: {gain:+.1f} points of accuracy")
+    if not gain > 2.0:
+        raise SystemExit("soft weight-sharing should win by more than 2 points: something is wrong")
