@@ -17,7 +17,7 @@ LAYERS = [
     {"prior"},
     {"quantize", "runs"},
     {"train"},
-    {"problems"},
+    {"problems", "compress"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
