@@ -313,7 +313,7 @@ def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
         prior.em_step_(schedule.em_rate)
     for group, mixture in prior.mixtures.items():
         cap = schedule.std_cap_at(tick, group)
-        if cap is not None:
+        if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):
             mixture.cap_std_(cap, floor=schedule.std_floor * cap)
 
 

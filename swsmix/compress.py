@@ -55,6 +55,8 @@ class Recipe:
         zero_end: the same at four fifths of that phase, and from then on.
         slab: the std of the wide component, in the same units.
         std_end: the stds at the end of the second phase, in the same units.
+        hold: pseudo-weights that hold each centre where k-means put it, in units of its cluster's
+            size (kappa of the hyper-prior).
         em_every: steps between EM steps.
         merge: clusters of a tensor whose centres are nearer than this merge, in the same units.
         rare: clusters of fewer weights than this merge into the nearest one.
@@ -80,6 +82,7 @@ class Recipe:
     zero_end: float = 0.1
     slab: float = 3.0
     std_end: float = 0.005
+    hold: float = 1.0
     em_every: int = 50
     merge: float = 0.1
     rare: int = 4
@@ -205,15 +208,22 @@ def compress_(
             run=None if run is None else Path(run) / phase, resume=resume,
         )  # fmt: skip
 
-    def prior_of(mixtures: dict[str, GaussianMixture], std: float) -> MixturePrior:
-        hyper = {name: HyperPrior(std=std * unit[name]) for name in names}
+    def prior_of(mixtures: dict[str, GaussianMixture], std: float, hold: float) -> MixturePrior:
+        hyper = {
+            name: HyperPrior(
+                std=std * unit[name],
+                mean=m.mean.clone(),
+                mean_count=hold * weights[name].numel() * m.mixing.double(),
+            )
+            for name, m in mixtures.items()
+        }
         return MixturePrior(
             model, include=include, exclude=exclude, groups="tensor", tau=tau,
             initial=mixtures, hyper=hyper,
         )  # fmt: skip
 
     spikes = {name: _spike_and_slab(unit[name], recipe) for name in names}
-    prior = prior_of(spikes, recipe.zero_end)
+    prior = prior_of(spikes, recipe.zero_end, 0.0)
     schedule = Schedule(
         tau=recipe.sparsify_tau,
         warmup=steps,
@@ -228,7 +238,8 @@ def compress_(
     clusters = {
         name: _split_slab(prior.mixtures[name], p, recipe, seed) for name, p in weights.items()
     }
-    prior = prior_of(clusters, recipe.std_end)
+    # Without it a centre drifts to zero, collects what should be zero, and usurps its role.
+    prior = prior_of(clusters, recipe.std_end, recipe.hold)
     schedule = Schedule(
         tau=recipe.quantise_tau,
         em_every=recipe.em_every,
@@ -252,7 +263,7 @@ def compress_(
         for handle in handles:
             handle.remove()
     _snap_(weights, index)
-    prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0)
+    prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0, 0.0)
     return Compressed(prior, index, histories)
 
 

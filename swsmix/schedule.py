@@ -26,9 +26,9 @@ class Schedule:
             the prior enters.
         em_every: ticks between EM steps.
         em_rate: rho of the running moments in (0, 1]; 1 uses fresh moments alone.
-        std_start: from `anneal_start` on, stds above a cap are cut down to it; the cap falls
-            geometrically from `std_start` to `std_end` in `anneal` ticks. One value or one a
-            group of the prior. None: no cap.
+        std_start: from `anneal_start` on, stds above a cap are cut down to it every `em_every`
+            ticks; the cap falls geometrically from `std_start` to `std_end` in `anneal` ticks.
+            One value, or one a group of the prior. None: no cap.
         std_end: the last cap, in units of the weights; as `std_start`.
         std_floor: stds below this share of the cap are raised to it; at 1 the schedule alone
             decides them, so that no component closes early. Pinned stds stay in any case.
@@ -109,6 +109,20 @@ class Schedule:
         """
         first = self.start if self.em_start is None else self.em_start
         return tick > first and (tick - first) % self.em_every == 0
+
+    def anneals_at(self, tick: int) -> bool:
+        """Whether the stds are cut down to the cap when the clock has reached a tick.
+
+        With the EM steps, every `em_every` ticks: a mixture that changed with every tick would
+        want new tables each time, which costs more than the training step.
+
+        Returns:
+            True once every `em_every` ticks from `anneal_start` on, if there is a cap.
+        """
+        if self.std_start is None or tick < self.anneal_start:
+            return False
+        first = self.start if self.em_start is None else self.em_start
+        return (tick - first) % self.em_every == 0
 
     def std_cap_at(self, tick: int, group: str | None = None) -> float | None:
         """The largest std allowed at a tick, in units of the weights.

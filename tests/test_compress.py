@@ -11,7 +11,7 @@ from swsmix.compress import Recipe, _merged, compress_
 
 SHORT = Recipe(
     num_components=5, sparsify_epochs=6, quantise_epochs=6, finetune_epochs=2, em_every=5,
-    sparsify_lr=5e-3, quantise_lr=3e-3,
+    sparsify_tau=1.0, quantise_tau=0.3, sparsify_lr=5e-3, quantise_lr=3e-3,
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_few_values_and_mostly_zeros_are_left_and_the_network_still_works(done):
             assert set(values.tolist()) <= set(result.prior.mixtures[name].mean.tolist())
             assert torch.equal(values, values.half().float())
     # Only two of the twenty inputs matter.
-    assert result.nonzero["0.weight"] < 0.35
+    assert result.nonzero["0.weight"] < 0.25
     assert errors(net(x), y) <= errors(before(x), y) + 0.03
 
 
@@ -77,9 +77,8 @@ def test_the_zero_components_std_is_the_schedules_and_the_slab_stays(done):
     assert std[0, 0] == pytest.approx(SHORT.zero_start * unit, rel=1e-5)
     assert std[-1, 0] == pytest.approx(SHORT.zero_end * unit, rel=1e-5)
     assert (std[:, 0].diff() <= 0).all()
-    assert result.histories["quantise"].stacked("0.weight", "std")[-1].max() == pytest.approx(
-        SHORT.std_end * unit, rel=1e-5
-    )
+    final = result.histories["quantise"].stacked("0.weight", "std")[-1]
+    assert final.max() <= SHORT.std_end * unit * (1 + 1e-5)
 
 
 def test_fine_tuning_moves_centres_and_biases_but_no_weight_to_another_centre():
@@ -96,7 +95,7 @@ def test_fine_tuning_moves_centres_and_biases_but_no_weight_to_another_centre():
 
 
 def test_an_interrupted_compression_resumes_bit_for_bit(tmp_path):
-    class Interrupt(Exception):
+    class InterruptError(Exception):
         pass
 
     straight, data, _ = problem()
@@ -108,11 +107,11 @@ def test_an_interrupted_compression_resumes_bit_for_bit(tmp_path):
         nonlocal steps
         steps += 1
         if steps == 25 * 8:  # in the second phase
-            raise Interrupt
+            raise InterruptError
         return nn.functional.cross_entropy(prediction, target)
 
     options = {"recipe": SHORT, "batch_size": 20, "progress": False, "run": tmp_path / "run"}
-    with pytest.raises(Interrupt):
+    with pytest.raises(InterruptError):
         compress_(net, loss, data, **options)
     with pytest.raises(FileExistsError, match="already holds a run"):
         compress_(problem()[0], nn.functional.cross_entropy, data, **options)

@@ -12,7 +12,7 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "history"},
+    {"em", "history", "merge"},
     {"plots", "attach"},
     {"prior"},
     {"quantize", "runs"},
