@@ -16,7 +16,7 @@ LAYERS = [
     {"plots", "attach"},
     {"prior"},
     {"quantize", "runs"},
-    {"train"},
+    {"train", "codec"},
     {"problems", "compress"},
     {"cli"},
 ]
@@ -72,7 +72,17 @@ def test_only_plots_imports_matplotlib_and_papers_are_never_imported(module):
 
 
 def test_the_root_import_is_light():
-    heavy = ["matplotlib", "pyro", "scipy", "typer", "rich", "PIL", "pooch", "sklearn"]
+    heavy = [
+        "matplotlib",
+        "pyro",
+        "scipy",
+        "typer",
+        "rich",
+        "PIL",
+        "pooch",
+        "sklearn",
+        "constriction",
+    ]
     code = f"import sys, swsmix; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
