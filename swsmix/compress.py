@@ -76,13 +76,13 @@ class Recipe:
     quantise_epochs: int = 15
     finetune_epochs: int = 5
     sparsify_lr: float = 2e-3
-    quantise_lr: float = 1e-3
+    quantise_lr: float = 5e-4
     finetune_lr: float = 5e-4
     zero_start: float = 1.0
-    zero_end: float = 0.1
+    zero_end: float = 0.25
     slab: float = 3.0
     std_end: float = 0.005
-    hold: float = 1.0
+    hold: float = 0.0
     em_every: int = 50
     merge: float = 0.1
     rare: int = 4
@@ -243,11 +243,11 @@ def compress_(
     schedule = Schedule(
         tau=recipe.quantise_tau,
         em_every=recipe.em_every,
-        std_start={name: max(m.std.max().item(), recipe.std_end * unit[name])
-                   for name, m in clusters.items()},
+        std_start={name: m.std.max().item() for name, m in clusters.items()},
         std_end={name: recipe.std_end * unit[name] for name in names},
+        std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
         anneal=round(0.9 * steps * recipe.quantise_epochs),
-    )  # fmt: skip
+    )
     train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule)
 
     index = {
@@ -307,7 +307,7 @@ def _split_slab(mixture: GaussianMixture, p: Tensor, recipe: Recipe, seed: int) 
     return GaussianMixture(
         torch.cat([torch.tensor([1.0 - share]).to(w.device), share * clusters.mixing]),
         torch.cat([torch.zeros_like(zero), clusters.mean]),
-        torch.cat([zero, clusters.std.clamp_min(zero.item())]),
+        torch.full((k + 1,), 2.0 * zero.item()).to(w.device),
         pinned_mean=[True] + [False] * k,
     )
 
