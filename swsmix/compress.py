@@ -52,11 +52,12 @@ class Recipe:
         finetune_lr: the same of the third.
         zero_start: the zero component's std at the start of the first phase, in units of the std
             of the tensor's pretrained weights.
-        zero_end: the same at four fifths of that phase, and from then on.
+        zero_end: the same at nine tenths of that phase, and from then on. Small, since a
+            thousand nearly-zeros add up to what a network can use.
+        cluster_start: the std of all components at the start of the second phase, in the same
+            units.
         slab: the std of the wide component, in the same units.
         std_end: the stds at the end of the second phase, in the same units.
-        hold: pseudo-weights that hold each centre where k-means put it, in units of its cluster's
-            size (kappa of the hyper-prior).
         em_every: steps between EM steps.
         merge: clusters of a tensor whose centres are nearer than this merge, in the same units.
         rare: clusters of fewer weights than this merge into the nearest one.
@@ -79,10 +80,10 @@ class Recipe:
     quantise_lr: float = 5e-4
     finetune_lr: float = 5e-4
     zero_start: float = 1.0
-    zero_end: float = 0.25
+    zero_end: float = 0.03
+    cluster_start: float = 0.1
     slab: float = 3.0
-    std_end: float = 0.005
-    hold: float = 0.0
+    std_end: float = 0.002
     em_every: int = 50
     merge: float = 0.1
     rare: int = 4
@@ -208,22 +209,15 @@ def compress_(
             run=None if run is None else Path(run) / phase, resume=resume,
         )  # fmt: skip
 
-    def prior_of(mixtures: dict[str, GaussianMixture], std: float, hold: float) -> MixturePrior:
-        hyper = {
-            name: HyperPrior(
-                std=std * unit[name],
-                mean=m.mean.clone(),
-                mean_count=hold * weights[name].numel() * m.mixing.double(),
-            )
-            for name, m in mixtures.items()
-        }
+    def prior_of(mixtures: dict[str, GaussianMixture], std: float) -> MixturePrior:
+        hyper = {name: HyperPrior(std=std * unit[name]) for name in names}
         return MixturePrior(
             model, include=include, exclude=exclude, groups="tensor", tau=tau,
             initial=mixtures, hyper=hyper,
         )  # fmt: skip
 
     spikes = {name: _spike_and_slab(unit[name], recipe) for name in names}
-    prior = prior_of(spikes, recipe.zero_end, 0.0)
+    prior = prior_of(spikes, recipe.zero_end)
     schedule = Schedule(
         tau=recipe.sparsify_tau,
         warmup=steps,
@@ -231,19 +225,25 @@ def compress_(
         std_start={name: recipe.zero_start * unit[name] for name in names},
         std_end={name: recipe.zero_end * unit[name] for name in names},
         std_floor=1.0,  # EM alone would close the zero component on the first exact zeros
-        anneal=round(0.8 * steps * recipe.sparsify_epochs),
+        anneal=round(0.9 * steps * recipe.sparsify_epochs),
     )
     train("sparsify", prior, recipe.sparsify_epochs, recipe.sparsify_lr, schedule)
 
     clusters = {
-        name: _split_slab(prior.mixtures[name], p, recipe, seed) for name, p in weights.items()
+        name: _split_slab(
+            prior.mixtures[name],
+            p,
+            recipe.num_components - 1,
+            recipe.cluster_start * unit[name],
+            seed,
+        )
+        for name, p in weights.items()
     }
-    # Without it a centre drifts to zero, collects what should be zero, and usurps its role.
-    prior = prior_of(clusters, recipe.std_end, recipe.hold)
+    prior = prior_of(clusters, recipe.std_end)
     schedule = Schedule(
         tau=recipe.quantise_tau,
         em_every=recipe.em_every,
-        std_start={name: m.std.max().item() for name, m in clusters.items()},
+        std_start={name: recipe.cluster_start * unit[name] for name in names},
         std_end={name: recipe.std_end * unit[name] for name in names},
         std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
         anneal=round(0.9 * steps * recipe.quantise_epochs),
@@ -263,7 +263,7 @@ def compress_(
         for handle in handles:
             handle.remove()
     _snap_(weights, index)
-    prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0, 0.0)
+    prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0)
     return Compressed(prior, index, histories)
 
 
@@ -294,21 +294,21 @@ def _spike_and_slab(unit: float, recipe: Recipe) -> GaussianMixture:
     )
 
 
-def _split_slab(mixture: GaussianMixture, p: Tensor, recipe: Recipe, seed: int) -> GaussianMixture:
-    """The zero component as it is, and k-means' clusters of the weights outside it."""
+def _split_slab(
+    mixture: GaussianMixture, p: Tensor, most: int, std: float, seed: int
+) -> GaussianMixture:
+    """The zero component and at most so many clusters of the weights outside it, of one std."""
     w = p.detach().reshape(-1)
     outside = w[assign(mixture, w) != 0]
-    k = min(recipe.num_components - 1, len(outside.unique()))
-    share = len(outside) / len(w)
-    zero = mixture.std[:1]
-    if k == 0:  # nothing is left in this tensor
-        return GaussianMixture(torch.ones(1), torch.zeros(1), zero, pinned_mean=[True])
-    clusters = GaussianMixture.from_weights(outside, k, method="kmeans", seed=seed)
+    k = min(most, len(outside.unique()))
+    mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
+    if k:
+        clusters = GaussianMixture.from_weights(outside, k, method="kmeans", seed=seed)
+        share = len(outside) / len(w)
+        mixing = torch.cat([(1.0 - share) * mixing, share * clusters.mixing])
+        mean = torch.cat([mean, clusters.mean])
     return GaussianMixture(
-        torch.cat([torch.tensor([1.0 - share]).to(w.device), share * clusters.mixing]),
-        torch.cat([torch.zeros_like(zero), clusters.mean]),
-        torch.full((k + 1,), 2.0 * zero.item()).to(w.device),
-        pinned_mean=[True] + [False] * k,
+        mixing, mean, torch.full_like(mean, std), pinned_mean=[True] + [False] * k
     )
 
 
