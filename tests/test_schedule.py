@@ -32,6 +32,12 @@ def test_each_group_may_have_a_cap_of_its_own():
         caps.std_cap_at(1, "c")
 
 
+def test_the_cap_falls_with_the_em_steps_not_with_every_tick():
+    schedule = Schedule(start=3, em_every=5, std_start=1.0, std_end=0.1, anneal_start=6, anneal=20)
+    assert [t for t in range(25) if schedule.anneals_at(t)] == [8, 13, 18, 23]
+    assert not any(Schedule().anneals_at(t) for t in range(300))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
