@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import GaussianMixture, plots
 from swsmix.history import History
+from swsmix.plots.style import styled
 from swsmix.runs import replacing
 
 HERE = Path(__file__).resolve().parent
@@ -53,13 +55,13 @@ class Results:
 
 
 class Portrait:
-    """Weights before and after, mixtures and histories of one compressed network."""
+    """One compressed network: weights before, retrained and decoded, mixtures, histories."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
     def weights(self, when: str, name: str | None = None) -> Tensor:
-        """The weights of a tensor, or of all, before or after."""
+        """The weights of a tensor, or of all: "before", "retrained" or "after"."""
         prefix = f"{when}/"
         names = [k for k in self.tensors if k.startswith(prefix)]
         chosen = names if name is None else [prefix + name]
@@ -81,9 +83,8 @@ def before_after(results: Results) -> Figure | None:
     portrait = results.portrait("lenet-300-100-published")
     if portrait is None:
         return None
-    return plots.before_after(
-        portrait.weights("before"), portrait.weights("after"), portrait.mixture("all"), width=4.5
-    )
+    before, after = (portrait.weights(when) for when in ("before", "retrained"))
+    return plots.before_after(before, after, portrait.mixture("all"), width=4.5)
 
 
 def bands(results: Results) -> Figure | None:
@@ -101,6 +102,7 @@ def dynamics(results: Results) -> Figure | None:
     return None if portrait is None else plots.trajectories(portrait.history("retrain"))
 
 
+@styled
 def pareto(results: Results) -> Figure | None:
     """Figure 2: error against compression, and the front that validation images chose."""
     sweep = [r for r in results.compressed if r["seed"] == 0]
@@ -116,38 +118,40 @@ def pareto(results: Results) -> Figure | None:
             (0, plots.NEGATIVE, "ours, no augmentation"),
         ):
             mine = [r for r in sweep if r["net"] == net and r["shift"] == shift]
-            x = [r["ratio"] for r in mine]
-            y = [r["compressed_test_error_percent"] for r in mine]
-            panel.scatter(x, y, s=8, color=colour, alpha=0.5, lw=0)
-            front = chosen(mine)
-            panel.plot(
-                [r["ratio"] for r in front],
-                [r["compressed_test_error_percent"] for r in front],
-                "-o", ms=3, lw=1, color=colour, label=name,
+            _points(panel, mine, "o", ms=2.5, color=colour, alpha=0.4, mew=0, ls="")
+            _points(panel, chosen(mine), "-o", ms=3, color=colour, label=name)
+        cited = sorted((r for r in published if r["net"] == net), key=lambda r: r["ratio"])
+        for r in cited:
+            marker = "s" if r["unit"] == "bytes" else "x"
+            panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
+        for i, r in enumerate(cited):  # the labels in two ranks below, lest they overlap
+            panel.annotate(
+                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 9 * (i % 3)),
+                textcoords="offset points", ha="center", fontsize=5.5, color=plots.NEUTRAL,
+                arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
             )  # fmt: skip
-        files = [r for r in published if r["net"] == net and r["unit"] == "bytes"]
-        others = [r for r in published if r["net"] == net and r["unit"] != "bytes"]
-        for rows, marker, label in (
-            (files, "s", "published, bytes of a file"),
-            (others, "x", "published, other units"),
-        ):
-            panel.plot(
-                [r["ratio"] for r in rows], [r["error"] for r in rows],
-                marker, ms=4, mfc="none", color=plots.NEUTRAL, label=label, lw=0,
-            )  # fmt: skip
-            for r in rows:
-                panel.annotate(
-                    short(r["method"]), (r["ratio"], r["error"]), xytext=(3, 3),
-                    textcoords="offset points", fontsize=5.5, color=plots.NEUTRAL,
-                )  # fmt: skip
-        panel.set(xscale="log", xlabel="compression (float32 bytes / bytes)", title=NETS[net])
-        panel.spines[["top", "right"]].set_visible(False)
+        worst = max(r["error"] for r in cited)
+        panel.set(
+            xscale="log",
+            ylim=(0.0, 2.0 * worst),  # what lies above is of no use to anyone
+            xlabel="compression (float32 bytes / bytes)",
+            title=NETS[net],
+        )
     panels[0].set_ylabel("errors on the test images (%)")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4,
-        frameon=False, fontsize=7,
-    )  # fmt: skip
+    keys = [
+        *panels[0].get_legend_handles_labels()[0],
+        Line2D([], [], marker="s", ms=4, mfc="none", ls="", color=plots.NEUTRAL,
+               label="published, bytes of a file"),
+        Line2D([], [], marker="x", ms=4, ls="", color=plots.NEUTRAL,
+               label="published, other units"),
+    ]  # fmt: skip
+    figure.legend(handles=keys, loc="outside upper center", ncols=4)
     return figure
+
+
+def _points(panel: Any, rows: list[dict[str, Any]], form: str, **style: Any) -> None:
+    y = [r["compressed_test_error_percent"] for r in rows]
+    panel.plot([r["ratio"] for r in rows], y, form, **style)
 
 
 def short(method: str) -> str:
@@ -168,6 +172,7 @@ def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return front[::-1]
 
 
+@styled
 def layers(results: Results) -> Figure | None:
     """The share of non-zero weights and the bits a weight, tensor by tensor."""
     rows = {s: rs for s, rs in results.rows().items() if rs[0]["recipe"] is not None}
@@ -193,17 +198,17 @@ def layers(results: Results) -> Figure | None:
     left.set_xlabel("weights that are not zero (%)")
     right.set_xlabel("entropy of the index (bits a weight)")
     for panel in (left, right):
-        panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.12)
     return figure
 
 
+@styled
 def filters(results: Results) -> Figure | None:
     """LeNet-5's first filters, dense and compressed, on one scale."""
     portrait = results.portrait("lenet-5-caffe-shifted")
     if portrait is None:
         return None
-    figure = Figure(figsize=(plots.FULL, 1.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
     grid = figure.subplots(2, 20)
     both = [portrait.weights(w, "conv1.weight").view(20, 5, 5) for w in ("before", "after")]
     for row, (weights, name) in enumerate(zip(both, ("dense", "compressed"), strict=True)):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swsmix import HyperPrior, MixturePrior, Schedule, fit, nets, snap_
+from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, nets, snap_
 from swsmix.codec import load_compressed, save_compressed
 from swsmix.compress import Compressed, Recipe, compress_
 from swsmix.history import History
@@ -197,7 +197,9 @@ def compress(
     decoded = load_compressed(file)
     if any(not torch.equal(decoded[n], t) for n, t in state.items()):
         raise RuntimeError(f"{file} does not decode to the network that was written")
-    keep_for_figures(setting, seed, results, dense, decoded, done)
+    last = run if setting.recipe is None else run / "quantise"
+    retrained = load_run(last).network
+    keep_for_figures(setting, seed, results, dense, retrained, decoded, done)
     return {
         "kind": "compressed",
         "setting": setting.name,
@@ -349,19 +351,22 @@ def keep_for_figures(
     seed: int,
     results: Path,
     dense: dict[str, Tensor],
+    retrained: dict[str, Tensor],
     decoded: dict[str, Tensor],
     done: Compressed,
 ) -> None:
-    """What the figures draw: histories, and weights before and after (at most 20,000 a tensor)."""
+    """What the figures draw: histories; weights before, retrained, decoded (20,000 a tensor)."""
     if seed or not setting.portrait:
         return
     tensors: dict[str, Tensor] = {}
     for name in done.index:
-        before, after = dense[name].reshape(-1), decoded[name].reshape(-1)
-        if len(before) > 20_000:
-            rows = torch.randperm(len(before), generator=torch.Generator().manual_seed(0))[:20_000]
-            before, after = before[rows], after[rows]
-        tensors[f"before/{name}"], tensors[f"after/{name}"] = before.half(), after.half()
+        states = {"before": dense, "retrained": retrained, "after": decoded}
+        size = dense[name].numel()
+        rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:20_000]
+        for when, state in states.items():
+            # Small tensors whole and in their order.
+            flat = state[name].reshape(-1)
+            tensors[f"{when}/{name}"] = (flat if size <= 20_000 else flat[rows]).half()
     for group, mixture in done.prior.mixtures.items():
         for what in ("mixing", "mean", "std"):
             tensors[f"{what}/{group}"] = getattr(mixture, what).detach().clone()
