@@ -38,10 +38,10 @@ def snapped(shape, num_values, dtype, seed, skew=3.0):
     return values.to(dtype)[torch.from_numpy(np.asarray(index))]
 
 
-shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple) | st.just((300, 40))
+shapes = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.just((70, 40))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -98,14 +98,14 @@ def test_save_and_load_give_the_snapped_network_and_leave_the_network_alone(tmp_
 
 
 def test_the_size_by_tensor_adds_up_to_the_file():
-    state = {"a": snapped((300, 200), 16, torch.float32, 0), "b": torch.randn(500)}
+    state = {"a": snapped((60, 50), 16, torch.float32, 0), "b": torch.randn(500)}
     parts = sum(part.bits for part in sizes(state).values()) / 8
     assert parts <= len(encode(state)) <= parts + 24
 
 
-@pytest.mark.parametrize("skew", [0.0, 3.0, 30.0])
-@pytest.mark.parametrize("num_values", [2, 3, 17, 256])
-@pytest.mark.parametrize("shape", [(100,), (300, 784), (64, 32, 3, 3)])
+@pytest.mark.parametrize("skew", [0.0, 30.0])
+@pytest.mark.parametrize("num_values", [2, 17, 256])
+@pytest.mark.parametrize("shape", [(100,), (100, 100), (16, 8, 3, 3)])
 def test_an_index_is_never_much_above_its_zero_order_entropy(shape, num_values, skew):
     state = {"w": snapped(shape, num_values, torch.float32, 1, skew)}
     size = sizes(state)["w"]

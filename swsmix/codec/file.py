@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
-from swsmix.codec.index import read_index, write_index
+from swsmix.codec.index import Earlier, read_index, write_index
 from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
 from swsmix.codec.values import read_values, write_values
 
@@ -102,6 +102,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     player = Player(body.rest())
     state: dict[str, Tensor] = {}
     codebooks: list[tuple[torch.dtype, Array]] = []
+    earlier = Earlier()
     left = max_weights
     for _ in range(reader.number(len(data))):
         name = reader.name()
@@ -121,7 +122,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
         if kind == _COPY:
             state[name] = source.clone()
         else:
-            patterns = _read_patterns(reader, player, kind, dtype, shape, codebooks)
+            patterns = _read_patterns(reader, player, kind, dtype, shape, codebooks, earlier)
             state[name] = _shaped(patterns, dtype, shape)
     reader.check_end()
     player.check_end()
@@ -131,6 +132,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
 def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
     writer, recorder = Writer(), Recorder()
     codebooks: list[tuple[torch.dtype, Array]] = []
+    earlier = Earlier()
     seen: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
     all_patterns: list[Array] = []
     found: dict[str, TensorSize] = {}
@@ -151,7 +153,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
             writer.number(twin[0])
         else:
             num_values, index_bits, entropy = _write_tensor(
-                writer, recorder, t, patterns, codebooks
+                writer, recorder, t, patterns, codebooks, earlier
             )
         bits = 8 * len(writer.data) + recorder.cost - before
         found[name] = TensorSize(len(patterns), num_values, bits, index_bits, entropy)
@@ -167,6 +169,7 @@ def _write_tensor(
     t: Tensor,
     patterns: Array,
     codebooks: list[tuple[torch.dtype, Array]],
+    earlier: Earlier,
 ) -> tuple[int, float, float]:
     """Write a tensor as a codebook and an index, or value by value; K, index bits, entropy."""
     values = _distinct(patterns, t.dtype)
@@ -202,7 +205,7 @@ def _write_tensor(
     index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
     before = book.cost + 8 * len(book_writer.data)
     if len(values) > 1:
-        write_index(book_writer, book, index, len(values), tuple(t.shape))
+        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier)
     total = book.cost + 8 * len(book_writer.data)
     if total >= plain.cost + 8 * len(plain_writer.data):
         writer.data += plain_writer.data
@@ -223,6 +226,7 @@ def _read_patterns(
     dtype: torch.dtype,
     shape: tuple[int, ...],
     codebooks: list[tuple[torch.dtype, Array]],
+    earlier: Earlier,
 ) -> Array:
     size = math.prod(shape)
     if kind == _VALUES:
@@ -239,7 +243,7 @@ def _read_patterns(
         raise ValueError("it is damaged: a codebook is empty")
     if len(values) == 1:
         return np.broadcast_to(values, size)
-    return values[read_index(reader, player, len(values), shape)]
+    return values[read_index(reader, player, len(values), shape, earlier)]
 
 
 def _copied(
