@@ -41,9 +41,9 @@ class Recipe:
     Attributes:
         num_components: K of each tensor's final mixture, the zero component included.
         sparsify_tau: the strength of the prior while it sparsifies: the knob of the trade-off
-            between size and error. 0.03 is gentle, 0.3 hard.
+            between size and error. 0.03 is gentle, 0.5 hard.
         quantise_tau: its strength while it quantises.
-        sparsify_epochs: epochs of the first phase.
+        sparsify_epochs: epochs of the first phase, which is where patience pays.
         quantise_epochs: epochs of the second.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
@@ -67,24 +67,24 @@ class Recipe:
 
     Example:
         >>> Recipe(sparsify_tau=0.03).num_components
-        9
+        7
     """
 
-    num_components: int = 9
-    sparsify_tau: float = 0.1
-    quantise_tau: float = 0.05
-    sparsify_epochs: int = 15
-    quantise_epochs: int = 15
-    finetune_epochs: int = 5
+    num_components: int = 7
+    sparsify_tau: float = 0.2
+    quantise_tau: float = 0.1
+    sparsify_epochs: int = 25
+    quantise_epochs: int = 6
+    finetune_epochs: int = 3
     sparsify_lr: float = 2e-3
     quantise_lr: float = 5e-4
     finetune_lr: float = 5e-4
-    zero_start: float = 1.0
+    zero_start: float = 0.7
     zero_end: float = 0.03
     cluster_start: float = 0.1
     slab: float = 3.0
     std_end: float = 0.002
-    em_every: int = 50
+    em_every: int = 100
     merge: float = 0.1
     rare: int = 4
 
@@ -102,6 +102,10 @@ class Recipe:
             raise ValueError(
                 "wanted zero_start >= zero_end >= std_end > 0; got "
                 f"{self.zero_start}, {self.zero_end}, {self.std_end}"
+            )
+        if not math.inf > self.cluster_start >= self.std_end:
+            raise ValueError(
+                f"wanted cluster_start >= std_end; got {self.cluster_start}, {self.std_end}"
             )
 
 

@@ -13,26 +13,61 @@ from swsmix.compress import Recipe
 NUM_SEEDS = 5
 QUICK_IMAGES = 6_000
 
+LONG = Recipe(sparsify_epochs=40, quantise_epochs=8, finetune_epochs=4, em_every=200)
+
 PUBLISHED = Setting("lenet-300-100-published", "lenet-300-100", portrait=True)
-SHIFTED = Setting("lenet-300-100-shifted", "lenet-300-100", shift=1, recipe=Recipe(), portrait=True)
-PLAIN = Setting("lenet-300-100-plain", "lenet-300-100", dropout=0.35, recipe=Recipe())
-CONV_SHIFTED = Setting(
-    "lenet-5-caffe-shifted", "lenet-5-caffe", shift=1, recipe=Recipe(), portrait=True
+SHIFTED = Setting(
+    "lenet-300-100-shifted",
+    "lenet-300-100",
+    shift=1,
+    recipe=replace(LONG, sparsify_tau=0.3, quantise_tau=0.15),
+    batch_size=128,
+    biases=True,
+    portrait=True,
 )
-CONV_PLAIN = Setting("lenet-5-caffe-plain", "lenet-5-caffe", recipe=Recipe())
+PLAIN = Setting(
+    "lenet-300-100-plain",
+    "lenet-300-100",
+    dropout=0.35,
+    recipe=replace(LONG, sparsify_tau=0.15, quantise_tau=0.1),
+    batch_size=128,
+    biases=True,
+)
+CONV_SHIFTED = Setting(
+    "lenet-5-caffe-shifted",
+    "lenet-5-caffe",
+    shift=1,
+    recipe=replace(LONG, num_components=6, sparsify_tau=0.3, quantise_tau=0.15),
+    biases=True,
+    portrait=True,
+)
+CONV_PLAIN = replace(
+    CONV_SHIFTED,
+    name="lenet-5-caffe-plain",
+    shift=0,
+    recipe=replace(CONV_SHIFTED.recipe, sparsify_tau=0.2, quantise_tau=0.1),
+    portrait=False,
+)
 MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN)
+SWEEP = {
+    SHIFTED: ((0.05, 0.1, 0.2, 0.3, 0.5, 0.8), (4, 7, 12)),
+    PLAIN: ((0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (4, 7, 12)),
+    CONV_SHIFTED: ((0.1, 0.2, 0.3, 0.5, 0.8), (6,)),
+    CONV_PLAIN: ((0.1, 0.2, 0.3, 0.5, 0.8), (6,)),
+}
+"""Setting -> the strengths of the first phase and the numbers of components to cross."""
 
 
 def sweep() -> list[Setting]:
     """The settings behind the figure of error against compression, one seed each."""
     found = []
-    for base in (SHIFTED, PLAIN):
-        for tau in (0.02, 0.05, 0.1, 0.2, 0.3):
-            for components in (5, 9, 17):
+    for base, (strengths, numbers) in SWEEP.items():
+        for tau in strengths:
+            for k in numbers:
                 recipe = replace(
-                    base.recipe, sparsify_tau=tau, quantise_tau=tau, num_components=components
+                    base.recipe, sparsify_tau=tau, quantise_tau=tau / 2, num_components=k
                 )
-                name = f"sweep-{base.name}-tau{tau:g}-k{components}"
+                name = f"sweep-{base.name}-tau{tau:g}-k{k}"
                 found.append(replace(base, name=name, recipe=recipe, portrait=False))
     return found
 
@@ -45,7 +80,7 @@ def full(seeds: int) -> list[tuple[Setting, int]]:
 
 def quick() -> list[tuple[Setting, int]]:
     """Every kind of unit, short."""
-    short = {"sparsify_epochs": 4, "quantise_epochs": 4, "finetune_epochs": 1, "em_every": 10}
+    short = {"sparsify_epochs": 4, "quantise_epochs": 4, "finetune_epochs": 1, "em_every": 20}
     found = []
     for setting in (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED):
         recipe = None if setting.recipe is None else replace(setting.recipe, **short)
