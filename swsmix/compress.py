@@ -86,7 +86,7 @@ class Recipe:
     std_end: float = 0.002
     em_every: int = 100
     merge: float = 0.1
-    rare: int = 4
+    rare: int = 2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
