@@ -137,7 +137,8 @@ def _distances(table: Float[Tensor, "6 k"], by: str) -> Float[Tensor, "k k"]:
     )
     distance[never] = torch.inf
     distance.fill_diagonal_(torch.inf)
-    return distance
+    result: Tensor = distance
+    return result
 
 
 def _moment_matched(a: Float[Tensor, " 6"], b: Float[Tensor, " 6"]) -> Float[Tensor, " 6"]:

@@ -186,12 +186,12 @@ def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
         optimizer.zero_grad()
         nn.functional.mse_loss(net(x), y).backward()
         optimizer.step()
-    prior = MixturePrior(net, 4, zero=True)
+    prior = MixturePrior(net, 8, zero=True)
     found = quantize(prior)
     snap_(prior)
     before = nn.functional.mse_loss(net(x), y).item()
     refined = refine_(net, found, nn.functional.mse_loss, [(x, y)] * 200, lr=1e-2)
-    assert nn.functional.mse_loss(net(x), y).item() < 0.8 * before
+    assert nn.functional.mse_loss(net(x), y).item() < 0.9 * before
     assert refined["0.weight"].codebook is refined["2.weight"].codebook
     for name, q in refined.items():
         assert torch.equal(q.index, found[name].index)
