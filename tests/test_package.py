@@ -12,11 +12,11 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "history", "merge"},
+    {"em", "history", "transforms"},
     {"plots", "attach"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "codec"},
+    {"train", "codec", "refine", "report"},
     {"problems", "compress"},
     {"cli"},
 ]
