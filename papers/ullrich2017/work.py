@@ -17,17 +17,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, nets, snap_
-from swsmix.codec import load_compressed, save_compressed
+from swsmix.codec import encode, load_compressed, save_compressed
 from swsmix.compress import Compressed, Recipe, compress_
 from swsmix.history import History
-from swsmix.merge import merge_components
 from swsmix.mixture import GaussianMixture
 from swsmix.mnist import mnist
-from swsmix.quantize import bits_per_weight, snapped_state
+from swsmix.quantize import bits_per_weight, merge_components, snap_to_grid
 from swsmix.runs import replacing
 from swsmix.train import evaluate
+from swsmix.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 
 NETS = {"lenet-300-100": nets.lenet_300_100, "lenet-5-caffe": nets.lenet_5_caffe}
+# Layers whose neurons the next one alone takes, and the activation between them.
+PAIRS = {
+    "lenet-300-100": (("fc1", "fc2", torch.relu), ("fc2", "fc3", torch.relu)),
+    "lenet-5-caffe": (
+        ("conv1", "conv2", nn.Identity()),
+        ("conv2", "fc1", nn.Identity()),
+        ("fc1", "fc2", torch.relu),
+    ),
+}
 NUM_VALIDATION = 10_000
 
 
@@ -190,7 +199,7 @@ def compress(
             net, loss, images, recipe=setting.recipe, run=run, resume=True, seed=seed,
             include="*" if setting.biases else None, tau=tau_of(net, setting), **options,
         )  # fmt: skip
-    state = snapped_state(net, done.prior, bias_bits=setting.bias_bits)
+    state, transformed = smallest(setting, net, done, validation[0][:1000])
     file = scratch / "files" / f"{setting.name}-seed{seed}.sws"
     file.parent.mkdir(parents=True, exist_ok=True)
     size = save_compressed(file, state)
@@ -211,10 +220,41 @@ def compress(
         "batch_size": setting.batch_size,
         "bias_bits": setting.bias_bits,
         "biases_under_prior": setting.biases,
+        "transformed": transformed,
         "size_bytes": size,
         **sizes(decoded, done, size),
         **measure(setting, dense, decoded, validation, subset),
     }
+
+
+def smallest(
+    setting: Setting, net: nn.Module, done: Compressed, images: Tensor
+) -> tuple[dict[str, Tensor], bool]:
+    """The snapped network as it is, or with dead neurons folded and neurons sorted, if smaller.
+
+    Returns:
+        The state_dict, and whether it was transformed.
+    """
+    plain = {n: t.detach().contiguous() for n, t in net.state_dict().items()}
+    before, after = NETS[setting.net](), NETS[setting.net]()
+    before.load_state_dict(plain)
+    after.load_state_dict(plain)
+    for layer, following, activation in PAIRS[setting.net]:
+        fold_dead_neurons_(after, layer, following, activation)
+        sort_neurons_(after, layer, following)
+    same_outputs(before, after, [images], tolerance=1e-4)
+    states = [
+        {
+            name: t
+            if name in done.index or setting.bias_bits is None
+            else snap_to_grid(t, setting.bias_bits)
+            for name, t in network.state_dict().items()
+        }
+        for network in (before, after)
+    ]
+    found = [len(encode(state)) for state in states]
+    chosen = int(found[1] < found[0])
+    return states[chosen], bool(chosen)
 
 
 def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
@@ -259,7 +299,7 @@ def as_published(
         net, loss, images, optimizer=torch.optim.Adam(groups), epochs=epochs, prior=prior,
         schedule=schedule, run=run, resume=True, measure_train=False, **options,
     )  # fmt: skip
-    merged, _ = merge_components(trainable.plain_copy(), max_loss=1e-3)
+    merged = merge_components(trainable.plain_copy(), prior.flat_weights("all")).mixture
     prior = MixturePrior(net, initial=merged)
     return Compressed(prior, snap_(prior), {"retrain": history})
 
