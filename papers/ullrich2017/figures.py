@@ -124,9 +124,10 @@ def pareto(results: Results) -> Figure | None:
         for r in cited:
             marker = "s" if r["unit"] == "bytes" else "x"
             panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
-        for i, r in enumerate(cited):  # the labels in two ranks below, lest they overlap
+        ranks = 3 if cited[-1]["ratio"] > 500 else 6
+        for i, r in enumerate(cited):  # the labels in ranks below, lest they overlap
             panel.annotate(
-                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 9 * (i % 3)),
+                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 8 * (i % ranks)),
                 textcoords="offset points", ha="center", fontsize=5.5, color=plots.NEUTRAL,
                 arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
             )  # fmt: skip
@@ -178,13 +179,14 @@ def layers(results: Results) -> Figure | None:
     rows = {s: rs for s, rs in results.rows().items() if rs[0]["recipe"] is not None}
     if not rows:
         return None
-    height = 0.5 + 0.22 * sum(len(seeds[0]["nonzero"]) for seeds in rows.values())
+    names = {s: [n for n in seeds[0]["nonzero"] if "bias" not in n] for s, seeds in rows.items()}
+    height = 0.5 + 0.22 * sum(map(len, names.values()))
     figure = Figure(figsize=(plots.FULL, height), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     labels: list[str] = []
     for i, (setting, seeds) in enumerate(rows.items()):
         colour = (plots.NEGATIVE, plots.POSITIVE, "#009e73", "#cc79a7")[i % 4]
-        for name in seeds[0]["nonzero"]:
+        for name in names[setting]:
             at = len(labels)
             labels.append(f"{setting}  {name}")
             share = [100 * r["nonzero"][name] / r["weights"][name] for r in seeds]
@@ -211,7 +213,7 @@ def filters(results: Results) -> Figure | None:
     figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
     grid = figure.subplots(2, 20)
     both = [portrait.weights(w, "conv1.weight").view(20, 5, 5) for w in ("before", "after")]
-    for row, (weights, name) in enumerate(zip(both, ("dense", "compressed"), strict=True)):
+    for row, (weights, name) in enumerate(zip(both, ("dense", "coded"), strict=True)):
         top = weights.abs().max()
         for panel, image in zip(grid[row], weights, strict=True):
             panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
