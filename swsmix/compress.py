@@ -44,6 +44,7 @@ class Recipe:
             between size and error. 0.03 is gentle, 0.5 hard.
         quantise_tau: its strength while it quantises.
         sparsify_epochs: epochs of the first phase, which is where patience pays.
+        warmup_epochs: of these, how many the prior takes to come to its full strength.
         quantise_epochs: epochs of the second.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
@@ -74,6 +75,7 @@ class Recipe:
     sparsify_tau: float = 0.2
     quantise_tau: float = 0.1
     sparsify_epochs: int = 25
+    warmup_epochs: int = 1
     quantise_epochs: int = 6
     finetune_epochs: int = 3
     sparsify_lr: float = 2e-3
@@ -92,9 +94,14 @@ class Recipe:
         """Check the ranges."""
         if self.num_components < 2:
             raise ValueError(f"num_components must be at least 2; got {self.num_components}")
-        for name in ("sparsify_epochs", "quantise_epochs", "finetune_epochs"):
-            if getattr(self, name) < (name != "finetune_epochs"):
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name, least in (
+            ("sparsify_epochs", 1),
+            ("warmup_epochs", 0),
+            ("quantise_epochs", 1),
+            ("finetune_epochs", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
         for name in ("sparsify_lr", "quantise_lr", "finetune_lr", "slab"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
@@ -224,7 +231,7 @@ def compress_(
     prior = prior_of(spikes, recipe.zero_end)
     schedule = Schedule(
         tau=recipe.sparsify_tau,
-        warmup=steps,
+        warmup=steps * recipe.warmup_epochs,
         em_every=recipe.em_every,
         std_start={name: recipe.zero_start * unit[name] for name in names},
         std_end={name: recipe.zero_end * unit[name] for name in names},

@@ -153,6 +153,7 @@ def test_rare_clusters_merge_into_the_nearest():
     [
         ({"num_components": 1}, "at least 2; got 1"),
         ({"sparsify_epochs": 0}, "sparsify_epochs must be at least 1; got 0"),
+        ({"finetune_epochs": -1}, "finetune_epochs must be at least 0; got -1"),
         ({"slab": 0.0}, "slab must be positive; got 0"),
         ({"zero_end": 2.0}, "zero_start >= zero_end >= std_end > 0"),
         ({"cluster_start": 0.001}, "cluster_start >= std_end"),

@@ -13,7 +13,9 @@ from swsmix.compress import Recipe
 NUM_SEEDS = 5
 QUICK_IMAGES = 6_000
 
-LONG = Recipe(sparsify_epochs=40, quantise_epochs=8, finetune_epochs=4, em_every=200)
+LONG = Recipe(
+    num_components=9, sparsify_epochs=40, quantise_epochs=8, finetune_epochs=4, em_every=200
+)
 
 PUBLISHED = Setting("lenet-300-100-published", "lenet-300-100", portrait=True)
 SHIFTED = Setting(
