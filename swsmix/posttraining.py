@@ -96,7 +96,9 @@ def packed_bytes(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]
     return total
 
 
-def _quantize(t: Tensor, k: int, method: Method, strength: float, zero: bool, seed: int) -> Quantized:
+def _quantize(
+    t: Tensor, k: int, method: Method, strength: float, zero: bool, seed: int
+) -> Quantized:
     w = t.reshape(-1).float()
     few = w[:: max(len(w) // _SAMPLE, 1)][:_SAMPLE].unique()
     if len(few) <= k and len(few := w.unique()) <= k:  # quantised already
