@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -234,6 +234,7 @@ def snapped_state(
     prior: MixturePrior | None = None,
     *,
     bias_bits: int | None = None,
+    keep: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """The state_dict of a network as it would be if it were snapped; the network stays as it is.
 
@@ -242,7 +243,9 @@ def snapped_state(
         prior: the prior, whose tensors are snapped to its centres; None snaps none.
         bias_bits: 8 or 16 snap the floating-point tensors outside the prior too: parameters to
             multiples of a power of two (`snap_to_grid`), buffers, such as the running variances
-            of a batch norm, to bfloat16. None keeps them exactly.
+            of a batch norm, to bfloat16. None keeps them exactly. Of a bare state_dict those
+            called `running_*` are buffers.
+        keep: names of tensors that are snapped already.
 
     Returns:
         name -> tensor, in the order of the network's.
@@ -261,7 +264,7 @@ def snapped_state(
         raise ValueError(
             f"the prior is over {missing}, which the model does not have; it has {list(state)}"
         )
-    parameters = set(state)
+    parameters = {n for n in state if not n.rpartition(".")[2].startswith("running_")}
     if isinstance(model, nn.Module):
         named = dict(model.named_parameters(remove_duplicate=False))
         parameters = set(named)
@@ -271,7 +274,7 @@ def snapped_state(
     for name, t in state.items():
         if name in inside:
             state[name] = inside[name].to(t.dtype)
-        elif bias_bits is not None and t.is_floating_point():
+        elif bias_bits is not None and t.is_floating_point() and name not in keep:
             state[name] = (
                 snap_to_grid(t, bias_bits) if name in parameters else t.bfloat16().to(t.dtype)
             )

@@ -71,9 +71,8 @@ def refine_(
             if fixed[key] is not None and centre.grad is not None:
                 centre.grad[fixed[key]] = 0.0
         optimizer.step()
-    refined = {
-        n: Quantized(centres[id(q.codebook)].detach(), q.index) for n, q in quantized.items()
-    }
+    codebooks = {key: centre.detach() for key, centre in centres.items()}
+    refined = {n: Quantized(codebooks[id(q.codebook)], q.index) for n, q in quantized.items()}
     with torch.no_grad():
         for name, q in refined.items():
             parameters[name].copy_(q.values)

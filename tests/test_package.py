@@ -16,7 +16,7 @@ LAYERS = [
     {"plots", "attach"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "codec", "refine", "report"},
+    {"train", "codec", "refine", "report", "posttraining", "checkpoint"},
     {"problems", "compress"},
     {"cli"},
 ]
