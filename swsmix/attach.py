@@ -314,10 +314,10 @@ def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
     """
     if prior.mode == "em" and schedule.em_at(tick):
         prior.em_step_(schedule.em_rate)
-    cap = schedule.std_cap_at(tick)
-    if cap is not None:
-        for mixture in prior.mixtures.values():
-            mixture.cap_std_(cap)
+    for group, mixture in prior.mixtures.items():
+        cap = schedule.std_cap_at(tick, group)
+        if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):
+            mixture.cap_std_(cap, floor=schedule.std_floor * cap)
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:

@@ -1,7 +1,7 @@
 """Anyone's checkpoint, read as named tensors, without running a line of code that it may hold.
 
-A run folder of ours, one of its checkpoints, a file of PyTorch or safetensors, or a folder of
-such files. What kind a file is, its first bytes say, not its name. Files are mapped into memory
+A run folder of ours, one of its checkpoints, a compressed file, a file of PyTorch or safetensors,
+or a folder of such files. What kind a file is, its first bytes say, not its name. Files are mapped into memory
 where that is possible: what is not looked at is not read.
 """
 
@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from swsmix import runs
+from swsmix import codec, runs
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 
@@ -88,8 +88,8 @@ def read(path: Path) -> Checkpoint:
 def _read_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(16)
-    # A reader of another kind of file has its place here: its magic number, and a function from
-    # the path to a Checkpoint.
+    if magic[:4] == codec.MAGIC:
+        return Checkpoint("compressed file of swsmix", codec.load_compressed(path))
     header = int.from_bytes(magic[:8], "little")  # of safetensors: the length of its JSON
     if header < _MAX_HEADER and magic[8:9] == b"{":
         return Checkpoint("safetensors file", _read_safetensors(path))

@@ -274,21 +274,24 @@ class GaussianMixture(nn.Module):
         return self
 
     @torch.no_grad()
-    def cap_std_(self, cap: float) -> None:
+    def cap_std_(self, cap: float, *, floor: float = 0.0) -> None:
         """Cut stds above a cap down to it, for annealing; pinned ones stay.
 
         Args:
             cap: the largest std allowed, positive, in units of the weights.
+            floor: the smallest, at most the cap.
 
         Raises:
-            ValueError: if the cap is not positive.
+            ValueError: if the cap is not positive, or the floor lies above it.
         """
         if not cap > 0.0:
             raise ValueError(f"the cap of the stds must be positive; got {cap}")
-        capped = torch.where(self.pinned_std, self.std, self.std.clamp(max=cap))
+        if not 0.0 <= floor <= cap:
+            raise ValueError(f"the floor of the stds must lie in [0, {cap}]; got {floor}")
+        capped = torch.where(self.pinned_std, self.std, self.std.clamp(floor, cap))
         if self.is_trainable:
             self.std = capped
-        else:
+        elif not torch.equal(capped, self.std):  # else its tables stay good
             self.std.copy_(capped)
 
 

@@ -1,15 +1,158 @@
-"""From a mixture to few values: assign each weight to its most responsible component, and snap."""
+"""From a mixture to few values: merge components, assign each weight to one, and snap."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
 
 _CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor of few values.
+
+    Attributes:
+        codebook: the values (k,).
+        index: which of them each element is, of the tensor's shape.
+    """
+
+    codebook: Float[Tensor, " k"]
+    index: Int[Tensor, "*n"]
+
+    @property
+    def values(self) -> Float[Tensor, "*n"]:
+        """The tensor itself, codebook[index]."""
+        values: Tensor = self.codebook[self.index]
+        return values
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A mixture with fewer components, and what that costs.
+
+    Attributes:
+        mixture: the mixture.
+        parts: the old components in each new one.
+        loss: sum_i log p_old(w_i) - log p_new(w_i) over the weights, in nats: by how much the
+            penalty R rises.
+    """
+
+    mixture: GaussianMixture
+    parts: tuple[tuple[int, ...], ...]
+    loss: float
+
+
+@torch.no_grad()
+def merge_components(
+    mixture: GaussianMixture,
+    w: Float[Tensor, "*n"],
+    *,
+    by: Literal["kl", "overlap"] = "kl",
+    threshold: float | None = None,
+) -> Merged:
+    """Merge components that are nearly the same, the closest pair first, matching their moments.
+
+        pi = pi_a + pi_b,  mu = (pi_a mu_a + pi_b mu_b) / pi,
+        sigma^2 = (pi_a (sigma_a^2 + (mu_a - mu)^2) + pi_b (sigma_b^2 + (mu_b - mu)^2)) / pi
+
+    Ullrich, Meeds & Welling 2017, section 3.3, merge by KL but average the variances alone, which
+    loses the spread between the means. A pinned mean or std stays, and the variance is taken
+    about it; two different pinned means are never merged.
+
+    Args:
+        mixture: the mixture, unchanged.
+        w: the weights on which the loss is stated.
+        by: `"kl"` merges below a threshold of the symmetric divergence
+            (KL(a||b) + KL(b||a)) / 2 in nats, 0.1 by default; `"overlap"` above one of
+            Bhattacharyya's coefficient, the integral of sqrt(N_a N_b), 0.95 by default.
+        threshold: of that measure.
+
+    Returns:
+        The merged mixture with the loss of likelihood.
+
+    Raises:
+        ValueError: for an unknown measure or an impossible threshold.
+
+    Example:
+        >>> mixture = GaussianMixture([0.5, 0.25, 0.25], [0.0, 1.0, 1.01], [0.1, 0.1, 0.1])
+        >>> merged = merge_components(mixture, mixture.sample(1000))
+        >>> merged.parts, bool(merged.loss < 1.0)
+        (((0,), (1, 2)), True)
+    """
+    if by not in ("kl", "overlap"):
+        raise ValueError(f"by must be 'kl' or 'overlap'; got {by!r}")
+    threshold = (0.1 if by == "kl" else 0.95) if threshold is None else threshold
+    if not 0.0 <= threshold <= (math.inf if by == "kl" else 1.0):
+        raise ValueError(f"a threshold of {threshold} is impossible for {by!r}")
+    limit = threshold if by == "kl" else -math.log(max(threshold, 1e-300))
+    columns = ("mixing", "mean", "std", "pinned_mixing", "pinned_mean", "pinned_std")
+    table = torch.stack([getattr(mixture, name).detach().double() for name in columns])
+    parts: list[tuple[int, ...]] = [(j,) for j in range(mixture.num_components)]
+    while len(parts) > 1:
+        distance = _distances(table, by)
+        closest = int(distance.argmin())
+        if not distance.flatten()[closest] <= limit:
+            break
+        a, b = sorted(divmod(closest, len(parts)))
+        table[:, a] = _moment_matched(table[:, a], table[:, b])
+        table = torch.cat([table[:, :b], table[:, b + 1 :]], 1)
+        parts[a] = tuple(sorted(parts[a] + parts.pop(b)))
+    like = mixture.mean
+    merged = GaussianMixture(
+        *(row.to(like.device, like.dtype) for row in table[:3]),
+        **{name: row.bool() for name, row in zip(columns[3:], table[3:], strict=True)},
+    )
+    flat = w.detach().reshape(-1).to(like.dtype)
+    loss = sum(
+        (mixture.log_prob(part) - merged.log_prob(part)).double().sum().item()
+        for part in flat.split(_CHUNK)
+    )
+    return Merged(merged, tuple(parts), float(loss))
+
+
+def _distances(table: Float[Tensor, "6 k"], by: str) -> Float[Tensor, "k k"]:
+    """Pairwise symmetric KL, or -log of Bhattacharyya's coefficient; inf where it must not be."""
+    _, mean, std, _, pinned, fixed = table
+    variance = std.square()
+    gap = (mean[:, None] - mean).square()
+    both = variance[:, None] + variance
+    if by == "kl":  # the logarithms of sigma cancel
+        inverse = 1.0 / variance
+        ratio = variance[:, None] / variance
+        distance = (ratio + 1.0 / ratio - 2.0 + gap * (inverse[:, None] + inverse)) / 4.0
+    else:
+        distance = gap / (4.0 * both) + 0.5 * (both / (2.0 * std[:, None] * std)).log()
+    never = ((pinned[:, None] * pinned > 0) & (gap > 0)) | (
+        (fixed[:, None] * fixed > 0) & (std[:, None] != std)
+    )
+    distance[never] = torch.inf
+    distance.fill_diagonal_(torch.inf)
+    result: Tensor = distance
+    return result
+
+
+def _moment_matched(a: Float[Tensor, " 6"], b: Float[Tensor, " 6"]) -> Float[Tensor, " 6"]:
+    both = torch.stack([a, b])
+    share = both[:, 0]
+    total = share.sum()
+    share = share / total if total > 0 else torch.full_like(share, 0.5)
+    pins = both[:, 3:].amax(0)
+    mean = (share * both[:, 1]).sum()
+    if pins[1]:
+        mean = both[int(both[:, 4].argmax()), 1]
+    variance = (share * (both[:, 2].square() + (both[:, 1] - mean).square())).sum()
+    std = both[int(both[:, 5].argmax()), 2] if pins[2] else variance.sqrt()
+    return torch.stack([total, mean, std, *pins])
 
 
 @torch.no_grad()
@@ -56,14 +199,117 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
         >>> len(net.weight.unique()) <= 3
         True
     """
+    found = quantize(prior)
     for group in prior.mixtures:
-        prior.check_weights(group)
-    index = {}
-    for group, mixture in prior.mixtures.items():
         for name, p in prior.parameters_of(group).items():
-            index[name] = assign(mixture, p)
-            p.copy_(mixture.mean[index[name]])
-    return index
+            p.copy_(found[name].values)
+    return {name: quantized.index for name, quantized in found.items()}
+
+
+@torch.no_grad()
+def quantize(prior: MixturePrior) -> dict[str, Quantized]:
+    """Each weight under the prior as its most responsible component; the network stays as it is.
+
+    Args:
+        prior: the prior.
+
+    Returns:
+        name -> codebook and index. Tensors of one group share one codebook, the same object.
+
+    Raises:
+        ValueError: if weights are not finite.
+    """
+    found = {}
+    for group, mixture in prior.mixtures.items():
+        prior.check_weights(group)
+        codebook = mixture.mean.detach().clone()
+        for name, p in prior.parameters_of(group).items():
+            found[name] = Quantized(codebook, assign(mixture, p))
+    return found
+
+
+@torch.no_grad()
+def snapped_state(
+    model: nn.Module | Mapping[str, Tensor],
+    prior: MixturePrior | None = None,
+    *,
+    bias_bits: int | None = None,
+    keep: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The state_dict of a network as it would be if it were snapped; the network stays as it is.
+
+    Args:
+        model: the network, or a state_dict.
+        prior: the prior, whose tensors are snapped to its centres; None snaps none.
+        bias_bits: 8 or 16 snap the floating-point tensors outside the prior too: parameters to
+            multiples of a power of two (`snap_to_grid`), buffers, such as the running variances
+            of a batch norm, to bfloat16. None keeps them exactly. Of a bare state_dict those
+            called `running_*` are buffers.
+        keep: names of tensors that are snapped already.
+
+    Returns:
+        name -> tensor, in the order of the network's.
+
+    Raises:
+        ValueError: if the prior is not over this network, or bias_bits is not 8 or 16.
+    """
+    if bias_bits not in (None, 8, 16):
+        raise ValueError(f"bias_bits must be 8, 16 or None; got {bias_bits}")
+    state = dict(model.state_dict() if isinstance(model, nn.Module) else model)
+    inside: dict[str, Tensor] = {}
+    if prior is not None:
+        inside = {name: quantized.values for name, quantized in quantize(prior).items()}
+    missing = [name for name in inside if name not in state]
+    if missing:
+        raise ValueError(
+            f"the prior is over {missing}, which the model does not have; it has {list(state)}"
+        )
+    parameters = {n for n in state if not n.rpartition(".")[2].startswith("running_")}
+    if isinstance(model, nn.Module):
+        named = dict(model.named_parameters(remove_duplicate=False))
+        parameters = set(named)
+        # A tied tensor is in the state under each of its names.
+        snapped = {id(named[name]): value for name, value in inside.items()}
+        inside = {n: snapped[id(p)] for n, p in named.items() if id(p) in snapped}
+    for name, t in state.items():
+        if name in inside:
+            state[name] = inside[name].to(t.dtype)
+        elif bias_bits is not None and t.is_floating_point() and name not in keep:
+            state[name] = (
+                snap_to_grid(t, bias_bits) if name in parameters else t.bfloat16().to(t.dtype)
+            )
+    return state
+
+
+def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
+    """Numbers rounded to multiples of a power of two, at most 2^(bits - 1) - 1 of them each way.
+
+    A power of two keeps them exact in every floating-point type, and the codec finds it.
+
+    Args:
+        t: finite numbers.
+        bits: of each, the sign included.
+
+    Returns:
+        The rounded numbers, at most half a step away.
+
+    Raises:
+        ValueError: if they are not finite.
+
+    Example:
+        >>> snap_to_grid(torch.tensor([1.0, 0.3, -0.3]), 3)
+        tensor([ 1.0000,  0.5000, -0.5000])
+    """
+    if not t.numel():
+        return t.clone()
+    largest = t.detach().abs().max().item()
+    if not math.isfinite(largest):
+        raise ValueError("numbers to snap to a grid must be finite")
+    if largest == 0.0:
+        return t.clone()
+    most = 2 ** (bits - 1) - 1
+    step = 2.0 ** math.ceil(math.log2(largest / most))
+    return ((t.detach().double() / step).round().clamp(-most, most) * step + 0.0).to(t.dtype)
 
 
 def bits_per_weight(index: Int[Tensor, "*n"]) -> float:

@@ -6,7 +6,10 @@ each round of a full-batch method.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+PerGroup = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class Schedule:
             the prior enters.
         em_every: ticks between EM steps.
         em_rate: rho of the running moments in (0, 1]; 1 uses fresh moments alone.
-        std_start: from `anneal_start` on, stds above a cap are cut down to it; the cap falls
-            geometrically from `std_start` to `std_end` in `anneal` ticks. None: no cap.
-        std_end: the last cap, in units of the weights.
+        std_start: from `anneal_start` on, stds above a cap are cut down to it every `em_every`
+            ticks; the cap falls geometrically from `std_start` to `std_end` in `anneal` ticks.
+            One value, or one a group of the prior. None: no cap.
+        std_end: the last cap, in units of the weights; as `std_start`.
+        std_floor: stds below this share of the cap are raised to it; at 1 the schedule alone
+            decides them, so that no component closes early. Pinned stds stay in any case.
         anneal_start: the tick at which the cap begins.
         anneal: the number of ticks that the cap takes to fall.
 
@@ -43,8 +49,9 @@ class Schedule:
     em_start: int | None = None
     em_every: int = 100
     em_rate: float = 1.0
-    std_start: float | None = None
-    std_end: float | None = None
+    std_start: PerGroup | None = None
+    std_end: PerGroup | None = None
+    std_floor: float = 0.0
     anneal_start: int = 0
     anneal: int = 0
 
@@ -61,12 +68,19 @@ class Schedule:
                 raise ValueError(f"{name} must be at least 0 ticks; got {getattr(self, name)}")
         if (self.std_start is None) != (self.std_end is None):
             raise ValueError("annealing wants both std_start and std_end")
-        if self.std_start is not None and not (
-            float("inf") > self.std_start >= (self.std_end or 0.0) > 0.0
-        ):
-            raise ValueError(
-                f"annealing wants std_start >= std_end > 0; got {self.std_start} and {self.std_end}"
-            )
+        if not 0.0 <= self.std_floor <= 1.0:
+            raise ValueError(f"std_floor must lie in [0, 1]; got {self.std_floor}")
+        for start, end in zip(_values(self.std_start), _values(self.std_end), strict=True):
+            if not float("inf") > start >= end > 0.0:
+                raise ValueError(f"annealing wants std_start >= std_end > 0; got {start} and {end}")
+        for one, other in ((self.std_start, self.std_end), (self.std_end, self.std_start)):
+            if isinstance(one, Mapping) and (
+                not isinstance(other, Mapping) or list(one) != list(other)
+            ):
+                raise ValueError(
+                    "std_start and std_end want one value both, or the same groups in the same "
+                    f"order; got {self.std_start} and {self.std_end}"
+                )
 
     def tau_at(self, tick: int) -> float:
         """The strength of the prior at a tick.
@@ -96,13 +110,49 @@ class Schedule:
         first = self.start if self.em_start is None else self.em_start
         return tick > first and (tick - first) % self.em_every == 0
 
-    def std_cap_at(self, tick: int) -> float | None:
+    def anneals_at(self, tick: int) -> bool:
+        """Whether the stds are cut down to the cap when the clock has reached a tick.
+
+        With the EM steps, every `em_every` ticks: a mixture that changed with every tick would
+        want new tables each time, which costs more than the training step.
+
+        Returns:
+            True once every `em_every` ticks from `anneal_start` on, if there is a cap.
+        """
+        if self.std_start is None or tick < self.anneal_start:
+            return False
+        first = self.start if self.em_start is None else self.em_start
+        return (tick - first) % self.em_every == 0
+
+    def std_cap_at(self, tick: int, group: str | None = None) -> float | None:
         """The largest std allowed at a tick, in units of the weights.
+
+        Args:
+            tick: the clock.
+            group: the group of the prior, where the schedule has one cap for each.
 
         Returns:
             The cap, or None where there is none.
+
+        Raises:
+            ValueError: if the schedule has caps by group, but none for this one.
         """
         if self.std_start is None or self.std_end is None or tick < self.anneal_start:
             return None
+        start, end = _of(self.std_start, group), _of(self.std_end, group)
         done = min(1.0, (tick - self.anneal_start) / self.anneal) if self.anneal else 1.0
-        return float(self.std_start * (self.std_end / self.std_start) ** done)
+        return float(start * (end / start) ** done)
+
+
+def _values(value: PerGroup | None) -> list[float]:
+    if value is None:
+        return []
+    return list(value.values()) if isinstance(value, Mapping) else [value]
+
+
+def _of(value: PerGroup, group: str | None) -> float:
+    if not isinstance(value, Mapping):
+        return value
+    if group is None or group not in value:
+        raise ValueError(f"the schedule has no std for the group {group!r}; it has {list(value)}")
+    return value[group]

@@ -44,6 +44,7 @@ def fit(
     iterations: int = 40,
     validation: Data | None = None,
     measure: Loss | None = None,
+    measure_train: bool = True,
     patience: int | None = None,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     run: str | os.PathLike[str] | None = None,
@@ -80,6 +81,8 @@ def fit(
         iterations: of the full-batch method in one round.
         validation: as `data`; only measured.
         measure: `measure(model(x), y)`, a mean over a batch, lower is better; the loss by default.
+        measure_train: measure on the training data too, one more pass after each epoch; without
+            it `data_loss`, `objective` and `train_measure` of the history are nan.
         patience: stop after so many epochs without a better validation measure, and go back to
             the best network and mixture.
         lr_scheduler: stepped after every epoch.
@@ -127,7 +130,8 @@ def fit(
     began = time.monotonic()
 
     def record(epoch: int) -> None:
-        scores = [_mean(model, (loss, measure or loss), part) for part in (data, validation)]
+        parts = (data if measure_train else None, validation)
+        scores = [_mean(model, (loss, measure or loss), part) for part in parts]
         job.record(history, epoch, *scores, seconds=time.monotonic() - began)
 
     def save(epoch: int, *, final: bool = False) -> None:
@@ -545,9 +549,9 @@ def _headline(history: History) -> str:
     if not len(history):
         return ""
     last = {name: values[-1] for name, values in history.scalars.items()}
-    parts = [f"objective {last['objective']:.4g}", f"train {last['train_measure']:.4g}"]
-    if not math.isnan(last["validation_measure"]):
-        parts.append(f"validation {last['validation_measure']:.4g}")
+    shown = {n: last[f"{n}_measure"] for n in ("train", "validation")}
+    shown = {"objective": last["objective"], **shown}
+    parts = [f"{name} {value:.4g}" for name, value in shown.items() if not math.isnan(value)]
     mixtures = [g for g in history.groups if history.stacked(g, "mean").shape[1] > 1]
     live = "+".join(f"{history.live(g)[-1]:.0f}" for g in mixtures)
     return "  ".join([*parts, *([f"live components {live}"] if live else [])])

@@ -200,7 +200,7 @@ def test_annealing_caps_the_stds_that_are_not_pinned():
     prior = MixturePrior(net, 3)
     prior.mixtures["all"].pinned_std[0] = True
     std = prior.mixtures["all"].std[0].clone()
-    schedule = Schedule(tau=0.0, std_start=0.1, std_end=1e-3, anneal=4)
+    schedule = Schedule(tau=0.0, em_start=100, em_every=1, std_start=0.1, std_end=1e-3, anneal=4)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     prior.attach(optimizer, num_data=1, schedule=schedule)
     caps = []

@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from swsmix import MixturePrior, fit, plots
+from swsmix import MixturePrior, checkpoints, codec, fit, plots
 from swsmix.clustering import cluster
 from swsmix.histogram import chunks
 from swsmix.history import History
 from swsmix.inspect import inspect
 from swsmix.mixture import GaussianMixture
-from swsmix.quantize import assign, bits_per_weight
+from swsmix.quantize import assign, bits_per_weight, snapped_state
 from swsmix.report import Picture, figures, file_name, page, terminal, watch
 from swsmix.report.text import bars, histogram_text, rebin
 
@@ -492,3 +492,13 @@ def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "swsmix\[tensorboard\]"'):
         tensorboard(tmp_path)
+
+
+def test_a_compressed_file_is_a_checkpoint(tmp_path):
+    net = torch.nn.Linear(40, 30)
+    prior = MixturePrior(net, 5, zero=True)
+    codec.save_compressed(tmp_path / "net.sws", net, prior)
+    found = checkpoints.read(tmp_path / "net.sws")
+    assert found.kind == "compressed file of swsmix"
+    snapped = snapped_state(net, prior)
+    assert all(torch.equal(found.tensors[name], t) for name, t in snapped.items())

@@ -180,3 +180,15 @@ def test_trainable_twice_is_trainable_once():
     mixture = MIXTURES["typical"].plain_copy().trainable_()
     assert mixture.trainable_() is mixture and len(list(mixture.parameters())) == 3
     assert not mixture.plain_copy().is_trainable
+
+
+def test_stds_are_cut_to_a_cap_and_raised_to_a_floor_but_for_pinned_ones():
+    pins = {"pinned_std": [False, False, False, True]}
+    mixture = GaussianMixture([0.25] * 4, [0.0] * 4, [1.0, 0.3, 0.01, 5.0], **pins)
+    mixture.cap_std_(0.5, floor=0.2)
+    assert mixture.std.tolist() == [0.5, 0.3, 0.2, 5.0]
+    version = mixture.std._version
+    mixture.cap_std_(0.5)  # changes nothing, so that tables stay good
+    assert mixture.std._version == version
+    with pytest.raises(ValueError, match="floor of the stds"):
+        mixture.cap_std_(0.5, floor=0.6)

@@ -12,12 +12,13 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "histogram", "history", "regions"},
+    {"em", "histogram", "history", "regions", "transforms"},
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "checkpoints"},
-    {"problems", "inspect"},
+    {"train", "codec", "refine", "snapping", "posttraining", "checkpoint"},
+    {"problems", "checkpoints", "compress"},
+    {"inspect"},
     {"report"},
     {"cli"},
 ]
@@ -73,7 +74,17 @@ def test_only_plots_imports_matplotlib_and_papers_are_never_imported(module):
 
 
 def test_the_root_import_is_light():
-    heavy = ["matplotlib", "pyro", "scipy", "typer", "rich", "PIL", "pooch", "sklearn"]
+    heavy = [
+        "matplotlib",
+        "pyro",
+        "scipy",
+        "typer",
+        "rich",
+        "PIL",
+        "pooch",
+        "sklearn",
+        "constriction",
+    ]
     code = f"import sys, swsmix; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

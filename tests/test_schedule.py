@@ -25,6 +25,19 @@ def test_the_cap_on_the_stds_falls_geometrically():
     assert Schedule().std_cap_at(5) is None
 
 
+def test_each_group_may_have_a_cap_of_its_own():
+    caps = Schedule(std_start={"a": 1.0, "b": 4.0}, std_end={"a": 0.01, "b": 0.04}, anneal=2)
+    assert [caps.std_cap_at(1, g) for g in ("a", "b")] == pytest.approx([0.1, 0.4])
+    with pytest.raises(ValueError, match=r"no std for the group 'c'; it has \['a', 'b'\]"):
+        caps.std_cap_at(1, "c")
+
+
+def test_the_cap_falls_with_the_em_steps_not_with_every_tick():
+    schedule = Schedule(start=3, em_every=5, std_start=1.0, std_end=0.1, anneal_start=6, anneal=20)
+    assert [t for t in range(25) if schedule.anneals_at(t)] == [8, 13, 18, 23]
+    assert not any(Schedule().anneals_at(t) for t in range(300))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -35,6 +48,10 @@ def test_the_cap_on_the_stds_falls_geometrically():
         ({"warmup": -1}, "warmup must be at least 0"),
         ({"std_start": 1.0}, "both std_start and std_end"),
         ({"std_start": 0.1, "std_end": 0.2}, "std_start >= std_end > 0"),
+        ({"std_start": {"a": 0.1}, "std_end": {"a": 0.2}}, "std_start >= std_end > 0"),
+        ({"std_start": {"a": 0.1}, "std_end": {"b": 0.1}}, "the same groups"),
+        ({"std_start": {"a": 0.1}, "std_end": 0.1}, "the same groups"),
+        ({"std_floor": 1.5}, r"std_floor must lie in \[0, 1\]; got 1.5"),
     ],
 )
 def test_impossible_schedules_are_refused(values, message):

@@ -376,3 +376,11 @@ def test_a_loss_with_parameters_wants_them_in_the_optimiser():
 def test_noise_wants_a_positive_std(std):
     with pytest.raises(ValueError, match="std must be positive"):
         GaussianNoise(std)
+
+
+def test_the_training_data_need_not_be_measured():
+    _, _, _, go = trainer("adam")
+    history = go(2, measure_train=False)
+    assert all(math.isnan(v) for v in history.scalars["train_measure"])
+    assert all(math.isnan(v) for v in history.scalars["objective"])
+    assert not any(math.isnan(v) for v in history.scalars["validation_measure"])

@@ -1,0 +1,355 @@
+"""The figures and tables, from the files in results/, and their index."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from safetensors.torch import load_file
+from torch import Tensor
+
+from swsmix import GaussianMixture, plots
+from swsmix.history import History
+from swsmix.plots.style import styled
+from swsmix.runs import replacing
+
+HERE = Path(__file__).resolve().parent
+NETS = {"lenet-300-100": "LeNet-300-100", "lenet-5-caffe": "LeNet-5-Caffe"}
+UNITS = {
+    "format": "Han's format",
+    "parameters": "number of parameters",
+    "bits": "estimated bits",
+    "bytes": "bytes of a file",
+}
+
+
+class Results:
+    """What the units have left in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+        self.folder = folder
+        self.compressed = [r for r in found if r["kind"] == "compressed"]
+        self.pretrained = [r for r in found if r["kind"] == "pretrained"]
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The results of each setting of the tables, over the seeds."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for result in self.compressed:
+            if not result["setting"].startswith("sweep-"):
+                rows.setdefault(result["setting"], []).append(result)
+        return rows
+
+    def portrait(self, setting: str) -> Portrait | None:
+        """The tensors that one setting has kept for the figures."""
+        file = self.folder / f"{setting}.safetensors"
+        return Portrait(load_file(file)) if file.is_file() else None
+
+
+class Portrait:
+    """One compressed network: weights before, retrained and decoded, mixtures, histories."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def weights(self, when: str, name: str | None = None) -> Tensor:
+        """The weights of a tensor, or of all: "before", "retrained" or "after"."""
+        prefix = f"{when}/"
+        names = [k for k in self.tensors if k.startswith(prefix)]
+        chosen = names if name is None else [prefix + name]
+        return torch.cat([self.tensors[k].float() for k in chosen])
+
+    def mixture(self, group: str) -> GaussianMixture:
+        """The final mixture of a group."""
+        return GaussianMixture(*(self.tensors[f"{w}/{group}"] for w in ("mixing", "mean", "std")))
+
+    def history(self, phase: str) -> History:
+        """The history of a phase."""
+        prefix = f"history/{phase}/"
+        found = {k[len(prefix) :]: t for k, t in self.tensors.items() if k.startswith(prefix)}
+        return History.from_tensors(found)
+
+
+def before_after(results: Results) -> Figure | None:
+    """Figure 1: each weight after against before, under one mixture."""
+    portrait = results.portrait("lenet-300-100-published")
+    if portrait is None:
+        return None
+    before, after = (portrait.weights(when) for when in ("before", "retrained"))
+    return plots.before_after(before, after, portrait.mixture("all"), width=4.5)
+
+
+def bands(results: Results) -> Figure | None:
+    """Figure 3, right: the same of one layer's own mixture."""
+    portrait = results.portrait("lenet-300-100-shifted")
+    if portrait is None:
+        return None
+    before, after = (portrait.weights(when, "fc1.weight") for when in ("before", "after"))
+    return plots.before_after(before, after, portrait.mixture("fc1.weight"), width=4.5)
+
+
+def dynamics(results: Results) -> Figure | None:
+    """Figure 3, left: the components over the epochs."""
+    portrait = results.portrait("lenet-300-100-published")
+    return None if portrait is None else plots.trajectories(portrait.history("retrain"))
+
+
+@styled
+def pareto(results: Results) -> Figure | None:
+    """Figure 2: error against compression, and the front that validation images chose."""
+    sweep = [r for r in results.compressed if r["seed"] == 0]
+    if not sweep:
+        return None
+    nets = [net for net in NETS if any(r["net"] == net for r in sweep)]
+    figure = Figure(figsize=(plots.FULL, 3.0), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(nets), squeeze=False)[0]
+    published = tomllib.loads((HERE / "published.toml").read_text())["rows"]
+    for panel, net in zip(panels, nets, strict=True):
+        for shift, colour, name in (
+            (1, plots.POSITIVE, "ours, shifts of ±1 pixel"),
+            (0, plots.NEGATIVE, "ours, no augmentation"),
+        ):
+            mine = [r for r in sweep if r["net"] == net and r["shift"] == shift]
+            _points(panel, mine, "o", ms=2.5, color=colour, alpha=0.4, mew=0, ls="")
+            _points(panel, chosen(mine), "-o", ms=3, color=colour, label=name)
+        cited = sorted((r for r in published if r["net"] == net), key=lambda r: r["ratio"])
+        for r in cited:
+            marker = "s" if r["unit"] == "bytes" else "x"
+            panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
+        ranks = 3 if cited[-1]["ratio"] > 500 else 6
+        for i, r in enumerate(cited):  # the labels in ranks below, lest they overlap
+            panel.annotate(
+                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 8 * (i % ranks)),
+                textcoords="offset points", ha="center", fontsize=5.5, color=plots.NEUTRAL,
+                arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
+            )  # fmt: skip
+        worst = max(r["error"] for r in cited)
+        panel.set(
+            xscale="log",
+            ylim=(0.0, 2.0 * worst),  # what lies above is of no use to anyone
+            xlabel="compression (float32 bytes / bytes)",
+            title=NETS[net],
+        )
+    panels[0].set_ylabel("errors on the test images (%)")
+    keys = [
+        *panels[0].get_legend_handles_labels()[0],
+        Line2D([], [], marker="s", ms=4, mfc="none", ls="", color=plots.NEUTRAL,
+               label="published, bytes of a file"),
+        Line2D([], [], marker="x", ms=4, ls="", color=plots.NEUTRAL,
+               label="published, other units"),
+    ]  # fmt: skip
+    figure.legend(handles=keys, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _points(panel: Any, rows: list[dict[str, Any]], form: str, **style: Any) -> None:
+    y = [r["compressed_test_error_percent"] for r in rows]
+    panel.plot([r["ratio"] for r in rows], y, form, **style)
+
+
+def short(method: str) -> str:
+    """A method's name for a label: without its authors' "et al." and remarks."""
+    return method.split(" (")[0].replace(" et al.", "").replace("Bayesian Compression", "BC")
+
+
+def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The Pareto front by validation error and bytes: no other is both smaller and better."""
+    front: list[dict[str, Any]] = []
+    best = float("inf")
+    for row in sorted(
+        rows, key=lambda r: (r["size_bytes"], r["compressed_validation_error_percent"])
+    ):
+        if row["compressed_validation_error_percent"] < best:
+            best = row["compressed_validation_error_percent"]
+            front.append(row)
+    return front[::-1]
+
+
+@styled
+def layers(results: Results) -> Figure | None:
+    """The share of non-zero weights and the bits a weight, tensor by tensor."""
+    rows = {s: rs for s, rs in results.rows().items() if rs[0]["recipe"] is not None}
+    if not rows:
+        return None
+    names = {s: [n for n in seeds[0]["nonzero"] if "bias" not in n] for s, seeds in rows.items()}
+    height = 0.5 + 0.22 * sum(map(len, names.values()))
+    figure = Figure(figsize=(plots.FULL, height), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    labels: list[str] = []
+    for i, (setting, seeds) in enumerate(rows.items()):
+        colour = (plots.NEGATIVE, plots.POSITIVE, "#009e73", "#cc79a7")[i % 4]
+        for name in names[setting]:
+            at = len(labels)
+            labels.append(f"{setting}  {name}")
+            share = [100 * r["nonzero"][name] / r["weights"][name] for r in seeds]
+            bits = [r["entropy_bits_a_weight"][name] for r in seeds]
+            for panel, values in ((left, share), (right, bits)):
+                panel.barh(at, statistics.mean(values), color=colour, alpha=0.8)
+                panel.text(statistics.mean(values), at, f" {statistics.mean(values):.2g}",
+                           va="center", fontsize=6)  # fmt: skip
+    left.set_yticks(range(len(labels)), labels, fontsize=6)
+    left.invert_yaxis()
+    left.set_xlabel("weights that are not zero (%)")
+    right.set_xlabel("entropy of the index (bits a weight)")
+    for panel in (left, right):
+        panel.margins(x=0.12)
+    return figure
+
+
+@styled
+def filters(results: Results) -> Figure | None:
+    """LeNet-5's first filters, dense and compressed, on one scale."""
+    portrait = results.portrait("lenet-5-caffe-shifted")
+    if portrait is None:
+        return None
+    figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
+    grid = figure.subplots(2, 20)
+    both = [portrait.weights(w, "conv1.weight").view(20, 5, 5) for w in ("before", "after")]
+    for row, (weights, name) in enumerate(zip(both, ("dense", "coded"), strict=True)):
+        top = weights.abs().max()
+        for panel, image in zip(grid[row], weights, strict=True):
+            panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_linewidth(0.3)
+        grid[row, 0].set_ylabel(name, fontsize=7)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Results], Figure | None]] = {
+    "before-after": before_after,
+    "pareto": pareto,
+    "dynamics": dynamics,
+    "bands": bands,
+    "layers": layers,
+    "filters": filters,
+}
+
+
+def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path]:
+    """Draw the figures whose results are there, and write their index.
+
+    Args:
+        results: the folder of the units' results.
+        pictures: where to write.
+        only: this figure alone.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SystemExit: if there is no such figure, or its results are missing.
+    """
+    names = [*FIGURES, "training"]
+    if only is not None and only not in names:
+        raise SystemExit(f"the figures are {', '.join(names)}; got {only!r}")
+    found, written = Results(results), []
+    for name in names if only is None else [only]:
+        if name == "training":
+            portrait = found.portrait("lenet-300-100-published")
+            if portrait is not None:
+                path = pictures / "training.gif"
+                written.append(plots.animate_collapse(portrait.history("retrain"), path, width=4.2))
+                continue
+        elif (figure := FIGURES[name](found)) is not None:
+            written.append(plots.save(figure, pictures / f"{name}.png"))
+            continue
+        if only is not None:
+            raise SystemExit(f"{name} wants results that are not there: run it without --figure")
+    index = pictures / "README.md"
+    with replacing(index) as temporary:
+        temporary.write_text(_index(found, pictures))
+    return [*written, index]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation over the seeds."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _index(results: Results, pictures: Path) -> str:
+    """The index: the tables, then each figure with the paper's counterpart."""
+    paper = tomllib.loads((HERE / "paper.toml").read_text())
+    about = results.folder / "run.json"
+    run = json.loads(about.read_text()) if about.is_file() else {}
+    lines = [
+        f"# {paper['title']}: tables and figures",
+        "",
+        "Generated from the files in the paper's results folder; do not edit. Redraw a figure with",
+        "`swsmix reproduce ullrich2017 --figure NAME`.",
+        "",
+    ]
+    if run:
+        lines += [
+            f"Results: `{run['command']}`, {run['seeds']} seeds, {run['minutes']:g} minutes with "
+            f"{run['jobs']} processes ({run['machine']}, torch {run['torch']}).",
+            "",
+        ]
+    for net in NETS:
+        lines += _table(results, net)
+    for figure in paper["figures"]:
+        for suffix in ("png", "gif"):
+            if (pictures / f"{figure['name']}.{suffix}").is_file():
+                lines += [
+                    f"## {figure['name']}", "", f"![{figure['name']}]({figure['name']}.{suffix})",
+                    "", f"{figure['shows']} In the paper: {figure['counterpart']}", "",
+                ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _table(results: Results, net: str) -> list[str]:
+    """Published against ours for one network."""
+    published = tomllib.loads((HERE / "published.toml").read_text())
+    lines = [
+        f"## {NETS[net]}",
+        "",
+        f"{published['float32_bytes'][net]:,} bytes in float32. Ours: mean ± standard deviation "
+        "over the seeds; bytes of the whole file, header, codebooks and biases included.",
+        "",
+        "| method | augmentation | dense error % | error % | non-zero % | bytes | compression | "
+        "its unit | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in published["rows"]:
+        if row["net"] == net:
+            cited = ", as cited" if row["certainty"] == "recalled" else ""
+            size = f"{row['size_bytes']:,}" if "size_bytes" in row else ""
+            lines.append(
+                f"| {row['method']}{cited} | | {row.get('error_before', '')} | {row['error']} | "
+                f"{row.get('nonzero_percent', '')} | {size} | {row['ratio']}x | "
+                f"{UNITS[row['unit']]} | |"
+            )
+    for setting, rows in results.rows().items():
+        if rows[0]["net"] != net:
+            continue
+        how = f"shifts of ±{rows[0]['shift']} pixel" if rows[0]["shift"] else "none"
+        how += f", input dropout {rows[0]['dropout']:g}" if rows[0]["dropout"] else ""
+        biases = f", biases of {rows[0]['bias_bits']} bits" if rows[0]["bias_bits"] else ""
+        biases = ", biases shared too" if rows[0]["biases_under_prior"] else biases
+        column = {
+            key: [r[key] for r in rows] for key in rows[0] if not isinstance(rows[0][key], dict)
+        }
+        pruned = [100 / v if v else math.inf for v in column["nonzero_percent"]]
+        common = (
+            f"{spread(column['dense_test_error_percent'], 2)} | "
+            f"{spread(column['compressed_test_error_percent'], 2)} | "
+            f"{spread(column['nonzero_percent'], 2)} | "
+        )
+        lines += [
+            f"| **ours**, {setting}{biases} | {how} | {common}{spread(column['size_bytes'], 0)} | "
+            f"**{spread(column['ratio'], 0)}x** | bytes of a file | {len(rows)} |",
+            f"| the same | {how} | {common} | {spread(column['han_ratio'], 0)}x | Han's format | "
+            f"{len(rows)} |",
+            f"| the same | {how} | {common} | "
+            f"{spread(pruned, 0)}x | non-zero ratio | "
+            f"{len(rows)} |",
+        ]
+    return [*lines, ""]

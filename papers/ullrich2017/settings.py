@@ -1,0 +1,90 @@
+"""The settings that are run: which networks, how hard, how many seeds.
+
+They were chosen on validation images alone, see README.md; nothing here depends on a result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from papers.ullrich2017.work import Setting
+from swsmix.compress import Recipe
+
+NUM_SEEDS = 5
+QUICK_IMAGES = 6_000
+
+LONG = Recipe(
+    num_components=9, sparsify_epochs=40, quantise_epochs=8, finetune_epochs=4, em_every=200
+)
+
+PUBLISHED = Setting("lenet-300-100-published", "lenet-300-100", portrait=True)
+SHIFTED = Setting(
+    "lenet-300-100-shifted",
+    "lenet-300-100",
+    shift=1,
+    recipe=replace(LONG, sparsify_tau=0.3, quantise_tau=0.15),
+    batch_size=128,
+    biases=True,
+    portrait=True,
+)
+PLAIN = Setting(
+    "lenet-300-100-plain",
+    "lenet-300-100",
+    dropout=0.35,
+    recipe=replace(LONG, sparsify_tau=0.15, quantise_tau=0.1),
+    batch_size=128,
+    biases=True,
+)
+CONV_SHIFTED = Setting(
+    "lenet-5-caffe-shifted",
+    "lenet-5-caffe",
+    shift=1,
+    recipe=replace(LONG, num_components=6, sparsify_tau=0.3, quantise_tau=0.15),
+    biases=True,
+    portrait=True,
+)
+CONV_PLAIN = replace(
+    CONV_SHIFTED,
+    name="lenet-5-caffe-plain",
+    shift=0,
+    recipe=replace(CONV_SHIFTED.recipe, sparsify_tau=0.2, quantise_tau=0.1),
+    portrait=False,
+)
+MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN)
+SWEEP = {
+    SHIFTED: ((0.05, 0.1, 0.2, 0.3, 0.5, 0.8), (4, 7, 12)),
+    PLAIN: ((0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (4, 7, 12)),
+    CONV_SHIFTED: ((0.1, 0.2, 0.3, 0.5, 0.8), (6,)),
+    CONV_PLAIN: ((0.1, 0.2, 0.3, 0.5, 0.8), (6,)),
+}
+"""Setting -> the strengths of the first phase and the numbers of components to cross."""
+
+
+def sweep() -> list[Setting]:
+    """The settings behind the figure of error against compression, one seed each."""
+    found = []
+    for base, (strengths, numbers) in SWEEP.items():
+        for tau in strengths:
+            for k in numbers:
+                recipe = replace(
+                    base.recipe, sparsify_tau=tau, quantise_tau=tau / 2, num_components=k
+                )
+                name = f"sweep-{base.name}-tau{tau:g}-k{k}"
+                found.append(replace(base, name=name, recipe=recipe, portrait=False))
+    return found
+
+
+def full(seeds: int) -> list[tuple[Setting, int]]:
+    """Everything: the rows of the tables with several seeds, the sweep with one."""
+    main = [(setting, seed) for seed in range(seeds) for setting in MAIN]
+    return main + [(setting, 0) for setting in sweep()]
+
+
+def quick() -> list[tuple[Setting, int]]:
+    """Every kind of unit, short."""
+    short = {"sparsify_epochs": 4, "quantise_epochs": 4, "finetune_epochs": 1, "em_every": 20}
+    found = []
+    for setting in (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED):
+        recipe = None if setting.recipe is None else replace(setting.recipe, **short)
+        found.append((replace(setting, recipe=recipe, pretrain_epochs=4, retrain_epochs=4), 0))
+    return found

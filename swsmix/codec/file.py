@@ -1,0 +1,303 @@
+"""Tensors to bytes and back: the tensor table, the stream, the checksum."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
+from swsmix.codec.index import Earlier, read_index, write_index
+from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
+from swsmix.codec.values import read_values, write_values
+
+MAGIC = b"SWSM"
+VERSION = 1
+MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
+_VALUES, _INDEX, _SHARED, _COPY = range(4)
+_MAX_VALUES = 1 << 16
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class TensorSize:
+    """What one tensor takes in a compressed file.
+
+    Attributes:
+        numel: its elements.
+        num_values: distinct values K; 0 if it is stored value by value.
+        bits: all that it takes, codebook and index, in bits.
+        index_bits: the coded component numbers alone, in bits.
+        entropy_bits: their zero-order entropy, in bits.
+    """
+
+    numel: int
+    num_values: int
+    bits: float
+    index_bits: float
+    entropy_bits: float
+
+
+def encode(state: Mapping[str, Tensor]) -> bytes:
+    """A state_dict as the bytes of a compressed file; `decode` gives back every bit.
+
+    Args:
+        state: name -> tensor. Tensors of few distinct values (snapped ones) become a codebook
+            and entropy-coded component numbers.
+
+    Returns:
+        The bytes, the same each time.
+
+    Raises:
+        TypeError: for something that is no dense tensor of a common dtype.
+
+    Example:
+        >>> state = {"weight": torch.tensor([[0.0, 0.5], [0.0, -0.5]])}
+        >>> torch.equal(decode(encode(state))["weight"], state["weight"])
+        True
+    """
+    return _encode(state)[0]
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, TensorSize]:
+    """What each tensor takes in the file that `encode` makes.
+
+    Returns:
+        name -> its size.
+    """
+    return _encode(state)[1]
+
+
+def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
+    """The state_dict in the bytes of a compressed file.
+
+    Args:
+        data: from `encode`.
+        max_weights: the most elements to allocate, all tensors together.
+
+    Returns:
+        name -> tensor.
+
+    Raises:
+        ValueError: if it is no such file, damaged, of a newer version, or too large.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError("it is not a swsmix file: it does not begin with SWSM")
+    if len(data) < len(MAGIC) + 6:
+        raise ValueError("it is damaged: it ends too early")
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise ValueError("it is damaged: its checksum does not fit")
+    if data[len(MAGIC)] != VERSION:
+        raise ValueError(
+            f"it has version {data[len(MAGIC)]} of the format, this swsmix reads {VERSION}: "
+            "update swsmix"
+        )
+    body = Reader(data[len(MAGIC) + 1 : -4])
+    reader = Reader(body.take(body.number()))
+    player = Player(body.rest())
+    state: dict[str, Tensor] = {}
+    codebooks: list[tuple[torch.dtype, Array]] = []
+    earlier = Earlier()
+    left = max_weights
+    for _ in range(reader.number(len(data))):
+        name = reader.name()
+        if name in state:
+            raise ValueError(f"it is damaged: it holds {name!r} twice")
+        kind = reader.number(_COPY)
+        if kind == _COPY:
+            dtype, shape, source = _copied(reader, state)
+        else:
+            dtype, shape = reader.tensor()
+        left -= math.prod(shape)
+        if left < 0:
+            raise ValueError(
+                f"it holds more than max_weights = {max_weights:,} numbers: give a larger "
+                "max_weights if you trust it"
+            )
+        if kind == _COPY:
+            state[name] = source.clone()
+        else:
+            patterns = _read_patterns(reader, player, kind, dtype, shape, codebooks, earlier)
+            state[name] = _shaped(patterns, dtype, shape)
+    reader.check_end()
+    player.check_end()
+    return state
+
+
+def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
+    writer, recorder = Writer(), Recorder()
+    codebooks: list[tuple[torch.dtype, Array]] = []
+    earlier = Earlier()
+    seen: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
+    all_patterns: list[Array] = []
+    found: dict[str, TensorSize] = {}
+    writer.number(len(state))
+    for position, (name, t) in enumerate(state.items()):
+        _check(name, t)
+        before = 8 * len(writer.data) + recorder.cost
+        writer.name(name)
+        patterns = to_patterns(t)
+        key = (t.dtype, tuple(t.shape), zlib.crc32(patterns.data))
+        twin = [i for i in seen.get(key, []) if np.array_equal(all_patterns[i], patterns)]
+        seen.setdefault(key, []).append(position)
+        all_patterns.append(patterns)
+        index_bits = entropy = 0.0
+        num_values = 0
+        if twin and len(patterns):
+            writer.number(_COPY)
+            writer.number(twin[0])
+        else:
+            num_values, index_bits, entropy = _write_tensor(
+                writer, recorder, t, patterns, codebooks, earlier
+            )
+        bits = 8 * len(writer.data) + recorder.cost - before
+        found[name] = TensorSize(len(patterns), num_values, bits, index_bits, entropy)
+    front = Writer()
+    front.number(len(writer.data))
+    data = MAGIC + bytes([VERSION]) + front.data + writer.data + recorder.to_bytes()
+    return data + zlib.crc32(data).to_bytes(4, "little"), found
+
+
+def _write_tensor(
+    writer: Writer,
+    recorder: Recorder,
+    t: Tensor,
+    patterns: Array,
+    codebooks: list[tuple[torch.dtype, Array]],
+    earlier: Earlier,
+) -> tuple[int, float, float]:
+    """Write a tensor as a codebook and an index, or value by value; K, index bits, entropy."""
+    values = _distinct(patterns, t.dtype)
+    plain_writer, plain = Writer(), Recorder()
+    plain_writer.number(_VALUES)
+    plain_writer.tensor(t)
+    write_values(plain_writer, plain, patterns, t.dtype)
+    if values is None:
+        writer.data += plain_writer.data
+        recorder.extend(plain)
+        return 0, 0.0, 0.0
+    shared = [
+        i
+        for i, (dtype, book) in enumerate(codebooks)
+        if dtype == t.dtype
+        and np.isin(values, book).all()
+        # An entry that does not occur costs about two bits, one of its own its width.
+        and 2 * len(book) < (t.dtype.itemsize * 8 + 2) * len(values)
+    ]
+    book_writer, book = Writer(), Recorder()
+    if shared:
+        values = codebooks[shared[0]][1]
+        book_writer.number(_SHARED)
+        book_writer.tensor(t)
+        book_writer.number(shared[0])
+    else:
+        book_writer.number(_INDEX)
+        book_writer.tensor(t)
+        book_writer.number(len(values))
+        write_values(book_writer, book, values, t.dtype)
+    ordered = _order(values, t.dtype)
+    index = np.searchsorted(ordered, _order(patterns, t.dtype))
+    index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
+    before = book.cost + 8 * len(book_writer.data)
+    if len(values) > 1:
+        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier)
+    total = book.cost + 8 * len(book_writer.data)
+    if total >= plain.cost + 8 * len(plain_writer.data):
+        writer.data += plain_writer.data
+        recorder.extend(plain)
+        return 0, 0.0, 0.0
+    if not shared:
+        codebooks.append((t.dtype, values))
+    writer.data += book_writer.data
+    recorder.extend(book)
+    count = np.bincount(index, minlength=len(values))
+    return int((count > 0).sum()), total - before, entropy_bits(count)
+
+
+def _read_patterns(
+    reader: Reader,
+    player: Player,
+    kind: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    codebooks: list[tuple[torch.dtype, Array]],
+    earlier: Earlier,
+) -> Array:
+    size = math.prod(shape)
+    if kind == _VALUES:
+        return read_values(reader, player, size, dtype)
+    if kind == _SHARED:
+        number = reader.number()
+        if number >= len(codebooks) or codebooks[number][0] != dtype:
+            raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
+        values = codebooks[number][1]
+    else:
+        values = read_values(reader, player, reader.number(min(size, _MAX_VALUES)), dtype)
+        codebooks.append((dtype, values))
+    if len(values) == 0:
+        raise ValueError("it is damaged: a codebook is empty")
+    if len(values) == 1:
+        return np.broadcast_to(values, size)
+    return values[read_index(reader, player, len(values), shape, earlier)]
+
+
+def _copied(
+    reader: Reader, state: Mapping[str, Tensor]
+) -> tuple[torch.dtype, tuple[int, ...], Tensor]:
+    number = reader.number()
+    if number >= len(state):
+        raise ValueError("it is damaged: a tensor is a copy of one that is not there")
+    source = list(state.values())[number]
+    return source.dtype, tuple(source.shape), source
+
+
+def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    try:
+        return from_patterns(patterns, dtype, shape)
+    except RuntimeError as error:
+        raise ValueError(f"it is damaged: no tensor has the shape {shape}: {error}") from None
+
+
+def _distinct(patterns: Array, dtype: torch.dtype) -> Array | None:
+    """The distinct values in ascending order, if they are few."""
+    size = len(patterns)
+    if size < 2:
+        return None
+    limit = min(_MAX_VALUES, size // 2)
+    step = max(size // _SAMPLE, 1)
+    if len(np.unique(patterns[::step][:_SAMPLE])) > limit:
+        return None
+    parts = [np.unique(part) for part in np.array_split(patterns, size // (1 << 20) + 1)]
+    distinct = np.unique(np.concatenate(parts))
+    if len(distinct) > limit:
+        return None
+    order: Array = distinct[np.argsort(_order(distinct, dtype))]
+    return order
+
+
+def _order(patterns: Array, dtype: torch.dtype) -> Array:
+    """Bits as unsigned integers in the order of the numbers that they stand for."""
+    if not dtype.is_signed:
+        return patterns
+    bits = patterns.dtype.itemsize * 8
+    top = patterns.dtype.type(1 << (bits - 1))
+    if not dtype.is_floating_point:
+        flipped: Array = patterns ^ top
+        return flipped
+    monotone: Array = np.where(patterns & top, ~patterns, patterns | top)
+    return monotone
+
+
+def _check(name: str, t: Tensor) -> None:
+    if not isinstance(name, str) or not isinstance(t, Tensor):
+        raise TypeError(
+            f"a compressed file holds names and tensors; got {name!r} -> {type(t).__name__}"
+        )
+    if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"{name} must be a dense tensor of {names}; got {t.dtype}, {t.layout}")

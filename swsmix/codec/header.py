@@ -1,0 +1,219 @@
+"""Plain bytes: numbers, names, dtypes and shapes of the tensor table, read with suspicion."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix.codec.stream import Array
+
+# The order is the format's: append only.
+DTYPES = (
+    torch.float32, torch.float16, torch.bfloat16, torch.float64,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+_PARTS = (
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "0", "1", "2", "3",
+    "4", "5", "6", "7", "8", "9", "conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "fc1", "fc2",
+    "fc3", "fc", "downsample", "layer1", "layer2", "layer3", "layer4", "features", "classifier",
+)  # fmt: skip
+_MAX_DIMENSIONS = 64
+_MAX_SIZE = 1 << 62
+
+
+class Writer:
+    """A growing byte string."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._parts = {part: i for i, part in enumerate(_PARTS)}
+
+    def number(self, value: int) -> None:
+        """A non-negative integer, seven bits a byte, the lowest first."""
+        while value >= 0x80:
+            self.data.append(0x80 | (value & 0x7F))
+            value >>= 7
+        self.data.append(value)
+
+    def signed(self, value: int) -> None:
+        """An integer as 0, -1, 1, -2, 2 ..."""
+        self.number(2 * value if value >= 0 else -2 * value - 1)
+
+    def name(self, name: str) -> None:
+        """A name by its dotted parts, each a number if it occurred before."""
+        parts = name.split(".")
+        self.number(len(parts))
+        for part in parts:
+            known = self._parts.get(part)
+            self.number(0 if known is None else known + 1)
+            if known is None:
+                text = part.encode()
+                self.number(len(text))
+                self.data += text
+                self._parts[part] = len(self._parts)
+
+    def tensor(self, t: Tensor) -> None:
+        """A tensor's dtype and shape.
+
+        Raises:
+            TypeError: if the format has no such dtype.
+        """
+        if t.dtype not in DTYPES:
+            names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise TypeError(f"the format holds tensors of {names}; got {t.dtype}")
+        self.number(DTYPES.index(t.dtype))
+        self.number(t.ndim)
+        for size in t.shape:
+            self.number(size)
+
+
+class Reader:
+    """Reads what a `Writer` wrote; never past the end.
+
+    Args:
+        data: the bytes.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._parts = list(_PARTS)
+
+    def take(self, size: int) -> bytes:
+        """The next bytes.
+
+        Returns:
+            `size` bytes.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        if size > len(self._data) - self._at:
+            raise ValueError("the tensor table ends too early")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def rest(self) -> bytes:
+        """All that is left.
+
+        Returns:
+            The bytes.
+        """
+        return self.take(len(self._data) - self._at)
+
+    def number(self, limit: int = _MAX_SIZE) -> int:
+        """A non-negative integer.
+
+        Returns:
+            The integer, at most `limit`.
+
+        Raises:
+            ValueError: if it is larger.
+        """
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if value > limit or shift > 70:
+                raise ValueError(f"a number in the tensor table is above its limit, {limit}")
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    def signed(self, limit: int) -> int:
+        """An integer between -limit and limit.
+
+        Returns:
+            The integer.
+        """
+        value = self.number(2 * limit)
+        return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+    def name(self) -> str:
+        """A tensor's name.
+
+        Returns:
+            The name.
+
+        Raises:
+            ValueError: if it is no text.
+        """
+        parts = []
+        for _ in range(self.number(1 << 16)):
+            known = self.number()
+            if known > len(self._parts):
+                raise ValueError("a name in the tensor table refers to one that is not there")
+            if known:
+                parts.append(self._parts[known - 1])
+                continue
+            try:
+                part = self.take(self.number(1 << 16)).decode()
+            except UnicodeDecodeError:
+                raise ValueError("a name in the tensor table is no UTF-8") from None
+            parts.append(part)
+            self._parts.append(part)
+        return ".".join(parts)
+
+    def tensor(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """A tensor's dtype and shape.
+
+        Returns:
+            Both; the number of elements is below 2^62.
+
+        Raises:
+            ValueError: if they cannot be.
+        """
+        dtype = DTYPES[self.number(len(DTYPES) - 1)]
+        shape = tuple(self.number() for _ in range(self.number(_MAX_DIMENSIONS)))
+        if math.prod(max(size, 1) for size in shape) > _MAX_SIZE:
+            raise ValueError(f"the tensor table tells of an impossible shape, {shape}")
+        return dtype, shape
+
+    def check_end(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            ValueError: if something is.
+        """
+        if self._at != len(self._data):
+            raise ValueError("the tensor table goes on after its last tensor")
+
+
+def to_patterns(t: Tensor) -> Array:
+    """A tensor's elements as unsigned integers, its bits as they are.
+
+    Returns:
+        A vector in row-major order.
+    """
+    # Through int views: numpy knows no bfloat16, and nan's bits must survive.
+    if not t.numel():
+        return np.zeros(0, f"u{t.element_size()}")
+    flat = t.detach().cpu().contiguous().reshape(-1)
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return flat.view(kind).numpy().view(f"u{flat.element_size()}")
+
+
+def from_patterns(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor with these bits.
+
+    Returns:
+        A tensor of its own.
+
+    Raises:
+        ValueError: if a truth value is neither 0 nor 1.
+    """
+    size = dtype.itemsize
+    if not len(patterns):
+        return torch.zeros(shape, dtype=dtype)  # an empty numpy array has a stride of 0
+    if dtype == torch.bool and (patterns > 1).any():
+        raise ValueError("a truth value is neither 0 nor 1")
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    own = np.array(
+        patterns,
+        dtype=f"u{size}",
+    )
+    signed = own if size == 1 else own.view(f"i{size}")
+    return torch.from_numpy(signed).view(dtype if dtype.itemsize == size else kind).view(shape)

@@ -1,0 +1,277 @@
+"""Component numbers of one tensor: each model is tried, and the smallest is taken.
+
+    0  counts of the values, then the numbers by them     (zero order)
+    1  the numbers by the counts of those before them     (zero order, adaptive)
+    2  context models (`codec.contexts`): the commonest value, the scan, its stride
+
+The scans of model 2: a tensor is a matrix of its first dimension (rows, a layer's outputs) by all
+the others (columns, its inputs); 0 steps through the columns, 1 through the rows, 2 through the
+second dimension (input channels), 3 through the tensor in memory order, in square shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from swsmix.codec.contexts import SIDES, Scan, code_in_context
+from swsmix.codec.header import Reader, Writer
+from swsmix.codec.mixing import log_density
+from swsmix.codec.stream import (
+    Array,
+    Coder,
+    Recorder,
+    code_adaptively,
+    code_integers,
+    entropy_bits,
+    frequencies,
+)
+
+_COUNTED, _ADAPTIVE, _CONTEXTS = range(3)
+_COLUMNS, _ROWS, _CHANNELS, _FLAT = range(4)
+_MAX_VALUES = 1024  # of context models: their tables grow with it
+_MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
+_MAX_STRIDE = 1 << 10
+_LEAST = 256  # weights that context models could pay for
+_TRIAL = 1 << 16  # weights, from the middle, on which scans are tried
+# The share of the bits that context models must save: they take their time, a microsecond a
+# weight, and as much again for each decision about a value that is not the commonest.
+_WORTH = 0.01
+_WORTH_IF_LARGE = 0.05
+_LARGE = 1 << 20
+_SAMPLE = 1 << 20  # weights in which a stride is looked for
+
+
+class Earlier:
+    """How dense the rows of the tensors before are: a layer's outputs are the next one's inputs."""
+
+    def __init__(self) -> None:
+        self._rows: list[Array] = []
+
+    def add_(self, index: Array, num_values: int, shape: tuple[int, ...]) -> None:
+        """Take note of a tensor."""
+        if len(shape) < 2 or min(shape) < 1 or shape[0] < 2:
+            return
+        common = np.bincount(index, minlength=num_values).argmax()
+        count = np.count_nonzero(index.reshape(shape[0], -1) != common, axis=1)
+        columns = len(index) // shape[0]
+        self._rows.append(1 + log_density(count, columns, SIDES - 1))
+
+    def of_columns(self, columns: int) -> Array:
+        """A class of each column: that of the row it continues, in the last tensor that fits.
+
+        Returns:
+            Numbers below `SIDES`; zeros if none fits.
+        """
+        for rows in reversed(self._rows):
+            if columns % len(rows) == 0:
+                return np.repeat(rows, columns // len(rows))
+        return np.zeros(columns, np.int64)
+
+
+def write_index(
+    writer: Writer,
+    recorder: Recorder,
+    index: Array,
+    num_values: int,
+    shape: tuple[int, ...],
+    earlier: Earlier,
+) -> None:
+    """Code component numbers with the model that makes them smallest.
+
+    Args:
+        writer: the tensor table; takes the model's number and its settings.
+        recorder: the stream.
+        index: numbers below `num_values`, row-major.
+        num_values: K, at least 2.
+        shape: the tensor's.
+        earlier: the tensors before.
+    """
+    best = Recorder()
+    model, settings = _COUNTED, list[int]()
+    _code_zero_order(best, _COUNTED, len(index), num_values, index)
+    trial = Recorder()
+    _code_zero_order(trial, _ADAPTIVE, len(index), num_values, index)
+    if trial.cost < best.cost:
+        best, model = trial, _ADAPTIVE
+    if num_values <= _MAX_VALUES:
+        common = int(np.bincount(index).argmax())
+        choice = _choose_scan(index, num_values, shape, common, earlier)
+        if choice is not None:
+            kind, stride = choice
+            trial = Recorder()
+            _code_contexts(trial, kind, stride, common, num_values, shape, earlier, index)
+            if trial.cost + 24 < (1 - _WORTH) * best.cost:
+                best, model, settings = trial, _CONTEXTS, [common, kind, stride]
+    for number in (model, *settings):
+        writer.number(number)
+    recorder.extend(best)
+    earlier.add_(index, num_values, shape)
+
+
+def read_index(
+    reader: Reader, coder: Coder, num_values: int, shape: tuple[int, ...], earlier: Earlier
+) -> Array:
+    """Read component numbers.
+
+    Returns:
+        Numbers below `num_values`, row-major.
+
+    Raises:
+        ValueError: if the settings are impossible.
+    """
+    model = reader.number(_CONTEXTS)
+    if model != _CONTEXTS:
+        index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
+    else:
+        if num_values > _MAX_VALUES:
+            raise ValueError("the context models of a tensor have too many values")
+        common = reader.number(num_values - 1)
+        kind = reader.number(_FLAT)
+        stride = reader.number(_MAX_STRIDE)
+        if kind not in _scans(shape) or not _strides_fit(stride, kind, shape):
+            raise ValueError("a tensor cannot be scanned as its table says")
+        index = _code_contexts(coder, kind, stride, common, num_values, shape, earlier, None)
+    earlier.add_(index, num_values, shape)
+    return index
+
+
+def _code_zero_order(
+    coder: Coder, model: int, size: int, num_values: int, index: Array | None
+) -> Array:
+    if model == _ADAPTIVE:
+        return code_adaptively(coder, num_values, size, index)
+    count = None if index is None else np.bincount(index, minlength=num_values)
+    count = code_integers(coder, num_values, count)
+    if int(count.sum()) != size:
+        raise ValueError("the counts of a tensor's values do not add up to its size")
+    return coder.symbols(frequencies(count), size, index)
+
+
+def _code_contexts(
+    coder: Coder,
+    kind: int,
+    stride: int,
+    common: int,
+    num_values: int,
+    shape: tuple[int, ...],
+    earlier: Earlier,
+    index: Array | None,
+    part: slice | None = None,
+) -> Array:
+    """Model 2; `part` codes those steps only, for a trial."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    steps, lanes = _scans(shape)[kind]
+    side = earlier.of_columns(columns) if kind in (_COLUMNS, _ROWS) else np.zeros(lanes, np.int64)
+    none = np.zeros(0, np.int64)
+    matrix = None if index is None else _scanned(index, kind, shape, common)
+    if part is not None and matrix is not None:
+        matrix = matrix[part]
+        steps = len(matrix)
+        side = side[part] if kind == _COLUMNS else side
+    scan = Scan(
+        steps,
+        lanes,
+        num_values,
+        common,
+        stride,
+        side if kind == _COLUMNS else none,
+        none if kind == _COLUMNS else side,
+    )
+    matrix = code_in_context(coder, scan, matrix)
+    if part is not None:
+        return matrix
+    if kind == _COLUMNS:
+        matrix = matrix.T
+    elif kind == _CHANNELS:
+        matrix = matrix.reshape(shape[1], rows, -1).transpose(1, 0, 2)
+    return matrix.reshape(-1)[: rows * columns]
+
+
+def _scanned(index: Array, kind: int, shape: tuple[int, ...], common: int) -> Array:
+    steps, lanes = _scans(shape)[kind]
+    if kind == _FLAT:
+        full = np.full(steps * lanes, common, index.dtype)
+        full[: len(index)] = index
+        return full.reshape(steps, lanes)
+    if kind == _COLUMNS:
+        return index.reshape(lanes, steps).T
+    if kind == _CHANNELS:
+        return index.reshape(shape[0], shape[1], -1).transpose(1, 0, 2).reshape(steps, lanes)
+    return index.reshape(steps, lanes)
+
+
+def _scans(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
+    """The scans that suit a shape: kind -> steps, lanes. Each step costs some calls."""
+    size = math.prod(shape)
+    if size == 0 or not shape:
+        return {}
+    rows, columns = shape[0], size // shape[0]
+    found = {}
+    if len(shape) > 1:
+        found = {_COLUMNS: (columns, rows), _ROWS: (rows, columns)}
+    if len(shape) > 2:
+        found[_CHANNELS] = (shape[1], size // shape[1])
+    most = min(max(1024, size >> 12), 64 + size // 32)
+    found = {
+        kind: (steps, lanes)
+        for kind, (steps, lanes) in found.items()
+        if steps <= most and lanes <= _MAX_LANES
+    }
+    if not found:
+        steps = min(math.isqrt(size - 1) + 1, most)
+        steps = max(steps, -(-size // _MAX_LANES))
+        found = {_FLAT: (steps, -(-size // steps))}
+    return found
+
+
+def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
+    steps, _ = _scans(shape)[kind]
+    return 1 <= stride <= max(1, min(_MAX_STRIDE, steps))
+
+
+def _choose_scan(
+    index: Array, num_values: int, shape: tuple[int, ...], common: int, earlier: Earlier
+) -> tuple[int, int] | None:
+    """The scan and stride that do best on the weights in the middle; None if none will do."""
+    if len(index) < _LEAST:
+        return None
+    costs: dict[tuple[int, int], float] = {}
+    for kind, (steps, lanes) in _scans(shape).items():
+        matrix = _scanned(index, kind, shape, common)
+        window = min(steps, -(-_TRIAL // lanes))
+        part = slice((steps - window) // 2, (steps + window) // 2)
+        count = np.bincount(matrix[part].reshape(-1)).astype(np.float64)
+        entropy = entropy_bits(count) / (window * lanes)
+        for stride in _stride_candidates(matrix, common, kind):
+            trial = Recorder()
+            _code_contexts(
+                trial, kind, stride, common, num_values, shape, earlier, index, part=part
+            )
+            # What is saved; a window's own entropy may be far from the whole's.
+            costs[kind, stride] = trial.cost / (window * lanes) - entropy
+    best = min(costs, key=lambda choice: (costs[choice], choice))
+    if len(index) > _LARGE:
+        whole = entropy_bits(np.bincount(index)) / len(index)
+        if costs[best] > -_WORTH_IF_LARGE * whole:
+            return None
+    return best
+
+
+def _stride_candidates(matrix: Array, common: int, kind: int) -> list[int]:
+    """1 and the distance at which steps resemble each other most, but for neighbours."""
+    steps = len(matrix)
+    if kind != _COLUMNS or steps < 9:
+        return [1]
+    flags = matrix[:, : max(1, _SAMPLE // steps)] != common
+    alike = {
+        d: np.count_nonzero(flags[d:] & flags[:-d]) / (steps - d)
+        for d in range(3, min(steps // 3, 65))
+    }
+    peaks = [
+        d
+        for d, value in alike.items()
+        if value > 0.0 and value >= max(alike.get(d - 1, 0.0), alike.get(d + 1, 0.0))
+    ]
+    return [1, *sorted(peaks, key=lambda d: (-alike[d], d))[:1]]

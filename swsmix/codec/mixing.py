@@ -1,0 +1,182 @@
+"""Adaptive binary decisions: counts in many contexts, their predictions mixed in the logit domain.
+
+Each context of a decision has seen zeros and ones, which give a probability. The logits of all of
+them are mixed with weights learned online (Mattern 2012, "Mixing strategies in data compression";
+PAQ's mixer), here for a batch of decisions at once and with a diagonal Newton step.
+
+The arithmetic is portable: numbers are integers, also where floats hold them; those stay below
+2^53, so that sums are exact in any order, and only operations that IEEE 754 rounds correctly are
+used. The two tables of logarithms and exponentials hold integers, none of which is close to a
+rounding boundary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from swsmix.codec.stream import ONE, Array, Coder
+
+LOGIT_SCALE = 256
+_MAX_LOGIT = 2840
+# What a step may add to a weight, in units of 2^-16.
+_MAX_STEP = 6000
+_DECAY = 32
+
+
+def _logit_table() -> Array:
+    p = np.arange(ONE + 1).clip(1, ONE - 1)
+    table: Array = np.rint(LOGIT_SCALE * np.log(p / (ONE - p)))
+    return table
+
+
+def _probability_table() -> Array:
+    logit = np.arange(-_MAX_LOGIT, _MAX_LOGIT + 1) / LOGIT_SCALE
+    table: Array = np.rint(ONE / (1.0 + np.exp(-logit))).clip(1, ONE - 1).astype(np.int64)
+    return table
+
+
+# p -> its logit (float, for the matrix products); logit -> p.
+LOGIT = _logit_table()
+PROBABILITY = _probability_table()
+
+
+class Decisions:
+    """A kind of decision that is made again and again, in contexts that are told each time.
+
+    Args:
+        bases: number of values of the base context, whose probability the others start from.
+        sizes: number of values of each other context.
+        inputs: initial weights of the logits that are given directly.
+        sets: number of values of each context that chooses mixing weights.
+        prior: how much the base probability counts in a context, in quarters of a decision.
+        limit: counts above it are halved.
+        rate: of the Newton steps.
+    """
+
+    def __init__(
+        self,
+        bases: int,
+        sizes: list[int],
+        inputs: list[float],
+        sets: list[int],
+        *,
+        prior: int = 2,
+        limit: int = 255,
+        rate: float = 0.25,
+        first: float = 0.05,
+    ) -> None:
+        self.offset = bases + np.cumsum([0, *sizes[:-1]])[:, None] if sizes else np.zeros((0, 1))
+        total = bases + sum(sizes)
+        self.bases = bases
+        self.ones = np.zeros(total)
+        self.seen = np.zeros(total)
+        self.prior = prior
+        self.limit = limit
+        self.rate = np.floor(rate * (1 << 22))
+        start = np.floor(np.array([first, *inputs, *([first] * len(sizes))]) * (1 << 16))
+        self.least = float(1 << 34)
+        self.weight = [np.tile(start, (n, 1)) for n in sets]
+        self.curvature = [np.full((n, len(start)), self.least) for n in sets]
+
+    def code(
+        self,
+        coder: Coder,
+        base: Array,
+        contexts: Array,
+        inputs: Array,
+        pick: list[Array],
+        bits: Array | None,
+    ) -> tuple[Array, Array]:
+        """Code a batch of decisions and learn from it.
+
+        Args:
+            coder: what codes them.
+            base: the base context of each (n,).
+            contexts: the other contexts (m, n).
+            inputs: logits given directly (d, n), in units of 1 / LOGIT_SCALE.
+            pick: for each group of weight sets, the set of each decision (n,).
+            bits: the decisions (n,), or None to read them.
+
+        Returns:
+            The decisions and the probabilities of a one, both int64.
+        """
+        size = base.shape[0]
+        if not size:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        place = contexts + self.offset
+        before = np.floor((4 * ONE * self.ones[base] + ONE) / (4 * self.seen[base] + 2))
+        given = (4 * ONE * self.ones[place] + self.prior * before) / (
+            4 * self.seen[place] + self.prior
+        )
+        logits = np.concatenate([
+            LOGIT[before.astype(np.int64)][None], inputs, LOGIT[given.astype(np.int64)]
+        ])  # fmt: skip
+        lanes = np.arange(size)
+        outputs = [
+            _within(np.floor((weight @ logits)[chosen, lanes] / (1 << 16)), _MAX_LOGIT)
+            for weight, chosen in zip(self.weight, pick, strict=True)
+        ]
+        mixed = np.floor(sum(outputs) / len(outputs)).astype(np.int64)
+        probability = PROBABILITY[mixed + _MAX_LOGIT]
+        bits = coder.bits(probability, bits).astype(np.int64)
+
+        squares = logits * logits
+        for weight, curvature, chosen, output in zip(
+            self.weight, self.curvature, pick, outputs, strict=True
+        ):
+            p = PROBABILITY[output.astype(np.int64) + _MAX_LOGIT]
+            error, spread = np.zeros((2, len(weight), size))
+            error[chosen, lanes] = (bits << 16) - p
+            spread[chosen, lanes] = (p * (ONE - p)) >> 18
+            used = np.flatnonzero(np.bincount(chosen, minlength=len(weight)))
+            old = curvature[used]
+            curvature[used] = old - np.floor((old - self.least) / _DECAY) + spread[used] @ squares.T
+            step = np.floor((error[used] @ logits.T) * self.rate / curvature[used])
+            weight[used] += _within(step, _MAX_STEP)
+
+        self._count_(np.concatenate([base[None], place]), bits != 0)
+        return bits, probability
+
+    def _count_(self, place: Array, ones: Array) -> None:
+        size = len(self.seen)
+        if place.size < size:
+            np.add.at(self.seen, place, 1.0)
+            np.add.at(self.ones, place[:, ones], 1.0)
+            full = place[1:][self.seen[place[1:]] > self.limit]
+            full = np.unique(full) if len(full) else full
+        else:  # a pass over the whole table costs less
+            self.seen += np.bincount(place.reshape(-1), minlength=size)
+            self.ones += np.bincount(place[:, ones].reshape(-1), minlength=size)
+            full = self.bases + np.flatnonzero(self.seen[self.bases :] > self.limit)
+        self.seen[full] = np.ceil(self.seen[full] / 2)
+        self.ones[full] = np.ceil(self.ones[full] / 2)
+
+
+def _within(values: Array, most: int) -> Array:
+    # np.clip takes three times as long on short arrays.
+    inside: Array = np.minimum(np.maximum(values, -most), most)
+    return inside
+
+
+def logit_of_ratio(part: Array, whole: Array | int, prior: Array | int, weight: int) -> Array:
+    """The logit of (part + weight * prior) / (whole + weight), prior being over `ONE`.
+
+    Returns:
+        Logits in units of 1 / LOGIT_SCALE.
+    """
+    p = (part * ONE + weight * prior) // (whole + weight)
+    logits: Array = LOGIT[np.minimum(np.maximum(p, 1), ONE - 1)]
+    return logits
+
+
+def log_density(part: Array, whole: Array | int, levels: int) -> Array:
+    """A class of a density: -log2(part / whole), regularised, in half octaves.
+
+    Returns:
+        Numbers below `levels`, 0 for the densest.
+    """
+    ratio = np.maximum(((5 * part + 2) * 1024) // (5 * whole + 4), 1)
+    length = np.frexp(ratio.astype(np.float64))[1].astype(np.int64)
+    half = (ratio >> np.maximum(length - 2, 0)) & 1
+    density: Array = np.minimum(np.maximum(2 * (11 - length) + 1 - half, 0), levels - 1)
+    return density

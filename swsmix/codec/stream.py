@@ -1,0 +1,252 @@
+"""The entropy-coded stream: decisions and symbols with integer probabilities, by `constriction`.
+
+A model is one function that runs the same way in both directions. It hands each batch of
+decisions with their probabilities to a coder: a `Recorder` is given the decisions, keeps them and
+knows what they cost; a `Player` reads them from a stream. What a model sees is thus what has been
+decoded, in either direction. Probabilities are integers over a power of two, exact as floats, and
+the range coder (Martin 1979) is constriction's `queue.RangeEncoder`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+PROBABILITY_BITS = 16
+ONE = 1 << PROBABILITY_BITS
+_FREQUENCY_BITS = 22
+_CHUNK = 1 << 20
+
+
+class Recorder:
+    """Collects what is coded; `cost` is its ideal length in bits."""
+
+    def __init__(self) -> None:
+        self.cost = 0.0
+        self._items: list[tuple[str, Array, Array]] = []
+
+    def bits(self, probability: Array, bits: Array | None) -> Array:
+        """Take decisions, each with its probability of a 1, an integer over `ONE`.
+
+        Returns:
+            The same decisions.
+        """
+        assert bits is not None
+        chosen = np.where(bits != 0, probability, ONE - probability)
+        self.cost -= float(np.log2(chosen / ONE).sum())
+        self._items.append(("bits", bits.astype(np.uint8), probability.astype(np.uint16)))
+        return bits
+
+    def symbols(self, frequency: Array, size: int, symbols: Array | None) -> Array:
+        """Take symbols that share one table of integer frequencies (see `frequencies`).
+
+        Returns:
+            The same symbols.
+        """
+        assert symbols is not None
+        if size and len(frequency) > 1:
+            count = np.bincount(symbols, minlength=len(frequency))
+            bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
+            self.cost -= float((count * bits).sum())
+            self._items.append(("symbols", symbols, frequency))
+        return symbols
+
+    def extend(self, other: Recorder) -> None:
+        """Append what another recorder holds."""
+        self.cost += other.cost
+        self._items += other._items
+
+    def to_bytes(self) -> bytes:
+        """Encode everything.
+
+        Returns:
+            The stream, little-endian 32-bit words.
+        """
+        constriction = _constriction()
+        encoder = constriction.stream.queue.RangeEncoder()
+        bernoulli = constriction.stream.model.Bernoulli(perfect=False)
+        for kind, values, table in _joined(self._items):
+            if kind == "bits":
+                encoder.encode(values.astype(np.int32), bernoulli, table / ONE)
+            else:
+                encoder.encode(values.astype(np.int32), _categorical(table))
+        return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
+
+
+class Player:
+    """Reads what a `Recorder` wrote.
+
+    Args:
+        stream: from `Recorder.to_bytes`.
+
+    Raises:
+        ValueError: if it is not a whole number of words.
+    """
+
+    def __init__(self, stream: bytes) -> None:
+        if len(stream) % 4:
+            raise ValueError("the coded stream is not a whole number of 32-bit words")
+        constriction = _constriction()
+        words = np.frombuffer(stream, dtype="<u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        self._bernoulli = constriction.stream.model.Bernoulli(perfect=False)
+
+    def bits(self, probability: Array, bits: Array | None = None) -> Array:
+        """Read decisions.
+
+        Returns:
+            One 0 or 1 a probability.
+
+        Raises:
+            ValueError: if the stream is damaged.
+        """
+        try:
+            read: Array = self._decoder.decode(self._bernoulli, probability / ONE)
+        except AssertionError as error:
+            raise ValueError(f"the coded stream is damaged: {error}") from None
+        return read
+
+    def symbols(self, frequency: Array, size: int, symbols: Array | None = None) -> Array:
+        """Read symbols.
+
+        Returns:
+            `size` numbers below `len(frequency)`.
+
+        Raises:
+            ValueError: if the stream is damaged.
+        """
+        if not size or len(frequency) == 1:
+            return np.zeros(size, np.int32)
+        try:
+            read: Array = self._decoder.decode(_categorical(frequency), size)
+        except AssertionError as error:
+            raise ValueError(f"the coded stream is damaged: {error}") from None
+        return read
+
+    def check_end(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            ValueError: if something is.
+        """
+        if not self._decoder.maybe_exhausted():
+            raise ValueError("the coded stream goes on after its last tensor")
+
+
+# What a model codes with.
+Coder = Recorder | Player
+
+
+def frequencies(count: Array) -> Array:
+    """Counts as integer frequencies that sum to a power of two.
+
+    Symbols that do not occur get none (the coder leaves them its smallest probability, 2^-24).
+
+    Returns:
+        One integer a symbol; a symbol that occurs has at least 1.
+    """
+    count = count.astype(np.int64)
+    total = int(count.sum())
+    if total == 0:
+        count, total = np.ones_like(count), len(count)
+    shared = (1 << _FREQUENCY_BITS) - int((count > 0).sum())
+    # Two steps, lest the product overflows: counts of up to 2^40.
+    frequency = np.where(count > 0, 1 + (count * shared) // total, 0)
+    frequency[int(frequency.argmax())] += (1 << _FREQUENCY_BITS) - int(frequency.sum())
+    return frequency
+
+
+def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | None = None) -> Array:
+    """Code symbols by the counts of those before them, in blocks of 1, 1, 2, 4, 8 ...
+
+    Returns:
+        The symbols.
+    """
+    count = np.ones(alphabet, np.int64)
+    done: list[Array] = []
+    begin = 0
+    while begin < size:
+        end = min(max(2 * begin, 1), size)
+        block = coder.symbols(
+            frequencies(count), end - begin, None if symbols is None else symbols[begin:end]
+        )
+        done.append(block)
+        count = count + 2 * np.bincount(block, minlength=alphabet)
+        begin = end
+    return np.concatenate(done) if done else np.zeros(0, np.int32)
+
+
+def code_integers(coder: Coder, size: int, values: Array | None = None) -> Array:
+    """Code integers in 0 .. 2^40: their bit lengths adaptively, the other bits as they are.
+
+    Returns:
+        The integers, int64.
+    """
+    length = None if values is None else _bit_length(values)
+    length = code_adaptively(coder, 41, size, length).astype(np.int64)
+    result = (length > 0).astype(np.int64)
+    for place in range(int(length.max(initial=0)) - 1):
+        active = np.flatnonzero(length > place + 1)
+        # The bits below the leading one, from the highest.
+        shift = length[active] - 2 - place
+        known = None if values is None else (values[active] >> shift) & 1
+        half = np.full(len(active), ONE // 2)
+        bit = coder.bits(half, known)
+        result[active] = 2 * result[active] + bit
+    return result
+
+
+def _bit_length(values: Array) -> Array:
+    # Exact: frexp's exponent of an integer below 2^53.
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+
+
+def _joined(items: list[tuple[str, Array, Array]]) -> Any:
+    """Runs of small batches of decisions as one batch: a call of the coder costs microseconds."""
+    bits: list[Array] = []
+    tables: list[Array] = []
+    waiting = 0
+    for kind, values, table in items:
+        if bits and (kind != "bits" or waiting >= _CHUNK):
+            yield "bits", np.concatenate(bits), np.concatenate(tables)
+            bits, tables, waiting = [], [], 0
+        if kind != "bits":
+            yield kind, values, table
+            continue
+        bits.append(values)
+        tables.append(table)
+        waiting += len(values)
+    if bits:
+        yield "bits", np.concatenate(bits), np.concatenate(tables)
+
+
+def _categorical(frequency: Array) -> Any:
+    share = frequency / (1 << _FREQUENCY_BITS)
+    return _constriction().stream.model.Categorical(share, perfect=False)
+
+
+def _constriction() -> Any:
+    try:
+        import constriction
+    except ImportError:
+        raise ImportError(
+            "compressed files want the package constriction: pip install constriction"
+        ) from None
+    return constriction
+
+
+def entropy_bits(count: Array) -> float:
+    """The zero-order entropy of counted symbols, n log2 n - sum_k n_k log2 n_k, in bits.
+
+    Returns:
+        The ideal size of the whole sequence.
+    """
+    occurring = count[count > 0].astype(np.float64)
+    total = float(occurring.sum())
+    bits = total * math.log2(total) - (occurring * np.log2(occurring)).sum() if total else 0.0
+    return max(float(bits), 0.0)

@@ -1,0 +1,107 @@
+"""Lists of exact numbers (codebooks, biases): as narrow as they are, bit for bit.
+
+A list is stored in the narrowest form that gives back every bit: all of them multiples of one
+power of two (entropy-coded integers), of a narrower floating-point type, or as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
+from swsmix.codec.stream import Array, Coder, Recorder, code_integers
+
+_GRID = len(DTYPES)  # the forms: a dtype's number, or the grid
+_MAX_EXPONENT = 1100
+_MAX_INTEGER = 1 << 32
+_NARROWER = {
+    torch.float64: (torch.float16, torch.bfloat16, torch.float32),
+    torch.float32: (torch.float16, torch.bfloat16),
+    torch.int64: (torch.int8, torch.int16, torch.int32),
+    torch.int32: (torch.int8, torch.int16),
+}
+
+
+def write_values(writer: Writer, recorder: Recorder, patterns: Array, dtype: torch.dtype) -> None:
+    """Write a list of numbers in its smallest form.
+
+    Args:
+        writer: the tensor table.
+        recorder: the stream.
+        patterns: their bits.
+        dtype: their type.
+    """
+    values = from_patterns(patterns, dtype, (len(patterns),))
+    form = DTYPES.index(dtype)
+    for narrow in _NARROWER.get(dtype, ()):
+        if np.array_equal(to_patterns(values.to(narrow).to(dtype)), patterns):
+            form = DTYPES.index(narrow)
+            break
+    plain = 8 * DTYPES[form].itemsize * len(patterns)
+    grid = _grid(patterns, dtype)
+    if grid is not None:
+        trial = Recorder()
+        _code_grid(trial, len(patterns), grid[1])
+        if trial.cost + 16 < plain:
+            writer.number(_GRID)
+            writer.signed(grid[0])
+            recorder.extend(trial)
+            return
+    writer.number(form)
+    writer.data += to_patterns(values.to(DTYPES[form])).tobytes()
+
+
+def read_values(reader: Reader, coder: Coder, size: int, dtype: torch.dtype) -> Array:
+    """Read a list of numbers.
+
+    Returns:
+        Their bits.
+
+    Raises:
+        ValueError: if they are no numbers of that type.
+    """
+    form = reader.number(_GRID)
+    if form == _GRID:
+        exponent = reader.signed(_MAX_EXPONENT)
+        integers = _code_grid(coder, size, None)
+        values = torch.from_numpy(np.ldexp(integers.astype(np.float64), exponent))
+        if not values.isfinite().all():
+            raise ValueError("a stored number is too large")
+        return to_patterns(values.to(dtype))
+    narrow = DTYPES[form]
+    if narrow != dtype and narrow not in _NARROWER.get(dtype, ()):
+        raise ValueError(f"numbers of {dtype} cannot be stored as {narrow}")
+    raw = np.frombuffer(reader.take(size * narrow.itemsize), f"<u{narrow.itemsize}")
+    if narrow == dtype:
+        return raw.astype(f"u{narrow.itemsize}")
+    return to_patterns(from_patterns(raw, narrow, (size,)).to(dtype))
+
+
+def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:
+    """The values as integers times 2^exponent, if that gives back every bit."""
+    if not len(patterns) or len(patterns) > 1 << 22 or dtype == torch.bool:
+        return None
+    values = from_patterns(patterns, dtype, (len(patterns),)).double()
+    if not values.isfinite().all() or (values.abs() >= 2.0**52).any():
+        return None
+    fraction, exponent = np.frexp(values.numpy())
+    mantissa = (fraction * 2.0**53).astype(np.int64)
+    lowest = np.frexp((mantissa & -mantissa).astype(np.float64))[1] - 1 + exponent - 53
+    step = int(lowest[mantissa != 0].min(initial=_MAX_EXPONENT))
+    if step == _MAX_EXPONENT:  # zeros alone
+        step = 0
+    scaled = np.ldexp(values.numpy(), -step)
+    if np.abs(scaled).max() >= _MAX_INTEGER:
+        return None
+    integers = scaled.astype(np.int64)
+    back = torch.from_numpy(np.ldexp(integers.astype(np.float64), step)).to(dtype)
+    if not np.array_equal(to_patterns(back), patterns):  # a negative zero
+        return None
+    return step, integers
+
+
+def _code_grid(coder: Coder, size: int, integers: Array | None) -> Array:
+    folded = None if integers is None else np.where(integers < 0, -2 * integers - 1, 2 * integers)
+    folded = code_integers(coder, size, folded)
+    return np.where(folded % 2 == 0, folded // 2, -(folded + 1) // 2)

@@ -1,0 +1,156 @@
+"""Exact transforms of a network before it is snapped: the same outputs, fewer bits.
+
+They act on pairs of layers that follow each other, named by the caller: a `Linear` or `Conv2d`,
+nothing but element-wise activations (and pooling or flattening) in between, and the layer that
+takes all its outputs and nothing else. Compare the outputs with `same_outputs` before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+Layer = nn.Linear | nn.Conv2d
+
+
+@torch.no_grad()
+def fold_dead_neurons_(
+    model: nn.Module,
+    layer: str,
+    following: str,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+) -> int:
+    """Fold neurons without input or without output into the next layer's biases, in place.
+
+    A neuron without incoming weights puts out f(b) whatever the input: each next neuron gets
+    b'_k += w_kj f(b_j), and w_kj = 0. A neuron without outgoing weights is not heard: its
+    incoming weights and its bias become 0. Both then cost next to nothing to encode.
+
+    Args:
+        model: the network.
+        layer: the name of the layer whose neurons may be dead (`"fc1"`).
+        following: the name of the layer that takes its outputs.
+        activation: f, what lies between the two, of one number.
+
+    Returns:
+        How many neurons are dead now.
+
+    Raises:
+        ValueError: if the layers do not follow each other, have no biases, or a convolution pads
+            (at the border a constant is then not a constant).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> _ = net[0].weight.data[0].zero_()
+        >>> fold_dead_neurons_(net, "0", "2")
+        1
+    """
+    first, second = _pair(model, layer, following)
+    if first.bias is None or second.bias is None:
+        raise ValueError(f"folding wants biases; {layer} and {following} must both have one")
+    if isinstance(second, nn.Conv2d) and any(second.padding):
+        raise ValueError(f"{following} pads its input: what a dead neuron adds varies there")
+    outgoing = _by_input(second, first)  # a view (outputs, neurons, rest)
+    deaf = first.weight.flatten(1).eq(0).all(1)
+    constant = activation(first.bias.double())
+    second.bias += (outgoing.double().sum(-1) * (constant * deaf)).sum(1).to(second.bias.dtype)
+    outgoing[:, deaf] = 0.0
+    mute = outgoing.eq(0).all(-1).all(0)
+    first.weight[mute] = 0.0
+    first.bias[mute] = 0.0
+    return int(mute.sum())
+
+
+@torch.no_grad()
+def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
+    """Order a layer's neurons by the number of their non-zero weights, the densest first, in place.
+
+    Rows of like density side by side are easier to predict. The next layer's inputs are permuted
+    alike, so that the outputs stay the same, up to the order in which they are summed.
+
+    Args:
+        model: the network.
+        layer: the name of the layer whose neurons are sorted.
+        following: the name of the layer that takes its outputs.
+
+    Returns:
+        The permutation: which neuron has come to each place.
+
+    Raises:
+        ValueError: if the layers do not follow each other.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> _ = net[0].weight.data[0].zero_()
+        >>> sort_neurons_(net, "0", "2")
+        tensor([1, 0])
+    """
+    first, second = _pair(model, layer, following)
+    outgoing = _by_input(second, first)
+    count = first.weight.flatten(1).ne(0).sum(1) + outgoing.ne(0).sum((0, 2))
+    order = count.argsort(descending=True, stable=True)
+    first.weight.copy_(first.weight[order])
+    if first.bias is not None:
+        first.bias.copy_(first.bias[order])
+    outgoing.copy_(outgoing[:, order])
+    return order
+
+
+@torch.no_grad()
+def same_outputs(
+    before: nn.Module, after: nn.Module, inputs: Iterable[Tensor], *, tolerance: float = 1e-5
+) -> float:
+    """Verify that two networks put out the same, relative to the largest output.
+
+    Args:
+        before: the network as it was (a `copy.deepcopy`).
+        after: the network as it is.
+        inputs: batches.
+        tolerance: the largest difference to accept, relative.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        ValueError: if it is above the tolerance, or there are no batches.
+    """
+    worst = -1.0
+    for batch in inputs:
+        a, b = before(batch), after(batch)
+        scale = a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)
+        worst = max(worst, ((a - b).abs().max() / scale).item())
+    if not 0.0 <= worst <= tolerance:
+        raise ValueError(
+            "there are no inputs to compare the outputs on"
+            if worst == -1.0
+            else f"the outputs differ by {worst:.2g} of the largest one, more than {tolerance:g}: "
+            "the layers are not a pair as the transform wants it"
+        )
+    return worst
+
+
+def _pair(model: nn.Module, layer: str, following: str) -> tuple[Layer, Layer]:
+    modules = dict(model.named_modules())
+    pair = []
+    for name in (layer, following):
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            legal = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Conv2d)]
+            raise ValueError(f"{name!r} is no Linear or Conv2d of the model; it has {legal}")
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            raise ValueError(f"{name} has {module.groups} groups; the transforms want 1")
+        pair.append(module)
+    first, second = pair
+    if second.weight.shape[1] % len(first.weight):
+        raise ValueError(
+            f"{following} takes {second.weight.shape[1]} inputs, which is no multiple of the "
+            f"{len(first.weight)} outputs of {layer}: they do not follow each other"
+        )
+    return first, second
+
+
+def _by_input(second: Layer, first: Layer) -> Tensor:
+    """The following layer's weights as a view (outputs, neurons, rest)."""
+    return second.weight.view(len(second.weight), len(first.weight), -1)

@@ -1,0 +1,125 @@
+"""Compress a network that we did not train, and count its errors: python tests/pretrained.py
+
+Magika (Fratantonio et al. 2024) ships a convolutional network that tells the type of a file from
+its bytes, 0.8 million weights, in its package (pip install magika onnx). It is evaluated on files
+of this Python installation, whose names tell their types. No training data are used: to each of
+its three large tensors a mixture is fitted, or k-means with as many values. Writes
+figures/pretrained.md.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from swsmix.codec import decode, encode
+from swsmix.posttraining import packed_bytes, quantize_state, snapped
+
+EXTENSIONS = (
+    "py", "html", "css", "js", "json", "md", "c", "h", "cpp", "yaml", "xml", "csv", "svg", "toml",
+    "ini", "png", "gif", "so", "sh", "pyc", "rst", "pdf", "ttf", "npz", "jpg", "f90", "pyx", "cu",
+    "hpp", "ts", "cmake", "proto",
+)  # fmt: skip
+
+
+def files(per_type, extensions):
+    """Files of this installation, evenly from each type in the order of their names."""
+    root = Path(sys.prefix)
+    found = []
+    for extension in extensions:
+        paths = sorted(root.rglob(f"*.{extension}"))
+        paths = [p for p in paths if p.is_file() and p.stat().st_size >= 200]
+        step = max(len(paths) // per_type, 1)
+        found += [(p, extension) for p in paths[::step][:per_type]]
+    return found
+
+
+def error(model, folder, labelled, known):
+    """The share of files, in percent, whose type the model gets wrong."""
+    import onnx
+    from magika import Magika
+
+    onnx.save(model, str(folder / "model.onnx"))
+    results = Magika(model_dir=folder).identify_paths([p for p, _ in labelled])
+    wrong = sum(
+        extension not in known[str(result.dl.label)]["extensions"]
+        for result, (_, extension) in zip(results, labelled, strict=True)
+    )
+    return 100.0 * wrong / len(labelled)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--per-type", type=int, default=40, help="files of each type, at most")
+    parser.add_argument("--values", type=int, nargs="+", default=[16, 8, 4], help="K")
+    parser.add_argument("--out", type=Path, default=Path("figures/pretrained.md"))
+    arguments = parser.parse_args()
+
+    import magika
+    import onnx
+
+    package = Path(magika.__file__).parent
+    known = json.loads((package / "config" / "content_types_kb.min.json").read_text())
+    source = package / "models" / "standard_v3_3"
+    model = onnx.load(str(source / "model.onnx"))
+    initial = {t.name: t for t in model.graph.initializer}
+    arrays = {n: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for n, t in initial.items()}
+    state = {n: t for n, t in arrays.items() if t.is_floating_point()}
+    large = {n: t for n, t in state.items() if sum(s > 1 for s in t.shape) > 1}
+    labels = json.loads((source / "config.min.json").read_text())["target_labels_space"]
+    told = {extension for label in labels for extension in known[label]["extensions"]}
+    labelled = files(arguments.per_type, [e for e in EXTENSIONS if e in told])
+    numbers = sum(t.numel() for t in state.values())
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in source.iterdir():
+            shutil.copy(path, folder)
+
+        def measure(new):
+            for n, t in new.items():
+                initial[n].CopyFrom(onnx.numpy_helper.from_array(t.numpy(), n))
+            squares = sum((new[n].double() - t.double()).square().sum() for n, t in large.items())
+            rms = (squares / sum(t.numel() for t in large.values())).sqrt().item()
+            return f"{rms:.2g} | {error(model, folder, labelled, known):.2f} |"
+
+        def add(label, size, measured):
+            rows.append(f"| {label} | {size:,} | {4 * numbers / size:.1f} | {measured}")
+            print(rows[-1], flush=True)
+
+        add("float32", 4 * numbers, measure(state))
+        add("float16", 2 * numbers, measure({n: t.half().float() for n, t in state.items()}))
+        for values in arguments.values:
+            for method in ("kmeans", "mixture"):
+                found = quantize_state(large, values, method=method)
+                new = snapped(state, found)
+                data = encode(new)
+                measured = measure(decode(data))
+                if method == "kmeans":
+                    packed = packed_bytes(state, found)
+                    add(f"k-means, {values} values, packed", packed, measured)
+                    add(f"k-means, {values} values, in our format", len(data), measured)
+                else:
+                    add(f"mixture, {values} values, in our format", len(data), measured)
+    table = [
+        "# A pretrained network: Magika's file types",
+        "",
+        f"{numbers:,} numbers, of which {sum(t.numel() for t in large.values()):,} weights in "
+        f"{len(large)} tensors are quantised; the others are exact and counted. Errors on "
+        f"{len(labelled):,} files of a Python installation, {len({e for _, e in labelled})} types. "
+        "Made by `python tests/pretrained.py`.",
+        "",
+        "| | bytes | x float32 | rms change of a weight | errors % |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+    ]
+    arguments.out.write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The context models: portable, as good as they claim, and the same in both directions."""
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from swsmix.codec import decode, encode, mixing, sizes
+from swsmix.codec.stream import (
+    ONE,
+    Player,
+    Recorder,
+    code_adaptively,
+    code_integers,
+    entropy_bits,
+    frequencies,
+)
+
+
+def structured(rows=60, columns=80, seed=0, rates=None):
+    """Weights in {-2, -1, 0, 1, 2}, with dense and dead rows and columns and signs by column."""
+    rng = np.random.default_rng(seed)
+    row = rng.random(rows) ** 4 if rates is None else rates
+    column = rng.random(columns) ** 3
+    flags = rng.random((rows, columns)) < 2.5 * np.outer(row, column)
+    sign = np.where(rng.random((rows, columns)) < 0.9, 1, -1) * rng.choice([-1, 1], columns)
+    return torch.from_numpy(flags * sign * rng.integers(1, 3, (rows, columns))).float()
+
+
+def test_context_models_go_well_below_the_zero_order_entropy_where_there_is_structure():
+    w = structured()
+    size = sizes({"w": w})["w"]
+    assert size.index_bits < 0.75 * size.entropy_bits
+    rng = np.random.default_rng(1)
+    shuffled = w.reshape(-1)[torch.from_numpy(rng.permutation(w.numel()))].view(w.shape)
+    assert sizes({"w": shuffled})["w"].index_bits > 0.97 * size.entropy_bits
+
+
+def test_neighbours_in_an_image_are_found_by_their_stride():
+    rng = np.random.default_rng(0)
+    blobs = np.zeros((40, 12, 12))
+    for image in blobs:
+        y, x = rng.integers(0, 9, 2)
+        image[y : y + 4, x : x + 4] = 1.0
+    w = torch.from_numpy(blobs.reshape(40, 144)).float()
+    size = sizes({"w": w})["w"]
+    assert size.index_bits < 0.5 * size.entropy_bits
+
+
+def test_the_rows_of_the_layer_before_tell_of_this_ones_columns():
+    rates = np.where(np.arange(60) % 3 == 0, 0.8, 0.0)
+    first = structured(60, 50, 1, rates)
+    second = structured(60, 50, 2, rates).T.contiguous()
+    together = sizes({"first": first, "second": second})["second"].index_bits
+    assert together < 0.97 * sizes({"second": second})["second"].index_bits
+
+
+def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
+    rng = np.random.default_rng(0)
+    recorder = Recorder()
+    p = rng.integers(1, ONE, 20_000)
+    bits = (rng.integers(0, ONE, 20_000) < p).astype(np.int64)
+    recorder.bits(p, bits)
+    count = np.array([1000, 0, 10, 5000])
+    symbols = np.repeat(np.arange(4), count)
+    recorder.symbols(frequencies(count), len(symbols), symbols)
+    data = recorder.to_bytes()
+    assert abs(8 * len(data) - recorder.cost) < 0.001 * recorder.cost + 64
+    player = Player(data)
+    assert np.array_equal(player.bits(p), bits)
+    assert np.array_equal(player.symbols(frequencies(count), len(symbols)), symbols)
+    player.check_end()
+
+
+@pytest.mark.parametrize("values", [[], [0], [2**40 - 1, 0, 1, 2, 3], list(range(0, 90_000, 7))])
+def test_integers_come_back(values):
+    values = np.array(values, np.int64)
+    recorder = Recorder()
+    code_integers(recorder, len(values), values)
+    assert np.array_equal(code_integers(Player(recorder.to_bytes()), len(values)), values)
+
+
+def test_adaptive_coding_comes_near_the_entropy():
+    symbols = np.random.default_rng(0).choice(5, 10_000, p=[0.9, 0.05, 0.03, 0.01, 0.01])
+    recorder = Recorder()
+    code_adaptively(recorder, 5, len(symbols), symbols)
+    assert recorder.cost < 1.02 * entropy_bits(np.bincount(symbols)) + 100
+
+
+def test_frequencies_add_up_and_leave_none_out():
+    for count in ([1, 0, 10**9], [1] * 65536, [0, 0], [3]):
+        frequency = frequencies(np.array(count))
+        assert frequency.sum() == 1 << 22
+        assert all(f > 0 for f, c in zip(frequency, count, strict=True) if c)
+
+
+def test_the_tables_of_logits_are_far_from_every_rounding_boundary():
+    # So that no other implementation of log and exp can round an entry differently.
+    p = np.arange(1, ONE)
+    logit = np.arange(-2840, 2841) / mixing.LOGIT_SCALE
+    for exact, table in (
+        (mixing.LOGIT_SCALE * np.log(p / (ONE - p)), mixing.LOGIT[1:-1]),
+        (ONE / (1.0 + np.exp(-logit)), mixing.PROBABILITY),
+    ):
+        assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-9
+        assert np.abs(exact - table).max() <= 0.51
+
+
+# Written by the first version 1: files stay readable, whatever changes.
+GOLDEN = """
+U1dTTQExAwIZAQEAAhgkBgEAuAC0AIAAAAA0ADgCAwEBAhkCAAABGAoLAQAFc3RlcHMABAAHDNs+SdKoQTc1EfOLOrD3y/W7
+vfJAAmGGCt/XcsBCEcD58oVlfj4lQbHEFojIuRhJAV9T9AWTSrrACmWGBt3O6NUbTSg+DCzpL0AV5CONbDvmRA7uSaBvkm9v
+3QZk6gaBpviiJyvp5qSO+692nuuF5g2swvn2NnjJ4AAAAPl2dLHW
+"""
+
+
+def golden_state():
+    i = torch.arange(24)[:, None] * 1.0
+    j = torch.arange(36)[None] * 1.0
+    w = ((i * j) % 7 == 3) * ((i + 2 * j) % 5 - 2) / 4 * (i > 5)
+    return {"fc.weight": w, "fc.bias": (i[:, 0] - 7) / 64, "steps": torch.tensor(12)}
+
+
+def test_a_file_of_the_first_version_is_read_and_written_as_ever():
+    data = base64.b64decode(GOLDEN)
+    state = golden_state()
+    back = decode(data)
+    assert list(back) == list(state) and all(torch.equal(back[n], t) for n, t in state.items())
+    assert encode(state) == data
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads():
+    code = (
+        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import torch;"
+        "from test_contexts import structured, encode, decode;"
+        "w = structured(200, 40); data = encode({'w': w});"
+        "assert torch.equal(decode(data)['w'], w);"
+        "print(hashlib.sha256(data).hexdigest())"
+    )
+    here = os.path.dirname(__file__)
+    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
+    done = subprocess.run(
+        [sys.executable, "-c", code, here],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data = encode({"w": structured(200, 40)})
+    torch.set_num_threads(before)
+    assert done.stdout.strip() == hashlib.sha256(data).hexdigest()

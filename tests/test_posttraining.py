@@ -1,0 +1,68 @@
+import pytest
+import torch
+from scipy.cluster.vq import kmeans2
+
+from swsmix.codec import encode
+from swsmix.posttraining import packed_bytes, quantize_state, snapped
+
+
+def state(shape=(80, 60), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.distributions.StudentT(4.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        w = 0.05 * t.sample(shape)
+    return {"w": w, "b": torch.randn(shape[0], generator=generator), "n": torch.tensor(3)}
+
+
+@pytest.mark.parametrize("method", ["mixture", "kmeans"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_each_value_is_the_mean_of_its_weights(method, zero):
+    net = state()
+    found = quantize_state(net, 6, method=method, zero=zero)
+    assert list(found) == ["w"]
+    q = found["w"]
+    for j in range(zero, 6):
+        mine = net["w"][q.index == j]
+        assert len(mine) and q.codebook[j].item() == pytest.approx(mine.mean().item(), abs=1e-6)
+    assert not zero or q.codebook[0] == 0.0
+
+
+def test_kmeans_is_as_good_as_scipys_and_assigns_to_the_nearest():
+    w = state()["w"]
+    q = quantize_state({"w": w}, 8, method="kmeans")["w"]
+    nearest = (w[..., None] - q.codebook).abs().argmin(-1)
+    assert (nearest != q.index).float().mean() < 1e-3
+    mse = (q.values - w).square().mean().item()
+    best = min(
+        float(((w.reshape(-1, 1).numpy() - c[labels]) ** 2).mean())
+        for seed in range(5)
+        for c, labels in [kmeans2(w.reshape(-1, 1).numpy(), 8, minit="++", rng=seed)]
+    )
+    assert mse < 1.05 * best
+
+
+def test_the_mixture_takes_fewer_bytes_than_kmeans_of_as_many_values():
+    net = state((200, 150))
+    a, b = (quantize_state(net, 16, method=m)["w"] for m in ("mixture", "kmeans"))
+    assert len(encode({"w": a.values})) < len(encode({"w": b.values}))
+    assert (a.values - net["w"]).square().mean() > (b.values - net["w"]).square().mean()
+
+
+def test_what_is_quantised_already_stays_as_it_is():
+    w = torch.tensor([-1.0, 0.0, 2.0])[torch.randint(3, (20, 20))]
+    assert torch.equal(quantize_state({"w": w}, 16)["w"].values, w)
+
+
+def test_packed_palettes_are_counted_in_whole_bytes():
+    net = {"w": torch.randn(10, 33), "b": torch.zeros(7)}
+    found = quantize_state(net, 5)
+    assert packed_bytes(net, found) == -(-330 * 3 // 8) + 5 * 4 + 7 * 4
+    assert snapped(net, found)["b"] is net["b"]
+
+
+def test_weights_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="w holds nan or inf"):
+        quantize_state({"w": torch.full((9, 9), torch.nan)}, 4)
+    with pytest.raises(ValueError, match="at least 1"):
+        quantize_state({}, 0)
