@@ -2,7 +2,7 @@
 
 The mixture assigns a weight to its most responsible component, the largest
 pi_j N(w | mu_j, sigma_j^2): besides the distance it counts how common a component is, so that the
-coded numbers take fewer bits than those of k-means with as many values, at a larger squared error.
+coded numbers take fewer bits than those of k-means with as many values, at about its error.
 """
 
 from __future__ import annotations

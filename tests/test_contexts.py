@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -153,3 +154,15 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads():
     data = encode({"w": structured(200, 40)})
     torch.set_num_threads(before)
     assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.slow
+def test_twenty_five_million_weights_are_coded_within_a_minute_each_way():
+    rows = np.random.default_rng(0).random(2048) ** 3
+    state = {f"w{i}": structured(2048, 2048, i, rows) for i in range(6)}
+    begin = time.process_time()  # of this process: others may be busy
+    data = encode(state)
+    middle = time.process_time()
+    decode(data)
+    end = time.process_time()
+    assert middle - begin < 60.0 and end - middle < 60.0

@@ -42,11 +42,11 @@ def test_kmeans_is_as_good_as_scipys_and_assigns_to_the_nearest():
     assert mse < 1.05 * best
 
 
-def test_the_mixture_takes_fewer_bytes_than_kmeans_of_as_many_values():
+def test_the_mixture_takes_fewer_bytes_than_kmeans_at_about_its_error():
     net = state((200, 150))
     a, b = (quantize_state(net, 16, method=m)["w"] for m in ("mixture", "kmeans"))
     assert len(encode({"w": a.values})) < len(encode({"w": b.values}))
-    assert (a.values - net["w"]).square().mean() > (b.values - net["w"]).square().mean()
+    assert (a.values - net["w"]).square().mean() < 1.1 * (b.values - net["w"]).square().mean()
 
 
 def test_what_is_quantised_already_stays_as_it_is():
