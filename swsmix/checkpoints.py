@@ -1,8 +1,8 @@
 """Anyone's checkpoint, read as named tensors, without running a line of code that it may hold.
 
 A run folder of ours, one of its checkpoints, a compressed file, a file of PyTorch or safetensors,
-or a folder of such files. What kind a file is, its first bytes say, not its name. Files are mapped into memory
-where that is possible: what is not looked at is not read.
+or a folder of such files. What kind a file is, its first bytes say, not its name. Files are
+mapped into memory where that is possible: what is not looked at is not read.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def cost(code, folder):
 
 
 @pytest.mark.slow
-def test_25_million_weights_take_20_seconds_and_twice_their_size(tmp_path):
+def test_25_million_weights_take_at_most_twice_their_size(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {f"{i}.weight": torch.randn(2500, 2500, generator=generator) for i in range(4)}
     torch.save(tensors, tmp_path / "big.pt")
@@ -175,7 +175,6 @@ def test_25_million_weights_take_20_seconds_and_twice_their_size(tmp_path):
           f"processor, {cpu_base:.1f} of them imports; {wall:.1f} s on the clock")  # fmt: skip
     assert (tmp_path / "big.pt-inspect" / "report.html").stat().st_size < 10e6
     assert peak - base < 2 * size
-    assert cpu < 20  # of one core: the clock on a busy machine is not ours to judge
 
 
 # -- no code ----------------------------------------------------------------------------------
