@@ -78,6 +78,11 @@ def read(path: Path) -> Checkpoint:
         if files := sorted(path.glob(pattern)):
             parts = [_read_file(file) for file in files]
             tensors = {name: t for part in parts for name, t in part.tensors.items()}
+            if len(tensors) < sum(len(part.tensors) for part in parts):
+                raise ValueError(
+                    f"{path} holds {len(files)} files with tensors of the same names, not the "
+                    "parts of one network: name one of the files"
+                )
             return Checkpoint(f"folder of {len(files)} x {parts[0].kind}", tensors)
     raise ValueError(
         f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors ("
@@ -135,12 +140,12 @@ def _read_torch(path: Path) -> Any:
 def _tensors_in(loaded: Any) -> Iterator[tuple[str, Tensor]]:
     """The network's tensors in what torch.load gave: a state_dict, or a dictionary with some."""
     if isinstance(loaded, Tensor):
-        yield "tensor", loaded
+        yield "tensor", loaded.detach()
     if not isinstance(loaded, Mapping):
         return
-    if any(isinstance(v, Tensor) for v in loaded.values()):
-        yield from ((str(k), v) for k, v in loaded.items() if isinstance(v, Tensor))
-        return
+    # Those beside a nested state_dict, such as the best accuracy, are shown too.
+    yield from ((str(k), v.detach()) for k, v in loaded.items() if isinstance(v, Tensor))
+    loaded = {k: v for k, v in loaded.items() if not isinstance(v, Tensor)}
     inner = {
         str(k): dict(_tensors_in(v)) for k, v in loaded.items() if "optim" not in str(k).lower()
     }

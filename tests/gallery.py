@@ -64,9 +64,10 @@ def text() -> str:
     """The gallery's page."""
     parts = [
         "# Gallery",
-        "Every picture that swsmix draws, with the line that makes it; `swsmix inspect PATH` draws "
-        "them all from any checkpoint. They are of one real run: the 104 weights of the 12-8-1 "
-        "network learning to predict sunspots, `swsmix train` (seed 0).",
+        "Every picture that swsmix draws, with the line that makes it. `swsmix inspect PATH` draws "
+        "those that any checkpoint allows and, of a run, those of its history. They are of one "
+        "real run: the 104 weights of the 12-8-1 network learning to predict sunspots, "
+        "`swsmix train` (seed 0).",
         f"```python\n{SETUP}```",
         "`plots.save(figure, path)` writes PNG, PDF or SVG, the same bytes each time. "
         "`width=plots.COLUMN` fits one column of a paper, and `ax=` draws into axes of your own.",

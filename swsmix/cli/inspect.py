@@ -125,7 +125,7 @@ def _saved(
 
     from swsmix import plots, report
 
-    columns = (SpinnerColumn(), TextColumn("drawing {task.description}"))
+    columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("")
         for picture in report.figures(inspection):

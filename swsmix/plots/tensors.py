@@ -159,7 +159,9 @@ def layers(
         parameters = parameters_of(own)
         edges, counts = histogram(w, *span(parameters, w))
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
-        panel.set_title(f"{shorten(name, 20)}  ({format_number(count(w))})", fontsize=7)
+        panel.set_title(
+            f"{shorten(name, 20)}  ({format_number(count(w))})", fontsize=7, parse_math=False
+        )
         panel.xaxis.set_major_locator(MaxNLocator(3))
     for panel in panels[-columns:]:
         panel.set_xlabel("weight")
@@ -195,7 +197,7 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))
     bars = panel.barh(range(len(bits)), bits, height=0.7, color=NEGATIVE)
     panel.bar_label(bars, [f"{b:.2f}" for b in bits], padding=2, fontsize=6.5, color=GREY)
-    panel.set_yticks(range(len(bits)), [shorten(name, 28) for name in named_bits])
+    panel.set_yticks(range(len(bits)), [shorten(name, 28) for name in named_bits], parse_math=False)
     panel.set(
         ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits a weight"
     )
