@@ -88,7 +88,8 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     c = 0.5 * (d / sigma[j]).square() + (pi[i] / sigma[i]).log() - (pi[j] / sigma[j]).log()
     q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (b * b - 4 * a * c).sqrt())
     roots = torch.cat([mu[i] + q / a, mu[i] + c / q])  # nan or inf where there is none
-    roots = roots[roots.isfinite()].unique()
+    # Nearly equal components meet so far out that the square of the distance overflows.
+    roots = roots[roots.abs() < 1e100].unique()
     if not len(roots):
         roots = mu[:1]
     beyond = 1.0 + roots.abs().max()
