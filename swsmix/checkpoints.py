@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import codec, runs
@@ -108,8 +108,7 @@ def _read_file(path: Path) -> Checkpoint:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return load_file(path)
     except Exception as error:  # safetensors has one error class of its own for all damages
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 

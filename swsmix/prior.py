@@ -395,8 +395,8 @@ class MixturePrior(nn.Module):
 
         if schedule is not None and (tau is not None or em_every is not None):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
-        given = {"tau": tau, "em_every": em_every}
-        schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        given: dict[str, Any] = {"tau": tau, "em_every": em_every}
+        schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
         optimizers = (
             [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         )

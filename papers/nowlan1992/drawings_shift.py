@@ -259,8 +259,10 @@ def plain_style(figure: Figure) -> Figure:
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=7)
-        for text in (ax.title, ax._right_title, ax.xaxis.label, ax.yaxis.label):  # type: ignore[attr-defined]
+        for text in (ax.xaxis.label, ax.yaxis.label):
             text.set_fontsize(7.5)
+        for side in ("center", "right"):
+            ax.set_title(ax.get_title(side), loc=side, fontsize=7.5)
     for legend in figure.legends:
         legend.set_frame_on(False)
         for text in legend.get_texts():

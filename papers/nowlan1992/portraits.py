@@ -10,7 +10,7 @@ from torch import Tensor
 
 from papers.nowlan1992 import forecasts, shift, sunspots
 from papers.nowlan1992.methods import Recipe, sharing
-from papers.nowlan1992.nets import Cases, train
+from papers.nowlan1992.nets import Cases, Likelihood, train
 from papers.nowlan1992.penalties import Decay, Sharing
 from swsmix import data
 
@@ -76,6 +76,7 @@ def plain(problem: str, method: str) -> dict[str, Any]:
 
 
 def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, Recipe, Tensor]:
+    like: Likelihood
     if problem == "shift":
         drawn = shift.sample(0, shift.SETTINGS["n100"])
         x, y, like, hidden, recipe = drawn.x, drawn.y, "binary", shift.HIDDEN, shift.SHARING[mode]
@@ -84,7 +85,7 @@ def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, Reci
         scale = forecasts.Scale()
         x, y, like, hidden = scale.there(x), scale.there(y), "gaussian", sunspots.HIDDEN
         recipe = sunspots.SHARING
-    cases = Cases(x, y, torch.ones(restarts, len(y), dtype=torch.float64), like, hidden)  # type: ignore[arg-type]
+    cases = Cases(x, y, torch.ones(restarts, len(y), dtype=torch.float64), like, hidden)
     return cases, recipe, cases.start(range(restarts), 0.3)
 
 
