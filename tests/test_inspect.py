@@ -514,6 +514,7 @@ def test_a_folder_of_epochs_is_not_taken_for_one_network(tmp_path):
 
 
 def test_names_with_markup_or_mathematics_are_only_names(tmp_path):
-    torch.save({r"a$\\frac$b[/]": torch.randn(30, 30)}, tmp_path / "a.pt")
+    torch.save({r"a$\frac$b[/]": torch.randn(30, 30), "b": torch.ones(4, 4)}, tmp_path / "a.pt")
     taken = inspect(tmp_path / "a.pt", per_tensor=True)
-    assert len(list(figures(taken))) > 2
+    for picture in figures(taken):
+        picture.figure.savefig(io.BytesIO())  # mathematics is parsed when it is drawn
