@@ -11,7 +11,7 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
-    {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
+    {"labels", "mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
     {"em", "histogram", "history", "regions", "transforms"},
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from swsmix.histogram import Array, Parameters, chunks
+from swsmix.labels import format_number
 from swsmix.mixture import GaussianMixture
-from swsmix.plots.style import BARS, GREY, INK, format_number, root_figure
+from swsmix.plots.style import BARS, GREY, INK, root_figure
 from swsmix.regions import decision_regions
 
 

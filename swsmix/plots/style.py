@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 
 from swsmix.histogram import Array
-from swsmix.names import shorten, visible
+from swsmix.labels import shorten, visible
 
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
 NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
@@ -159,23 +159,6 @@ def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4)
         bbox_to_anchor=(0, 1.01),
         borderaxespad=0,
     )
-
-
-def format_number(value: Any, _: Any = None, *, digits: int = 3) -> str:
-    """Three digits, with k, M, G for thousands; also an axis formatter."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if 0.9995 * size <= abs(value) < 0.9995e12:
-            return f"{value / size:.{digits}g}{unit}".replace("-", "−")
-    return f"{value:.{digits}g}".replace("-", "−")
-
-
-def format_distinct(values: Sequence[float]) -> list[str]:
-    """Numbers in as many digits, three or more, as tell those apart that differ."""
-    for digits in range(3, 17):
-        shown = [format_number(v, digits=digits) for v in values]
-        if len(set(shown)) == len(set(values)):
-            break
-    return shown
 
 
 def fitted(name: str, points: float, size: float) -> str:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from swsmix.histogram import flat_weights, histogram, parameters_of, span
+from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     density_panel,
@@ -28,8 +29,6 @@ from swsmix.plots.style import (
     add_legend,
     component_colors,
     fitted,
-    format_distinct,
-    format_number,
     make_panels,
     styled,
 )
@@ -93,7 +92,7 @@ def hinton(
         used = sorted(set(component.tolist()), key=lambda j: mean[j])
         handles = [
             Patch(color=palette[j], label=label)
-            for j, label in zip(used, format_distinct(mean[used].tolist()), strict=True)
+            for j, label in zip(used, distinct(mean[used].tolist()), strict=True)
         ]
     height = 0.88 * width * min(max(rows / columns, 0.1), 2)
     height += 0.5 + 0.15 * -(-len(handles) // per_line)

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from swsmix.histogram import MAX_BINS, Array
 from swsmix.history import History
+from swsmix.labels import format_number
 from swsmix.plots.style import (
     FULL,
     INK,
@@ -22,7 +23,6 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    format_number,
     make_panels,
     num_columns,
     styled,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
+from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     bends,
@@ -28,8 +29,6 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    format_distinct,
-    format_number,
     make_panels,
     num_columns,
     styled,
@@ -146,7 +145,7 @@ def responsibilities(
         area.set_label(f"_component {j}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
     named = [j for j in order if j in decision_regions(mixture).component]
-    names, tints = format_distinct(mean[named].tolist()), [colors[j] for j in named]
+    names, tints = distinct(mean[named].tolist()), [colors[j] for j in named]
     label_centres(panels[0], mean[named], names, tints, "mean")
     if flat:
         edges, counts = histogram(flat, low, high)
