@@ -12,7 +12,8 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
     {"labels", "mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "histogram", "history", "regions", "transforms"},
+    {"em", "histogram", "regions", "transforms"},
+    {"history"},
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},

@@ -88,9 +88,7 @@ def inspect(
     from swsmix.labels import visible
 
     writes = figures or html or animate
-    out = out or Path(f"{(path.name or path.resolve().name)[-100:]}-inspect")
-    if writes and out.exists() and not out.is_dir():
-        raise ValueError(f"--out wants a folder; {out} is a file: name another")
+    out = _folder(path, out)
     torch.set_num_threads(1)  # most of it is not torch's; and sums depend on how they are split
     console = Console()
     checkpoint = checkpoints.read(path)
@@ -126,6 +124,14 @@ def inspect(
     if not quiet:
         line = f"\nwritten to {visible(str(out))}/: {', '.join(written)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _folder(path: Path, out: Path | None) -> Path:
+    """The folder to write to; not yet made."""
+    out = out or Path(f"{(path.name or path.resolve().name)[-100:]}-inspect")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out wants a folder; {out} is a file: name another")
+    return out
 
 
 def _saved(

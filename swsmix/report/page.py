@@ -160,4 +160,4 @@ def _layer(layer: Layer, group: int) -> dict[str, Any]:
 
 
 def _short(values: Any) -> list[float]:
-    return [float(f"{v:.7g}") for v in values.tolist()]
+    return [float(f"{v:.9g}") for v in values.tolist()]

@@ -211,11 +211,10 @@ def _stacked(row: dict[str, str], width: int, ascii_only: bool) -> Text:
     facts = [number_of(int(row["weights"].replace(",", "")), "weight")]
     facts += [number_of(int(row["clusters"]), "cluster"), f"{row['bits']} bits"]
     facts += [f"{row['non-zero']} non-zero"]
-    lines = [("; ".join(facts), width - 2), (f"shares, %: {row['shares, %']}", width - 2)]
     body = [
         part
-        for line, room in lines
-        for part in textwrap.wrap(line, max(room, 1), break_on_hyphens=False)
+        for line in ("; ".join(facts), f"shares, %: {row['shares, %']}")
+        for part in textwrap.wrap(line, max(width - 2, 1), break_on_hyphens=False)
     ]
     name = shorten(row["tensor"], width, ascii_only=ascii_only)
     return Text("\n  ".join([name, *body]))
