@@ -19,6 +19,7 @@ _TABULATED = {torch.float32, torch.float16, torch.bfloat16}
 _MAX_VALUES = 64  # weights of so few values are clustered already: each value is a component
 
 
+@tables.uncompiled()  # 100 MB and seconds, the first time many, for five passes over the weights
 def cluster(
     flat: Sequence[Tensor], num_components: int, *, seed: int = 0
 ) -> tuple[GaussianMixture, str]:
