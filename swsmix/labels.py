@@ -114,8 +114,9 @@ def format_number(value: Any, _: Any = None, *, digits: int = 3) -> str:
         >>> format_number(1234), format_number(1e30)
         ('1.23k', '1e+30')
     """
+    rounded = 1 - 0.5 * 10.0**-digits  # and above is 1
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if 0.9995 * size <= abs(value) < 0.9995e12:
+        if rounded * size <= abs(value) < rounded * 1e12:
             return f"{value / size:.{digits}g}{unit}".replace("-", "−")
     return f"{value:.{digits}g}".replace("-", "−")
 

@@ -11,7 +11,18 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
-    {"labels", "mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
+    {
+        "labels",
+        "mixture",
+        "weights",
+        "schedule",
+        "sharing",
+        "noise",
+        "tables",
+        "data",
+        "mnist",
+        "nets",
+    },
     {"em", "histogram", "regions", "transforms"},
     {"history"},
     {"plots", "attach", "tensorboard", "clustering"},

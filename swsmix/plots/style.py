@@ -164,8 +164,10 @@ def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4)
 def fitted(name: str, points: float, size: float) -> str:
     """A name, shortened as needed for a width in points at a font size."""
     font = FontProperties(size=size)
-    for length in range(len(visible(name)), 0, -1):
+    most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
+    for length in range(min(len(visible(name)), most), 0, -1):
         shown = shorten(name, length)
-        if text_to_path.get_text_width_height_descent(shown, font, False)[0] <= points:
+        # A twentieth is kept for the letters that pixels make wider.
+        if text_to_path.get_text_width_height_descent(shown, font, False)[0] <= 0.95 * points:
             break
     return shown

@@ -173,7 +173,7 @@ def layers(
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
-        title = f"{fitted(name, points, 7)}\n{size}"
+        title = f"{fitted(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
     return figure
 
@@ -205,7 +205,7 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))
     bars = panel.barh(range(len(bits)), bits, height=0.7, color=NEGATIVE)
     panel.bar_label(bars, [f"{b:.2f}" for b in bits], padding=2, fontsize=6.5, color=GREY)
-    names = [fitted(name, 0.45 * 72 * figure.get_figwidth(), 7) for name in named_bits]
+    names = [fitted(name, 0.45 * 72 * figure.get_figwidth(), 7.0) for name in named_bits]
     panel.set_yticks(range(len(bits)), names, parse_math=False)
     panel.set(
         ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits a weight"
