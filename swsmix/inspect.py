@@ -197,7 +197,8 @@ def inspect(
             f"{' and '.join(given)}: for mixtures that are fitted here, but {read.path} "
             f"({read.kind}) has its own: leave it away, or fit others by refit=True (--refit)"
         )
-    left_out = _left_out(read.tensors, include, exclude, asked if own else None)
+    under_prior = asked if own and read.history is not None else None
+    left_out = _left_out(read.tensors, include, exclude, under_prior)
     chosen = [name for name in read.tensors if name not in left_out]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:8])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import zipfile
 
 import cases
@@ -24,6 +25,11 @@ def write_shards(tensors, path):
     save_file({n: tensors[n] for n in names[2:]}, path / "model-00002-of-00002.safetensors")
 
 
+def write_alone(tensors, path):
+    path.mkdir()
+    save_file(tensors, path / "network.safetensors")
+
+
 WRITERS = {
     "state_dict": lambda t, path: torch.save(t, path),
     "before 1.6": lambda t, p: torch.save(t, p, _use_new_zipfile_serialization=False),
@@ -35,6 +41,8 @@ WRITERS = {
     ),
     "safetensors": lambda t, path: save_file(t, path),
     "shards": write_shards,
+    "alone in a folder": write_alone,
+    "list": lambda t, path: torch.save([t], path),
 }
 
 
@@ -57,6 +65,19 @@ def test_several_networks_in_one_file_keep_their_names(tmp_path):
         "critic.0.weight",
         "critic.2.weight",
     ]
+
+
+def test_networks_in_a_list_are_numbered(tmp_path):
+    torch.save([cases.state(0), (cases.state(1), {"epoch": 3})], tmp_path / "a.pt")
+    names = [layer.name for layer, _ in inspect(tmp_path / "a.pt").layers]
+    assert names == ["0.0.weight", "0.2.weight", "1.0.weight", "1.2.weight"]
+
+
+def test_an_incomplete_checkpoint_of_ours_is_named_and_not_taken_for_another(run_folder, tmp_path):
+    shutil.copytree(run_folder / "final", tmp_path / "final")
+    (tmp_path / "final" / "training.pt").unlink()
+    with pytest.raises(ValueError, match=r"lacks training\.pt"):
+        inspect(tmp_path / "final")
 
 
 def test_a_bare_tensor_is_a_checkpoint_too(tmp_path):

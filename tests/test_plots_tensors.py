@@ -87,13 +87,15 @@ LONG = {
     "W" * 300: torch.ones(3, 3),
     "model.decoder.layers.11.encoder_attn.q_proj.weight": torch.ones(3, 3),
     "model.decoder.layers.10.encoder_attn.q_proj.weight": torch.ones(1, 1),
-    "\x1b[2Ja\u202eb$\\frac$": torch.ones(3, 3),
+    "\x1b[2J": torch.ones(3, 3),
+    "a\u202eb$\\frac$": torch.ones(3, 3),
 }
 
 
 @pytest.mark.parametrize("width", [plots.COLUMN, plots.FULL, 9.0])
 def test_titles_of_long_names_stay_inside_their_panels_and_tell_them_apart(width):
-    names = sorted(LONG, key=lambda name: (-len(name), name))[:16]
+    names = sorted(LONG, key=lambda name: (-len(name), name))
+    names = names[:7] + names[-1:]
     figure = plots.layers({name: LONG[name] for name in names}, MIXTURE, width=width)
     FigureCanvasAgg(figure).draw()
     titles = [ax._left_title for ax in figure.axes]

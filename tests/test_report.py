@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import xml.etree.ElementTree
 
 import cases
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 
 from swsmix import plots
 from swsmix.inspect import inspect
+from swsmix.labels import file_name, shorten
 from swsmix.mixture import GaussianMixture
-from swsmix.report import Picture, figures, file_name, page, terminal
-from swsmix.report.text import bars, histogram_text, rebin
+from swsmix.report import Picture, figures, page, terminal
+from swsmix.report.text import bars, histogram_text, percent, rebin
 
 # -- text -------------------------------------------------------------------------------------
 
@@ -48,18 +50,83 @@ def plain(inspection, width=120, **options):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_table_holds_all_that_was_counted(run_folder, width):
-    found = inspect(run_folder, refit=True)
-    text = plain(found, width)
-    assert max(map(len, text.split("\n"))) <= width
-    for layer, _ in found.layers:
-        row = next(line for line in text.split("\n") if line.startswith(layer.name))
-        shape = "x".join(map(str, layer.weights.shape))
-        for entry in (shape, f"{layer.size:,}", f"{layer.bits_per_weight:.2f}", "100.0 %"):
-            assert entry in row.replace("  ", " ")
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resnet") / "resnet50.pt"
+    torch.save(cases.resnet50(), path)
+    return inspect(path)
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("width", [30, 50, 80, 120, 200])
+def test_the_table_holds_all_that_was_counted_at_every_width(resnet, width, ascii_only):
+    lines = plain(resnet, width, ascii_only=ascii_only).split("\n")
+    assert max(map(len, lines)) <= width
+    assert "".join(lines).isascii() == ascii_only
+    start = 1 + max(i for i, line in enumerate(lines) if line.startswith("#"))
+    body = " ".join(line.strip() for line in lines[start:])
+    body = " ".join(body.split("left out")[0].split())
+    names = set()
+    for layer, _ in resnet.layers:
+        shares = " ".join(percent(share) for share in layer.shares)
+        name = next(n for n in (layer.name, *shortened(layer.name)) if f" {n} " in f" {body}")
+        names.add(name)
+        after = body[body.index(name) :]
+        found = [after.index(entry) for entry in (f"{layer.size:,}", f"{layer.bits_per_weight:.2f}",
+                 "100.0 %", shares)]  # fmt: skip
+        assert found == sorted(found) and found[-1] < 140
+    assert len(names) == len(resnet.layers)
+    assert ("weights; 7 clusters;" in body) == (width <= 50)  # each tensor on lines of its own
+    assert (" histogram " in body) == (" shape " in body) == (width >= 120)
+
+
+def shortened(name):
+    return [shorten(name, length) for length in range(len(name), 5, -1)]
+
+
+def test_a_histogram_and_the_shapes_come_in_as_the_terminal_widens(resnet):
+    seen = [plain(resnet, width) for width in range(60, 130)]
+    for column in ("histogram", "shape", "shares, %"):
+        there = [column in text for text in seen]
+        assert there == sorted(there) and there[-1]
+
+
+def test_what_was_left_out_is_said_with_the_reason(run_folder):
+    text = plain(inspect(run_folder, refit=True))
     assert "left out (1 dimension, fewer than 2): 0.bias, 2.bias" in text
-    assert plain(found, ascii_only=True).isascii()
+
+
+def test_one_weight_is_no_plural(tmp_path):
+    torch.save({"w": torch.ones(1, 1)}, tmp_path / "a.pt")
+    for width in (40, 120):
+        text = plain(inspect(tmp_path / "a.pt"), width)
+        assert "1 weight;" in text and "1 weights" not in text and "1 clusters" not in text
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\u202ea\x00\ud800\n" + "b" * 300
+
+
+def test_control_characters_in_names_reach_no_terminal_no_figure_and_no_page(tmp_path):
+    torch.save({EVIL: torch.randn(9, 9), f"{EVIL}2": torch.ones(3)}, tmp_path / "a.pt")
+    found = inspect(tmp_path / "a.pt", per_tensor=True)
+    for width in (40, 120):
+        text = plain(found, width)
+        assert text.replace("\n", "").isprintable() and "owned" in text
+    for picture in figures(found):
+        path = plots.save(picture.figure, tmp_path / "x.svg")
+        xml.etree.ElementTree.parse(path)
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", path.read_text(encoding="utf-8"))
+    text = page(found, figures(found))
+    assert text.replace("\n", "").replace("\xad", "").isprintable()
+    assert "\\x1b[2J" in data_of(text)["layers"][0]["name"]
+
+
+def test_file_names_are_short_of_safe_characters_and_as_different_as_the_names():
+    names = ["a/b", "a_b", "a:b", "a b", "A_b", "x" * 300, "x" * 301, "é", "\ud800", "../a", EVIL]
+    found = [file_name(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) for name in found)
+    assert file_name("hinton-fc1.weight") == "hinton-fc1.weight"
 
 
 # -- figures and the page ---------------------------------------------------------------------
@@ -78,7 +145,6 @@ def test_a_run_has_all_figures_and_a_foreign_checkpoint_those_without_a_history(
         "responsibilities-2.weight", "layers", "entropy", "hinton-0.weight", "hinton-2.weight",
     ]  # fmt: skip
     assert pictures[0].caption.startswith("Clusters. 0.weight: ")
-    assert file_name("../a b/c") == ".._a_b_c"
 
 
 def test_of_very_many_tensors_the_largest_are_drawn_and_it_is_said(tmp_path):
@@ -114,6 +180,12 @@ def test_the_page_holds_the_inspection_and_is_the_same_each_time(run_folder):
         assert frame["mean"] == pytest.approx(expected.tolist(), rel=1e-6)
     (layer,) = data["layers"]
     assert sum(layer["counts"]) == 40 and layer["clusters"] == found.layers[0][0].num_clusters
+
+
+def test_the_page_of_a_resnet_50_stays_small(resnet):
+    text = page(resnet, figures(resnet))
+    assert len(data_of(text)["layers"]) == 54 and text.count("<figure>") == 4
+    assert len(text.encode()) < 2.2e6
 
 
 def test_names_from_a_checkpoint_never_become_markup(tmp_path):
