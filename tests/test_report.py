@@ -58,7 +58,7 @@ def resnet(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ascii_only", [False, True])
-@pytest.mark.parametrize("width", [30, 50, 80, 120, 200])
+@pytest.mark.parametrize("width", [50, 80, 120, 200])
 def test_the_table_holds_all_that_was_counted_at_every_width(resnet, width, ascii_only):
     lines = plain(resnet, width, ascii_only=ascii_only).split("\n")
     assert max(map(len, lines)) <= width
@@ -77,7 +77,8 @@ def test_the_table_holds_all_that_was_counted_at_every_width(resnet, width, asci
         assert found == sorted(found) and found[-1] < 140
     assert len(names) == len(resnet.layers)
     assert ("weights; 7 clusters;" in body) == (width <= 50)  # each tensor on lines of its own
-    assert (" histogram " in body) == (" shape " in body) == (width >= 120)
+    head = next((line for line in lines if line.startswith("tensor")), "")
+    assert ("histogram" in head, "shape" in head) == (width >= 120, width == 200)
 
 
 def shortened(name):

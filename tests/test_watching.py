@@ -54,7 +54,7 @@ def test_tensorboard_holds_the_history_once_each(tmp_path):
         "all/mean/1": [1, 2, 3],
         "all/std/1": [0.2, 1.2, 2.2],
         "all/count/0": [2.5] * 3,
-        "all/live": [2] * 3,
+        "all/clusters": [1, 2, 2],
     }
     for name, expected in scalars.items():
         assert [e.value for e in events.Scalars(name)] == pytest.approx(expected)

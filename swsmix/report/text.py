@@ -163,24 +163,26 @@ def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> 
 
     rows = [_cells(layer, ascii_only) for layer in group.layers]
     wide = {n: max(len(n), *(len(row[n]) for row in rows)) for n in rows[0]}
-    wide["shares, %"] = min(max(wide["shares, %"], len("shares, %")), 24)
-    numbers = ("weights", "clusters", "bits", "non-zero", "shares, %")
-    left = width - sum(_GAP + wide[name] for name in numbers)
-    name = min(wide["tensor"], 32 if left >= 32 + _GAP + _MIN_BINS else 24)
-    if left < name:
+    numbers = ("weights", "clusters", "bits", "non-zero")
+    name, shares = min(wide["tensor"], 20), min(wide["shares, %"], 14)
+    left = width - name - shares - _GAP - sum(_GAP + wide[column] for column in numbers)
+    if left < 0:
         return Text("\n").join(_stacked(row, width, ascii_only) for row in rows)
-    left -= name
+    more = min(left, min(wide["shares, %"], 24) - shares)
+    shares, left = shares + more, left - more
+    more = min(left, min(wide["tensor"], 32) - name)
+    name, left = name + more, left - more
     histogram = min(left - _GAP, 24) if left >= _GAP + _MIN_BINS else 0
     left -= (_GAP + histogram) * bool(histogram)
-    shape = wide["shape"] if histogram == 24 and left >= _GAP + wide["shape"] else 0
+    shape = left >= _GAP + wide["shape"]
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     table.add_column("tensor", no_wrap=True, min_width=name)
-    columns = [*(["shape"] if shape else []), *numbers[:4]]
+    columns = [*(["shape"] if shape else []), *numbers]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True, min_width=wide[column])
     if histogram:
         table.add_column("histogram", no_wrap=True, min_width=histogram)
-    table.add_column("shares, %", overflow="fold", min_width=wide["shares, %"])
+    table.add_column("shares, %", overflow="fold", min_width=shares)
     for layer, row in zip(group.layers, rows, strict=True):
         bar = bars(rebin(layer.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
         table.add_row(
