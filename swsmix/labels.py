@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 _MAX_FILE = 100
@@ -124,7 +125,7 @@ def format_number(value: Any, _: Any = None, *, digits: int = 3) -> str:
 def distinct(
     values: Sequence[float], form: Callable[..., str] = format_number, *, digits: int = 3
 ) -> list[str]:
-    """Numbers in as many digits as tell those apart that differ.
+    """Numbers in as many digits as tell those apart that differ by a thousandth of their range.
 
     Args:
         values: the numbers.
@@ -138,9 +139,12 @@ def distinct(
         >>> distinct([999_998.0, 1_000_000.0, 1_000_002.0])
         ['999.998k', '1M', '1.000002M']
     """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    far = 1e-3 * (max(values) - min(values)) if values else 0.0
+    pairs = [(i, j) for i, j in pairwise(order) if values[j] - values[i] > far]
     shown: list[str] = []
     for more in range(digits, 18):
         shown = [form(v, digits=more) for v in values]
-        if len(set(shown)) == len(set(values)):
+        if all(shown[i] != shown[j] for i, j in pairs):
             break
     return shown

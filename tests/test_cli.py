@@ -182,7 +182,7 @@ def test_inspect_prints_a_table_and_writes_figures_a_page_and_a_film(tmp_path, m
     assert written == set(text.rsplit(": ", 1)[1].strip().split(", "))
     assert {"report.html", "collapse.gif", "clusters.png", "loss-terms.png"} <= written
     assert "drawing" not in text
-    with pytest.raises(ValueError, match="num_components: .*has its own.*--refit"):
+    with pytest.raises(ValueError, match=r"num_components: .*has its own.*--refit"):
         here("inspect", tmp_path / "run", "--components", 3, "--no-figures")
 
 
@@ -194,8 +194,9 @@ def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path
              "-q", "--exclude", "c", "--components", 3)  # fmt: skip
         contents.append({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()})
     assert contents[0] == contents[1]
+    hinton = f"{file_name('hinton-a/b')}.svg"
     assert set(contents[0]) == {"clusters.svg", "responsibilities.svg", "layers.svg",
-                                "entropy.svg", f"{file_name('hinton-a/b')}.svg", "report.html"}  # fmt: skip
+                                "entropy.svg", hinton, "report.html"}  # fmt: skip
     before = sorted(tmp_path.iterdir())
     assert "K = 7" in here("inspect", tmp_path / "net.pt", "--no-figures")
     assert sorted(tmp_path.iterdir()) == before
@@ -215,9 +216,9 @@ def test_inspect_fails_before_the_work(tmp_path, monkeypatch):
     torch.save({"w": torch.randn(9, 9)}, tmp_path / "net.pt")
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("swsmix.inspect.inspect", lambda *_, **__: pytest.fail("it went to work"))
-    with pytest.raises(ValueError, match="--out wants a folder; .*file is a file"):
+    with pytest.raises(ValueError, match=r"--out wants a folder; .*file is a file"):
         here("inspect", tmp_path / "net.pt", "--out", tmp_path / "file")
-    with pytest.raises(ValueError, match="--animate wants the history of a run; .*PyTorch"):
+    with pytest.raises(ValueError, match=r"--animate wants the history of a run; .*PyTorch"):
         here("inspect", tmp_path / "net.pt", "--animate", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

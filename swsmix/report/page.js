@@ -155,7 +155,8 @@ function draw() {
 
 function meanDigits(frame) {
   const sorted = [...frame.mean].sort((a, b) => a - b);
-  const gaps = sorted.slice(1).map((mean, i) => mean - sorted[i]).filter((gap) => gap > 0);
+  const gaps = sorted.slice(1).map((mean, i) => mean - sorted[i])
+    .filter((gap) => gap > 1e-3 * (sorted.at(-1) - sorted[0]));
   return gaps.length ? Math.min(9, digitsFor(Math.min(...gaps), ...frame.mean)) : 3;
 }
 
