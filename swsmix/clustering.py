@@ -14,7 +14,7 @@ from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
 from swsmix.histogram import chunks, count
 from swsmix.mixture import GaussianMixture
 
-_SAMPLE = 200_000  # weights that a mixture is fitted to before the last steps on all of them
+_SAMPLE = 100_000  # weights that a mixture is fitted to before the last steps on all of them
 _TABULATED = {torch.float32, torch.float16, torch.bfloat16}
 _MAX_VALUES = 64  # weights of so few values are clustered already: each value is a component
 
