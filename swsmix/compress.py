@@ -46,6 +46,8 @@ class Recipe:
         sparsify_epochs: epochs of the first phase, which is where patience pays.
         warmup_epochs: of these, how many the prior takes to come to its full strength.
         quantise_epochs: epochs of the second.
+        quantise_warmup_epochs: of these, how many the prior takes to come to its strength; it
+            starts the phase at none, since the clusters are narrower than the slab was.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
             by a cosine to a twentieth.
@@ -77,6 +79,7 @@ class Recipe:
     sparsify_epochs: int = 25
     warmup_epochs: int = 1
     quantise_epochs: int = 6
+    quantise_warmup_epochs: int = 0
     finetune_epochs: int = 3
     sparsify_lr: float = 2e-3
     quantise_lr: float = 5e-4
@@ -98,6 +101,7 @@ class Recipe:
             ("sparsify_epochs", 1),
             ("warmup_epochs", 0),
             ("quantise_epochs", 1),
+            ("quantise_warmup_epochs", 0),
             ("finetune_epochs", 0),
         ):
             if getattr(self, name) < least:
@@ -253,6 +257,7 @@ def compress_(
     prior = prior_of(clusters, recipe.std_end)
     schedule = Schedule(
         tau=recipe.quantise_tau,
+        warmup=steps * recipe.quantise_warmup_epochs,
         em_every=recipe.em_every,
         std_start={name: recipe.cluster_start * unit[name] for name in names},
         std_end={name: recipe.std_end * unit[name] for name in names},

@@ -1,7 +1,7 @@
 """The units of work: one pretrained network, or one compressed network with its file.
 
-Everything here reads the training images alone, but for the last lines of `measure`, which a unit
-reaches once, with its file written.
+Everything here reads the training images alone, but for `measure`, which a unit reaches once, with
+its file written, and `explore.py` never lets it see the test images.
 """
 
 from __future__ import annotations
@@ -173,9 +173,23 @@ def pretrain(
 
 
 def compress(
-    setting: Setting, seed: int, scratch: Path, results: Path, subset: int | None
+    setting: Setting,
+    seed: int,
+    scratch: Path,
+    results: Path,
+    subset: int | None,
+    *,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Compress a pretrained network, write its file, read it back, and measure what came back.
+
+    Args:
+        setting: how.
+        seed: of the split, the batches and k-means.
+        scratch: where the pretrained network is, and checkpoints and file go.
+        results: where the tensors of the figures go.
+        subset: so many images only.
+        test: whether to read the test images, at the very end.
 
     Returns:
         Errors, sizes and shares.
@@ -223,7 +237,11 @@ def compress(
         "transformed": transformed,
         "size_bytes": size,
         **sizes(decoded, done, size),
-        **measure(setting, dense, decoded, validation, subset),
+        "validation_error_by_phase": {
+            phase: history.scalars["validation_measure"][-1]
+            for phase, history in done.histories.items()
+        },
+        **measure(setting, dense, decoded, validation, subset, test=test),
     }
 
 
@@ -371,17 +389,19 @@ def measure(
     decoded: dict[str, Tensor],
     validation: tuple[Tensor, Tensor],
     subset: int | None,
+    *,
+    test: bool,
 ) -> dict[str, float]:
     """Errors in float32 of the dense network and of the one read back from the file, in percent."""
-    digits = mnist()
-    test = digits.x_test.float() / 255, digits.y_test
-    if subset is not None:
-        test = test[0][:subset], test[1][:subset]
+    parts = {"validation": validation}
+    if test:
+        digits = mnist()
+        parts["test"] = digits.x_test[:subset].float() / 255, digits.y_test[:subset]
     found = {}
     for name, state in (("dense", dense), ("compressed", decoded)):
         net = NETS[setting.net]()
         net.load_state_dict(state)
-        for part, data in (("validation", validation), ("test", test)):
+        for part, data in parts.items():
             found[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
     return found
 
