@@ -80,9 +80,11 @@ class Recipe:
     warmup_epochs: int = 1
     quantise_epochs: int = 6
     quantise_warmup_epochs: int = 0
+    reassign_epochs: int = 0
     finetune_epochs: int = 3
     sparsify_lr: float = 2e-3
     quantise_lr: float = 5e-4
+    reassign_lr: float = 5e-4
     finetune_lr: float = 5e-4
     zero_start: float = 0.7
     zero_end: float = 0.03
@@ -213,11 +215,16 @@ def compress_(
     histories: dict[str, History] = {}
 
     def train(
-        phase: str, prior: MixturePrior | None, epochs: int, lr: float, schedule: Schedule | None
+        phase: str,
+        prior: MixturePrior | None,
+        epochs: int,
+        lr: float,
+        schedule: Schedule | None,
+        network: nn.Module = model,
     ) -> None:
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr)
         histories[phase] = fit(
-            model, loss, data, optimizer=optimizer, epochs=epochs, prior=prior, schedule=schedule,
+            network, loss, data, optimizer=optimizer, epochs=epochs, prior=prior, schedule=schedule,
             num_data=num_data, batch_size=batch_size, validation=validation, measure=measure,
             lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, lr / 20.0),
             measure_train=False, seed=seed + len(histories), progress=progress,
@@ -244,9 +251,10 @@ def compress_(
     )
     train("sparsify", prior, recipe.sparsify_epochs, recipe.sparsify_lr, schedule)
 
+    zero = {name: assign(prior.mixtures[name], p) == 0 for name, p in weights.items()}
     clusters = {
         name: _split_slab(
-            prior.mixtures[name],
+            zero[name],
             p,
             recipe.num_components - 1,
             recipe.cluster_start * unit[name],
@@ -264,12 +272,26 @@ def compress_(
         std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
         anneal=round(0.9 * steps * recipe.quantise_epochs),
     )
-    train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule)
+    # What the first phase has sent to zero stays there: wide clusters would draw it out again.
+    held = model.register_forward_pre_hook(_holding_zero(weights, zero))
+    try:
+        train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule)
+    finally:
+        held.remove()
 
     index = {
-        name: _merged(assign(prior.mixtures[name], p), p.detach(), recipe, unit[name])
+        name: _merged(
+            torch.where(zero[name], 0, assign(prior.mixtures[name], p)),
+            p.detach(),
+            recipe,
+            unit[name],
+        )
         for name, p in weights.items()
     }
+    if recipe.reassign_epochs:
+        snapped = _Snapped(model, weights, index)
+        train("reassign", None, recipe.reassign_epochs, recipe.reassign_lr, None, snapped)
+        index = snapped.index()
     _snap_(weights, index)
     handles = [p.register_hook(_tie(index[name])) for name, p in weights.items()]
     try:
@@ -281,6 +303,66 @@ def compress_(
     _snap_(weights, index)
     prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0)
     return Compressed(prior, index, histories)
+
+
+class _Snapped(nn.Module):
+    """A network that answers with its weights snapped, and learns with them as they are.
+
+    In each forward pass in training, each weight outside zero takes the nearest centre, and each
+    centre the mean of its weights; the gradient at the centre is the weight's (straight through).
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.model, self.names = model, list(weights)
+        for i, name in enumerate(self.names):
+            j, w = index[name].reshape(-1), weights[name].detach().reshape(-1)
+            at = j.nonzero().reshape(-1)
+            centre = _sums(j, w.double()) / torch.bincount(j).clamp_min(1)
+            self.register_buffer(f"at{i}", at)
+            self.register_buffer(f"centre{i}", centre[1:].sort().values.float())
+            with torch.no_grad():
+                weights[name].masked_fill_(index[name] == 0, 0.0)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """The answers with snapped weights."""
+        values = {}
+        for i, name in enumerate(self.names):
+            p = self.model.get_parameter(name)
+            at, centre = self.get_buffer(f"at{i}"), self.get_buffer(f"centre{i}")
+            w = p.reshape(-1)[at]
+            with torch.no_grad():
+                j = _nearest(w, centre)
+                if self.training and len(centre):
+                    count = torch.bincount(j, minlength=len(centre))
+                    mean = torch.bincount(j, w, minlength=len(centre)) / count.clamp_min(1)
+                    centre.copy_(torch.where(count > 0, mean, centre))
+                change = (centre[j] - w) if len(centre) else -w
+            values[name] = torch.zeros_like(p.reshape(-1)).index_put((at,), w + change).view_as(p)
+        return torch.func.functional_call(self.model, values, args)
+
+    @torch.no_grad()
+    def index(self) -> dict[str, Tensor]:
+        """Name -> the component of each weight, 0 for zero."""
+        found = {}
+        for i, name in enumerate(self.names):
+            p = self.model.get_parameter(name)
+            at, centre = self.get_buffer(f"at{i}"), self.get_buffer(f"centre{i}")
+            j = torch.zeros(p.numel(), dtype=torch.long, device=p.device)
+            if len(centre):
+                j[at] = 1 + _nearest(p.reshape(-1)[at], centre)
+            live = torch.bincount(j, minlength=len(centre) + 1).nonzero().reshape(-1)
+            number = torch.zeros(len(centre) + 1, dtype=torch.long)
+            live = live[live != 0]
+            number[live] = torch.arange(1, len(live) + 1)
+            found[name] = number[j].view(p.shape)
+        return found
+
+
+def _nearest(w: Tensor, centre: Tensor) -> Tensor:
+    return torch.bucketize(w, (centre[1:] + centre[:-1]) / 2.0)
 
 
 def _steps_an_epoch(data: Data, batch_size: int) -> int:
@@ -310,12 +392,23 @@ def _spike_and_slab(unit: float, recipe: Recipe) -> GaussianMixture:
     )
 
 
-def _split_slab(
-    mixture: GaussianMixture, p: Tensor, most: int, std: float, seed: int
-) -> GaussianMixture:
+def _holding_zero(
+    weights: Mapping[str, Tensor], zero: Mapping[str, Tensor]
+) -> Callable[..., None]:
+    """A hook before each forward pass that sets to zero what should be there."""
+
+    @torch.no_grad()
+    def hold(*_: object) -> None:
+        for name, p in weights.items():
+            p.masked_fill_(zero[name], 0.0)
+
+    return hold
+
+
+def _split_slab(zero: Tensor, p: Tensor, most: int, std: float, seed: int) -> GaussianMixture:
     """The zero component and at most so many clusters of the weights outside it, of one std."""
     w = p.detach().reshape(-1)
-    outside = w[assign(mixture, w) != 0]
+    outside = w[~zero.reshape(-1)]
     k = min(most, len(outside.unique()))
     mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
     if k:

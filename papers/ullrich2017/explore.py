@@ -45,9 +45,10 @@ def main() -> None:
     if not pretrain.network.is_file():
         pretrain()
     if arguments.first_phase:
-        done = scratch / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / "sparsify"
-        mine = scratch / "runs" / f"{setting.name}-seed{seed}" / "sparsify"
-        shutil.copytree(done, mine, dirs_exist_ok=True)
+        for phase in ("sparsify", "quantise")[: arguments.phases]:
+            done = scratch / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
+            mine = scratch / "runs" / f"{setting.name}-seed{seed}" / phase
+            shutil.copytree(done, mine, dirs_exist_ok=True)
     began = time.monotonic()
     result = work.compress(setting, seed, scratch, scratch / "attempts", None, test=False)
     shown = {key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")}
@@ -108,9 +109,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("base", help="a setting of settings.py, by name")
     parser.add_argument("change", nargs="*", help="FIELD=NUMBER, of the setting or its recipe")
     parser.add_argument("--first-phase", metavar="NAME", help="begin after this attempt's first")
+    parser.add_argument("--phases", type=int, default=1, help="so many of its phases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="why it was tried, or what it showed")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":
