@@ -80,11 +80,9 @@ class Recipe:
     warmup_epochs: int = 1
     quantise_epochs: int = 6
     quantise_warmup_epochs: int = 0
-    reassign_epochs: int = 0
     finetune_epochs: int = 3
     sparsify_lr: float = 2e-3
     quantise_lr: float = 5e-4
-    reassign_lr: float = 5e-4
     finetune_lr: float = 5e-4
     zero_start: float = 0.7
     zero_end: float = 0.03
@@ -272,12 +270,10 @@ def compress_(
         std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
         anneal=round(0.9 * steps * recipe.quantise_epochs),
     )
-    # What the first phase has sent to zero stays there: wide clusters would draw it out again.
-    held = model.register_forward_pre_hook(_holding_zero(weights, zero))
-    try:
-        train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule)
-    finally:
-        held.remove()
+    # The network answers with snapped weights while the clusters form, so that each weight learns
+    # which centre it should go to, and what the first phase has sent to zero stays there.
+    snapped = _Snapped(model, prior, zero)
+    train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule, snapped)
 
     index = {
         name: _merged(
@@ -288,10 +284,6 @@ def compress_(
         )
         for name, p in weights.items()
     }
-    if recipe.reassign_epochs:
-        snapped = _Snapped(model, weights, index)
-        train("reassign", None, recipe.reassign_epochs, recipe.reassign_lr, None, snapped)
-        index = snapped.index()
     _snap_(weights, index)
     handles = [p.register_hook(_tie(index[name])) for name, p in weights.items()]
     try:
@@ -308,61 +300,31 @@ def compress_(
 class _Snapped(nn.Module):
     """A network that answers with its weights snapped, and learns with them as they are.
 
-    In each forward pass in training, each weight outside zero takes the nearest centre, and each
-    centre the mean of its weights; the gradient at the centre is the weight's (straight through).
+    In each forward pass each weight outside zero takes its most responsible component's mean; the
+    gradient there is the weight's own (straight through). The prior's pull damps the weights that
+    would hop between two centres for ever.
     """
 
-    def __init__(
-        self, model: nn.Module, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, prior: MixturePrior, zero: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model, self.names = model, list(weights)
-        for i, name in enumerate(self.names):
-            j, w = index[name].reshape(-1), weights[name].detach().reshape(-1)
-            at = j.nonzero().reshape(-1)
-            centre = _sums(j, w.double()) / torch.bincount(j).clamp_min(1)
-            self.register_buffer(f"at{i}", at)
-            self.register_buffer(f"centre{i}", centre[1:].sort().values.float())
-            with torch.no_grad():
-                weights[name].masked_fill_(index[name] == 0, 0.0)
+        self.model, self.prior = model, [prior]  # in a list: no submodule
+        self.at = {name: (~z).reshape(-1).nonzero().reshape(-1) for name, z in zero.items()}
+        with torch.no_grad():
+            for name, z in zero.items():
+                model.get_parameter(name).masked_fill_(z, 0.0)
 
     def forward(self, *args: Tensor) -> Tensor:
         """The answers with snapped weights."""
         values = {}
-        for i, name in enumerate(self.names):
-            p = self.model.get_parameter(name)
-            at, centre = self.get_buffer(f"at{i}"), self.get_buffer(f"centre{i}")
-            w = p.reshape(-1)[at]
+        for name, at in self.at.items():
+            p, mixture = self.model.get_parameter(name), self.prior[0].mixtures[name]
+            flat = p.reshape(-1)
+            w = flat[at]
             with torch.no_grad():
-                j = _nearest(w, centre)
-                if self.training and len(centre):
-                    count = torch.bincount(j, minlength=len(centre))
-                    mean = torch.bincount(j, w, minlength=len(centre)) / count.clamp_min(1)
-                    centre.copy_(torch.where(count > 0, mean, centre))
-                change = (centre[j] - w) if len(centre) else -w
-            values[name] = torch.zeros_like(p.reshape(-1)).index_put((at,), w + change).view_as(p)
+                change = mixture.mean[assign(mixture, w)].to(w.dtype) - w
+            value = torch.zeros_like(flat).index_put((at,), w + change)
+            values[name] = value.view_as(p)
         return torch.func.functional_call(self.model, values, args)
-
-    @torch.no_grad()
-    def index(self) -> dict[str, Tensor]:
-        """Name -> the component of each weight, 0 for zero."""
-        found = {}
-        for i, name in enumerate(self.names):
-            p = self.model.get_parameter(name)
-            at, centre = self.get_buffer(f"at{i}"), self.get_buffer(f"centre{i}")
-            j = torch.zeros(p.numel(), dtype=torch.long, device=p.device)
-            if len(centre):
-                j[at] = 1 + _nearest(p.reshape(-1)[at], centre)
-            live = torch.bincount(j, minlength=len(centre) + 1).nonzero().reshape(-1)
-            number = torch.zeros(len(centre) + 1, dtype=torch.long)
-            live = live[live != 0]
-            number[live] = torch.arange(1, len(live) + 1)
-            found[name] = number[j].view(p.shape)
-        return found
-
-
-def _nearest(w: Tensor, centre: Tensor) -> Tensor:
-    return torch.bucketize(w, (centre[1:] + centre[:-1]) / 2.0)
 
 
 def _steps_an_epoch(data: Data, batch_size: int) -> int:
@@ -390,19 +352,6 @@ def _spike_and_slab(unit: float, recipe: Recipe) -> GaussianMixture:
         pinned_mean=[True, True],
         pinned_std=[False, True],
     )
-
-
-def _holding_zero(
-    weights: Mapping[str, Tensor], zero: Mapping[str, Tensor]
-) -> Callable[..., None]:
-    """A hook before each forward pass that sets to zero what should be there."""
-
-    @torch.no_grad()
-    def hold(*_: object) -> None:
-        for name, p in weights.items():
-            p.masked_fill_(zero[name], 0.0)
-
-    return hold
 
 
 def _split_slab(zero: Tensor, p: Tensor, most: int, std: float, seed: int) -> GaussianMixture:

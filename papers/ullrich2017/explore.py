@@ -51,7 +51,9 @@ def main() -> None:
             shutil.copytree(done, mine, dirs_exist_ok=True)
     began = time.monotonic()
     result = work.compress(setting, seed, scratch, scratch / "attempts", None, test=False)
-    shown = {key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")}
+    shown = {
+        key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")
+    }
     line = {
         "attempt": arguments.name,
         "base": arguments.base,
