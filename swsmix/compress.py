@@ -4,13 +4,19 @@
                *slab*, whose mixing is learned: the zero component's std falls, and what the data
                do not hold outside it goes to zero
     quantise   k-means splits the slab into components, and all stds fall until each weight sits
-               on its centre
+               on its centre; meanwhile the network answers as if each weight sat there already
     snap       each weight to the centre of its most responsible component; centres that are
                nearly equal, and those of hardly any weights, merge
     fine-tune  the centres and whatever the prior does not see, with the assignments fixed
 
 All stds falling together would freeze the assignments long before the network has become sparse;
 hence the two phases. After Ullrich, Meeds & Welling (2017), who retrain in one phase.
+
+In the second phase the gradient is taken at the snapped weights and moves the weights themselves
+(straight through: Bengio, Leonard & Courville 2013). Such weights would hop between two centres
+for ever; the prior's pull, stronger as the stds fall, is what settles them. Without snapped
+answers the weights stiffen at their centres wherever these are, and the error grows with every
+epoch (`papers/ullrich2017/attempts.jsonl`, m1 and t0).
 """
 
 from __future__ import annotations
@@ -41,13 +47,11 @@ class Recipe:
     Attributes:
         num_components: K of each tensor's final mixture, the zero component included.
         sparsify_tau: the strength of the prior while it sparsifies: the knob of the trade-off
-            between size and error. 0.03 is gentle, 0.5 hard.
+            between size and error. 0.03 is gentle, 0.3 hard.
         quantise_tau: its strength while it quantises.
         sparsify_epochs: epochs of the first phase, which is where patience pays.
         warmup_epochs: of these, how many the prior takes to come to its full strength.
         quantise_epochs: epochs of the second.
-        quantise_warmup_epochs: of these, how many the prior takes to come to its strength; it
-            starts the phase at none, since the clusters are narrower than the slab was.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
             by a cosine to a twentieth.
@@ -73,24 +77,23 @@ class Recipe:
         7
     """
 
-    num_components: int = 7
-    sparsify_tau: float = 0.2
-    quantise_tau: float = 0.1
+    num_components: int = 6
+    sparsify_tau: float = 0.1
+    quantise_tau: float = 0.03
     sparsify_epochs: int = 25
     warmup_epochs: int = 1
-    quantise_epochs: int = 6
-    quantise_warmup_epochs: int = 0
-    finetune_epochs: int = 3
+    quantise_epochs: int = 10
+    finetune_epochs: int = 2
     sparsify_lr: float = 2e-3
-    quantise_lr: float = 5e-4
-    finetune_lr: float = 5e-4
+    quantise_lr: float = 2e-3
+    finetune_lr: float = 1e-4
     zero_start: float = 0.7
-    zero_end: float = 0.03
-    cluster_start: float = 0.1
+    zero_end: float = 0.01
+    cluster_start: float = 0.3
     slab: float = 3.0
-    std_end: float = 0.002
-    em_every: int = 100
-    merge: float = 0.1
+    std_end: float = 0.01
+    em_every: int = 50
+    merge: float = 0.03
     rare: int = 2
 
     def __post_init__(self) -> None:
@@ -101,7 +104,6 @@ class Recipe:
             ("sparsify_epochs", 1),
             ("warmup_epochs", 0),
             ("quantise_epochs", 1),
-            ("quantise_warmup_epochs", 0),
             ("finetune_epochs", 0),
         ):
             if getattr(self, name) < least:
@@ -263,7 +265,6 @@ def compress_(
     prior = prior_of(clusters, recipe.std_end)
     schedule = Schedule(
         tau=recipe.quantise_tau,
-        warmup=steps * recipe.quantise_warmup_epochs,
         em_every=recipe.em_every,
         std_start={name: recipe.cluster_start * unit[name] for name in names},
         std_end={name: recipe.std_end * unit[name] for name in names},
@@ -275,15 +276,13 @@ def compress_(
     snapped = _Snapped(model, prior, zero)
     train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule, snapped)
 
-    index = {
-        name: _merged(
-            torch.where(zero[name], 0, assign(prior.mixtures[name], p)),
-            p.detach(),
-            recipe,
-            unit[name],
-        )
-        for name, p in weights.items()
-    }
+    index = {}
+    for name, p in weights.items():
+        mixture = prior.mixtures[name]
+        j = assign(mixture, p).masked_fill(zero[name], 0)
+        with torch.no_grad():
+            p.copy_(mixture.mean[j])  # the values that the network has learned with
+        index[name] = _merged(j, p.detach(), recipe, unit[name])
     _snap_(weights, index)
     handles = [p.register_hook(_tie(index[name])) for name, p in weights.items()]
     try:
