@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @app.command()
 def compress(
     source: Annotated[
-        Path, typer.Argument(help="A run folder, a .safetensors file, one of torch.save, or a folder.")
+        Path,
+        typer.Argument(help="A run folder, a .safetensors file, one of torch.save, or a folder."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The file to write; SOURCE with .sws by default.")
@@ -53,18 +54,13 @@ def compress(
 
     - `swsmix compress snapped.pt --lossless --out small.sws`
     """
-    from swsmix import checkpoints
     from swsmix.codec import save_compressed
     from swsmix.posttraining import quantize_state, snapped
     from swsmix.quantize import snapped_state
 
     out = out or source.with_suffix(".sws")
-    if out == source:
-        raise ValueError(f"{out} would be written over itself: name another file by --out")
-    checkpoint = checkpoints.read_network(source)
+    checkpoint = _opened(source, out)
     original = checkpoint.tensors
-    if not original:
-        raise ValueError(f"{source} holds no tensors")
     found = {}
     if not lossless:
         found = _by_its_mixtures(checkpoint) or quantize_state(
@@ -105,6 +101,17 @@ def decompress(
     if not quiet:
         count = sum(t.numel() for t in state.values())
         typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
+
+
+def _opened(source: Path, out: Path) -> Checkpoint:
+    from swsmix import checkpoints
+
+    if out == source:
+        raise ValueError(f"{out} would be written over itself: name another file by --out")
+    checkpoint = checkpoints.read_network(source)
+    if not checkpoint.tensors:
+        raise ValueError(f"{source} holds no tensors")
+    return checkpoint
 
 
 def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:

@@ -248,8 +248,10 @@ def _choose_scans(
 ) -> list[_Choice]:
     """The scan and stride that do best on the weights in the middle, if they would do.
 
-    And the best of those whose lanes are born in order, of which a part tells nothing: of a large
-    tensor, that one alone.
+    And the best of those whose lanes are born in order, of which a part tells nothing.
+
+    Returns:
+        The choices to try in full: none to two, of a large tensor at most one.
     """
     if len(index) < _LEAST:
         return []
