@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from swsmix.em import HyperPrior
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
-from swsmix.quantize import assign
+from swsmix.quantize import assign, snap_to_grid
+from swsmix.refine import centre_sums, tie
 from swsmix.schedule import Schedule
 from swsmix.train import Data, Loss, fit
 from swsmix.weights import Patterns, resolve, select
@@ -167,7 +168,7 @@ def compress_(
     """Sparsify, quantise, snap and fine-tune a pretrained network, in place.
 
     The network stays the plain module it is; its tensors under the prior hold few values, one
-    codebook a tensor (rounded to float16 where that is possible), and mostly zeros. Write it with
+    codebook a tensor (on a grid of 8 bits where that holds it), and mostly zeros. Write it with
     `swsmix.codec.save_compressed(path, model, compressed.prior)`.
 
     Args:
@@ -284,7 +285,7 @@ def compress_(
             p.copy_(mixture.mean[j])  # the values that the network has learned with
         index[name] = _merged(j, p.detach(), recipe, unit[name])
     _snap_(weights, index)
-    handles = [p.register_hook(_tie(index[name])) for name, p in weights.items()]
+    handles = [tie(p, index[name]) for name, p in weights.items()]
     try:
         if recipe.finetune_epochs:
             train("finetune", None, recipe.finetune_epochs, recipe.finetune_lr, None)
@@ -396,34 +397,23 @@ def _merged(index: Tensor, w: Tensor, recipe: Recipe, unit: float) -> Tensor:
     return number[j].view(index.shape)
 
 
-def _sums(index: Tensor, values: Tensor) -> Tensor:
-    total = values.new_zeros(int(index.max()) + 1)
-    return total.index_add_(0, index.reshape(-1), values.reshape(-1))
-
-
 @torch.no_grad()
 def _snap_(weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
-    """Each weight to the mean of its cluster, in float16 where that holds it; 0 stays 0."""
+    """Each weight to the mean of its cluster, on a grid of 8 bits if it holds them; 0 stays 0.
+
+    Else in float16, or as it is where that overflows or loses more than its precision.
+    """
     for name, p in weights.items():
         j = index[name]
         values = p.detach().double()
-        centre = _sums(j, values) / _sums(j, torch.ones_like(values)).clamp_min(1.0)
+        centre = centre_sums(j, values) / centre_sums(j, torch.ones_like(values)).clamp_min(1.0)
         centre[0] = 0.0
-        half = centre.half().double()
-        # Where float16 overflows or loses more than its precision, the centre stays.
-        centre = torch.where((half - centre).abs() <= 1e-3 * centre.abs(), half, centre)
+        grid, half = snap_to_grid(centre, 8), centre.half().double()
+        if len(grid.unique()) == len(centre.unique()) and torch.equal(grid, grid.half().double()):
+            centre = grid
+        else:
+            centre = torch.where((half - centre).abs() <= 1e-3 * centre.abs(), half, centre)
         p.copy_(centre[j])
-
-
-def _tie(index: Tensor) -> Callable[[Tensor], Tensor]:
-    """A gradient hook: the gradient of a centre is the sum over its weights; that of zero is 0."""
-
-    def summed(gradient: Tensor) -> Tensor:
-        sums = _sums(index, gradient)
-        sums[0] = 0.0
-        return sums[index]
-
-    return summed
 
 
 def _codebook(index: Tensor, w: Tensor) -> GaussianMixture:
