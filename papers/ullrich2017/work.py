@@ -242,8 +242,9 @@ def compress(
         done = as_published(net, images, setting.retrain_epochs, run, options)
     else:
         done = compress_(
-            net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True, seed=seed,
-            include="*" if setting.biases else None, tau=tau_of(net, setting), **options,
+            net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
+            seed=seed, include="*" if setting.biases else None, tau=tau_of(net, setting),
+            **options,
         )  # fmt: skip
     state, transformed = smallest(setting, net, done, validation[0][:1000])
     file = scratch / "files" / f"{setting.name}-seed{seed}.sws"
