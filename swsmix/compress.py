@@ -324,7 +324,8 @@ class _Snapped(nn.Module):
                 change = mixture.mean[assign(mixture, w)].to(w.dtype) - w
             value = torch.zeros_like(flat).index_put((at,), w + change)
             values[name] = value.view_as(p)
-        return torch.func.functional_call(self.model, values, args)
+        answer: Tensor = torch.func.functional_call(self.model, values, args)
+        return answer
 
 
 def _steps_an_epoch(data: Data, batch_size: int) -> int:
