@@ -16,7 +16,7 @@ def test_a_run_is_compressed_to_the_size_that_is_printed_and_comes_back_snapped(
     small = tmp_path / "run.sws"
     size = int(re.search(r"run\.sws\s*│\s*([\d,]+)", printed)[1].replace(",", ""))
     assert small.stat().st_size == size
-    for words in ("float32", "float16", "gzip", "k-means", "packed"):
+    for words in ("float32", "float16", "gzip", "k-means", "packed", "bits/weight", "exact"):
         assert words in printed
     run("decompress", small, "--out", tmp_path / "back.pt")
     net = nets.shift_net()

@@ -57,6 +57,7 @@ def compress(
     from swsmix.codec import save_compressed
     from swsmix.posttraining import quantize_state, snapped
     from swsmix.quantize import snapped_state
+    from swsmix.snapping import Report, compare
 
     out = out or source.with_suffix(".sws")
     checkpoint = _opened(source, out)
@@ -69,6 +70,8 @@ def compress(
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
     size = save_compressed(out, state)
     if not quiet:
+        if found:
+            typer.echo(Report(compare(original, state, found), bias_bits, None, None))
         _report(original, found, state, size, out, seed=seed)
 
 
