@@ -22,13 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swsmix import codec, runs
+from swsmix.clustering import of_values
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 
 # Where trainers keep the network's state_dict in their checkpoints.
 _NETWORK = ("state_dict", "model_state_dict", "model", "network", "net", "module")
 _MAX_HEADER = 1 << 30
-_SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
+_MAX_VALUES = 256  # of a codebook that says more than a histogram does
+_SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.sws")
+_OWN = ("training.pt", "history.safetensors", "prior.safetensors")  # beside our network.safetensors
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,16 @@ class Checkpoint:
     """What was read.
 
     Attributes:
+        path: the file or folder.
         kind: what it is, in words.
         tensors: name -> tensor, on the CPU.
-        groups: group -> the names of the tensors under its mixture; empty if there are none.
+        groups: group -> the names of the tensors under its mixture or in its codebook; empty if
+            there are none.
         mixtures: group -> mixture.
         history: of the run it belongs to, if any.
     """
 
+    path: Path
     kind: str
     tensors: dict[str, Tensor] = field(repr=False)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -54,8 +60,8 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint of any kind.
 
     Args:
-        path: a run folder, a checkpoint in it, a PyTorch or safetensors file, or a folder of
-            those (the shards of one network).
+        path: a run folder, a checkpoint in it, a PyTorch or safetensors file, a compressed file,
+            or a folder of those (the shards of one network).
 
     Returns:
         The checkpoint.
@@ -72,25 +78,27 @@ def read(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"{path} is not there")
     if not path.is_dir():
         return _read_file(path)
-    if runs.has_checkpoint(path) or (path / "network.safetensors").is_file():
+    if runs.has_checkpoint(path) or any((path / name).is_file() for name in _OWN):
         run = runs.load_run(path)
         what = "checkpoint" if run.folder == path else "run folder"
         kind = f"{what} of swsmix, epoch {run.epoch}"
         mixtures = {group: run.mixtures[group] for group in run.groups if group in run.mixtures}
-        return Checkpoint(kind, run.network, run.groups, mixtures, run.history)
+        return Checkpoint(path, kind, run.network, run.groups, mixtures, run.history)
     for pattern in _SHARDS:
         if files := sorted(path.glob(pattern)):
             parts = [_read_file(file) for file in files]
+            if len(parts) == 1:
+                return replace(parts[0], path=path, kind=f"{parts[0].kind} {files[0].name}")
             tensors = {name: t for part in parts for name, t in part.tensors.items()}
             if len(tensors) < sum(len(part.tensors) for part in parts):
                 raise ValueError(
                     f"{path} holds {len(files)} files with tensors of the same names, not the "
                     "parts of one network: name one of the files"
                 )
-            return Checkpoint(f"folder of {len(files)} x {parts[0].kind}", tensors)
+            return Checkpoint(path, f"folder of {len(files)} x {parts[0].kind}", tensors)
     raise ValueError(
-        f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors ("
-        f"{', '.join(_SHARDS)}): name the file itself"
+        f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors, nor a "
+        f"compressed file ({', '.join(_SHARDS)}): name the file itself"
     )
 
 
@@ -139,16 +147,35 @@ def _read_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(16)
     if magic[:4] == codec.MAGIC:
-        return Checkpoint("compressed file of swsmix", codec.load_compressed(path))
+        return _read_compressed(path)
     header = int.from_bytes(magic[:8], "little")  # of safetensors: the length of its JSON
     if header < _MAX_HEADER and magic[8:9] == b"{":
-        return Checkpoint("safetensors file", _read_safetensors(path))
+        return Checkpoint(path, "safetensors file", _read_safetensors(path))
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
-        return Checkpoint("PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
+        return Checkpoint(path, "PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
     raise ValueError(
-        f"{path} is no checkpoint that swsmix can read: wanted a PyTorch or safetensors file, got "
-        f"one that begins with {magic!r}"
+        f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
+        f"safetensors file or one of `swsmix compress`, got one that begins with {magic!r}"
     )
+
+
+def _read_compressed(path: Path) -> Checkpoint:
+    """Each codebook is a mixture of narrow components at its values."""
+    tensors, books = codec.load_books(path)
+    groups: dict[str, tuple[str, ...]] = {}
+    mixtures: dict[str, GaussianMixture] = {}
+    weights = {n for n, t in tensors.items() if t.is_floating_point() and t.ndim >= 2}
+    for number, book in enumerate(books):
+        names = tuple(name for name in book.names if name in weights)
+        values = book.values.double().unique()  # 0 and -0 are two entries of the file
+        if not names or len(values) > _MAX_VALUES or not values.isfinite().all():
+            continue
+        group = names[0] if len(names) == 1 else f"codebook {number + 1}"
+        groups[group], mixtures[group] = names, of_values([tensors[n] for n in names], values)
+    rest = tuple(n for n in tensors if n in weights - {n for own in groups.values() for n in own})
+    if groups and rest:
+        groups["stored value by value"] = rest
+    return Checkpoint(path, "compressed file of swsmix", tensors, groups, mixtures)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -182,9 +209,11 @@ def _read_torch(path: Path) -> Any:
 
 
 def _tensors_in(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """The network's tensors in what torch.load gave: a state_dict, or a dictionary with some."""
+    """The network's tensors in what torch.load gave: a state_dict, or what holds some."""
     if isinstance(loaded, Tensor):
         yield "tensor", loaded.detach()
+    if isinstance(loaded, list | tuple):  # of networks, such as an ensemble
+        loaded = dict(enumerate(loaded))
     if not isinstance(loaded, Mapping):
         return
     # Those beside a nested state_dict, such as the best accuracy, are shown too.

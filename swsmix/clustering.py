@@ -7,6 +7,7 @@ table. `swsmix.posttraining` fits one that encodes: there all components share o
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ _TABULATED = {torch.float32, torch.float16, torch.bfloat16}
 _MAX_VALUES = 64  # weights of so few values are clustered already: each value is a component
 
 
+@tables.uncompiled()  # 100 MB and seconds, the first time many, for five passes over the weights
 def cluster(
     flat: Sequence[Tensor], num_components: int, *, seed: int = 0
 ) -> tuple[GaussianMixture, str]:
@@ -46,12 +48,17 @@ def cluster(
     total = count(flat)
     sample = _sample(flat, seed)
     few = max(num_components, min(_MAX_VALUES, total // 8))
-    if len(sample.unique()) <= few and (exact := _few_values(flat, few)) is not None:
-        values, share = exact
-        gap = values.diff().min().item() if len(values) > 1 else values[0].abs().item() or 1.0
-        std = torch.full_like(values, 0.03 * gap)
-        how = f"one component for each of the {len(values)} values that the weights have"
-        return GaussianMixture(share, values, std), how
+    if len(sample.unique()) <= few and (values := _few_values(flat, few)) is not None:
+        how = "one component for each of the {} values that the weights have"
+        one = "one component for the one value that the weights have"
+        return of_values(flat, values), how.format(len(values)) if len(values) > 1 else one
+    largest = max(end.abs().item() for part in chunks(flat) for end in part.aminmax())
+    if not 1e-6 < largest < 1e6:  # squares of weights like 1e30 are beyond float32
+        unit = 2.0 ** round(math.log2(largest))
+        near_one = [(w.double() / unit).float() for w in flat]
+        mixture, how = cluster(near_one, num_components, seed=seed)
+        mean, std = (unit * v.double() for v in (mixture.mean, mixture.std))
+        return GaussianMixture(mixture.mixing, mean, std), how
     mixture = GaussianMixture.from_weights(sample, num_components, method="kmeans", seed=seed)
     hyper = HyperPrior(std=sample.double().std(correction=0).item() / 20)
     fit_mixture_(mixture, sample, hyper, max_steps=100, tolerance=1e-3)
@@ -78,14 +85,34 @@ def _sample(flat: Sequence[Tensor], seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _few_values(flat: Sequence[Tensor], most: int) -> tuple[Tensor, Tensor] | None:
-    """The different values and their shares; None if there are more than `most`."""
-    values, numbers = torch.zeros(0).double(), torch.zeros(0).double()
+def of_values(flat: Sequence[Tensor], values: Tensor) -> GaussianMixture:
+    """A mixture with a narrow component at each of the few values that weights have.
+
+    Args:
+        flat: the weights.
+        values: all of them, and maybe others, ascending and different (k,).
+
+    Returns:
+        The mixture; its mixing proportions are the shares.
+
+    Example:
+        >>> of_values([torch.tensor([0.0, 1.0, 1.0, 1.0])], torch.tensor([0.0, 1.0])).mixing
+        tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    values = values.double()
+    numbers = torch.zeros(len(values), dtype=torch.float64)
+    for part in chunks([w.reshape(-1) for w in flat]):
+        index = torch.searchsorted(values, part.double())
+        numbers += torch.bincount(index, minlength=len(values))[: len(values)]
+    gap = values.diff().min().item() if len(values) > 1 else values[0].abs().item() or 1.0
+    return GaussianMixture(numbers / numbers.sum(), values, torch.full_like(values, 0.03 * gap))
+
+
+def _few_values(flat: Sequence[Tensor], most: int) -> Tensor | None:
+    """The different values, ascending; None if there are more than `most`."""
+    values = torch.zeros(0).double()
     for part in chunks(flat):
-        new, number = part.double().unique(return_counts=True)
-        values, index = torch.cat([values, new]).unique(return_inverse=True)
+        values = torch.cat([values, part.double().unique()]).unique()
         if len(values) > most:
             return None
-        both = torch.cat([numbers, number.double()])
-        numbers = torch.zeros(len(values)).double().index_add_(0, index, both)
-    return values, numbers / numbers.sum()
+    return values

@@ -67,15 +67,17 @@ def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, fl
     return float(low - pad), float(high + pad)
 
 
-def histogram(flat: Sequence[Tensor], low: float, high: float) -> tuple[Array, Array]:
+def histogram(
+    flat: Sequence[Tensor], low: float, high: float, most: int = MAX_BINS
+) -> tuple[Array, Array]:
     """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
-    edges = bin_edges(count(flat), low, high)
+    edges = bin_edges(count(flat), low, high, most)
     return edges, bin_counts(flat, edges)
 
 
-def bin_edges(total: int, low: float, high: float) -> Array:
-    """The edges of at most about `MAX_BINS` equal bins for `total` weights."""
-    step = (high - low) / min(MAX_BINS, max(40, 4 * total**0.5))
+def bin_edges(total: int, low: float, high: float, most: int = MAX_BINS) -> Array:
+    """The edges of about `most` equal bins for `total` weights, of fewer for few weights."""
+    step = (high - low) / min(most, max(40, 4 * total**0.5))
     numbers = np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1)
     edges: Array = (numbers + 0.5) * step
     return edges

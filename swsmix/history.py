@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swsmix.mixture import GaussianMixture
+from swsmix.regions import decision_regions
 
 NUM_BINS = 256
 
@@ -24,7 +25,8 @@ class History:
             (-log p(phi), nats), `objective` (data_loss + tau / num_data * (nll + hyper_prior)),
             `train_measure` and `validation_measure` (nan where there is none).
         series: group -> name -> one tensor a record: `mixing`, `mean`, `std`, `count` (N_j, the
-            expected number of weights of each component), each (k,), and the weight histogram as
+            expected number of weights of each component), `claimed` (the number of weights for
+            which each is the most responsible), each (k,), and the weight histogram as
             `bin_counts` (bins,) and `bin_edges` (bins + 1,).
         initial: group -> the weights before training, flattened (n,).
 
@@ -68,6 +70,7 @@ class History:
         for name, value in scalars.items():
             self.scalars.setdefault(name, []).append(float(value))
         for group, (weights, mixture, count) in groups.items():
+            claimed = decision_regions(mixture).count(weights)
             weights = weights.detach().reshape(-1).float().cpu()
             self.initial.setdefault(group, weights.clone())
             bin_counts, bin_edges = torch.histogram(weights, NUM_BINS)
@@ -76,12 +79,13 @@ class History:
                 "mean": mixture.mean,
                 "std": mixture.std,
                 "count": count,
+                "claimed": claimed,
                 "bin_counts": bin_counts,
                 "bin_edges": bin_edges,
             }
             columns = self.series.setdefault(group, {name: [] for name in entry})
-            for name, tensor in entry.items():
-                columns[name].append(tensor.detach().double().cpu().clone())
+            for name in columns:  # a run of an older version has no claims
+                columns[name].append(entry[name].detach().double().cpu().clone())
 
     def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:
         """One series of a group as a tensor with a leading axis of records.
@@ -98,9 +102,24 @@ class History:
             raise KeyError(f"no series {name!r}; there are {list(self.series[group])}")
         return torch.stack(self.series[group][name])
 
-    def live(self, group: str) -> Float[Tensor, " records"]:
-        """The number of live components, those with N_j >= 1, at each record."""
-        return (self.stacked(group, "count") >= 1).sum(1).double()
+    def claimed(self, group: str) -> Float[Tensor, "records k"]:
+        """The number of weights for which each component is the most responsible, at each record.
+
+        Returns:
+            The claims; of a run that was recorded without them, the expected numbers N_j.
+        """
+        recorded = "claimed" in self.series.get(group, {})
+        return self.stacked(group, "claimed" if recorded else "count")
+
+    def num_clusters(self, group: str) -> Float[Tensor, " records"]:
+        """The number of clusters, components that claim at least one weight, at each record.
+
+        Of components that are the same only one claims weights: duplicates are one cluster.
+
+        Returns:
+            The numbers.
+        """
+        return (self.claimed(group) >= 1).sum(1).double()
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The history as a flat dictionary of tensors, for safetensors."""

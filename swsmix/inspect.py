@@ -19,8 +19,11 @@ from swsmix import checkpoints
 from swsmix.clustering import cluster
 from swsmix.histogram import Array, bin_counts, bin_edges, chunks, count, parameters_of, span
 from swsmix.history import History
+from swsmix.labels import visible
 from swsmix.mixture import GaussianMixture
 from swsmix.regions import decision_regions
+
+_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Group:
         name: of the mixture.
         mixture: its components in the order of the means.
         origin: where the mixture is from, in words.
+        fitted: whether it was fitted here.
         edges: of the histograms of its tensors (bins + 1,).
         layers: its tensors.
     """
@@ -79,6 +83,7 @@ class Group:
     name: str
     mixture: GaussianMixture
     origin: str
+    fitted: bool
     edges: Array = field(repr=False)
     layers: tuple[Layer, ...]
 
@@ -124,6 +129,12 @@ class Inspection:
     history: History | None
 
     @property
+    def title(self) -> str:
+        """The name of what was inspected, and what it is, printable."""
+        name = self.path.name or self.path.resolve().name or str(self.path)
+        return f"{visible(name)}: {visible(self.kind)}"
+
+    @property
     def layers(self) -> list[tuple[Layer, Group]]:
         """All tensors, each with its group."""
         return [(layer, group) for group in self.groups for layer in group.layers]
@@ -135,54 +146,66 @@ class Inspection:
 
 
 def inspect(
-    path: str | Path,
+    source: str | Path | checkpoints.Checkpoint,
     *,
-    num_components: int = 7,
+    num_components: int | None = None,
     per_tensor: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     refit: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Inspection:
-    """Read any checkpoint; where it has no mixture, fit one to its weights.
+    """Look into any checkpoint; where it has no mixture, fit one to its weights.
+
+    A run has the mixtures that it learned, and a compressed file a component at each value of its
+    codebooks.
 
     Args:
-        path: a run folder, a checkpoint of ours, a PyTorch or safetensors file, or a folder of
-            those.
-        num_components: K of a mixture that is fitted here. Weights that have few different values
-            (quantised ones) get a component for each value instead.
+        source: a run folder, a checkpoint of ours, a compressed file, a PyTorch or safetensors
+            file, a folder of those; or what `checkpoints.read` gave.
+        num_components: K of a mixture that is fitted here, 7 by default. Weights that have few
+            different values (quantised ones) get a component for each value instead.
         per_tensor: fit one mixture for each tensor instead of one for all.
         include: patterns of the tensors to take (shell-style, `"fc*.weight"`); by default all
             floating-point tensors of at least two dimensions.
         exclude: patterns of tensors to leave out.
         refit: fit mixtures even if the checkpoint has its own, as any choice of tensors does.
-        seed: for the sample that a mixture of very many weights is fitted to.
+        seed: for the sample that a mixture of very many weights is fitted to; 0 by default.
 
     Returns:
         The inspection.
 
     Raises:
         FileNotFoundError: if there is nothing of that name.
-        ValueError: if it cannot be read, a pattern matches no tensor, K < 1, or there are no finite
-            weights to look at.
+        ValueError: if it cannot be read, a pattern matches no tensor, K < 1, K or the seed is given
+            and nothing is fitted, or there are no finite weights to look at.
 
     Example:
         >>> inspect("runs/sunspots").groups[0].claimed  # doctest: +SKIP
         array([ 5,  0, 40,  0,  0, 54,  0,  5])
+        >>> inspect("model.sws").layers[0][0].num_clusters  # doctest: +SKIP
+        16
     """
-    if num_components < 1:
+    if num_components is not None and num_components < 1:
         raise ValueError(f"num_components must be at least 1; got {num_components}")
-    path = Path(path)
-    read = checkpoints.read(path)
+    read = source if isinstance(source, checkpoints.Checkpoint) else checkpoints.read(Path(source))
     asked = {name for group in read.groups.values() for name in group}
     own = bool(asked) and not (include or exclude or refit or per_tensor)
-    left_out = _left_out(read.tensors, include, exclude, asked if own else None)
+    given = [n for n, v in (("num_components", num_components), ("seed", seed)) if v is not None]
+    if own and given and read.groups.keys() <= read.mixtures.keys():
+        raise ValueError(
+            f"{' and '.join(given)}: for mixtures that are fitted here, but {read.path} "
+            f"({read.kind}) has its own: leave it away, or fit others by refit=True (--refit)"
+        )
+    under_prior = asked if own and read.history is not None else None
+    left_out = _left_out(read.tensors, include, exclude, under_prior)
     chosen = [name for name in read.tensors if name not in left_out]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:8])
         raise ValueError(
-            f"{path} ({read.kind}) has no weights to look at: wanted finite floating-point tensors "
-            f"of at least two dimensions, or patterns in include; got {reasons or 'no tensors'}"
+            f"{read.path} ({read.kind}) has no weights to look at: wanted finite floating-point "
+            "tensors of at least two dimensions, or patterns in include; got "
+            f"{reasons or 'no tensors'}"
         )
     names: dict[str, tuple[str, ...]] = {"all": tuple(chosen)}
     if own:
@@ -196,17 +219,21 @@ def inspect(
         if not members:
             continue
         flat = [read.tensors[name].reshape(-1) for name in members]
-        mixture, origin = read.mixtures.get(group) if own else None, "learned in the run"
-        if mixture is None:
-            mixture, origin = cluster(flat, num_components, seed=seed)
-        groups.append(_group(group, mixture, origin, {n: read.tensors[n] for n in members}))
+        mixture = read.mixtures.get(group) if own else None
+        origin = "learned in the run" if read.history is not None else "the file's codebook"
+        if fitted := mixture is None:
+            mixture, origin = cluster(flat, num_components or 7, seed=seed or 0)
+        tensors = {name: read.tensors[name] for name in members}
+        groups.append(_group(group, mixture, origin, fitted, tensors))
     history = read.history
     if history is not None and history.groups and not own:
         history = None  # it is of other mixtures than those fitted here, over other tensors
-    return Inspection(path, read.kind, tuple(groups), left_out, history)
+    return Inspection(read.path, read.kind, tuple(groups), left_out, history)
 
 
-def _group(name: str, mixture: GaussianMixture, origin: str, tensors: dict[str, Tensor]) -> Group:
+def _group(
+    name: str, mixture: GaussianMixture, origin: str, fitted: bool, tensors: dict[str, Tensor]
+) -> Group:
     order = mixture.mean.argsort(stable=True)
     mixture = GaussianMixture(*(t[order] for t in (mixture.mixing, mixture.mean, mixture.std)))
     flat = {member: tensor.reshape(-1) for member, tensor in tensors.items()}
@@ -222,7 +249,7 @@ def _group(name: str, mixture: GaussianMixture, origin: str, tensors: dict[str, 
         )
         for member, w in flat.items()
     )
-    return Group(name, mixture, origin, edges, layers)
+    return Group(name, mixture, origin, fitted, edges, layers)
 
 
 def _left_out(
@@ -245,6 +272,8 @@ def _left_out(
             reasons[name] = f"not floating-point ({tensor.dtype})"
         elif tensor.layout != torch.strided or not tensor.numel():
             reasons[name] = "empty" if not tensor.numel() else f"of layout {tensor.layout}"
+        elif tensor.is_meta:
+            reasons[name] = "on the meta device, so without values"
         elif any(fnmatchcase(name, pattern) for pattern in exclude):
             reasons[name] = "excluded"
         elif include and not any(fnmatchcase(name, pattern) for pattern in include):
@@ -257,6 +286,15 @@ def _left_out(
             reasons[name] = f"the same tensor as {seen[place]}"
         elif bad := sum(int((~part.isfinite()).sum()) for part in chunks([tensor.reshape(-1)])):
             reasons[name] = f"{bad:,} of its {tensor.numel():,} weights are nan or inf"
+        elif (most := _largest(tensor)) > _MAX:
+            reasons[name] = f"its weights reach {most:.3g}, beyond float32"
         else:
             seen[place] = name
     return reasons
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude; 0 where the type has none beyond float32."""
+    if tensor.dtype != torch.float64:
+        return 0.0
+    return max(part.abs().max().item() for part in chunks([tensor.reshape(-1)]))

@@ -208,8 +208,9 @@ def train(
     device: str = "cpu",
     run: str | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | str = True,
     baseline: bool = True,
+    baseline_progress: bool = True,
     callback: Callable[[int, History], None] | None = None,
 ) -> Outcome:
     """Train a problem under its recipe, and the same network under weight decay beside it.
@@ -221,8 +222,9 @@ def train(
         device: where to train.
         run: a folder for checkpoints.
         resume: continue from it.
-        progress: show progress bars.
+        progress: show a progress bar; a string is its label.
         baseline: train the weight-decay networks too.
+        baseline_progress: show a progress bar for each of those.
         callback: as in `fit`.
 
     Returns:
@@ -259,11 +261,11 @@ def train(
         for when, f in (("start", start), ("end", end))
         for name, x in f.items()
     }
-    facts["live components (N_j >= 1, duplicates counted)"] = sum(
-        float(history.live(g)[-1]) for g in history.groups
+    facts["clusters (components that claim a weight)"] = sum(
+        float(history.num_clusters(g)[-1]) for g in history.groups
     )
     if baseline:
-        std, decayed = _weight_decay(problem, seed, progress)
+        std, decayed = _weight_decay(problem, seed, baseline_progress)
         rows[f"weight decay, std {std:g}, by validation"] = decayed
     return Outcome(net, prior, history, rows, facts)
 
@@ -293,10 +295,13 @@ def gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
 
 def _weight_decay(problem: Problem, seed: int, progress: bool) -> tuple[float, dict[str, float]]:
     found: list[tuple[float, float, dict[str, float]]] = []
-    for std in problem.decay_stds:
+    total = len(problem.decay_stds)
+    for number, std in enumerate(problem.decay_stds, 1):
+        label = f"weight decay, std {std:g} ({number} of {total})"
         net = problem.make_net(torch.Generator().manual_seed(seed)).to(problem.train[0].device)
         schedule = Schedule(em_every=problem.schedule.em_every)
-        _fit(problem, net, gaussian_prior(net, std), schedule, seed, progress=progress)
+        shown = label if progress else False
+        _fit(problem, net, gaussian_prior(net, std), schedule, seed, progress=shown)
         result = measures(problem, net)
         found.append((result["validation"], std, result))
     _, std, result = min(found, key=lambda entry: entry[0])

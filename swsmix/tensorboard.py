@@ -14,9 +14,10 @@ def tensorboard(folder: str | os.PathLike[str]) -> Callable[[int, History], None
     """A callback for `fit` that writes the history to TensorBoard, record by record.
 
     Scalars: the loss terms and measures under `loss/`, and for each mixture and component
-    `GROUP/mean/J`, `GROUP/std/J`, `GROUP/mixing/J` and `GROUP/count/J` (N_j), and `GROUP/live`;
-    the weights' histograms as `GROUP/weights`. The step is the epoch. Nothing is recomputed, so
-    that it takes the history of an old run too: `tensorboard("logs")(0, load_run(path).history)`.
+    `GROUP/mean/J`, `GROUP/std/J`, `GROUP/mixing/J` and `GROUP/count/J` (N_j), and
+    `GROUP/clusters`; the weights' histograms as `GROUP/weights`. The step is the epoch. Nothing is
+    recomputed, so that it takes the history of an old run too:
+    `tensorboard("logs")(0, load_run(path).history)`.
 
     Args:
         folder: for TensorBoard's event file; `tensorboard --logdir` names it or one above it.
@@ -60,8 +61,8 @@ def _write(writer: Any, history: History, record: int) -> None:
         for name in ("mean", "std", "mixing", "count"):
             for j, value in enumerate(columns[name][record].tolist()):
                 writer.add_scalar(f"{group}/{name}/{j}", value, step)
-        live = int((columns["count"][record] >= 1).sum())
-        writer.add_scalar(f"{group}/live", live, step)
+        clusters = int(history.num_clusters(group)[record])
+        writer.add_scalar(f"{group}/clusters", clusters, step)
         counts, edges = columns["bin_counts"][record], columns["bin_edges"][record]
         middles = (edges[1:] + edges[:-1]) / 2
         writer.add_histogram_raw(

@@ -50,7 +50,7 @@ def fit(
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | str = True,
     callback: Callable[[int, History], None] | None = None,
 ) -> History:
     """Train a network under a mixture prior; the mixture learns from the weights as they move.
@@ -91,7 +91,7 @@ def fit(
             states of torch's generators and of a loader's own are kept; those of `random` and
             numpy are yours.)
         seed: for shuffling.
-        progress: show a progress bar.
+        progress: show a progress bar; a string is its label.
         callback: called as callback(epoch, history) after every epoch.
 
     Returns:
@@ -519,8 +519,10 @@ def _assign_(parameters: list[nn.Parameter], flat: NDArray[np.float64]) -> None:
         p.copy_(part.view_as(p))
 
 
-def _progress(epochs: Iterable[int], total: int, history: History, show: bool) -> Iterator[int]:
-    if not show:
+def _progress(
+    epochs: Iterable[int], total: int, history: History, show: bool | str
+) -> Iterator[int]:
+    if show is False:
         yield from epochs
         return
     from rich.progress import (
@@ -532,6 +534,7 @@ def _progress(epochs: Iterable[int], total: int, history: History, show: bool) -
     )
 
     columns = (
+        *([TextColumn(show, markup=False)] if isinstance(show, str) else []),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -553,5 +556,5 @@ def _headline(history: History) -> str:
     shown = {"objective": last["objective"], **shown}
     parts = [f"{name} {value:.4g}" for name, value in shown.items() if not math.isnan(value)]
     mixtures = [g for g in history.groups if history.stacked(g, "mean").shape[1] > 1]
-    live = "+".join(f"{history.live(g)[-1]:.0f}" for g in mixtures)
-    return "  ".join([*parts, *([f"live components {live}"] if live else [])])
+    clusters = "+".join(f"{history.num_clusters(g)[-1]:.0f}" for g in mixtures)
+    return "  ".join([*parts, *([f"clusters {clusters}"] if clusters else [])])

@@ -1,6 +1,7 @@
 """Mixtures and weights with a name, from easy to nasty; every law is tested on all of them."""
 
 import torch
+from torch import nn
 
 from swsmix import GaussianMixture
 
@@ -34,3 +35,41 @@ def weights(n=500, seed=0):
     w = centre[kind] + spread[kind] * draw
     w[:3] = torch.tensor([0.0, 1.5, -1.5])
     return w
+
+
+def network(seed=0):
+    """6-20-2."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2))
+
+
+def state(seed=0):
+    """Its state_dict."""
+    return network(seed).state_dict()
+
+
+def resnet50(scale=8):
+    """The 161 parameters of a ResNet-50 under their names, its channels divided by `scale`."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+
+    def convolution(name, norm, to, come, side):
+        to, come = to // scale, max(come // scale, 3)
+        std = (2 / (come * side * side)) ** 0.5
+        tensors[f"{name}.weight"] = std * torch.randn(to, come, side, side, generator=generator)
+        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = torch.ones(to), torch.zeros(to)
+
+    convolution("conv1", "bn1", 64, 3, 7)
+    come = 64
+    for stage, (blocks, inner) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 1):
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            convolution(f"{name}.conv1", f"{name}.bn1", inner, come, 1)
+            convolution(f"{name}.conv2", f"{name}.bn2", inner, inner, 3)
+            convolution(f"{name}.conv3", f"{name}.bn3", 4 * inner, inner, 1)
+            if block == 0:
+                convolution(f"{name}.downsample.0", f"{name}.downsample.1", 4 * inner, come, 1)
+            come = 4 * inner
+    tensors["fc.weight"] = 0.03 * torch.randn(1000 // scale, come // scale, generator=generator)
+    tensors["fc.bias"] = torch.zeros(1000 // scale)
+    return tensors

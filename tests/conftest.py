@@ -36,6 +36,24 @@ def pytest_collection_modifyitems(config, items):
             config.stash[_REASONS].append(f"{len(gone)} tests marked {marker!r} not run: {reason}")
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run of three epochs; its prior sees one of the network's two weight matrices."""
+    import cases
+    import torch
+
+    from swsmix import MixturePrior, fit
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    net, x = cases.network(), torch.randn(40, 6)
+    prior = MixturePrior(net, 4, exclude="0.weight")
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    y = (x[:, 0] > 0).long()
+    loss = torch.nn.CrossEntropyLoss()
+    fit(net, loss, (x, y), optimizer=optimizer, epochs=3, prior=prior, run=folder, progress=False)
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for reason in config.stash.get(_REASONS, []):
         terminalreporter.write_line(reason, yellow=True)

@@ -41,8 +41,8 @@ CAPTIONS = {
     "clusters": "The weights' histogram, the mixture's density and its components scaled by "
     "mixing, linear and log. Above the centres: the number of weights that each claims.",
     "collapse": "The histogram over training as a heat map, with the centres on it.",
-    "trajectories": "Mean, std, mixing and live components over training; deaths and mergers are "
-    "marked.",
+    "trajectories": "Mean, std, mixing and the number of clusters (components that claim a weight) "
+    "over training; deaths and mergers are marked.",
     "responsibilities": "Which component claims a weight of a given value, with the weights below.",
     "before-after": "Each weight at the end against its start; the bands are the clusters.",
     "hinton": "A Hinton diagram in the colours of the clusters.",

@@ -243,6 +243,31 @@ def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
     assert find(browser, "#time")[0].is_displayed()
 
 
+def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    far = torch.tensor([1e6 - 2, 1e6, 1e6 + 2], dtype=torch.float64)
+    w = far[torch.randint(3, (2000, 1000), generator=generator)]
+    torch.save({"w": w}, tmp_path / "big.pt")
+    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "big.pt")), encoding="utf-8")
+    driver.get((tmp_path / "report.html").as_uri())
+    for _ in range(2):
+        left = driver.execute_script(
+            "return document.querySelector('#chart').getBoundingClientRect().left"
+        )
+        labels = find(driver, "#chart text")
+        assert min(label.rect["x"] for label in labels) >= left
+        shown = [label.text for label in labels]
+        assert len(set(shown)) == len(shown) and any(re.fullmatch(r"\d+k", t) for t in shown)
+        focus(driver, "#log")
+        keys(driver, "SPACE")
+    means = [
+        row.find_elements("css selector", "td")[1].text
+        for row in find(driver, "#components tbody tr")
+    ]
+    assert means == ["999998", "1000000", "1000002"]
+    assert driver.get_log("browser") == []
+
+
 def test_the_page_fits_its_window(browser, tmp_path):
     for width in (1100, 500):
         browser.set_window_size(width, 1400)

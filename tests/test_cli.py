@@ -9,8 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from swsmix import load_run
+from swsmix import codec, load_run
 from swsmix.cli import app
+from swsmix.labels import file_name
 
 QUICK = ["train", "--epochs", "3", "--no-baseline"]
 
@@ -36,7 +37,7 @@ def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
     out = tmp_path / "run"
     printed = run(*QUICK, "--baseline", "--out", out)
     for words in ("soft weight-sharing", "snapped to its centres", "weight decay", "validation",
-                  "bits a weight", "live components", "clusters.png"):  # fmt: skip
+                  "bits a weight", "clusters (components", "clusters.png"):  # fmt: skip
         assert words in printed
     results = json.loads((out / "results.json").read_text())
     assert results["measure"] == "arv (1535)" and len(results["rows"]) == 3
@@ -181,6 +182,8 @@ def test_inspect_prints_a_table_and_writes_figures_a_page_and_a_film(tmp_path, m
     assert written == set(text.rsplit(": ", 1)[1].strip().split(", "))
     assert {"report.html", "collapse.gif", "clusters.png", "loss-terms.png"} <= written
     assert "drawing" not in text
+    with pytest.raises(ValueError, match=r"num_components: .*has its own.*--refit"):
+        here("inspect", tmp_path / "run", "--components", 3, "--no-figures")
 
 
 def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path):
@@ -191,8 +194,9 @@ def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path
              "-q", "--exclude", "c", "--components", 3)  # fmt: skip
         contents.append({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()})
     assert contents[0] == contents[1]
+    hinton = f"{file_name('hinton-a/b')}.svg"
     assert set(contents[0]) == {"clusters.svg", "responsibilities.svg", "layers.svg",
-                                "entropy.svg", "hinton-a_b.svg", "report.html"}  # fmt: skip
+                                "entropy.svg", hinton, "report.html"}  # fmt: skip
     before = sorted(tmp_path.iterdir())
     assert "K = 7" in here("inspect", tmp_path / "net.pt", "--no-figures")
     assert sorted(tmp_path.iterdir()) == before
@@ -203,6 +207,28 @@ def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path
 def test_inspect_says_what_is_wrong_in_one_line(tmp_path):
     (tmp_path / "a.txt").write_text("not a checkpoint")
     run("inspect", tmp_path / "a.txt", fails="no checkpoint that swsmix can read")
+    torch.save({"\x1b[2Jw": torch.ones(3, 3)}, tmp_path / "net.pt")
+    error = run("inspect", tmp_path / "net.pt", "--include", "x", fails="there are \\x1b[2Jw")
+    assert "\x1b" not in error
+
+
+def test_inspect_fails_before_the_work(tmp_path, monkeypatch):
+    torch.save({"w": torch.randn(9, 9)}, tmp_path / "net.pt")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("swsmix.inspect.inspect", lambda *_, **__: pytest.fail("it went to work"))
+    with pytest.raises(ValueError, match=r"--out wants a folder; .*file is a file"):
+        here("inspect", tmp_path / "net.pt", "--out", tmp_path / "file")
+    with pytest.raises(ValueError, match=r"--animate wants the history of a run; .*PyTorch"):
+        here("inspect", tmp_path / "net.pt", "--animate", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_inspect_takes_a_compressed_file_and_its_help_says_so(tmp_path):
+    state = {"w": torch.tensor([0.0, 0.5]).repeat(30, 10)}
+    (tmp_path / "net.sws").write_bytes(codec.encode(state))
+    text = here("inspect", tmp_path / "net.sws", "--no-figures")
+    assert "the file's codebook" in text and "50 50" in text
+    assert "model.sws" in here("inspect", "--help")
 
 
 def test_live_and_tensorboard_watch_a_run(tmp_path):

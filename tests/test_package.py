@@ -11,8 +11,20 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [
-    {"mixture", "weights", "schedule", "sharing", "noise", "tables", "data", "mnist", "nets"},
-    {"em", "histogram", "history", "regions", "transforms"},
+    {
+        "labels",
+        "mixture",
+        "weights",
+        "schedule",
+        "sharing",
+        "noise",
+        "tables",
+        "data",
+        "mnist",
+        "nets",
+    },
+    {"em", "histogram", "regions", "transforms"},
+    {"history"},
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},

@@ -39,5 +39,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        typer.echo(f"swsmix: {error}", err=True)
+        from swsmix.labels import visible
+
+        # Names from a foreign checkpoint may be in the message.
+        typer.echo("\n".join(visible(line) for line in f"swsmix: {error}".split("\n")), err=True)
         sys.exit(1)

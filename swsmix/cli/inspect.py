@@ -25,8 +25,8 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A run folder, a checkpoint in it, a PyTorch or safetensors file, or a folder of "
-            "those.",
+            help="A run folder, a checkpoint in it, a compressed file (.sws), a PyTorch or "
+            "safetensors file, or a folder of those.",
             show_default=False,
         ),
     ],
@@ -42,7 +42,9 @@ def inspect(
     animate: Annotated[
         bool, typer.Option("--animate", help="Write the collapse of a run as a GIF too.")
     ] = False,
-    components: Annotated[int, typer.Option(min=1, help="K of a mixture that is fitted here.")] = 7,
+    components: Annotated[
+        int | None, typer.Option(min=1, help="K of a mixture that is fitted here; 7 by default.")
+    ] = None,
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="Fit one mixture for each tensor, not one for all.")
     ] = False,
@@ -56,14 +58,17 @@ def inspect(
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit a mixture even where the run has its own.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the sample that a mixture is fitted to.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the sample that a mixture is fitted to; 0 by default.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
 ) -> None:
     """Show the clusters in the weights of any checkpoint.
 
-    Prints a table, and writes figures and, with --html, a page that needs no network. A checkpoint
-    without a mixture gets one fitted to it on the spot, by EM; so does a choice of tensors.
-    Pickled code in a checkpoint is refused, never run.
+    Prints a table, and writes figures and, with --html, a page that needs no network. A run has
+    the mixtures that it learned, and a compressed file its codebooks. Any other checkpoint gets a
+    mixture fitted to it on the spot, by EM; so does a choice of tensors. Pickled code in a
+    checkpoint is refused, never run.
 
     **Examples**
 
@@ -72,17 +77,25 @@ def inspect(
     - `swsmix inspect model.pt --components 16 --exclude "embed*" --format pdf`
 
     - `swsmix inspect model.safetensors --per-tensor --no-figures`
+
+    - `swsmix inspect model.sws --html` : a file of `swsmix compress`, codebook by codebook
     """
     import torch
     from rich.console import Console
 
-    from swsmix import report
+    from swsmix import checkpoints, report
     from swsmix.inspect import inspect as look
+    from swsmix.labels import visible
 
+    writes = figures or html or animate
+    out = _folder(path, out)
     torch.set_num_threads(1)  # most of it is not torch's; and sums depend on how they are split
     console = Console()
+    checkpoint = checkpoints.read(path)
+    if animate:
+        _check_history(checkpoint, chosen=bool(include or exclude or per_tensor or refit))
     inspection = look(
-        path,
+        checkpoint,
         num_components=components,
         per_tensor=per_tensor,
         include=include or (),
@@ -93,11 +106,8 @@ def inspect(
     ascii_only = console.options.ascii_only
     if not quiet:
         console.print(report.terminal(inspection, width=console.width, ascii_only=ascii_only))
-    if animate:
-        _check_history(inspection)
-    if not (figures or html or animate):
+    if not writes:
         return
-    out = out or Path(f"{path.resolve().name}-inspect")
     out.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     pictures = _saved(inspection, out, form if figures else None, written, quiet=quiet)
@@ -112,8 +122,16 @@ def inspect(
     if animate:
         written += _films(inspection, out)
     if not quiet:
-        line = f"\nwritten to {out}/: {', '.join(written)}"
+        line = f"\nwritten to {visible(str(out))}/: {', '.join(written)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _folder(path: Path, out: Path | None) -> Path:
+    """The folder to write to; not yet made."""
+    out = out or Path(f"{(path.name or path.resolve().name)[-100:]}-inspect")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out wants a folder; {out} is a file: name another")
+    return out
 
 
 def _saved(
@@ -124,33 +142,40 @@ def _saved(
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from swsmix import plots, report
+    from swsmix.labels import file_name, visible
 
     columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("")
         for picture in report.figures(inspection):
-            bar.update(task, description=picture.name)
+            bar.update(task, description=visible(picture.name))
             if form is not None:
-                name = f"{report.file_name(picture.name)}.{form.value}"
+                name = f"{file_name(picture.name)}.{form.value}"
                 plots.save(picture.figure, out / name)
                 written.append(name)
             yield picture
 
 
-def _check_history(inspection: Any) -> None:
-    if inspection.history is None or not inspection.history.groups:
+def _check_history(checkpoint: Any, *, chosen: bool) -> None:
+    if checkpoint.history is None or not checkpoint.history.groups:
         raise ValueError(
-            f"--animate wants the history of a run; {inspection.path} is a {inspection.kind}"
+            f"--animate wants the history of a run; {checkpoint.path} is a {checkpoint.kind}"
+        )
+    if chosen:
+        raise ValueError(
+            "--animate shows the mixtures that the run learned, over all its tensors: leave "
+            "--include, --exclude, --per-tensor and --refit away"
         )
 
 
 def _films(inspection: Any, out: Path) -> list[str]:
-    from swsmix import plots, report
+    from swsmix import plots
+    from swsmix.labels import file_name
 
     history = inspection.history
     names = []
     for group in history.groups:
-        suffix = "" if len(history.groups) == 1 else report.file_name(f"-{group}")
-        names.append(f"collapse{suffix}.gif")
+        suffix = "" if len(history.groups) == 1 else f"-{group}"
+        names.append(f"{file_name(f'collapse{suffix}')}.gif")
         plots.animate_collapse(history, out / names[-1], group)
     return names

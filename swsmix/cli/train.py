@@ -198,7 +198,8 @@ def _run(
                 device=settings["device"],
                 run=str(out),
                 resume=resume,
-                progress=not quiet and not live,
+                progress=False if quiet or live else "soft weight-sharing",
+                baseline_progress=not quiet,
                 baseline=settings["baseline"],
                 callback=callback,
             )

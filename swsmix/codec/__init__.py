@@ -29,12 +29,32 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from swsmix.codec.file import MAGIC, MAX_WEIGHTS, TensorSize, decode, encode, sizes
+from swsmix.codec.file import (
+    MAGIC,
+    MAX_WEIGHTS,
+    Codebook,
+    TensorSize,
+    decode,
+    decode_books,
+    encode,
+    sizes,
+)
 from swsmix.prior import MixturePrior
 from swsmix.quantize import snapped_state
 from swsmix.runs import replacing
 
-__all__ = ["MAGIC", "TensorSize", "decode", "encode", "load_compressed", "save_compressed", "sizes"]
+__all__ = [
+    "MAGIC",
+    "Codebook",
+    "TensorSize",
+    "decode",
+    "decode_books",
+    "encode",
+    "load_books",
+    "load_compressed",
+    "save_compressed",
+    "sizes",
+]
 
 
 def save_compressed(
@@ -90,8 +110,26 @@ def load_compressed(
     Raises:
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
+    return load_books(path, max_weights=max_weights)[0]
+
+
+def load_books(
+    path: str | os.PathLike[str], *, max_weights: int = MAX_WEIGHTS
+) -> tuple[dict[str, Tensor], list[Codebook]]:
+    """As `load_compressed`, with the codebooks of the file.
+
+    Args:
+        path: the file.
+        max_weights: the most numbers to allocate, all tensors together.
+
+    Returns:
+        The state_dict and the codebooks.
+
+    Raises:
+        ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
+    """
     data = Path(path).read_bytes()
     try:
-        return decode(data, max_weights=max_weights)
+        return decode_books(data, max_weights=max_weights)
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from None

@@ -43,6 +43,19 @@ class TensorSize:
     entropy_bits: float
 
 
+@dataclass(frozen=True)
+class Codebook:
+    """A codebook of a compressed file.
+
+    Attributes:
+        values: ascending (k,).
+        names: the tensors whose elements are numbers in it.
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+
+
 def encode(state: Mapping[str, Tensor]) -> bytes:
     """A state_dict as the bytes of a compressed file; `decode` gives back every bit.
 
@@ -86,6 +99,29 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     Raises:
         ValueError: if it is no such file, damaged, of another version, or too large.
     """
+    return decode_books(data, max_weights=max_weights)[0]
+
+
+def decode_books(
+    data: bytes, *, max_weights: int = MAX_WEIGHTS
+) -> tuple[dict[str, Tensor], list[Codebook]]:
+    """The state_dict in the bytes of a compressed file, and the codebooks that it is written in.
+
+    Args:
+        data: from `encode`.
+        max_weights: the most elements to allocate, all tensors together.
+
+    Returns:
+        name -> tensor, and the codebooks. Tensors that are stored value by value are in none.
+
+    Raises:
+        ValueError: if it is no such file, damaged, of a newer version, or too large.
+
+    Example:
+        >>> data = encode({"weight": torch.tensor([0.0, 0.5, -0.5]).repeat(50)})
+        >>> decode_books(data)[1]
+        [Codebook(values=tensor([-0.5000,  0.0000,  0.5000]), names=('weight',))]
+    """
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("it is not a swsmix file: it does not begin with SWSM")
     if len(data) < len(MAGIC) + 6:
@@ -101,6 +137,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
     player = Player(body.rest())
     state: dict[str, Tensor] = {}
     codebooks: list[tuple[torch.dtype, Array]] = []
+    book_of: dict[str, int] = {}
     earlier = Earlier()
     left = max_weights
     for _ in range(reader.number(len(data))):
@@ -109,7 +146,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
             raise ValueError(f"it is damaged: it holds {name!r} twice")
         kind = reader.number(_COPY)
         if kind == _COPY:
-            dtype, shape, source = _copied(reader, state)
+            dtype, shape, original = _copied(reader, state)
         else:
             dtype, shape = reader.tensor()
         left -= math.prod(shape)
@@ -119,13 +156,23 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
                 "max_weights if you trust it"
             )
         if kind == _COPY:
-            state[name] = source.clone()
+            state[name] = state[original].clone()
+            book = book_of.get(original)
         else:
-            patterns = _read_patterns(reader, player, kind, dtype, shape, codebooks, earlier)
+            patterns, book = _read_patterns(reader, player, kind, dtype, shape, codebooks, earlier)
             state[name] = _shaped(patterns, dtype, shape)
+        if book is not None:
+            book_of[name] = book
     reader.check_end()
     player.check_end()
-    return state
+    books = [
+        Codebook(
+            from_patterns(values, dtype, values.shape),
+            tuple(name for name, own in book_of.items() if own == i),
+        )
+        for i, (dtype, values) in enumerate(codebooks)
+    ]
+    return state, books
 
 
 def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
@@ -226,33 +273,35 @@ def _read_patterns(
     shape: tuple[int, ...],
     codebooks: list[tuple[torch.dtype, Array]],
     earlier: Earlier,
-) -> Array:
+) -> tuple[Array, int | None]:
+    """A tensor's bits, and the number of its codebook, if it has one."""
     size = math.prod(shape)
     if kind == _VALUES:
-        return read_values(reader, player, size, dtype)
+        return read_values(reader, player, size, dtype), None
     if kind == _SHARED:
         number = reader.number()
         if number >= len(codebooks) or codebooks[number][0] != dtype:
             raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
-        values = codebooks[number][1]
     else:
         values = read_values(reader, player, reader.number(min(size, _MAX_VALUES)), dtype)
+        number = len(codebooks)
         codebooks.append((dtype, values))
+    values = codebooks[number][1]
     if len(values) == 0:
         raise ValueError("it is damaged: a codebook is empty")
     if len(values) == 1:
-        return np.broadcast_to(values, size)
-    return values[read_index(reader, player, len(values), shape, earlier)]
+        return np.broadcast_to(values, size), number
+    return values[read_index(reader, player, len(values), shape, earlier)], number
 
 
 def _copied(
     reader: Reader, state: Mapping[str, Tensor]
-) -> tuple[torch.dtype, tuple[int, ...], Tensor]:
+) -> tuple[torch.dtype, tuple[int, ...], str]:
     number = reader.number()
     if number >= len(state):
         raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-    source = list(state.values())[number]
-    return source.dtype, tuple(source.shape), source
+    original = list(state)[number]
+    return state[original].dtype, tuple(state[original].shape), original
 
 
 def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from swsmix.histogram import Array, Parameters, chunks
+from swsmix.labels import format_number
 from swsmix.mixture import GaussianMixture
-from swsmix.plots.style import BARS, GREY, INK, format_number, root_figure
+from swsmix.plots.style import BARS, GREY, INK, root_figure
 from swsmix.regions import decision_regions
 
 
@@ -39,6 +40,26 @@ def curve_points(low: float, high: float, mean: Array, std: Array, step: float =
     near = [mean[:, None] + offsets + shift for shift in (-step / 2, step / 2)]
     points = np.concatenate([np.linspace(low, high, 800), *(n.ravel() for n in near)])
     return np.unique(points[(points >= low) & (points <= high)])
+
+
+def bends(x: Array, curves: Array, tolerance: float) -> Array:
+    """The points that piecewise straight curves (m, points) need to stay within a tolerance."""
+    if len(x) < 3:
+        return np.arange(len(x))
+    kept, parts = {0, len(x) - 1}, [(0, len(x) - 1)]
+    while parts:  # Douglas and Peucker
+        first, last = parts.pop()
+        if last - first < 2:
+            continue
+        inside = slice(first + 1, last)
+        along = (x[inside] - x[first]) / (x[last] - x[first])
+        ends = curves[:, [first, last]]
+        off = np.abs(curves[:, inside] - ends[:, :1] - along * (ends[:, 1:] - ends[:, :1])).max(0)
+        if off.max() > tolerance:
+            middle = first + 1 + int(off.argmax())
+            kept.add(middle)
+            parts += [(first, middle), (middle, last)]
+    return np.array(sorted(kept))
 
 
 # pi_j N(x | mu_j, sigma_j^2) averaged over a bin of width `step` about x: (k, points).
@@ -113,32 +134,44 @@ def density_panel(
     total = components.sum(0)
     top = max(density.max(), total.max())
     floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
+    ground = floor / 10  # out of sight, so that no line runs along the axis
+    limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
+    outline = np.maximum(density, np.interp(middles, x, total))
+    tower = not log and top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05
+    if tower:
+        limit = 5 * second  # a tower at zero would flatten all the rest: cut it, and say so
+
+    def seen(curve: Array) -> Array:
+        """Where a curve is in sight, in no more points than the eye needs."""
+        above = np.flatnonzero(curve > (ground if log else 1e-4 * top))
+        part = np.arange(max(above[0] - 1, 0), min(above[-1] + 2, len(x))) if len(above) else above
+        curve = np.maximum(curve[part], ground)
+        height = np.log(curve / floor) / np.log(limit / floor) if log else curve / limit
+        return part[bends(x[part], height[None], 5e-4)]
+
     ax.stairs(
         np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS, label="weights"
     )
-    ground = floor / 10  # out of sight, so that no line runs along the axis
-    ax.plot(x, np.maximum(total, ground), color=INK, lw=0.8, label="mixture")
+    points = seen(total)
+    ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
     for j in np.flatnonzero(parameters[0] > 0).tolist():
-        seen = np.flatnonzero(components[j] > (ground if log else 1e-4 * top))
-        part = slice(max(seen[0] - 1, 0), seen[-1] + 2) if len(seen) else slice(0)
-        curve = np.maximum(components[j][part], ground)
-        ax.fill_between(x[part], ground, curve, color=colors[j], alpha=0.35, lw=0)
-        ax.plot(x[part], curve, color=colors[j], lw=0.8, label=f"_component {j}")
+        points = seen(components[j])
+        curve = np.maximum(components[j][points], ground)
+        ax.fill_between(x[points], ground, curve, color=colors[j], alpha=0.35, lw=0)
+        ax.plot(x[points], curve, color=colors[j], lw=0.8, label=f"_component {j}")
     ax.set_xlim(edges[0], edges[-1])
+    if log and ax.get_yscale() != "log":  # setting it again costs a film much time
+        ax.set_yscale("log")
+    ax.set_ylim(floor, limit)
     if log:
-        if ax.get_yscale() != "log":  # setting it again costs a film much time
-            ax.set_yscale("log")
-        ax.set_ylim(floor, 2 * top)
         return
-    limit, second = 1.04 * top, np.sort(components.max(1))[-2:][0]
-    outline = np.maximum(density, np.interp(middles, x, total))
-    if top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05:
-        limit = 5 * second  # a tower at zero would flatten all the rest: cut it, and say so
-        tower = middles[outline.argmax()]
-        side = -1 if tower > middles.mean() else 1
+    ax.yaxis.set_major_formatter(format_number)
+    if tower:
+        place = middles[outline.argmax()]
+        side = -1 if place > middles.mean() else 1
         ax.annotate(
             f"cut: reaches {format_number(top)}",
-            (tower, limit),
+            (place, limit),
             (6 * side, -2),
             textcoords="offset points",
             ha="left" if side > 0 else "right",
@@ -146,5 +179,3 @@ def density_panel(
             fontsize=6.5,
             color=GREY,
         )
-    ax.set_ylim(0, limit)
-    ax.yaxis.set_major_formatter(format_number)

@@ -14,9 +14,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import text_to_path
 
 from swsmix.histogram import Array
+from swsmix.labels import shorten, visible
 
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
 NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
@@ -158,15 +161,13 @@ def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4)
     )
 
 
-def format_number(value: Any, _: Any = None) -> str:
-    """Three digits, with k, M, G for thousands; also an axis formatter."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
-
-
-def shorten(name: str, length: int) -> str:
-    """A name of at most `length` characters, its middle left out."""
-    half = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+def fitted(name: str, points: float, size: float) -> str:
+    """A name, shortened as needed for a width in points at a font size."""
+    font = FontProperties(size=size)
+    most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
+    for length in range(min(len(visible(name)), most), 0, -1):
+        shown = shorten(name, length)
+        # A twentieth is kept for the letters that pixels make wider.
+        if text_to_path.get_text_width_height_descent(shown, font, False)[0] <= 0.95 * points:
+            break
+    return shown

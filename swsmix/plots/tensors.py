@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from swsmix.histogram import count, flat_weights, histogram, parameters_of, span
+from swsmix.histogram import flat_weights, histogram, parameters_of, span
+from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     density_panel,
@@ -27,13 +28,13 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    format_number,
+    fitted,
     make_panels,
-    shorten,
     styled,
 )
 
 _MAX_SQUARES = 65_536
+_SMALL_BINS = 100  # of a panel an inch wide
 
 
 @styled
@@ -89,7 +90,10 @@ def hinton(
         palette, component = component_colors(mixture.mean), most_responsible(flat, mixture)
         mean, colors = parameters_of(mixture)[1], np.array(palette)[component]
         used = sorted(set(component.tolist()), key=lambda j: mean[j])
-        handles = [Patch(color=palette[j], label=format_number(mean[j])) for j in used]
+        handles = [
+            Patch(color=palette[j], label=label)
+            for j, label in zip(used, distinct(mean[used].tolist()), strict=True)
+        ]
     height = 0.88 * width * min(max(rows / columns, 0.1), 2)
     height += 0.5 + 0.15 * -(-len(handles) // per_line)
     figure, (panel,) = make_panels(ax, 1, width=width, row=height)
@@ -153,20 +157,24 @@ def layers(
     if missing := [name for name in named_weights if name not in mixture]:
         raise ValueError(f"mixture: none for {missing}; got those for {list(mixture)}: add them")
     columns = min(len(named_weights), max(1, int(width / 1.6)))
-    figure, panels = make_panels(ax, len(named_weights), width=width, row=1.35, columns=columns)
+    figure, panels = make_panels(ax, len(named_weights), width=width, row=1.45, columns=columns)
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
         w, own = flat_weights(weights, name), mixture[name]
         parameters = parameters_of(own)
-        edges, counts = histogram(w, *span(parameters, w))
+        edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
-        panel.set_title(
-            f"{shorten(name, 20)}  ({format_number(count(w))})", fontsize=7, parse_math=False
-        )
+        panel.set_title("A\ng", fontsize=7)  # keeps the place
         panel.xaxis.set_major_locator(MaxNLocator(3))
     for panel in panels[-columns:]:
         panel.set_xlabel("weight")
     for panel in panels[::columns]:
         panel.set_ylabel("density")
+    figure.draw_without_rendering()  # how wide the panels are, the layout says
+    for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
+        points = 72 / figure.dpi * panel.get_window_extent().width
+        size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
+        title = f"{fitted(name, points, 7.0)}\n{size}"
+        panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
     return figure
 
 
@@ -197,7 +205,8 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))
     bars = panel.barh(range(len(bits)), bits, height=0.7, color=NEGATIVE)
     panel.bar_label(bars, [f"{b:.2f}" for b in bits], padding=2, fontsize=6.5, color=GREY)
-    panel.set_yticks(range(len(bits)), [shorten(name, 28) for name in named_bits], parse_math=False)
+    names = [fitted(name, 0.45 * 72 * figure.get_figwidth(), 7.0) for name in named_bits]
+    panel.set_yticks(range(len(bits)), names, parse_math=False)
     panel.set(
         ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits a weight"
     )

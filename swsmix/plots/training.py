@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from swsmix.histogram import MAX_BINS, Array
 from swsmix.history import History
+from swsmix.labels import format_number
 from swsmix.plots.style import (
     FULL,
     INK,
@@ -22,7 +23,6 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    format_number,
     make_panels,
     num_columns,
     styled,
@@ -72,31 +72,27 @@ def _over_time(ax: Axes, epochs: Array, unit: str) -> None:
         ax.set_xticks(epochs)
 
 
-# Component -> record of its death: its count is below 1 for good.
-# Component -> record of its merger: for good within one std (the smaller) of a fuller one.
-def _fates(count: Array, mean: Array, std: Array) -> tuple[dict[int, int], dict[int, int]]:
-    live, deaths, mergers = count >= 1, {}, {}
-    rank = np.argsort(np.argsort(-count[-1], kind="stable"))
-    for j in range(len(rank)):
-        if live[:, j].any() and not live[-1, j]:
-            deaths[j] = int(np.flatnonzero(live[:, j])[-1]) + 1
-        # Wide components far apart in the picture are not one; a revival is not a merger.
-        near = np.minimum(np.minimum(std, std[:, [j]]), 0.05 * np.ptp(mean))
-        close = np.abs(mean - mean[:, [j]]) < near
-        joined = close[-1] & live[-1] & live[-1, j] & ~close.all(0) & (rank < rank[j])
-        if joined.any():
-            mergers[j] = 1 + min(int(np.flatnonzero(~c)[-1]) for c in close.T[joined])
-    return deaths, mergers
+# Component -> the record where it lost its last weight for good: by its death, or by a merger.
+def _fates(claimed: Array, count: Array) -> tuple[dict[int, int], dict[int, int]]:
+    holds = claimed >= 1
+    lost = {
+        j: int(np.flatnonzero(holds[:, j])[-1]) + 1
+        for j in np.flatnonzero(holds.any(0) & ~holds[-1]).tolist()
+    }
+    deaths = {j: record for j, record in lost.items() if count[-1, j] < 1}
+    return deaths, {j: record for j, record in lost.items() if j not in deaths}
 
 
 @styled
 def trajectories(
     history: History, group: str | None = None, *, ax: Panels = None, width: float = FULL
 ) -> Figure:
-    """The mixture over training: mean (band: +- one std), std, mixing and live components.
+    """The mixture over training: mean (band: +- one std), std, mixing and the number of clusters.
 
-    A cross marks the death of a component (expected count below 1 for good), a circle where one
-    joins a fuller one (centres within one std for good). Colours follow the last means.
+    A cluster is a component that claims a weight, is the most responsible for it; of duplicates
+    only one does. A mark is where a component lost its last weight for good: a cross for a death
+    (in the end it expects fewer than one weight, N_j < 1), a circle for a merger (it shares the
+    weights that others claim). Colours follow the last means.
 
     Args:
         history: of a run.
@@ -113,6 +109,7 @@ def trajectories(
     group = group_of(history, group, "trajectories")
     names = ("mean", "std", "mixing", "count")
     mean, std, mixing, count = (series(history, group, name) for name in names)
+    claimed = history.claimed(group).numpy()
     mixing = np.where(mixing > 0, mixing, np.nan)
     epochs, unit = clock(history, len(mean))
     colors = component_colors(history.stacked(group, "mean")[-1])
@@ -120,7 +117,7 @@ def trajectories(
     figure, panels = make_panels(
         ax, 4, width=width, row=1.8 if columns == 2 else 1.4, columns=columns, sharex=True
     )
-    deaths, mergers = _fates(count, mean, std)
+    deaths, mergers = _fates(claimed, count)
     dot = "." if len(mean) == 1 else ""
     for j, color in enumerate(colors):
         end = deaths.get(j, len(mean) - 1) + 1
@@ -154,8 +151,9 @@ def trajectories(
         panel.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
         panel.yaxis.set_major_formatter("{x:.3g}")
         panel.yaxis.set_minor_formatter(NullFormatter())
-    panels[3].step(epochs, (count >= 1).sum(1), where="post", color=INK, marker=dot, label="_live")
-    panels[3].set(ylabel="live components", ylim=(0, len(colors) + 0.5))
+    clusters = (claimed >= 1).sum(1)
+    panels[3].step(epochs, clusters, where="post", color=INK, marker=dot, label="_clusters")
+    panels[3].set(ylabel="clusters", ylim=(0, len(colors) + 0.5))
     panels[3].yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for panel in panels[-columns:]:
         _over_time(panel, epochs, unit)
@@ -166,7 +164,7 @@ def trajectories(
 def collapse(
     history: History, group: str | None = None, *, ax: Panels = None, width: float = FULL
 ) -> Figure:
-    """The weight histogram over training as a heat map, with the live centres on it.
+    """The weight histogram over training as a heat map, with the centres that claim weights.
 
     Args:
         history: of a run.
@@ -190,7 +188,7 @@ def collapse(
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.35 * width + 1)
     norm = LogNorm(max(shown.min(), 1e-4 * shown.max()) / 3, shown.max())
     mesh = panel.pcolormesh(sides, edges, shown.T, cmap="Greys", norm=norm, rasterized=True)
-    mean = np.where(series(history, group, "count") >= 1, series(history, group, "mean"), np.nan)
+    mean = np.where(history.claimed(group).numpy() >= 1, series(history, group, "mean"), np.nan)
     for j, color in enumerate(component_colors(history.stacked(group, "mean")[-1])):
         panel.plot(
             epochs,

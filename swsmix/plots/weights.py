@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
+from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
+    bends,
     claimed,
     curve_points,
     density_panel,
@@ -27,7 +29,6 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    format_number,
     make_panels,
     num_columns,
     styled,
@@ -135,12 +136,16 @@ def responsibilities(
         height_ratios=[2.0, 1.5][: 1 + bool(flat)],
     )
     x = curve_points(low, high, mean, parameters[2])
-    areas = panels[0].stackplot(x, gamma(x), colors=shades, lw=0.3, ec="w", alpha=0.85)
+    shares = gamma(x)
+    points = bends(x, shares.cumsum(0), 1e-3)
+    areas = panels[0].stackplot(
+        x[points], shares[:, points], colors=shades, lw=0.3, ec="w", alpha=0.85
+    )
     for j, area in zip(order, areas, strict=True):
         area.set_label(f"_component {j}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
     named = [j for j in order if j in decision_regions(mixture).component]
-    names, tints = [format_number(mean[j]) for j in named], [colors[j] for j in named]
+    names, tints = distinct(mean[named].tolist()), [colors[j] for j in named]
     label_centres(panels[0], mean[named], names, tints, "mean")
     if flat:
         edges, counts = histogram(flat, low, high)

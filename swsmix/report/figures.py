@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from swsmix import plots
 from swsmix.inspect import Inspection
+from swsmix.labels import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,14 +34,18 @@ def figures(inspection: Inspection) -> Iterator[Picture]:
         inspection: the inspection.
 
     Yields:
-        The pictures; names are unique and fit for files.
+        The pictures; names are unique, `labels.file_name` makes them fit for files.
     """
     groups = sorted(inspection.groups, key=lambda group: -group.size)[:MAX_GROUPS]
     names = {group.name for group in groups}
     for group in inspection.groups:
         if group.name not in names:
             continue
-        end, of = ("", "") if len(inspection.groups) == 1 else (f"-{group.name}", f" {group.name}:")
+        end, of = (
+            ("", "")
+            if len(inspection.groups) == 1
+            else (f"-{group.name}", f" {visible(group.name)}:")
+        )
         yield Picture(
             f"clusters{end}",
             f"Clusters.{of} Weights, mixture density and components; linear and log.",
@@ -71,7 +76,7 @@ def _training(inspection: Inspection, group: str, end: str, of: str) -> Iterator
     )
     yield Picture(
         f"trajectories{end}",
-        f"Trajectories.{of} Mean, std, mixing and live components over training.",
+        f"Trajectories.{of} Mean, std, mixing and clusters over training.",
         plots.trajectories(history, group),
     )
     (own,) = (g for g in inspection.groups if g.name == group)
@@ -116,19 +121,6 @@ def _tensors(inspection: Inspection) -> Iterator[Picture]:
     for layer, group in small[:MAX_MATRICES]:
         yield Picture(
             f"hinton-{layer.name}",
-            f"Hinton diagram of {layer.name}: area is magnitude, colour the cluster.",
+            f"Hinton diagram of {visible(layer.name)}: area is magnitude, colour the cluster.",
             plots.hinton(layer.weights.float(), mixture=group.mixture),
         )
-
-
-def file_name(name: str) -> str:
-    """A picture's name without what a file system may not like.
-
-    Returns:
-        Letters, digits, dots, dashes and underscores.
-
-    Example:
-        >>> file_name("hinton-a/b:0.weight")
-        'hinton-a_b_0.weight'
-    """
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

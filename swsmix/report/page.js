@@ -17,7 +17,14 @@ function make(parent, tag, attributes = {}, text = null) {
 }
 
 const minus = (text) => text.replace(/-/g, "−");
-const short = (x) => minus(Number(x.toPrecision(3)).toString());
+const short = (x, digits = 3) => minus(Number(x.toPrecision(digits)).toString());
+// Digits that tell numbers apart which differ by `gap`.
+const digitsFor = (gap, ...values) => Math.min(17, Math.max(3,
+  1 + Math.ceil(Math.log10(Math.max(...values.map(Math.abs), gap) / gap))));
+const compact = (n) => {
+  const [size, unit] = [[1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([s]) => n >= s) ?? [1, ""];
+  return `${short(n / size)}${unit}`;
+};
 const whole = (n) => n.toLocaleString("en-US");
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
@@ -74,7 +81,7 @@ function ticks(low, high, most) {
   return found;
 }
 
-const box = { left: 64, right: 945, top: 12, bottom: 300 };
+const box = { left: 72, right: 945, top: 12, bottom: 300 };
 let bins = [];
 
 function draw() {
@@ -125,16 +132,19 @@ function draw() {
       d: `M${cx - 5},${cy - 8}h10L${cx},${cy}z` });
   });
   make(chart, "path", { class: "axis", d: `M${box.left},${box.bottom}H${box.right}` });
-  for (const value of ticks(low, high, 8)) {
+  const along = ticks(low, high, 8);
+  const digits = digitsFor(along[1] - along[0], low, high);
+  for (const value of along) {
     make(chart, "path", { class: "axis", d: `M${x(value)},${box.bottom}v4` });
-    make(chart, "text", { x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, short(value));
+    make(chart, "text", { x: x(value), y: box.bottom + 17, "text-anchor": "middle" },
+      short(value, digits));
   }
   const marks = log
     ? Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, i) => 10 ** i)
     : ticks(0, top, 5);
   for (const n of marks) {
     make(chart, "path", { class: "axis", d: `M${box.left - 4},${y(n)}h4` });
-    make(chart, "text", { x: box.left - 8, y: y(n) + 4, "text-anchor": "end" }, whole(n));
+    make(chart, "text", { x: box.left - 8, y: y(n) + 4, "text-anchor": "end" }, compact(n));
   }
   make(chart, "text", { x: (box.left + box.right) / 2, y: 334, "text-anchor": "middle" }, "weight");
   make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
@@ -143,14 +153,23 @@ function draw() {
   drawComponents(group, frame);
 }
 
+function meanDigits(frame) {
+  const sorted = [...frame.mean].sort((a, b) => a - b);
+  const gaps = sorted.slice(1).map((mean, i) => mean - sorted[i])
+    .filter((gap) => gap > 1e-3 * (sorted.at(-1) - sorted[0]));
+  return gaps.length ? Math.min(9, digitsFor(Math.min(...gaps), ...frame.mean)) : 3;
+}
+
 function drawComponents(group, frame) {
   const body = at("components").tBodies[0];
   body.replaceChildren();
+  const digits = meanDigits(frame);
   frame.mean.forEach((mean, j) => {
     const row = make(body, "tr");
     const swatch = make(make(row, "td"), "span", { class: "swatch" });
     swatch.style.background = group.colors[j];
-    for (const value of [mean, frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
+    make(row, "td", {}, short(mean, digits));
+    for (const value of [frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
   });
 }
 
@@ -164,10 +183,12 @@ function point(i) {
   const { frame, size } = current();
   make(at("chart"), "rect", { class: "cursor", x: bin.left, width: Math.max(bin.width, 1),
     y: box.top, height: box.bottom - box.top });
+  const digits = Math.max(4, digitsFor(bin.high - bin.low, bin.low, bin.high));
   at("readout").textContent =
-    `weights from ${minus(bin.low.toPrecision(4))} to ${minus(bin.high.toPrecision(4))}: ` +
+    `weights from ${minus(bin.low.toPrecision(digits))} to ` +
+    `${minus(bin.high.toPrecision(digits))}: ` +
     `${whole(bin.count)} (${percent(bin.count / size)}); component ${bin.component + 1} of ` +
-    `${frame.mean.length} (mean ${short(frame.mean[bin.component])}, std ` +
+    `${frame.mean.length} (mean ${short(frame.mean[bin.component], meanDigits(frame))}, std ` +
     `${short(frame.std[bin.component])}) with responsibility ${bin.gamma.toFixed(3)}`;
 }
 

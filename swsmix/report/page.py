@@ -23,6 +23,7 @@ import numpy as np
 from swsmix import plots
 from swsmix.history import History
 from swsmix.inspect import Group, Inspection, Layer
+from swsmix.labels import visible
 from swsmix.report.figures import Picture
 
 MAX_FRAMES = 200
@@ -46,7 +47,7 @@ def page(inspection: Inspection, pictures: Iterable[Picture] = ()) -> str:
         (source / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
     parts = {
-        "title": html.escape(f"{inspection.path.name}: {inspection.kind}"),
+        "title": html.escape(inspection.title),
         "style": style,
         "script": script,
         "style_hash": _hash(style),
@@ -64,7 +65,9 @@ def _hash(text: str) -> str:
 def _figure(picture: Picture) -> str:
     with tempfile.TemporaryDirectory() as folder:
         svg = plots.save(picture.figure, Path(folder) / "figure.svg").read_bytes()
-    caption = html.escape(picture.caption)
+    # A hundredth of a point is enough for the vertices of paths, which are most of the page.
+    svg = re.sub(rb"([ML] -?\d+\.\d\d)\d* (-?\d+\.\d\d)\d*", rb"\1 \2", svg)
+    caption = html.escape(visible(picture.caption))
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return (
         f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
@@ -77,7 +80,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     nonzero = sum(layer.nonzero for layer, _ in layers) / inspection.size
     clusters = sum(int((group.claimed > 0).sum()) for group in inspection.groups)
     summary = {
-        "file": str(inspection.path),
+        "file": visible(str(inspection.path)),
         "kind": inspection.kind,
         "weights": f"{inspection.size:,}",
         "tensors": f"{len(layers):,}",
@@ -91,7 +94,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
         "summary": summary,
         "groups": [_group(group, inspection.history) for group in inspection.groups],
         "layers": [_layer(layer, order[group.name]) for layer, group in layers],
-        "leftOut": inspection.left_out,
+        "leftOut": {visible(name): visible(why) for name, why in inspection.left_out.items()},
     }
 
 
@@ -103,7 +106,7 @@ def _group(group: Group, history: History | None) -> dict[str, Any]:
     if history is not None and len(history.series.get(group.name, {}).get("mean", [])) > 1:
         frames = _frames(group, history)
     return {
-        "name": group.name,
+        "name": visible(group.name),
         "origin": group.origin,
         "size": group.size,
         "colors": plots.component_colors(mixture.mean),
@@ -144,7 +147,7 @@ def _frame(label: str, counts: Any, edges: Any, mixing: Any, mean: Any, std: Any
 
 def _layer(layer: Layer, group: int) -> dict[str, Any]:
     return {
-        "name": layer.name,
+        "name": visible(layer.name),
         "group": group,
         "shape": " × ".join(map(str, layer.weights.shape)),
         "size": layer.size,
@@ -157,4 +160,4 @@ def _layer(layer: Layer, group: int) -> dict[str, Any]:
 
 
 def _short(values: Any) -> list[float]:
-    return [float(f"{v:.7g}") for v in values.tolist()]
+    return [float(f"{v:.9g}") for v in values.tolist()]

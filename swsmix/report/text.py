@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from swsmix.histogram import Array
-from swsmix.inspect import Group, Inspection
+from swsmix.inspect import Group, Inspection, Layer
+from swsmix.labels import distinct, number_of, shorten, visible
 from swsmix.mixture import GaussianMixture
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _NAMES = 6  # of tensors left out for one reason
+_GAP, _MIN_BINS = 2, 8  # columns between the columns of the table, and of the smallest histogram
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
@@ -100,9 +103,13 @@ def histogram_text(
             marks[place] = ("^" if ascii_only else "▲", colors[j])
     for mark, color in marks:
         text.append(mark, color)
-    low, high = f"{edges[0]:.3g}", f"{edges[0] + step * len(small):.3g}"
+    low, high = distinct([edges[0], edges[0] + step * len(small)], _plain)
     text.append(f"\n{low}{high:>{max(len(small) - len(low), len(high) + 1)}}")
     return text
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}"
 
 
 def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
@@ -125,53 +132,94 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     for name in ("mean", "std", "mixing", "weights", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     colors = component_colors(mixture.mean)
+    means = distinct(mixture.mean.tolist(), _plain)
     for j in torch.argsort(mixture.mean, stable=True).tolist():
-        values = (mixture.mean[j], mixture.std[j], mixture.mixing[j])
         table.add_row(
             f"[{colors[j]}]#[/]",
-            *(f"{float(v):.3g}" for v in values),
+            means[j],
+            *(f"{float(v):.3g}" for v in (mixture.std[j], mixture.mixing[j])),
             f"{claimed[j]:,.0f}",
             f"{100 * claimed[j] / size:.1f} %",
         )
     return table
 
 
-def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> Table:
-    """A group's tensors: size, clusters, entropy, non-zero, a histogram a line high, shares.
+def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> RenderableType:
+    """A group's tensors: size, clusters, entropy, non-zero, shares, a histogram a line high, shape.
 
-    Shares are in the order of the centres.
+    Shares are in the order of the centres. In a narrow terminal the shape goes first, then the
+    histogram; where the rest does not fit either, each tensor gets lines of its own.
 
     Args:
         group: from an inspection.
-        width: columns; in a narrow terminal the histograms are smaller.
+        width: columns.
         ascii_only: for terminals without Unicode.
 
     Returns:
-        A table for rich's `print`.
+        Something for rich's `print`.
     """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    longest = max(len(layer.name) for layer in group.layers)
-    table.add_column("tensor", overflow="fold", min_width=min(longest, 24))
-    for name in ("shape", "weights", "clusters", "bits", "non-zero"):
-        table.add_column(name, justify="right", no_wrap=True)
-    bins = min(max(width - 90, 12), 24)
-    table.add_column("histogram", no_wrap=True)
-    table.add_column("shares, %", overflow="fold", min_width=14)
-    for layer in group.layers:
+    rows = [_cells(layer, ascii_only) for layer in group.layers]
+    wide = {n: max(len(n), *(len(row[n]) for row in rows)) for n in rows[0]}
+    numbers = ("weights", "clusters", "bits", "non-zero")
+    name, shares = min(wide["tensor"], 20), min(wide["shares, %"], 14)
+    left = width - name - shares - _GAP - sum(_GAP + wide[column] for column in numbers)
+    if left < 0:
+        return Text("\n").join(_stacked(row, width, ascii_only) for row in rows)
+    more = min(left, min(wide["shares, %"], 24) - shares)
+    shares, left = shares + more, left - more
+    more = min(left, min(wide["tensor"], 32) - name)
+    name, left = name + more, left - more
+    histogram = min(left - _GAP, 24) if left >= _GAP + _MIN_BINS else 0
+    left -= (_GAP + histogram) * bool(histogram)
+    shape = left >= _GAP + wide["shape"]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table.add_column("tensor", no_wrap=True, min_width=name)
+    columns = [*(["shape"] if shape else []), *numbers]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, min_width=wide[column])
+    if histogram:
+        table.add_column("histogram", no_wrap=True, min_width=histogram)
+    table.add_column("shares, %", overflow="fold", min_width=shares)
+    for layer, row in zip(group.layers, rows, strict=True):
+        bar = bars(rebin(layer.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
         table.add_row(
-            Text(layer.name),
-            "x".join(map(str, layer.weights.shape)),
-            f"{layer.size:,}",
-            str(layer.num_clusters),
-            f"{layer.bits_per_weight:.2f}",
-            f"{100 * layer.nonzero / layer.size:.1f} %",
-            Text(bars(rebin(layer.counts, bins), ascii_only=ascii_only)[0]),
-            " ".join(percent(share) for share in layer.shares),
+            Text(shorten(layer.name, name, ascii_only=ascii_only)),
+            *(row[column] for column in columns),
+            *([Text(bar)] if histogram else []),
+            Text(row["shares, %"]),
         )
     return table
+
+
+def _cells(layer: Layer, ascii_only: bool) -> dict[str, str]:
+    return {
+        "tensor": visible(layer.name, ascii_only=ascii_only),
+        "shape": "x".join(map(str, layer.weights.shape)),
+        "weights": f"{layer.size:,}",
+        "clusters": str(layer.num_clusters),
+        "bits": f"{layer.bits_per_weight:.2f}",
+        "non-zero": f"{100 * layer.nonzero / layer.size:.1f} %",
+        "shares, %": " ".join(percent(share) for share in layer.shares),
+    }
+
+
+def _stacked(row: dict[str, str], width: int, ascii_only: bool) -> Text:
+    """A tensor on lines of its own, for a terminal too narrow for a table."""
+    from rich.text import Text
+
+    facts = [number_of(int(row["weights"].replace(",", "")), "weight")]
+    facts += [number_of(int(row["clusters"]), "cluster"), f"{row['bits']} bits"]
+    facts += [f"{row['non-zero']} non-zero"]
+    body = [
+        part
+        for line in ("; ".join(facts), f"shares, %: {row['shares, %']}")
+        for part in textwrap.wrap(line, max(width - 2, 1), break_on_hyphens=False)
+    ]
+    name = shorten(row["tensor"], width, ascii_only=ascii_only)
+    return Text("\n  ".join([name, *body]))
 
 
 def percent(share: float) -> str:
@@ -203,14 +251,19 @@ def terminal(
     from rich.console import Group as Stack
     from rich.text import Text
 
-    parts: list[RenderableType] = [
-        Text.assemble((str(inspection.path), "bold"), f": {inspection.kind}")
-    ]
+    def shown(text: str) -> str:
+        return visible(text, ascii_only=ascii_only)
+
+    parts: list[RenderableType] = [Text(shown(inspection.title), "bold")]
+    chart = min(width, 72)
     for group in inspection.groups:
+        weights = number_of(group.size, "weight")
         parts += [
-            Text(f"\nmixture {group.name!r}: {group.size:,} weights; {group.origin}\n"),
+            Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}\n"),
             Text("height: log(1 + weights); triangles: centres", "dim"),
-            histogram_text(group.counts, group.edges, group.mixture, ascii_only=ascii_only),
+            histogram_text(
+                group.counts, group.edges, group.mixture, width=chart, ascii_only=ascii_only
+            ),
             Text(""),
             mixture_table(group.mixture, group.claimed, group.size),
             Text(""),
@@ -223,5 +276,6 @@ def terminal(
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        parts.append(Text(f"left out ({why}): {', '.join(names[:_NAMES])}{more}"))
+        some = (shorten(name, max(width - 2, 1), ascii_only=ascii_only) for name in names[:_NAMES])
+        parts.append(Text(f"left out ({shown(why)}): {', '.join(some)}{more}"))
     return Stack(*parts)

@@ -24,6 +24,7 @@ f' jumps from one float to the next, and mixtures that would need too many cells
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Iterator
@@ -51,7 +52,24 @@ def _compiled() -> Any | None:
 def _kernels(*tensors: Tensor) -> Any | None:
     """The compiled loops, if these tensors are for them."""
     plain = (each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
-    return _compiled() if all(plain) else None
+    return _compiled() if _COMPILED.get() and all(plain) else None
+
+
+_COMPILED = contextvars.ContextVar("compiled", default=True)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Do without numba's loops: for a few passes they take longer to load than they save.
+
+    Yields:
+        Nothing; the results are the same.
+    """
+    token = _COMPILED.set(False)
+    try:
+        yield
+    finally:
+        _COMPILED.reset(token)
 
 
 DIRECT = 1 << 16  # N x K up to which direct evaluation is about as fast
