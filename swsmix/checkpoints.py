@@ -2,11 +2,13 @@
 
 A run folder of ours, one of its checkpoints, a compressed file, a file of PyTorch or safetensors,
 or a folder of such files. What kind a file is, its first bytes say, not its name. Files are
-mapped into memory where that is possible: what is not looked at is not read.
+mapped into memory where that is possible: what is not looked at is not read. And tensors, written
+as such a file.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zipfile
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swsmix import codec, runs
@@ -24,6 +26,8 @@ from swsmix.clustering import of_values
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 
+# Where trainers keep the network's state_dict in their checkpoints.
+_NETWORK = ("state_dict", "model_state_dict", "model", "network", "net", "module")
 _MAX_HEADER = 1 << 30
 _MAX_VALUES = 256  # of a codebook that says more than a histogram does
 _SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.sws")
@@ -96,6 +100,47 @@ def read(path: Path) -> Checkpoint:
         f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors, nor a "
         f"compressed file ({', '.join(_SHARDS)}): name the file itself"
     )
+
+
+def read_network(path: Path) -> Checkpoint:
+    """As `read`, but the network's state_dict alone, where a trainer has kept more in one file.
+
+    That is what is under "state_dict", "model" or the like, without an average of the weights or
+    the best accuracy beside it.
+
+    Args:
+        path: as for `read`.
+
+    Returns:
+        The checkpoint, its tensors named as the network names them.
+    """
+    checkpoint = read(path)
+    if checkpoint.kind == "PyTorch checkpoint":
+        loaded = _read_torch(path)
+        for key in _NETWORK:
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+                return replace(checkpoint, tensors=dict(_tensors_in(loaded[key])))
+    return checkpoint
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, whole or not at all: as safetensors, or by `torch.save` for `.pt`.
+
+    Args:
+        path: the file, `.safetensors`, `.pt` or `.pth`.
+        tensors: name -> tensor.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    suffix = Path(path).suffix
+    if suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"{path} must end in .safetensors, .pt or .pth")
+    with runs.replacing(path) as temporary:
+        if suffix == ".safetensors":
+            save_file({n: t.contiguous() for n, t in tensors.items()}, temporary)
+        else:
+            torch.save(dict(tensors), temporary)
 
 
 def _read_file(path: Path) -> Checkpoint:

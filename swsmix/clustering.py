@@ -1,4 +1,8 @@
-"""A mixture for weights that come without one, however many they are."""
+"""A mixture that describes weights which come without one, however many they are.
+
+Each component has a std of its own, since the density is what is wanted, for a picture or a
+table. `swsmix.posttraining` fits one that encodes: there all components share one std.
+"""
 
 from __future__ import annotations
 

@@ -4,20 +4,26 @@
                *slab*, whose mixing is learned: the zero component's std falls, and what the data
                do not hold outside it goes to zero
     quantise   k-means splits the slab into components, and all stds fall until each weight sits
-               on its centre
+               on its centre; meanwhile the network answers as if each weight sat there already
     snap       each weight to the centre of its most responsible component; centres that are
                nearly equal, and those of hardly any weights, merge
     fine-tune  the centres and whatever the prior does not see, with the assignments fixed
 
 All stds falling together would freeze the assignments long before the network has become sparse;
 hence the two phases. After Ullrich, Meeds & Welling (2017), who retrain in one phase.
+
+In the second phase the gradient is taken at the snapped weights and moves the weights themselves
+(straight through: Bengio, Leonard & Courville 2013). Such weights would hop between two centres
+for ever; the prior's pull, stronger as the stds fall, is what settles them. Without snapped
+answers the weights stiffen at their centres wherever these are, and the error grows with every
+epoch (`papers/ullrich2017/attempts.jsonl`, m1 and t0).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +34,8 @@ from swsmix.em import HyperPrior
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
-from swsmix.quantize import assign
+from swsmix.quantize import assign, snap_to_grid
+from swsmix.refine import centre_sums, tie
 from swsmix.schedule import Schedule
 from swsmix.train import Data, Loss, fit
 from swsmix.weights import Patterns, resolve, select
@@ -41,7 +48,7 @@ class Recipe:
     Attributes:
         num_components: K of each tensor's final mixture, the zero component included.
         sparsify_tau: the strength of the prior while it sparsifies: the knob of the trade-off
-            between size and error. 0.03 is gentle, 0.5 hard.
+            between size and error. 0.03 is gentle, 0.3 hard.
         quantise_tau: its strength while it quantises.
         sparsify_epochs: epochs of the first phase, which is where patience pays.
         warmup_epochs: of these, how many the prior takes to come to its full strength.
@@ -71,23 +78,23 @@ class Recipe:
         7
     """
 
-    num_components: int = 7
-    sparsify_tau: float = 0.2
-    quantise_tau: float = 0.1
+    num_components: int = 6
+    sparsify_tau: float = 0.1
+    quantise_tau: float = 0.03
     sparsify_epochs: int = 25
     warmup_epochs: int = 1
-    quantise_epochs: int = 6
-    finetune_epochs: int = 3
+    quantise_epochs: int = 10
+    finetune_epochs: int = 2
     sparsify_lr: float = 2e-3
-    quantise_lr: float = 5e-4
-    finetune_lr: float = 5e-4
+    quantise_lr: float = 2e-3
+    finetune_lr: float = 1e-4
     zero_start: float = 0.7
-    zero_end: float = 0.03
-    cluster_start: float = 0.1
+    zero_end: float = 0.01
+    cluster_start: float = 0.3
     slab: float = 3.0
-    std_end: float = 0.002
-    em_every: int = 100
-    merge: float = 0.1
+    std_end: float = 0.01
+    em_every: int = 50
+    merge: float = 0.03
     rare: int = 2
 
     def __post_init__(self) -> None:
@@ -161,7 +168,7 @@ def compress_(
     """Sparsify, quantise, snap and fine-tune a pretrained network, in place.
 
     The network stays the plain module it is; its tensors under the prior hold few values, one
-    codebook a tensor (rounded to float16 where that is possible), and mostly zeros. Write it with
+    codebook a tensor (on a grid of 8 bits where that holds it), and mostly zeros. Write it with
     `swsmix.codec.save_compressed(path, model, compressed.prior)`.
 
     Args:
@@ -209,11 +216,16 @@ def compress_(
     histories: dict[str, History] = {}
 
     def train(
-        phase: str, prior: MixturePrior | None, epochs: int, lr: float, schedule: Schedule | None
+        phase: str,
+        prior: MixturePrior | None,
+        epochs: int,
+        lr: float,
+        schedule: Schedule | None,
+        network: nn.Module = model,
     ) -> None:
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr)
         histories[phase] = fit(
-            model, loss, data, optimizer=optimizer, epochs=epochs, prior=prior, schedule=schedule,
+            network, loss, data, optimizer=optimizer, epochs=epochs, prior=prior, schedule=schedule,
             num_data=num_data, batch_size=batch_size, validation=validation, measure=measure,
             lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, lr / 20.0),
             measure_train=False, seed=seed + len(histories), progress=progress,
@@ -240,9 +252,10 @@ def compress_(
     )
     train("sparsify", prior, recipe.sparsify_epochs, recipe.sparsify_lr, schedule)
 
+    zero = {name: assign(prior.mixtures[name], p) == 0 for name, p in weights.items()}
     clusters = {
         name: _split_slab(
-            prior.mixtures[name],
+            zero[name],
             p,
             recipe.num_components - 1,
             recipe.cluster_start * unit[name],
@@ -259,14 +272,20 @@ def compress_(
         std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
         anneal=round(0.9 * steps * recipe.quantise_epochs),
     )
-    train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule)
+    # The network answers with snapped weights while the clusters form, so that each weight learns
+    # which centre it should go to, and what the first phase has sent to zero stays there.
+    snapped = _Snapped(model, prior, zero)
+    train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule, snapped)
 
-    index = {
-        name: _merged(assign(prior.mixtures[name], p), p.detach(), recipe, unit[name])
-        for name, p in weights.items()
-    }
+    index = {}
+    for name, p in weights.items():
+        mixture = prior.mixtures[name]
+        j = assign(mixture, p).masked_fill(zero[name], 0)
+        with torch.no_grad():
+            p.copy_(mixture.mean[j])  # the values that the network has learned with
+        index[name] = _merged(j, p.detach(), recipe, unit[name])
     _snap_(weights, index)
-    handles = [p.register_hook(_tie(index[name])) for name, p in weights.items()]
+    handles = [tie(p, index[name]) for name, p in weights.items()]
     try:
         if recipe.finetune_epochs:
             train("finetune", None, recipe.finetune_epochs, recipe.finetune_lr, None)
@@ -276,6 +295,37 @@ def compress_(
     _snap_(weights, index)
     prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0)
     return Compressed(prior, index, histories)
+
+
+class _Snapped(nn.Module):
+    """A network that answers with its weights snapped, and learns with them as they are.
+
+    In each forward pass each weight outside zero takes its most responsible component's mean; the
+    gradient there is the weight's own (straight through). The prior's pull damps the weights that
+    would hop between two centres for ever.
+    """
+
+    def __init__(self, model: nn.Module, prior: MixturePrior, zero: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.prior = model, [prior]  # in a list: no submodule
+        self.at = {name: (~z).reshape(-1).nonzero().reshape(-1) for name, z in zero.items()}
+        with torch.no_grad():
+            for name, z in zero.items():
+                model.get_parameter(name).masked_fill_(z, 0.0)
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """The answers with snapped weights."""
+        values = {}
+        for name, at in self.at.items():
+            p, mixture = self.model.get_parameter(name), self.prior[0].mixtures[name]
+            flat = p.reshape(-1)
+            w = flat[at]
+            with torch.no_grad():
+                change = mixture.mean[assign(mixture, w)].to(w.dtype) - w
+            value = torch.zeros_like(flat).index_put((at,), w + change)
+            values[name] = value.view_as(p)
+        answer: Tensor = torch.func.functional_call(self.model, values, args)
+        return answer
 
 
 def _steps_an_epoch(data: Data, batch_size: int) -> int:
@@ -305,12 +355,10 @@ def _spike_and_slab(unit: float, recipe: Recipe) -> GaussianMixture:
     )
 
 
-def _split_slab(
-    mixture: GaussianMixture, p: Tensor, most: int, std: float, seed: int
-) -> GaussianMixture:
+def _split_slab(zero: Tensor, p: Tensor, most: int, std: float, seed: int) -> GaussianMixture:
     """The zero component and at most so many clusters of the weights outside it, of one std."""
     w = p.detach().reshape(-1)
-    outside = w[assign(mixture, w) != 0]
+    outside = w[~zero.reshape(-1)]
     k = min(most, len(outside.unique()))
     mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
     if k:
@@ -350,34 +398,23 @@ def _merged(index: Tensor, w: Tensor, recipe: Recipe, unit: float) -> Tensor:
     return number[j].view(index.shape)
 
 
-def _sums(index: Tensor, values: Tensor) -> Tensor:
-    total = values.new_zeros(int(index.max()) + 1)
-    return total.index_add_(0, index.reshape(-1), values.reshape(-1))
-
-
 @torch.no_grad()
 def _snap_(weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
-    """Each weight to the mean of its cluster, in float16 where that holds it; 0 stays 0."""
+    """Each weight to the mean of its cluster, on a grid of 8 bits if it holds them; 0 stays 0.
+
+    Else in float16, or as it is where that overflows or loses more than its precision.
+    """
     for name, p in weights.items():
         j = index[name]
         values = p.detach().double()
-        centre = _sums(j, values) / _sums(j, torch.ones_like(values)).clamp_min(1.0)
+        centre = centre_sums(j, values) / centre_sums(j, torch.ones_like(values)).clamp_min(1.0)
         centre[0] = 0.0
-        half = centre.half().double()
-        # Where float16 overflows or loses more than its precision, the centre stays.
-        centre = torch.where((half - centre).abs() <= 1e-3 * centre.abs(), half, centre)
+        grid, half = snap_to_grid(centre, 8), centre.half().double()
+        if len(grid.unique()) == len(centre.unique()) and torch.equal(grid, grid.half().double()):
+            centre = grid
+        else:
+            centre = torch.where((half - centre).abs() <= 1e-3 * centre.abs(), half, centre)
         p.copy_(centre[j])
-
-
-def _tie(index: Tensor) -> Callable[[Tensor], Tensor]:
-    """A gradient hook: the gradient of a centre is the sum over its weights; that of zero is 0."""
-
-    def summed(gradient: Tensor) -> Tensor:
-        sums = _sums(index, gradient)
-        sums[0] = 0.0
-        return sums[index]
-
-    return summed
 
 
 def _codebook(index: Tensor, w: Tensor) -> GaussianMixture:

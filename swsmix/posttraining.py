@@ -2,7 +2,9 @@
 
 The mixture assigns a weight to its most responsible component, the largest
 pi_j N(w | mu_j, sigma_j^2): besides the distance it counts how common a component is, so that the
-coded numbers take fewer bits than those of k-means with as many values, at about its error.
+coded numbers take fewer bits than those of k-means with as many values, at about its error. All
+components share one std, in units of that error: it says what a bit is worth, and does not
+describe the weights. `swsmix.clustering` fits a mixture that describes them.
 """
 
 from __future__ import annotations

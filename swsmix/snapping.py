@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swsmix.prior import MixturePrior
 from swsmix.quantize import bits_per_weight, snapped_state
@@ -69,6 +69,38 @@ class Report:
 
 
 @torch.no_grad()
+def compare(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
+) -> tuple[TensorReport, ...]:
+    """What snapping did to some tensors.
+
+    Args:
+        before: the state_dict as it was.
+        after: the snapped one.
+        names: of the tensors.
+
+    Returns:
+        One report a tensor.
+    """
+    rows = []
+    for name in names:
+        change = (after[name].double() - before[name].double()).abs()
+        values, index = after[name].unique(return_inverse=True)
+        rows.append(
+            TensorReport(
+                name,
+                index.numel(),
+                (after[name] != 0).double().mean().item(),
+                len(values),
+                bits_per_weight(index),
+                change.square().mean().item(),
+                change.max().item(),
+            )
+        )
+    return tuple(rows)
+
+
+@torch.no_grad()
 def snapping_report(
     model: nn.Module,
     prior: MixturePrior,
@@ -96,25 +128,11 @@ def snapping_report(
     """
     old = model.state_dict()
     state = snapped_state(model, prior, bias_bits=bias_bits)
-    rows = []
-    for name in prior.selection.names:
-        change = (state[name].double() - old[name].double()).abs()
-        values, index = state[name].unique(return_inverse=True)
-        rows.append(
-            TensorReport(
-                name,
-                index.numel(),
-                (state[name] != 0).double().mean().item(),
-                len(values),
-                bits_per_weight(index),
-                change.square().mean().item(),
-                change.max().item(),
-            )
-        )
+    rows = compare(old, state, prior.selection.names)
     before = after = None
     if measure is not None:
         before = float(measure(model))
         snapped = copy.deepcopy(model)
         snapped.load_state_dict(state)
         after = float(measure(snapped))
-    return Report(tuple(rows), bias_bits, before, after)
+    return Report(rows, bias_bits, before, after)

@@ -65,10 +65,12 @@ def fold_dead_neurons_(
 
 @torch.no_grad()
 def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
-    """Order a layer's neurons by the number of their non-zero weights, the densest first, in place.
+    """Order a layer's neurons by the place of their first non-zero weight, in place.
 
-    Rows of like density side by side are easier to predict. The next layer's inputs are permuted
-    alike, so that the outputs stay the same, up to the order in which they are summed.
+    The order of n neurons takes log2 n! bits of a file and means nothing (2041 bits of 300). In
+    this order the codec spends none on it, nor on dead neurons, which come last. The next layer's
+    inputs are permuted alike, so that the outputs stay the same, up to the order in which they
+    are summed. Begin with the layer next to the input.
 
     Args:
         model: the network.
@@ -89,8 +91,9 @@ def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
     """
     first, second = _pair(model, layer, following)
     outgoing = _by_input(second, first)
-    count = first.weight.flatten(1).ne(0).sum(1) + outgoing.ne(0).sum((0, 2))
-    order = count.argsort(descending=True, stable=True)
+    alive = first.weight.flatten(1).ne(0)
+    place = torch.where(alive.any(1), alive.int().argmax(1), alive.shape[1])
+    order = place.argsort(stable=True)
     first.weight.copy_(first.weight[order])
     if first.bias is not None:
         first.bias.copy_(first.bias[order])

@@ -145,6 +145,11 @@ def valid_files():
             w = w.sort().values
         files.append(encode({"w": w}))
         assert model_of(files[-1]) == 2
+    born = (torch.arange(40)[:, None] >= 2 * torch.arange(20)).float().T.contiguous()
+    born *= torch.rand(born.shape, generator=generator) < 0.6
+    born = born[born.ne(0).int().argmax(1).argsort(stable=True)]
+    files.append(encode({"w": born}))
+    assert model_of(files[-1]) == 2
     return files
 
 

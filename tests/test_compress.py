@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import QUICK, run
 
-from swsmix import load_run, nets
-from swsmix.checkpoint import read_state, write_state
+from swsmix import checkpoints, load_run, nets
 from swsmix.codec import load_compressed
 
 
@@ -17,7 +16,7 @@ def test_a_run_is_compressed_to_the_size_that_is_printed_and_comes_back_snapped(
     small = tmp_path / "run.sws"
     size = int(re.search(r"run\.sws\s*│\s*([\d,]+)", printed)[1].replace(",", ""))
     assert small.stat().st_size == size
-    for words in ("float32", "float16", "gzip", "k-means", "packed"):
+    for words in ("float32", "float16", "gzip", "k-means", "packed", "bits/weight", "exact"):
         assert words in printed
     run("decompress", small, "--out", tmp_path / "back.pt")
     net = nets.shift_net()
@@ -49,21 +48,32 @@ def test_a_foreign_checkpoint_is_compressed_and_comes_back(tmp_path, kind):
     assert all(torch.equal(whole[n], t) for n, t in state.items())
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
-    class Own:
-        pass
+def test_the_network_alone_is_compressed_of_what_a_trainer_keeps_beside_it(tmp_path):
+    state = {"a.weight": torch.randn(30, 20)}
+    average = {"a.weight": torch.randn(30, 20)}
+    torch.save({"ema": average, "model": state, "lr": 0.1}, tmp_path / "all.pt")
+    run("compress", tmp_path / "all.pt", "--lossless", "-q")
+    whole = load_compressed(tmp_path / "all.sws")
+    assert list(whole) == ["a.weight"] and torch.equal(whole["a.weight"], state["a.weight"])
 
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
-    torch.save({"w": torch.ones(2), "lr": 0.1}, tmp_path / "more.pt")
+    torch.save({"lr": 0.1}, tmp_path / "none.pt")
     (tmp_path / "text.safetensors").write_text("hello")
-    for name, message in (
-        ("module.pt", "cannot read"),
-        ("more.pt", "more than tensors"),
-        ("text.safetensors", "cannot read"),
-        ("none.pt", "there is no file"),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            read_state(tmp_path / name)
-    run("decompress", tmp_path / "more.pt", fails="not a swsmix file")
+    run("compress", tmp_path / "module.pt", fails="it wants to run pickled code")
+    run("compress", tmp_path / "none.pt", fails="holds no tensors")
+    run("compress", tmp_path / "text.safetensors", fails="no checkpoint that swsmix can read")
+    run("compress", tmp_path / "missing.pt", fails="missing.pt is not there")
+    run("decompress", tmp_path / "none.pt", fails="not a swsmix file")
+    assert not list(tmp_path.glob("*.sws"))
     with pytest.raises(ValueError, match="must end in"):
-        write_state(tmp_path / "x.txt", {})
+        checkpoints.write(tmp_path / "x.txt", {})
+
+
+def test_a_compressed_file_is_never_written_over_itself(tmp_path):
+    checkpoints.write(tmp_path / "net.safetensors", {"a": torch.randn(8, 8)})
+    run("compress", tmp_path / "net.safetensors", "-q")
+    before = (tmp_path / "net.sws").read_bytes()
+    run("compress", tmp_path / "net.sws", fails="written over itself")
+    assert (tmp_path / "net.sws").read_bytes() == before

@@ -1,17 +1,18 @@
 """Compressing a small network that has learned a simple problem."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from swsmix import snap_
-from swsmix.compress import Recipe, _merged, compress_
+from swsmix import GaussianMixture, MixturePrior, snap_
+from swsmix.compress import Recipe, _merged, _Snapped, compress_
 
 SHORT = Recipe(
     num_components=5, sparsify_epochs=6, quantise_epochs=6, finetune_epochs=2, em_every=5,
-    sparsify_tau=1.0, quantise_tau=0.3, sparsify_lr=5e-3, quantise_lr=3e-3,
+    sparsify_tau=1.0, quantise_tau=0.3, sparsify_lr=5e-3, quantise_lr=3e-3, finetune_lr=5e-4,
 )  # fmt: skip
 
 
@@ -170,3 +171,49 @@ def test_data_without_a_length_and_a_resume_without_a_folder_are_refused():
         compressed(net, ((x, y) for _ in range(2)))
     with pytest.raises(ValueError, match="resume wants the run folder"):
         compressed(net, (x, y), resume=True)
+
+
+def two_values():
+    """A layer of three weights, one of them held at zero, and a prior with a centre at 1."""
+    net = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.02, 0.9, 1.2]]))
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1], pinned_mean=[True, False])
+    prior = MixturePrior(net, initial=mixture, groups="tensor")
+    return net, _Snapped(net, prior, {"weight": torch.tensor([[True, False, False]])})
+
+
+def test_the_network_answers_with_its_weights_snapped_and_they_learn_from_that():
+    net, snapped = two_values()
+    x = torch.tensor([[3.0, 5.0, 7.0]])
+    answer = snapped(x)
+    assert answer.item() == 12.0  # 0 x 3 + 1 x 5 + 1 x 7
+    (answer**2).sum().backward()
+    assert net.weight.grad.tolist() == [[0.0, 2 * 12.0 * 5.0, 2 * 12.0 * 7.0]]
+    assert net.weight[0, 1:].tolist() == pytest.approx([0.9, 1.2])  # the weights themselves stay
+
+
+def test_while_clusters_form_the_measure_is_that_of_the_network_which_is_snapped_at_the_end():
+    net, data, validation = problem()
+    recipe = replace(SHORT, finetune_epochs=0, merge=0.0, rare=0)
+    done = compressed(net, data, recipe=recipe, validation=validation, measure=errors)
+    with torch.no_grad():
+        after = errors(net(validation[0]), validation[1]).item()
+    assert done.histories["quantise"].scalars["validation_measure"][-1] == pytest.approx(after)
+
+
+def test_what_the_first_phase_sends_to_zero_is_zero_at_the_end():
+    net, data, _ = problem()
+    zeros = {}
+
+    def after_first_phase(module, *_):
+        if isinstance(module, _Snapped) and not zeros:
+            zeros.update({n: p == 0 for n, p in module.model.named_parameters() if p.ndim > 1})
+
+    handle = nn.modules.module.register_module_forward_pre_hook(after_first_phase)
+    try:
+        compressed(net, data)
+    finally:
+        handle.remove()
+    assert zeros["0.weight"].float().mean() > 0.5
+    assert all((net.get_parameter(n)[z] == 0).all() for n, z in zeros.items())

@@ -28,7 +28,7 @@ LAYERS = [
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "codec", "refine", "snapping", "posttraining", "checkpoint"},
+    {"train", "codec", "refine", "snapping", "posttraining"},
     {"problems", "checkpoints", "compress"},
     {"inspect"},
     {"report"},

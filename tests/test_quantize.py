@@ -1,3 +1,4 @@
+import copy
 import math
 
 import cases
@@ -17,7 +18,7 @@ from swsmix.quantize import (
     snapped_state,
     within_share,
 )
-from swsmix.refine import refine_
+from swsmix.refine import refine_, tie
 from swsmix.snapping import snapping_report
 
 
@@ -197,6 +198,28 @@ def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
         assert torch.equal(q.index, found[name].index)
         assert torch.equal((q.values == 0), (found[name].values == 0))
         assert torch.equal(net.get_parameter(name), q.values)
+
+
+def test_tied_weights_in_any_loop_move_as_refined_centres_do():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator).double()
+    y = x[:, :2] * x[:, 1:3]
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    prior = MixturePrior(net, 4, groups="tensor", zero=True)
+    found = quantize(prior)
+    snap_(prior)
+    twin = copy.deepcopy(net)
+    refine_(net, found, nn.functional.mse_loss, [(x, y)] * 20, lr=1e-2)
+    handles = [tie(twin.get_parameter(name), q.index) for name, q in found.items()]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(twin(x), y).backward()
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-10), name
 
 
 def test_the_report_says_what_snapping_does():

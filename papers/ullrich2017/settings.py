@@ -13,16 +13,14 @@ from swsmix.compress import Recipe
 NUM_SEEDS = 5
 QUICK_IMAGES = 6_000
 
-LONG = Recipe(
-    num_components=9, sparsify_epochs=40, quantise_epochs=8, finetune_epochs=4, em_every=200
-)
+LONG = Recipe(num_components=5, sparsify_epochs=50, quantise_epochs=12)
 
 PUBLISHED = Setting("lenet-300-100-published", "lenet-300-100", portrait=True)
 SHIFTED = Setting(
     "lenet-300-100-shifted",
     "lenet-300-100",
     shift=1,
-    recipe=replace(LONG, sparsify_tau=0.3, quantise_tau=0.15),
+    recipe=replace(LONG, sparsify_tau=0.13),
     batch_size=128,
     biases=True,
     portrait=True,

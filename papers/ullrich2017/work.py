@@ -1,13 +1,13 @@
 """The units of work: one pretrained network, or one compressed network with its file.
 
-Everything here reads the training images alone, but for the last lines of `measure`, which a unit
-reaches once, with its file written.
+Everything here reads the training images alone, but for `measure`, which a unit reaches once, with
+its file written, and `explore.py` never lets it see the test images.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Setting:
         bias_bits: 8 puts the biases on a grid of 8 bits; None keeps them exactly.
         biases: whether the biases are under the prior too, instead.
         tau: factors of tau by tensor; 1 where there is none.
+        distil: the share of the loss that learns from the dense network's answers; 0 is none.
         portrait: whether seed 0 is kept for the figures.
     """
 
@@ -70,6 +71,7 @@ class Setting:
     bias_bits: int | None = 8
     biases: bool = False
     tau: tuple[tuple[str, float], ...] = ()
+    distil: float = 0.0
     portrait: bool = False
 
     @property
@@ -81,12 +83,15 @@ class Setting:
 class Images:
     """Batches of MNIST, shuffled anew each epoch, shifted and with dropped pixels if asked for.
 
-    The generator's state goes into the checkpoints of `fit`.
+    With a teacher, the targets are the label and the teacher's ten logits. The generator's state
+    goes into the checkpoints of `fit`.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, setting: Setting, seed: int) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, setting: Setting, seed: int, teacher: nn.Module | None = None
+    ) -> None:
         self.x, self.y, self.dataset = x, y, x  # `fit` counts the examples of `dataset`
-        self.setting = setting
+        self.setting, self.teacher = setting, teacher
         self.generator = torch.Generator().manual_seed(seed)
         s = setting.shift
         self.windows = nn.functional.pad(x, (s, s, s, s)).unfold(1, 28, 1).unfold(2, 28, 1)
@@ -105,7 +110,12 @@ class Images:
             if self.setting.dropout:
                 keep = torch.rand(x.shape, generator=generator) >= self.setting.dropout
                 x = x * keep / (1.0 - self.setting.dropout)
-            yield x, self.y[rows]
+            yield x, self.y[rows] if self.teacher is None else self._taught(x, self.y[rows])
+
+    @torch.no_grad()
+    def _taught(self, x: Tensor, y: Tensor) -> Tensor:
+        assert self.teacher is not None
+        return torch.cat([y[:, None].float(), self.teacher(x).float()], dim=1)
 
 
 def errors(logits: Tensor, target: Tensor) -> Tensor:
@@ -136,6 +146,24 @@ def network(setting: Setting, seed: int) -> nn.Module:
 def loss(logits: Tensor, target: Tensor) -> Tensor:
     """The mean negative log likelihood, in float32 in any case."""
     return nn.functional.cross_entropy(logits.float(), target)
+
+
+def distilled(share: float, temperature: float = 3.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of Hinton, Vinyals & Dean (2015): the labels, and the teacher's softened answers.
+
+    Returns:
+        A function of logits and of what `Images` yields with a teacher, or of plain labels.
+    """
+
+    def both(logits: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 1:
+            return loss(logits, target)
+        soft = (target[:, 1:] / temperature).softmax(1)
+        ours = nn.functional.log_softmax(logits.float() / temperature, 1)
+        taught = -(soft * ours).sum(1).mean() * temperature**2
+        return (1.0 - share) * loss(logits, target[:, 0].long()) + share * taught
+
+    return both
 
 
 def pretrain(
@@ -173,9 +201,23 @@ def pretrain(
 
 
 def compress(
-    setting: Setting, seed: int, scratch: Path, results: Path, subset: int | None
+    setting: Setting,
+    seed: int,
+    scratch: Path,
+    results: Path,
+    subset: int | None,
+    *,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Compress a pretrained network, write its file, read it back, and measure what came back.
+
+    Args:
+        setting: how.
+        seed: of the split, the batches and k-means.
+        scratch: where the pretrained network is, and checkpoints and file go.
+        results: where the tensors of the figures go.
+        subset: so many images only.
+        test: whether to read the test images, at the very end.
 
     Returns:
         Errors, sizes and shares.
@@ -189,15 +231,20 @@ def compress(
         load_file(scratch / "pretrained" / f"{setting.pretraining}-seed{seed}.safetensors")
     )
     dense = copy.deepcopy(net.state_dict())
-    images = Images(*train, setting, 7919 + seed)
+    teacher = None
+    if setting.distil:
+        teacher = network(setting, seed).requires_grad_(False)
+        teacher.load_state_dict(dense)
+    images = Images(*train, setting, 7919 + seed, teacher)
     run = scratch / "runs" / f"{setting.name}-seed{seed}"
     options: dict[str, Any] = {"measure": errors, "validation": validation, "progress": False}
     if setting.recipe is None:
         done = as_published(net, images, setting.retrain_epochs, run, options)
     else:
         done = compress_(
-            net, loss, images, recipe=setting.recipe, run=run, resume=True, seed=seed,
-            include="*" if setting.biases else None, tau=tau_of(net, setting), **options,
+            net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
+            seed=seed, include="*" if setting.biases else None, tau=tau_of(net, setting),
+            **options,
         )  # fmt: skip
     state, transformed = smallest(setting, net, done, validation[0][:1000])
     file = scratch / "files" / f"{setting.name}-seed{seed}.sws"
@@ -215,6 +262,7 @@ def compress(
         "net": setting.net,
         "shift": setting.shift,
         "dropout": setting.dropout,
+        "distil": setting.distil,
         "seed": seed,
         "recipe": None if setting.recipe is None else asdict(setting.recipe),
         "batch_size": setting.batch_size,
@@ -223,7 +271,11 @@ def compress(
         "transformed": transformed,
         "size_bytes": size,
         **sizes(decoded, done, size),
-        **measure(setting, dense, decoded, validation, subset),
+        "validation_error_by_phase": {
+            phase: history.scalars["validation_measure"][-1]
+            for phase, history in done.histories.items()
+        },
+        **measure(setting, dense, decoded, validation, subset, test=test),
     }
 
 
@@ -371,17 +423,19 @@ def measure(
     decoded: dict[str, Tensor],
     validation: tuple[Tensor, Tensor],
     subset: int | None,
+    *,
+    test: bool,
 ) -> dict[str, float]:
     """Errors in float32 of the dense network and of the one read back from the file, in percent."""
-    digits = mnist()
-    test = digits.x_test.float() / 255, digits.y_test
-    if subset is not None:
-        test = test[0][:subset], test[1][:subset]
+    parts = {"validation": validation}
+    if test:
+        digits = mnist()
+        parts["test"] = digits.x_test[:subset].float() / 255, digits.y_test[:subset]
     found = {}
     for name, state in (("dense", dense), ("compressed", decoded)):
         net = NETS[setting.net]()
         net.load_state_dict(state)
-        for part, data in (("validation", validation), ("test", test)):
+        for part, data in parts.items():
             found[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
     return found
 

@@ -12,13 +12,15 @@ from swsmix.cli.app import app
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from swsmix.checkpoints import Checkpoint
     from swsmix.quantize import Quantized
 
 
 @app.command()
 def compress(
     source: Annotated[
-        Path, typer.Argument(help="A run folder, a .safetensors file, or one of torch.save.")
+        Path,
+        typer.Argument(help="A run folder, a .safetensors file, one of torch.save, or a folder."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The file to write; SOURCE with .sws by default.")
@@ -52,22 +54,24 @@ def compress(
 
     - `swsmix compress snapped.pt --lossless --out small.sws`
     """
-    from swsmix.checkpoint import read_state
     from swsmix.codec import save_compressed
     from swsmix.posttraining import quantize_state, snapped
     from swsmix.quantize import snapped_state
+    from swsmix.snapping import Report, compare
 
-    if source.is_dir():
-        original, found = _run(source)
-    else:
-        original = read_state(source)
-        found = {} if lossless else quantize_state(original, values, zero=zero, seed=seed)
-    if lossless:
-        found = {}
-    state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
     out = out or source.with_suffix(".sws")
+    checkpoint = _opened(source, out)
+    original = checkpoint.tensors
+    found = {}
+    if not lossless:
+        found = _by_its_mixtures(checkpoint) or quantize_state(
+            original, values, zero=zero, seed=seed
+        )
+    state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
     size = save_compressed(out, state)
     if not quiet:
+        if found:
+            typer.echo(Report(compare(original, state, found), bias_bits, None, None))
         _report(original, found, state, size, out, seed=seed)
 
 
@@ -91,39 +95,38 @@ def decompress(
 
     - `swsmix decompress model.sws --out model.pt`
     """
-    from swsmix.checkpoint import write_state
+    from swsmix import checkpoints
     from swsmix.codec import load_compressed
 
     out = out or source.with_suffix(".safetensors")
     state = load_compressed(source, max_weights=max_weights)
-    write_state(out, state)
+    checkpoints.write(out, state)
     if not quiet:
         count = sum(t.numel() for t in state.values())
         typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
 
 
-def _run(path: Path) -> tuple[dict[str, Tensor], dict[str, Quantized]]:
-    """A run's network, and its tensors under the prior by the components of their mixtures."""
+def _opened(source: Path, out: Path) -> Checkpoint:
+    from swsmix import checkpoints
+
+    if out == source:
+        raise ValueError(f"{out} would be written over itself: name another file by --out")
+    checkpoint = checkpoints.read_network(source)
+    if not checkpoint.tensors:
+        raise ValueError(f"{source} holds no tensors")
+    return checkpoint
+
+
+def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
+    """A run's tensors under the prior, by the components of their mixtures; none of a file."""
     from swsmix.quantize import Quantized, assign
-    from swsmix.runs import load_run
 
-    run = load_run(path)
     found = {}
-    for group, mixture in run.mixtures.items():
-        names = [group] if group in run.network else _weights(run.network)
-        if group not in run.network and len(run.mixtures) > 1:
-            raise ValueError(
-                f"the run {path} has groups of several tensors, {list(run.mixtures)}: save it "
-                "from Python, swsmix.codec.save_compressed(path, model, prior)"
-            )
-        for name in names:
-            w = run.network[name]
+    for group, mixture in checkpoint.mixtures.items():
+        for name in checkpoint.groups[group]:
+            w = checkpoint.tensors[name]
             found[name] = Quantized(mixture.mean.to(w.dtype), assign(mixture, w))
-    return run.network, found
-
-
-def _weights(state: dict[str, Tensor]) -> list[str]:
-    return [name for name, t in state.items() if t.is_floating_point() and t.ndim >= 2]
+    return found
 
 
 def _report(

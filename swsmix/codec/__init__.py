@@ -1,6 +1,6 @@
 """Networks in files that really are smaller: `save_compressed` and `load_compressed`, bit for bit.
 
-The file, version 1. Numbers are unsigned, seven bits a byte, the lowest first; a signed z is
+The file, version 2. Numbers are unsigned, seven bits a byte, the lowest first; a signed z is
 stored as 2z or -2z - 1.
 
     "SWSM"  version (1 byte)

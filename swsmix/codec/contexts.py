@@ -34,6 +34,8 @@ class Scan:
         stride: a second neighbour is so many steps back (an image's width); 1 for none.
         side_step: a class below 16 of each step, known before, or empty.
         side_lane: a class below 16 of each lane, known before, or empty.
+        born_in_order: no lane's first other-than-common value comes before that of the lane
+            before it.
     """
 
     steps: int
@@ -43,6 +45,7 @@ class Scan:
     stride: int
     side_step: Array
     side_lane: Array
+    born_in_order: bool = False
 
 
 def code_in_context(coder: Coder, scan: Scan, rows: Array | None) -> Array:
@@ -58,11 +61,15 @@ def code_in_context(coder: Coder, scan: Scan, rows: Array | None) -> Array:
     """
     past = _Past(scan)
     zeros = _Zeros(scan)
+    births = _Births(scan) if scan.born_in_order else None
     others = _Others(scan)
     result = np.full((scan.steps, scan.lanes), scan.common, np.uint16)
     for step in range(scan.steps):
         row = None if rows is None else rows[step].astype(np.int64)
-        other = zeros.code(coder, past, step, None if row is None else row != scan.common)
+        bits = None if row is None else row != scan.common
+        other = zeros.code(coder, past, step, bits)
+        if births is not None:
+            births.code(coder, past, step, other, bits)
         active = np.flatnonzero(other)
         symbols = others.code(coder, past, step, active, None if row is None else row[active])
         result[step, active] = symbols
@@ -78,10 +85,14 @@ class _Past:
         self.pad = 2 * scan.stride + 4
         self.flag = np.zeros((scan.steps + self.pad, scan.lanes), np.int16)
         self.side = np.zeros_like(self.flag)  # 0 common, 1 below, 2 above
+        self.value = np.zeros_like(self.flag)  # 0 common, or 1 + its number, coarsely
         self.lane_count = np.zeros(scan.lanes, np.int64)
         self.lane_above = np.zeros(scan.lanes, np.int64)
         self.lane_last = np.full(scan.lanes, scan.common)
         self.lane_recent = np.zeros(scan.lanes, np.int64)  # of 1024, of the last 16 steps
+        # Lanes from this one on have had nothing but the commonest value.
+        self.born = 0 if scan.born_in_order else scan.lanes
+        self.births = np.zeros(scan.steps + self.pad, np.int64)
         self.step_count = np.zeros(scan.steps + self.pad, np.int64)
         self.step_above = np.zeros(scan.steps + self.pad, np.int64)
 
@@ -90,6 +101,8 @@ class _Past:
         above = symbols > self.scan.common
         self.flag[now] = flag
         self.side[now, active] = 1 + above
+        levels = min(self.scan.num_values, 16)
+        self.value[now, active] = 1 + symbols * levels // self.scan.num_values
         self.lane_count += flag
         self.lane_above[active] += above
         self.lane_last[active] = symbols
@@ -158,8 +171,8 @@ class _Zeros:
             np.zeros(lanes),
         ])  # fmt: skip
         pick = [np.minimum(near, 7), side]
-        order = np.argsort(-past.lane_count, kind="stable")
-        ends = [lanes // part for part in _FIRST_CHUNKS if lanes >= 64]
+        order = np.argsort(-past.lane_count[: past.born], kind="stable")
+        ends = [len(order) // part for part in _FIRST_CHUNKS if len(order) >= 64]
         flag = np.zeros(lanes, np.int64)
         seen, expected = 0, 0  # ones in this step, and what was expected, over ONE
         for chunk in np.split(order, ends):
@@ -177,6 +190,48 @@ class _Zeros:
         return flag
 
 
+class _Births:
+    """How many lanes have their first other value in this step, where they are born in order.
+
+    Neurons may stand in any order. Sorted by their first weights, "one more?" is asked instead of
+    "which?", which saves log2 of the number of orders, and the dead ones cost nothing.
+    """
+
+    def __init__(self, scan: Scan) -> None:
+        self.scan = scan
+        sizes = [9 * 3, 16 * 3, SIDES * 3, 16 * 3, 24 * 3]
+        self.decisions = Decisions(1, sizes, [0.3], [3], first=0.15)
+
+    def code(self, coder: Coder, past: _Past, step: int, flag: Array, bits: Array | None) -> None:
+        """After the lanes born before: add the new ones to `flag`."""
+        scan, now, stride = self.scan, step + past.pad, self.scan.stride
+        across = [stride - 1, stride, stride + 1] if stride > 2 else [3, 4]
+        recent = [int(past.births[now - back]) for back in (1, 2, *across)]
+        others = int(flag.sum())
+        count = np.array([past.step_count[now - 1] + others])
+        pattern = min(recent[0], 2) * 3 + min(recent[3], 2)
+        side = int(scan.side_step[step]) if len(scan.side_step) else 0
+        density = int(log_density(count, 2 * max(past.born, 1), 24)[0])
+        context = np.array([
+            pattern, min(others.bit_length(), 15), side, min(sum(recent), 15), density,
+        ])[:, None]  # fmt: skip
+        inputs = logit_of_ratio(np.array([[past.born]]), 3 * step + 1, ONE >> 4, 1)
+        one = np.zeros(1, np.int64)
+        births = 0
+        while past.born < scan.lanes:
+            again = min(births, 2)
+            bit = None if bits is None else bits[past.born : past.born + 1]
+            got, _ = self.decisions.code(
+                coder, one, context * 3 + again, inputs, [one + again], bit
+            )
+            if not got[0]:
+                break
+            flag[past.born] = 1
+            past.born += 1
+            births += 1
+        past.births[now] = births
+
+
 class _Others:
     """Which of the other values is it? Above or below the commonest, then by halving."""
 
@@ -185,8 +240,10 @@ class _Others:
         self.below, self.above = scan.common, scan.num_values - 1 - scan.common
         self.depth = max(max(self.below, self.above) - 1, 0).bit_length()
         self.last = min(scan.num_values, 16)
-        self.widths = np.array([27, 9, self.last, 9, 3 * _LEVELS])[:, None]
         nodes = 1 + (2 << self.depth)
+        self.lanes = min(scan.lanes, max(4096 // nodes, 1))
+        widths = [27, 9, self.last, 9, 3 * _LEVELS, (self.last + 1) ** 2, self.lanes]
+        self.widths = np.array(widths)[:, None]
         self.decisions = Decisions(
             nodes, [int(w) * nodes for w in self.widths[:, 0]], [], [2], prior=4, first=0.16
         )
@@ -206,6 +263,8 @@ class _Others:
             3 * past.side[now - (stride - 1 if stride > 2 else 3), active]
             + past.side[now - (stride + 1 if stride > 2 else 2), active],
             lean * _LEVELS + log_density(past.lane_above[active], past.lane_count[active], _LEVELS),
+            past.value[now - 1, active] * (self.last + 1) + past.value[now - stride, active],
+            active * self.lanes // scan.lanes,
         ])  # fmt: skip
 
         everyone = np.arange(len(active))

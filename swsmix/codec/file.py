@@ -17,7 +17,7 @@ from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
 from swsmix.codec.values import read_values, write_values
 
 MAGIC = b"SWSM"
-VERSION = 1
+VERSION = 2
 MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
@@ -97,7 +97,7 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
         name -> tensor.
 
     Raises:
-        ValueError: if it is no such file, damaged, of a newer version, or too large.
+        ValueError: if it is no such file, damaged, of another version, or too large.
     """
     return decode_books(data, max_weights=max_weights)[0]
 
@@ -130,8 +130,7 @@ def decode_books(
         raise ValueError("it is damaged: its checksum does not fit")
     if data[len(MAGIC)] != VERSION:
         raise ValueError(
-            f"it has version {data[len(MAGIC)]} of the format, this swsmix reads {VERSION}: "
-            "update swsmix"
+            f"it has version {data[len(MAGIC)]} of the format, this swsmix reads {VERSION} alone"
         )
     body = Reader(data[len(MAGIC) + 1 : -4])
     reader = Reader(body.take(body.number()))

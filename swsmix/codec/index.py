@@ -2,7 +2,8 @@
 
     0  counts of the values, then the numbers by them     (zero order)
     1  the numbers by the counts of those before them     (zero order, adaptive)
-    2  context models (`codec.contexts`): the commonest value, the scan, its stride
+    2  context models (`codec.contexts`): the commonest value, the scan (4 more if its lanes are
+       born in order), its stride
 
 The scans of model 2: a tensor is a matrix of its first dimension (rows, a layer's outputs) by all
 the others (columns, its inputs); 0 steps through the columns, 1 through the rows, 2 through the
@@ -12,6 +13,7 @@ second dimension (input channels), 3 through the tensor in memory order, in squa
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from swsmix.codec.stream import (
 
 _COUNTED, _ADAPTIVE, _CONTEXTS = range(3)
 _COLUMNS, _ROWS, _CHANNELS, _FLAT = range(4)
+_IN_ORDER = 4  # added to these
 _MAX_VALUES = 1024  # of context models: their tables grow with it
 _MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
 _MAX_STRIDE = 1 << 10
@@ -70,6 +73,12 @@ class Earlier:
         return np.zeros(columns, np.int64)
 
 
+class _Choice(NamedTuple):
+    kind: int
+    stride: int
+    in_order: bool = False
+
+
 def write_index(
     writer: Writer,
     recorder: Recorder,
@@ -97,13 +106,14 @@ def write_index(
         best, model = trial, _ADAPTIVE
     if num_values <= _MAX_VALUES:
         common = int(np.bincount(index).argmax())
-        choice = _choose_scan(index, num_values, shape, common, earlier)
-        if choice is not None:
-            kind, stride = choice
+        least = (1 - _WORTH) * best.cost - 24
+        for scan in _choose_scans(index, num_values, shape, common, earlier):
             trial = Recorder()
-            _code_contexts(trial, kind, stride, common, num_values, shape, earlier, index)
-            if trial.cost + 24 < (1 - _WORTH) * best.cost:
-                best, model, settings = trial, _CONTEXTS, [common, kind, stride]
+            _code_contexts(trial, scan, common, num_values, shape, earlier, index)
+            if trial.cost < least:
+                kind = scan.kind + _IN_ORDER * scan.in_order
+                best, model, settings = trial, _CONTEXTS, [common, kind, scan.stride]
+                least = trial.cost
     for number in (model, *settings):
         writer.number(number)
     recorder.extend(best)
@@ -128,11 +138,12 @@ def read_index(
         if num_values > _MAX_VALUES:
             raise ValueError("the context models of a tensor have too many values")
         common = reader.number(num_values - 1)
-        kind = reader.number(_FLAT)
+        in_order, kind = divmod(reader.number(_IN_ORDER + _FLAT), _IN_ORDER)
         stride = reader.number(_MAX_STRIDE)
         if kind not in _scans(shape) or not _strides_fit(stride, kind, shape):
             raise ValueError("a tensor cannot be scanned as its table says")
-        index = _code_contexts(coder, kind, stride, common, num_values, shape, earlier, None)
+        scan = _Choice(kind, stride, bool(in_order))
+        index = _code_contexts(coder, scan, common, num_values, shape, earlier, None)
     earlier.add_(index, num_values, shape)
     return index
 
@@ -151,8 +162,7 @@ def _code_zero_order(
 
 def _code_contexts(
     coder: Coder,
-    kind: int,
-    stride: int,
+    choice: _Choice,
     common: int,
     num_values: int,
     shape: tuple[int, ...],
@@ -161,6 +171,7 @@ def _code_contexts(
     part: slice | None = None,
 ) -> Array:
     """Model 2; `part` codes those steps only, for a trial."""
+    kind = choice.kind
     rows, columns = shape[0], math.prod(shape[1:])
     steps, lanes = _scans(shape)[kind]
     side = earlier.of_columns(columns) if kind in (_COLUMNS, _ROWS) else np.zeros(lanes, np.int64)
@@ -175,9 +186,10 @@ def _code_contexts(
         lanes,
         num_values,
         common,
-        stride,
+        choice.stride,
         side if kind == _COLUMNS else none,
         none if kind == _COLUMNS else side,
+        choice.in_order,
     )
     matrix = code_in_context(coder, scan, matrix)
     if part is not None:
@@ -231,32 +243,46 @@ def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
     return 1 <= stride <= max(1, min(_MAX_STRIDE, steps))
 
 
-def _choose_scan(
+def _choose_scans(
     index: Array, num_values: int, shape: tuple[int, ...], common: int, earlier: Earlier
-) -> tuple[int, int] | None:
-    """The scan and stride that do best on the weights in the middle; None if none will do."""
+) -> list[_Choice]:
+    """The scan and stride that do best on the weights in the middle, if they would do.
+
+    And the best of those whose lanes are born in order, of which a part tells nothing.
+
+    Returns:
+        The choices to try in full: none to two, of a large tensor at most one.
+    """
     if len(index) < _LEAST:
-        return None
-    costs: dict[tuple[int, int], float] = {}
+        return []
+    costs: dict[_Choice, float] = {}
+    in_order = set()
     for kind, (steps, lanes) in _scans(shape).items():
         matrix = _scanned(index, kind, shape, common)
+        if _born_in_order(matrix != common):
+            in_order.add(kind)
         window = min(steps, -(-_TRIAL // lanes))
         part = slice((steps - window) // 2, (steps + window) // 2)
         count = np.bincount(matrix[part].reshape(-1)).astype(np.float64)
         entropy = entropy_bits(count) / (window * lanes)
         for stride in _stride_candidates(matrix, common, kind):
-            trial = Recorder()
-            _code_contexts(
-                trial, kind, stride, common, num_values, shape, earlier, index, part=part
-            )
+            trial, choice = Recorder(), _Choice(kind, stride)
+            _code_contexts(trial, choice, common, num_values, shape, earlier, index, part=part)
             # What is saved; a window's own entropy may be far from the whole's.
-            costs[kind, stride] = trial.cost / (window * lanes) - entropy
-    best = min(costs, key=lambda choice: (costs[choice], choice))
+            costs[choice] = trial.cost / (window * lanes) - entropy
+    ranked = sorted(costs, key=lambda choice: (costs[choice], choice))
+    chosen = ranked[:1]
+    chosen += [choice._replace(in_order=True) for choice in ranked if choice.kind in in_order][:1]
     if len(index) > _LARGE:
         whole = entropy_bits(np.bincount(index)) / len(index)
-        if costs[best] > -_WORTH_IF_LARGE * whole:
-            return None
-    return best
+        return chosen[-1:] if costs[ranked[0]] <= -_WORTH_IF_LARGE * whole else []
+    return chosen
+
+
+def _born_in_order(flags: Array) -> bool:
+    """Whether no lane's first other value comes before that of the lane before it."""
+    first = np.where(flags.any(0), flags.argmax(0), len(flags))
+    return bool((np.diff(first) >= 0).all())
 
 
 def _stride_candidates(matrix: Array, common: int, kind: int) -> list[int]:

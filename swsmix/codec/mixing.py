@@ -73,7 +73,8 @@ class Decisions:
         self.prior = prior
         self.limit = limit
         self.rate = np.floor(rate * (1 << 22))
-        start = np.floor(np.array([first, *inputs, *([first] * len(sizes))]) * (1 << 16))
+        each = [first] * len(sizes) + [0.0] * len(sizes)
+        start = np.floor(np.array([first, *inputs, *each]) * (1 << 16))
         self.least = float(1 << 34)
         self.weight = [np.tile(start, (n, 1)) for n in sets]
         self.curvature = [np.full((n, len(start)), self.least) for n in sets]
@@ -108,9 +109,11 @@ class Decisions:
         given = (4 * ONE * self.ones[place] + self.prior * before) / (
             4 * self.seen[place] + self.prior
         )
-        logits = np.concatenate([
-            LOGIT[before.astype(np.int64)][None], inputs, LOGIT[given.astype(np.int64)]
-        ])  # fmt: skip
+        whole, own = LOGIT[before.astype(np.int64)][None], LOGIT[given.astype(np.int64)]
+        # What a context adds to the base, once more: the more, the more often it was seen.
+        seen = self.seen[place]
+        sure = np.floor((own - whole) * seen / (seen + 8))
+        logits = np.concatenate([whole, inputs, own, sure])
         lanes = np.arange(size)
         outputs = [
             _within(np.floor((weight @ logits)[chosen, lanes] / (1 << 16)), _MAX_LOGIT)

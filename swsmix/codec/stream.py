@@ -182,13 +182,16 @@ def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | Non
 
 
 def code_integers(coder: Coder, size: int, values: Array | None = None) -> Array:
-    """Code integers in 0 .. 2^40: their bit lengths adaptively, the other bits as they are.
+    """Code integers below 2^40: the longest's bit length, all lengths adaptively, the bits below.
 
     Returns:
         The integers, int64.
     """
     length = None if values is None else _bit_length(values)
-    length = code_adaptively(coder, 41, size, length).astype(np.int64)
+    if not size:
+        return np.zeros(0, np.int64)
+    longest = code_adaptively(coder, 41, 1, None if length is None else length.max()[None])
+    length = code_adaptively(coder, int(longest[0]) + 1, size, length).astype(np.int64)
     result = (length > 0).astype(np.int64)
     for place in range(int(length.max(initial=0)) - 1):
         active = np.flatnonzero(length > place + 1)

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""One attempt at better settings, on the validation images alone.
+
+    papers/ullrich2017/explore.py m0 lenet-300-100-shifted
+    papers/ullrich2017/explore.py m1 lenet-300-100-shifted --first-phase m0 quantise_tau=0.03
+    papers/ullrich2017/explore.py p0 lenet-5-caffe-shifted sparsify_tau=0.5 batch_size=128
+
+A setting of `settings.py` is changed where an argument says so, the network is compressed as the
+final run would do it, and a line is added to `attempts.jsonl`. The test images are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[0] = str(ROOT)  # `papers.ullrich2017` and `swsmix` of this checkout
+
+import torch  # noqa: E402
+
+from papers.ullrich2017 import run, settings, work  # noqa: E402
+from swsmix.compress import Recipe  # noqa: E402
+
+ATTEMPTS = HERE / "attempts.jsonl"
+
+
+def main() -> None:
+    """Make the attempt."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    setting, changes = changed(arguments.base, arguments.change)
+    setting = dataclasses.replace(setting, name=f"attempt-{arguments.name}", portrait=False)
+    seed, scratch = arguments.seed, ROOT / "runs" / HERE.name
+    pretrain = run.Unit("pretrain", setting, seed, scratch, scratch / "attempts", None)
+    if not pretrain.network.is_file():
+        pretrain()
+    if arguments.first_phase:
+        for phase in ("sparsify", "quantise")[: arguments.phases]:
+            done = scratch / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
+            mine = scratch / "runs" / f"{setting.name}-seed{seed}" / phase
+            shutil.copytree(done, mine, dirs_exist_ok=True)
+    began = time.monotonic()
+    result = work.compress(setting, seed, scratch, scratch / "attempts", None, test=False)
+    shown = {
+        key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")
+    }
+    line = {
+        "attempt": arguments.name,
+        "base": arguments.base,
+        "changes": changes,
+        "first_phase": arguments.first_phase,
+        "seed": seed,
+        **shown,
+        "by_phase": result["validation_error_by_phase"],
+        "nonzero": sum(result["nonzero"].values()),
+        "values": result["values"],
+        "seconds": round(time.monotonic() - began),
+        "recipe": result["recipe"],
+        "note": arguments.note,
+    }
+    with ATTEMPTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line, indent=1))
+
+
+def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]]:
+    """A setting of `settings.py` by its name, with fields of its own or of its recipe replaced.
+
+    Returns:
+        The setting, and the changes by field.
+
+    Raises:
+        SystemExit: if there is no such setting, or no such field.
+    """
+    known = {setting.name: setting for setting in settings.MAIN}
+    if base not in known:
+        raise SystemExit(f"the settings are {', '.join(known)}; got {base!r}")
+    setting, found = known[base], {}
+    for change in changes:
+        field, _, text = change.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            raise SystemExit(f"wanted FIELD=NUMBER; got {change!r}") from None
+        found[field] = value
+        if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
+            recipe = dataclasses.replace(setting.recipe, **{field: value})
+            setting = dataclasses.replace(setting, recipe=recipe)
+        elif field in {f.name for f in dataclasses.fields(work.Setting)}:
+            setting = dataclasses.replace(setting, **{field: value})
+        else:
+            raise SystemExit(f"neither the setting nor its recipe has a field {field!r}")
+    return setting, found
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the attempt")
+    parser.add_argument("base", help="a setting of settings.py, by name")
+    parser.add_argument("change", nargs="*", help="FIELD=NUMBER, of the setting or its recipe")
+    parser.add_argument("--first-phase", metavar="NAME", help="begin after this attempt's first")
+    parser.add_argument("--phases", type=int, default=1, help="so many of its phases")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="why it was tried, or what it showed")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    main()
