@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from swsmix.bayes import density
 from swsmix.bayes.layout import Array, Components, Layout
-from swsmix.bayes.network import evaluator
+from swsmix.bayes.network import Evaluate, evaluator
 from swsmix.prior import MixturePrior
 
 Likelihood = Literal["gaussian", "categorical", "binary"]
@@ -28,8 +29,8 @@ class Joint:
         sigma_y^2 ~ scaled-inverse-chi^2(noise_count, noise_scale^2)   or given, `noise_std`
         y ~ N(f(x), sigma_y^2), softmax(f(x)), or Bernoulli(f(x)) of logits f
 
-    Selection, groups, pins, tau and hyper-priors are those of the prior. The network is copied (in
-    float64 and evaluation mode); neither it nor the prior is changed.
+    Selection, groups, pins, tau and hyper-priors are those of the prior. The network is copied, in
+    evaluation mode; neither it nor the prior is changed. Densities are computed in float64.
 
     Args:
         net: the network, as a rule trained under the prior.
@@ -80,7 +81,7 @@ class Joint:
         ):
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite; got {value}")
-        self.net = copy.deepcopy(net).double().cpu().eval()
+        self.net = copy.deepcopy(net).eval()
         self.prior = prior
         self.other_std, self.noise_count = other_std, noise_count
         self.layout = Layout(
@@ -92,13 +93,14 @@ class Joint:
             likelihood=likelihood,
             noise_std=noise_std if likelihood == "gaussian" else None,
         )
-        self.x = x.detach().cpu()
-        self.x = self.x.double() if self.x.is_floating_point() else self.x
-        self.y = y.detach().cpu()
-        self.y = self.y.long() if likelihood == "categorical" else self.y.double()
+        like = next(self.net.parameters())
+        self.x = x.detach().to(like.device)
+        self.x = self.x.to(like.dtype) if self.x.is_floating_point() else self.x
+        self.y = y.detach().to(like.device)
+        self.y = self.y.long() if likelihood == "categorical" else self.y.to(like.dtype)
         scale = self.y.double().std(correction=0).item() if self.y.numel() > 1 else 0.0
         self.noise_scale = noise_scale or 0.1 * scale or 1.0
-        self._terms = {
+        self.terms = {
             group: density.MixtureTerm(
                 self.layout.components[group],
                 density.Hyper(
@@ -115,22 +117,24 @@ class Joint:
         seen = np.zeros(self.layout.num_parameters, dtype=bool)
         seen[np.concatenate(list(self._index.values()))] = True
         self.others = np.flatnonzero(~seen)
-        for group, term in self._terms.items():
+        for group, term in self.terms.items():
             _check_proper(group, term)
-        self._evaluate = evaluator(self.net, self.layout, self.x)
-        self._y = self.y.numpy()
         with torch.no_grad():
-            shape = tuple(self.net(self.x).shape)
-        _check_outputs(shape, tuple(self.y.shape), likelihood)
+            shape = tuple(self.net(self.x[:2]).shape)
+        _check_outputs(shape, tuple(self.y[:2].shape), likelihood)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Evaluate, Array]:
+        """The network's function and the targets, in float64 on the CPU."""
+        net, x = copy.deepcopy(self.net).double().cpu(), self.x.cpu()
+        x = x.double() if x.is_floating_point() else x
+        y = self.y.cpu()
+        y = y.double() if y.is_floating_point() else y
+        return evaluator(net, self.layout, x), y.numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes: all but the compiled network, which is made anew."""
-        return {name: value for name, value in self.__dict__.items() if name != "_evaluate"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process."""
-        self.__dict__.update(state)
-        self._evaluate = evaluator(self.net, self.layout, self.x)
+        """For other processes: all but the compiled function, which is made anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
     def start(self, noise_std: float | None = None) -> Array:
         """z at the network's, the prior's and the noise's current values: the MAP fit, as a rule.
@@ -164,10 +168,11 @@ class Joint:
         layout = self.layout
         gradient = np.zeros_like(z)
         theta, others = z[: layout.num_parameters], z[self.others]
-        out, pull = self._evaluate(theta)
+        evaluate, y = self._compiled
+        out, pull = evaluate(theta)
         if layout.likelihood == "gaussian":
             log_variance = float(z[-1]) if layout.learns_noise else 2.0 * math.log(layout.noise_std or 1.0)
-            value, push, by_noise = density.gaussian(out, self._y, log_variance)
+            value, push, by_noise = density.gaussian(out, y, log_variance)
             if layout.learns_noise:
                 more, slope = density.log_scaled_inverse_chi2(
                     log_variance, self.noise_count, self.noise_scale
@@ -175,11 +180,11 @@ class Joint:
                 value += more + jacobian * log_variance
                 gradient[-1] = by_noise + slope + jacobian
         elif layout.likelihood == "categorical":
-            value, push = density.categorical(out, self._y)
+            value, push = density.categorical(out, y)
         else:
-            value, push = density.binary(out, self._y)
+            value, push = density.binary(out, y)
         gradient[: layout.num_parameters] = pull(push)
-        for group, term in self._terms.items():
+        for group, term in self.terms.items():
             index, (u, mu, xi) = self._index[group], layout.mixture_slices[group]
             more, by_w, by_u, by_mu, by_xi = term(z[index], z[u], z[mu], z[xi], jacobian=jacobian)
             value += more

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from swsmix.bayes.posterior import Posterior
 # A transition takes about this many leapfrog steps; the estimate of the time starts from it.
 _TYPICAL_STEPS = 128
 _LONG_SECONDS = 1800.0
+Metric = Literal["curvature", "diagonal", "dense"]
+# The curvature is averaged over this many draws; it takes d gradients each.
+_POINTS = 16
 
 
 class _Step(NamedTuple):
@@ -40,7 +43,7 @@ def sample(
     start: Array | Sequence[Array] | None = None,
     jitter: float = 0.1,
     target_accept: float = 0.8,
-    dense: bool = False,
+    metric: Metric = "diagonal",
     max_depth: int = 10,
     seed: int = 0,
     processes: int = 1,
@@ -90,7 +93,7 @@ def sample(
     _warn_if_untrained(joint)
     warn_if_long(joint, starts[0], chains * (warmup + draws), min(processes, chains))
     options = {
-        "target_accept": target_accept, "dense": dense, "max_depth": max_depth, "warmup": warmup,
+        "target_accept": target_accept, "metric": metric, "max_depth": max_depth, "warmup": warmup,
         "total": warmup + draws,
     }  # fmt: skip
     kept: list[list[_Step]] = [[] for _ in range(chains)]
@@ -181,38 +184,49 @@ def _chain(joint: Joint, z: Array, seed: int, chain: int, options: dict[str, Any
     rng = np.random.default_rng([seed, chain])
     potential = joint.potential
     state = trajectory.State(z, z, *potential(z))
+    curved = options["metric"] == "curvature"
     adapter = WarmupAdapter(
-        step_size=0.1, adapt_step_size=True, adapt_mass_matrix=True,
-        target_accept_prob=options["target_accept"], dense_mass=options["dense"],
+        step_size=0.1, adapt_step_size=True, adapt_mass_matrix=not curved,
+        target_accept_prob=options["target_accept"], dense_mass=options["metric"] == "dense",
     )  # fmt: skip
     matrix = adapter.mass_matrix_adapter
-
-    def metric() -> trajectory.Metric:
-        return trajectory.Metric.of(matrix.inverse_mass_matrix[("z",)].numpy())
+    metric = trajectory.Metric(np.ones(len(z)))
 
     def find_step(_: Any) -> float:
         return trajectory.reasonable_step(
-            potential, state, step=float(adapter.step_size), metric=metric(), rng=rng
+            potential, state, step=float(adapter.step_size), metric=metric, rng=rng
         )
 
-    shape = (len(z), len(z)) if options["dense"] else (len(z),)
+    def adapted(points: list[Array]) -> trajectory.Metric:
+        if curved:
+            return trajectory.curvature(potential, points)
+        return trajectory.Metric.of(matrix.inverse_mass_matrix[("z",)].numpy())
+
+    shape = (len(z),) if options["metric"] == "diagonal" else (len(z), len(z))
     adapter.configure(
         options["warmup"], mass_matrix_shape={("z",): shape},
         find_reasonable_step_size_fn=find_step, options={"dtype": torch.float64, "device": "cpu"},
     )  # fmt: skip
+    metric = adapted([z])
     adapter.reset_step_size_adaptation({})
+    # After every window but the last, which settles the step size.
+    ends = {window.end + 1 for window in adapter.adaptation_schedule[:-1]}
+    seen: list[Array] = []
     for iteration in range(1, options["total"] + 1):
         step_size = float(adapter.step_size)
-        if iteration == 1 or iteration <= options["warmup"] + 1:
-            now = metric()
         draw = trajectory.nuts(
-            potential, state, step=step_size, metric=now, rng=rng, max_depth=options["max_depth"]
+            potential, state, step=step_size, metric=metric, rng=rng, max_depth=options["max_depth"]
         )
         state = draw.state
         if iteration <= options["warmup"]:
+            seen.append(state.z)
             adapter.step(
-                iteration, {"z": torch.from_numpy(state.z)}, torch.tensor(draw.accept), {}
+                iteration - 1, {"z": torch.from_numpy(state.z)}, torch.tensor(draw.accept), {}
             )
+            if iteration in ends:
+                metric = adapted(seen[len(seen) // 2 :: max(1, len(seen) // 2 // _POINTS)])
+                adapter.reset_step_size_adaptation({})
+                seen = []
         yield _Step(state.z, draw.accept, draw.steps, draw.diverged, state.energy, step_size)
 
 

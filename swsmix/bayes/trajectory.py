@@ -8,7 +8,7 @@ gradient is computed, ten times what the gradient of a 12-8-1 network costs; thi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from swsmix.bayes.layout import Array
 
 Potential = Callable[[Array], tuple[float, Array]]
-_MAX_ENERGY_ERROR = 1000.0
+_MAX_ENERGY_ERROR, _LEAST_CURVATURE = 1000.0, 1e-2
 
 
 class State(NamedTuple):
@@ -47,7 +47,7 @@ class Metric:
     """The inverse mass matrix L L', as its factor: velocity = L p.
 
     Attributes:
-        factor: the diagonal of L (d,), or L, lower triangular (d, d).
+        factor: the diagonal of L (d,), or L (d, d).
     """
 
     factor: Array
@@ -76,6 +76,40 @@ class Metric:
         value, gradient = potential(z)
         p = p - 0.5 * step * (factor * gradient if flat else gradient @ factor)
         return State(z, p, value, gradient)
+
+
+def curvature(potential: Potential, points: Sequence[Array]) -> Metric:
+    """The metric of the potential's curvature, averaged over some points.
+
+    The Hessians are differences of gradients, 2 d of them a point; of their mean the eigenvalues
+    enter by magnitude (as in Betancourt's SoftAbs metric, 2013, without its smoothing). Unlike a
+    covariance of draws it has full rank from the first point on.
+
+    Args:
+        potential: z -> value and gradient.
+        points: (d,) each.
+
+    Returns:
+        The metric.
+    """
+    d = len(points[0])
+    total, number = np.zeros((d, d)), 0
+    for z in points:
+        hessian = np.empty((d, d))
+        for i in range(d):
+            h = 1e-5 * max(1.0, abs(z[i]))
+            ahead, back = z.copy(), z.copy()
+            ahead[i] += h
+            back[i] -= h
+            hessian[i] = (potential(ahead)[1] - potential(back)[1]) / (2.0 * h)
+        if np.isfinite(hessian).all():
+            total, number = total + hessian, number + 1
+    if not number:
+        return Metric(np.ones(d))
+    values, vectors = np.linalg.eigh((total + total.T) / (2.0 * number))
+    precision = np.maximum(np.abs(values), _LEAST_CURVATURE)
+    # L may be any factor of the inverse; this one needs no triangle.
+    return Metric(vectors / np.sqrt(precision))
 
 
 class Draw(NamedTuple):
