@@ -16,7 +16,7 @@ LAYERS = [
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "codec", "refine", "snapping", "posttraining", "checkpoint"},
+    {"train", "codec", "refine", "snapping", "posttraining", "checkpoint", "bayes"},
     {"problems", "checkpoints", "compress"},
     {"inspect"},
     {"report"},

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from swsmix.mixture import GaussianMixture
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ whose fixed costs are all there is. Every other network goes through `functional
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ def evaluator(net: nn.Module, layout: Layout, x: Tensor) -> Evaluate:
         and len({id(p) for p in net.parameters()}) == len(list(net.named_parameters(remove_duplicate=False)))
         and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     )
-    return _plain(layers, layout, x.numpy()) if simple else _general(net, layout, x)
+    return _Plain(layers, layout, x.numpy()) if simple else _General(net, layout, x)
 
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module] | None]:
@@ -58,65 +59,70 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
         yield None
 
 
-def _plain(layers: list[Any], layout: Layout, x: Array) -> Evaluate:
-    slices, shapes = layout.slices, layout.parameters
+class _Plain:
+    """Plain layers, forward and backward by hand."""
 
-    def evaluate(theta: Array) -> tuple[Array, Pull]:
-        value, steps = x, []
-        for prefix, layer in layers:
-            before = value
-            if type(layer) is nn.Linear:
-                w = theta[slices[f"{prefix}weight"]].reshape(shapes[f"{prefix}weight"])
-                value = value @ w.T
+    def __init__(self, layers: list[Any], layout: Layout, x: Array) -> None:
+        self.layers, self.x = layers, x
+        self.slices, self.shapes = layout.slices, layout.parameters
+
+    def __call__(self, theta: Array) -> tuple[Array, Pull]:
+        value, steps = self.x, []
+        for prefix, layer in self.layers:
+            before, kind = value, type(layer)
+            if kind is nn.Linear:
+                name = f"{prefix}weight"
+                kept = theta[self.slices[name]].reshape(self.shapes[name])
+                value = value @ kept.T
                 if layer.bias is not None:
-                    value += theta[slices[f"{prefix}bias"]]
-                steps.append((prefix, layer, before, w))
-            elif type(layer) is nn.Flatten:
-                value = value.reshape(-1) if layer.start_dim == 0 else value.reshape(len(value), -1)
-                steps.append((prefix, layer, before, value))
-            elif type(layer) is not nn.Identity:
-                if type(layer) is nn.Tanh:
+                    value += theta[self.slices[f"{prefix}bias"]]
+            else:
+                if kind is nn.Flatten:
+                    value = value.reshape(-1 if layer.start_dim == 0 else (len(value), -1))
+                elif kind is nn.Tanh:
                     value = np.tanh(value)
-                elif type(layer) is nn.ReLU:
+                elif kind is nn.ReLU:
                     value = np.maximum(value, 0.0)
-                else:
+                elif kind is nn.Sigmoid:
                     value = 0.5 * (1.0 + np.tanh(0.5 * value))
-                steps.append((prefix, layer, before, value))
+                kept = value
+            steps.append((prefix, layer, before, kept))
+        return value, functools.partial(self.pull, theta, steps)
 
-        def pull(push: Array) -> Array:
-            gradient = np.empty_like(theta)
-            for number, (prefix, layer, before, kept) in reversed(list(enumerate(steps))):
-                if type(layer) is nn.Linear:
-                    gradient[slices[f"{prefix}weight"]] = (push.T @ before).reshape(-1)
-                    if layer.bias is not None:
-                        gradient[slices[f"{prefix}bias"]] = push.sum(0)
-                    if number:
-                        push = push @ kept
-                elif type(layer) is nn.Flatten:
-                    push = push.reshape(before.shape)
-                elif type(layer) is nn.Tanh:
-                    push = push * (1.0 - kept * kept)
-                elif type(layer) is nn.ReLU:
-                    push = push * (kept > 0.0)
-                else:
-                    push = push * (kept * (1.0 - kept))
-            return gradient
-
-        return value, pull
-
-    return evaluate
+    def pull(self, theta: Array, steps: list[Any], push: Array) -> Array:
+        gradient = np.empty_like(theta)
+        for number, (prefix, layer, before, kept) in reversed(list(enumerate(steps))):
+            kind = type(layer)
+            if kind is nn.Linear:
+                gradient[self.slices[f"{prefix}weight"]] = (push.T @ before).reshape(-1)
+                if layer.bias is not None:
+                    gradient[self.slices[f"{prefix}bias"]] = push.sum(0)
+                if number:
+                    push = push @ kept
+            elif kind is nn.Flatten:
+                push = push.reshape(before.shape)
+            elif kind is nn.Tanh:
+                push = push * (1.0 - kept * kept)
+            elif kind is nn.ReLU:
+                push = push * (kept > 0.0)
+            elif kind is nn.Sigmoid:
+                push = push * (kept * (1.0 - kept))
+        return gradient
 
 
-def _general(net: nn.Module, layout: Layout, x: Tensor) -> Evaluate:
-    def evaluate(theta: Array) -> tuple[Array, Pull]:
+class _General:
+    """Any network, by autograd."""
+
+    def __init__(self, net: nn.Module, layout: Layout, x: Tensor) -> None:
+        self.net, self.layout, self.x = net, layout, x
+
+    def __call__(self, theta: Array) -> tuple[Array, Pull]:
         flat = torch.from_numpy(theta).requires_grad_()
-        out = functional_call(net, layout.network(flat), (x,))
+        out = functional_call(self.net, self.layout.network(flat), (self.x,))
+        return out.detach().double().numpy(), functools.partial(self.pull, out, flat)
 
-        def pull(push: Array) -> Array:
-            above = torch.from_numpy(push).to(out.dtype)
-            gradient: Array = torch.autograd.grad(out, flat, above)[0].numpy()
-            return gradient
-
-        return out.detach().double().numpy(), pull
-
-    return evaluate
+    @staticmethod
+    def pull(out: Tensor, flat: Tensor, push: Array) -> Array:
+        above = torch.from_numpy(push).to(out.dtype)
+        gradient: Array = torch.autograd.grad(out, flat, above)[0].numpy()
+        return gradient

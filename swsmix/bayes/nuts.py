@@ -20,9 +20,7 @@ from swsmix.bayes.posterior import Posterior
 # A transition takes about this many leapfrog steps; the estimate of the time starts from it.
 _TYPICAL_STEPS = 128
 _LONG_SECONDS = 1800.0
-Metric = Literal["curvature", "diagonal", "dense"]
-# The curvature is averaged over this many draws; it takes d gradients each.
-_POINTS = 16
+Metric = Literal["diagonal", "dense"]
 
 
 class _Step(NamedTuple):
@@ -64,7 +62,8 @@ def sample(
         start: z to start from, one or one a chain; `joint.start()`, the MAP fit, by default.
         jitter: std of the noise added to the start of each chain.
         target_accept: of the step size; nearer to 1 for fewer divergences and smaller steps.
-        dense: adapt all of the mass matrix, not its diagonal.
+        metric: adapt the `"diagonal"` of the mass matrix, or all of it, `"dense"`: for some tens of
+            coordinates and a long warm-up.
         max_depth: at most 2^max_depth steps a draw.
         seed: of everything random.
         processes: run the chains in as many processes; scripts then need the usual
@@ -129,11 +128,13 @@ def sample(
 
 def warn_if_long(joint: Joint, z: Array, transitions: int, processes: int) -> None:
     """Warn, with an estimate, if so many NUTS transitions would take more than half an hour."""
-    began, times = time.perf_counter(), 0
-    while times < 3 or (time.perf_counter() - began < 0.02 and times < 100):
+    joint.potential(z)  # compiles
+    times = []
+    while len(times) < 3 or (sum(times) < 0.02 and len(times) < 100):
+        began = time.perf_counter()
         joint.potential(z)
-        times += 1
-    one = (time.perf_counter() - began) / times
+        times.append(time.perf_counter() - began)
+    one = min(times)
     seconds = one * _TYPICAL_STEPS * transitions / processes
     if seconds > _LONG_SECONDS:
         warnings.warn(
@@ -184,49 +185,39 @@ def _chain(joint: Joint, z: Array, seed: int, chain: int, options: dict[str, Any
     rng = np.random.default_rng([seed, chain])
     potential = joint.potential
     state = trajectory.State(z, z, *potential(z))
-    curved = options["metric"] == "curvature"
+    dense = options["metric"] == "dense"
     adapter = WarmupAdapter(
-        step_size=0.1, adapt_step_size=True, adapt_mass_matrix=not curved,
-        target_accept_prob=options["target_accept"], dense_mass=options["metric"] == "dense",
+        step_size=0.1, adapt_step_size=True, adapt_mass_matrix=True,
+        target_accept_prob=options["target_accept"], dense_mass=dense,
     )  # fmt: skip
     matrix = adapter.mass_matrix_adapter
-    metric = trajectory.Metric(np.ones(len(z)))
+
+    def metric() -> trajectory.Metric:
+        return trajectory.Metric.of(matrix.inverse_mass_matrix[("z",)].numpy())
 
     def find_step(_: Any) -> float:
         return trajectory.reasonable_step(
-            potential, state, step=float(adapter.step_size), metric=metric, rng=rng
+            potential, state, step=float(adapter.step_size), metric=metric(), rng=rng
         )
 
-    def adapted(points: list[Array]) -> trajectory.Metric:
-        if curved:
-            return trajectory.curvature(potential, points)
-        return trajectory.Metric.of(matrix.inverse_mass_matrix[("z",)].numpy())
-
-    shape = (len(z),) if options["metric"] == "diagonal" else (len(z), len(z))
     adapter.configure(
-        options["warmup"], mass_matrix_shape={("z",): shape},
+        options["warmup"], mass_matrix_shape={("z",): (len(z),) * (2 if dense else 1)},
         find_reasonable_step_size_fn=find_step, options={"dtype": torch.float64, "device": "cpu"},
     )  # fmt: skip
-    metric = adapted([z])
     adapter.reset_step_size_adaptation({})
-    # After every window but the last, which settles the step size.
-    ends = {window.end + 1 for window in adapter.adaptation_schedule[:-1]}
-    seen: list[Array] = []
+    ends = {window.end + 1 for window in adapter.adaptation_schedule}
+    now = metric()
     for iteration in range(1, options["total"] + 1):
         step_size = float(adapter.step_size)
         draw = trajectory.nuts(
-            potential, state, step=step_size, metric=metric, rng=rng, max_depth=options["max_depth"]
+            potential, state, step=step_size, metric=now, rng=rng, max_depth=options["max_depth"]
         )
         state = draw.state
         if iteration <= options["warmup"]:
-            seen.append(state.z)
-            adapter.step(
-                iteration - 1, {"z": torch.from_numpy(state.z)}, torch.tensor(draw.accept), {}
-            )
+            at = {"z": torch.from_numpy(state.z)}
+            adapter.step(iteration - 1, at, torch.tensor(draw.accept), {})
             if iteration in ends:
-                metric = adapted(seen[len(seen) // 2 :: max(1, len(seen) // 2 // _POINTS)])
-                adapter.reset_step_size_adaptation({})
-                seen = []
+                now = metric()
         yield _Step(state.z, draw.accept, draw.steps, draw.diverged, state.energy, step_size)
 
 

@@ -8,7 +8,7 @@ gradient is computed, ten times what the gradient of a 12-8-1 network costs; thi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from swsmix.bayes.layout import Array
 
 Potential = Callable[[Array], tuple[float, Array]]
-_MAX_ENERGY_ERROR, _LEAST_CURVATURE = 1000.0, 1e-2
+_MAX_ENERGY_ERROR = 1000.0
 
 
 class State(NamedTuple):
@@ -47,7 +47,7 @@ class Metric:
     """The inverse mass matrix L L', as its factor: velocity = L p.
 
     Attributes:
-        factor: the diagonal of L (d,), or L (d, d).
+        factor: the diagonal of L (d,), or L, lower triangular (d, d).
     """
 
     factor: Array
@@ -76,40 +76,6 @@ class Metric:
         value, gradient = potential(z)
         p = p - 0.5 * step * (factor * gradient if flat else gradient @ factor)
         return State(z, p, value, gradient)
-
-
-def curvature(potential: Potential, points: Sequence[Array]) -> Metric:
-    """The metric of the potential's curvature, averaged over some points.
-
-    The Hessians are differences of gradients, 2 d of them a point; of their mean the eigenvalues
-    enter by magnitude (as in Betancourt's SoftAbs metric, 2013, without its smoothing). Unlike a
-    covariance of draws it has full rank from the first point on.
-
-    Args:
-        potential: z -> value and gradient.
-        points: (d,) each.
-
-    Returns:
-        The metric.
-    """
-    d = len(points[0])
-    total, number = np.zeros((d, d)), 0
-    for z in points:
-        hessian = np.empty((d, d))
-        for i in range(d):
-            h = 1e-5 * max(1.0, abs(z[i]))
-            ahead, back = z.copy(), z.copy()
-            ahead[i] += h
-            back[i] -= h
-            hessian[i] = (potential(ahead)[1] - potential(back)[1]) / (2.0 * h)
-        if np.isfinite(hessian).all():
-            total, number = total + hessian, number + 1
-    if not number:
-        return Metric(np.ones(d))
-    values, vectors = np.linalg.eigh((total + total.T) / (2.0 * number))
-    precision = np.maximum(np.abs(values), _LEAST_CURVATURE)
-    # L may be any factor of the inverse; this one needs no triangle.
-    return Metric(vectors / np.sqrt(precision))
 
 
 class Draw(NamedTuple):
@@ -142,6 +108,38 @@ class _Tree(NamedTuple):
     steps: int
 
 
+@dataclass(frozen=True)
+class _Growth:
+    """Builds trees of 2^depth steps from a state, in one direction of time."""
+
+    potential: Potential
+    metric: Metric
+    step: float
+    energy: float
+    rng: np.random.Generator
+
+    def __call__(self, at: State, direction: int, depth: int) -> _Tree:
+        if depth == 0:
+            new = self.metric.leap(self.potential, at, direction * self.step)
+            error = new.energy - self.energy
+            diverged = not error <= _MAX_ENERGY_ERROR
+            accept = min(1.0, math.exp(min(0.0, -error)))
+            return _Tree(new, new, new, new.p, -error, diverged, diverged, accept, 1)
+        first = self(at, direction, depth - 1)
+        if first.stopped:
+            return first
+        second = self(first.right if direction == 1 else first.left, direction, depth - 1)
+        log_weight = _log_add(first.log_weight, second.log_weight)
+        other = math.log(self.rng.random()) < second.log_weight - log_weight
+        left, right = (first.left, second.right) if direction == 1 else (second.left, first.right)
+        momenta = first.momenta + second.momenta
+        return _Tree(
+            left, right, second.proposal if other else first.proposal, momenta, log_weight,
+            second.stopped or _turns(left, right, momenta), second.diverged,
+            first.accept + second.accept, first.steps + second.steps,
+        )  # fmt: skip
+
+
 def nuts(
     potential: Potential,
     start: State,
@@ -165,34 +163,12 @@ def nuts(
         The draw.
     """
     start = start._replace(p=rng.standard_normal(len(start.z)))
-    energy = start.energy
-
-    def build(at: State, direction: int, depth: int) -> _Tree:
-        if depth == 0:
-            new = metric.leap(potential, at, direction * step)
-            error = new.energy - energy
-            diverged = not error <= _MAX_ENERGY_ERROR
-            accept = min(1.0, math.exp(min(0.0, -error)))
-            return _Tree(new, new, new, new.p, -error, diverged, diverged, accept, 1)
-        first = build(at, direction, depth - 1)
-        if first.stopped:
-            return first
-        second = build(first.right if direction == 1 else first.left, direction, depth - 1)
-        log_weight = _log_add(first.log_weight, second.log_weight)
-        other = math.log(rng.random()) < second.log_weight - log_weight
-        left, right = (first.left, second.right) if direction == 1 else (second.left, first.right)
-        momenta = first.momenta + second.momenta
-        return _Tree(
-            left, right, second.proposal if other else first.proposal, momenta, log_weight,
-            second.stopped or _turns(left, right, momenta), second.diverged,
-            first.accept + second.accept, first.steps + second.steps,
-        )  # fmt: skip
-
+    grow = _Growth(potential, metric, step, start.energy, rng)
     whole = _Tree(start, start, start, start.p, 0.0, False, False, 0.0, 0)
     depth, chosen, accept, steps, diverged = 0, start, 0.0, 0, False
     while depth < max_depth:
         direction = 1 if rng.random() < 0.5 else -1
-        more = build(whole.right if direction == 1 else whole.left, direction, depth)
+        more = grow(whole.right if direction == 1 else whole.left, direction, depth)
         accept, steps, diverged = accept + more.accept, steps + more.steps, more.diverged
         if more.stopped:
             break
