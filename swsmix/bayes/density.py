@@ -92,7 +92,10 @@ class MixtureTerm:
         self._sums = _fastest_sums()
         self.free_mixing, self.free_mean, self.free_std = components.free
         self.basis = basis(len(self.free_mixing))
-        self.values = [np.array(v, dtype=np.float64) for v in (components.mixing, components.mean, components.std)]
+        self.values = [
+            np.array(v, dtype=np.float64)
+            for v in (components.mixing, components.mean, components.std)
+        ]
         with np.errstate(divide="ignore"):
             self.log_mixing = np.log(self.values[0])
         self.alpha = hyper.concentration[self.free_mixing]

@@ -55,7 +55,7 @@ def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
     Reference:
         Vehtari, Gelman & Gabry 2017; computed by ArviZ.
     """
-    from arviz_stats.base import array_stats
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     draws = _checked(log_likelihood)
     if draws.shape[0] * draws.shape[1] < 50:
@@ -127,9 +127,7 @@ def compare(models: Mapping[str, Predictive]) -> list[Row]:
     rows = []
     for name, model in sorted(models.items(), key=lambda item: -item[1].elpd):
         difference = _summed(model.pointwise - best.pointwise, model.pareto_k)
-        rows.append(
-            Row(name, model.elpd, difference.elpd, difference.se, model.num_unreliable)
-        )
+        rows.append(Row(name, model.elpd, difference.elpd, difference.se, model.num_unreliable))
     return rows
 
 

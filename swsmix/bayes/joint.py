@@ -65,7 +65,7 @@ class Joint:
         x: Tensor,
         y: Tensor,
         *,
-        likelihood: Likelihood = "gaussian",
+        likelihood: Likelihood | str = "gaussian",
         noise_std: float | None = None,
         noise_scale: float | None = None,
         noise_count: float = 1.0,
@@ -104,10 +104,7 @@ class Joint:
             group: density.MixtureTerm(
                 self.layout.components[group],
                 density.Hyper(
-                    **{
-                        n: t.cpu().numpy()
-                        for n, t in hyper.expanded(prior.mixtures[group]).items()
-                    }
+                    **{n: t.cpu().numpy() for n, t in hyper.expanded(prior.mixtures[group]).items()}
                 ),
                 prior.tau[group],
             )
@@ -137,7 +134,7 @@ class Joint:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
     def start(self, noise_std: float | None = None) -> Array:
-        """z at the network's, the prior's and the noise's current values: the MAP fit, as a rule.
+        """Z at the network's, the prior's and the noise's current values: the MAP fit, as a rule.
 
         Args:
             noise_std: sigma_y if it is learned; by default the residuals' root mean square.
@@ -150,7 +147,9 @@ class Joint:
             with torch.no_grad():
                 noise_std = (self.net(self.x) - self.y).square().mean().sqrt().item()
             noise_std = max(noise_std, 1e-3 * self.noise_scale)
-        z: Array = self.layout.pack(dict(self.net.named_parameters()), values, noise_std).cpu().numpy()
+        z: Array = (
+            self.layout.pack(dict(self.net.named_parameters()), values, noise_std).cpu().numpy()
+        )
         return z
 
     def log_joint(self, z: Array, *, jacobian: bool = True) -> tuple[float, Array]:
@@ -171,7 +170,9 @@ class Joint:
         evaluate, y = self._compiled
         out, pull = evaluate(theta)
         if layout.likelihood == "gaussian":
-            log_variance = float(z[-1]) if layout.learns_noise else 2.0 * math.log(layout.noise_std or 1.0)
+            log_variance = (
+                float(z[-1]) if layout.learns_noise else 2.0 * math.log(layout.noise_std or 1.0)
+            )
             value, push, by_noise = density.gaussian(out, y, log_variance)
             if layout.learns_noise:
                 more, slope = density.log_scaled_inverse_chi2(
@@ -246,8 +247,16 @@ def _check_prior(net: nn.Module, prior: MixturePrior) -> None:
                 )
             if not parameters[name].requires_grad:
                 raise ValueError(f"{name} is under the prior but frozen: unfreeze it")
-    for name, tensor in (*net.named_parameters(), *prior.named_buffers(), *prior.named_parameters()):
-        if "running_" not in name and tensor.is_floating_point() and not torch.isfinite(tensor.detach().sum()):
+    for name, tensor in (
+        *net.named_parameters(),
+        *prior.named_buffers(),
+        *prior.named_parameters(),
+    ):
+        if (
+            "running_" not in name
+            and tensor.is_floating_point()
+            and not torch.isfinite(tensor.detach().sum())
+        ):
             raise ValueError(f"{name} holds nan or inf: training has diverged; start afresh")
 
 
@@ -265,7 +274,9 @@ def _check_data(x: Tensor, y: Tensor, likelihood: str) -> None:
     if likelihood == "binary" and not ((y == 0) | (y == 1)).all():
         raise ValueError("the binary likelihood wants targets 0 and 1")
     if likelihood == "categorical" and (y.is_floating_point() or y.ndim != 1 or y.min() < 0):
-        raise ValueError(f"the categorical likelihood wants class numbers (n,); got {y.dtype}, {tuple(y.shape)}")
+        raise ValueError(
+            f"the categorical likelihood wants class numbers (n,); got {y.dtype}, {tuple(y.shape)}"
+        )
 
 
 def _check_outputs(out: tuple[int, ...], y: tuple[int, ...], likelihood: str) -> None:
@@ -293,6 +304,6 @@ def _check_proper(group: str, term: density.MixtureTerm) -> None:
     power = tau * (term.half + 1.0) - 0.5 * max(1.0 - tau, 0.0)
     if (power <= 1.0).any():
         raise ValueError(
-            f"tau = {tau:g} flattens the hyper-prior of group {group!r} so much that it is improper: "
+            f"tau = {tau:g} flattens the hyper-prior of group {group!r} until it is improper: "
             f"give it std_count > {(3.0 / tau - 3.0):.3g} (a tempered posterior wants more of it)"
         )

@@ -71,7 +71,9 @@ class Components:
     @property
     def rest(self) -> float:
         """What the pinned mixing proportions leave to the free ones."""
-        return 1.0 - sum(p for p, pinned in zip(self.mixing, self.pinned_mixing, strict=True) if pinned)
+        return 1.0 - sum(
+            p for p, pinned in zip(self.mixing, self.pinned_mixing, strict=True) if pinned
+        )
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -166,9 +168,7 @@ class Layout:
             name -> (*batch, *shape).
         """
         batch = z.shape[:-1]
-        return {
-            n: z[..., at].reshape(*batch, *self.parameters[n]) for n, at in self.slices.items()
-        }
+        return {n: z[..., at].reshape(*batch, *self.parameters[n]) for n, at in self.slices.items()}
 
     def weights(self, z: Float[Tensor, "*batch d"], group: str) -> Float[Tensor, "*batch n"]:
         """The weights under a group's mixture.
@@ -263,7 +263,12 @@ class Layout:
 
         Returns:
             The layout.
+
+        Raises:
+            ValueError: for an unknown likelihood.
         """
+        if plain["likelihood"] not in ("gaussian", "categorical", "binary"):
+            raise ValueError(f"there is no likelihood {plain['likelihood']!r}")
         return cls(
             parameters={n: tuple(map(int, shape)) for n, shape in plain["parameters"].items()},
             groups={g: tuple(map(str, names)) for g, names in plain["groups"].items()},

@@ -40,7 +40,8 @@ def evaluator(net: nn.Module, layout: Layout, x: Tensor) -> Evaluate:
         all(layer is not None for layer in layers)
         and x.ndim == 2
         and all(p.requires_grad for p in net.parameters())
-        and len({id(p) for p in net.parameters()}) == len(list(net.named_parameters(remove_duplicate=False)))
+        and len({id(p) for p in net.parameters()})
+        == len(list(net.named_parameters(remove_duplicate=False)))
         and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     )
     return _Plain(layers, layout, x.numpy()) if simple else _General(net, layout, x)
@@ -53,7 +54,7 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _layers(child, f"{prefix}{name}.")
     elif type(module) in (nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity):
         yield prefix, module
-    elif type(module) is nn.Flatten and module.end_dim == -1 and module.start_dim in (0, 1):
+    elif type(module) is nn.Flatten and module.start_dim in (0, 1) and module.end_dim == -1:
         yield prefix, module
     else:
         yield None

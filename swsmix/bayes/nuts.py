@@ -1,11 +1,11 @@
-"""NUTS on a joint density: chains with Pyro's warm-up, our trajectories, the finished draws kept."""
+"""NUTS on a joint density: Pyro's warm-up, our trajectories, the finished draws kept."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
@@ -121,7 +121,10 @@ def sample(
     }
     z = torch.from_numpy(np.array([[s.z for s in chain] for chain in kept]))
     return Posterior(
-        z, joint.layout, stacked, {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
+        z,
+        joint.layout,
+        stacked,
+        {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
         | {k: v for k, v in options.items() if k != "total"},
     )
 
@@ -129,7 +132,7 @@ def sample(
 def warn_if_long(joint: Joint, z: Array, transitions: int, processes: int) -> None:
     """Warn, with an estimate, if so many NUTS transitions would take more than half an hour."""
     joint.potential(z)  # compiles
-    times = []
+    times: list[float] = []
     while len(times) < 3 or (sum(times) < 0.02 and len(times) < 100):
         began = time.perf_counter()
         joint.potential(z)
@@ -164,7 +167,9 @@ def _starts(
                 found.append(z)
                 break
         else:
-            raise ValueError(f"the start of chain {chain} has no density: its log joint is not finite")
+            raise ValueError(
+                f"the start of chain {chain} has no density: its log joint is not finite"
+            )
     return found
 
 
@@ -178,7 +183,9 @@ def _warn_if_untrained(joint: Joint) -> None:
         )
 
 
-def _chain(joint: Joint, z: Array, seed: int, chain: int, options: dict[str, Any]) -> Iterator[_Step]:
+def _chain(
+    joint: Joint, z: Array, seed: int, chain: int, options: dict[str, Any]
+) -> Generator[_Step, None, None]:
     """The iterations of one chain, warm-up included, without end."""
     from pyro.infer.mcmc.adaptation import WarmupAdapter
 
@@ -223,7 +230,7 @@ def _chain(joint: Joint, z: Array, seed: int, chain: int, options: dict[str, Any
 
 def _in_turn(
     joint: Joint, starts: list[Array], seed: int, options: dict[str, Any], _: int
-) -> Iterator[tuple[int, int, _Step]]:
+) -> Generator[tuple[int, int, _Step], None, None]:
     chains = [_chain(joint, z, seed, number, options) for number, z in enumerate(starts)]
     for iteration in range(options["total"]):
         for number, chain in enumerate(chains):
@@ -249,7 +256,7 @@ def _work(
 
 def _in_processes(
     joint: Joint, starts: list[Array], seed: int, options: dict[str, Any], processes: int
-) -> Iterator[tuple[int, int, _Step]]:
+) -> Generator[tuple[int, int, _Step], None, None]:
     import multiprocessing
     from queue import Empty
 
@@ -285,17 +292,25 @@ def _in_processes(
 
 
 def _watched(
-    steps: Iterator[tuple[int, int, _Step]], chains: int, warmup: int, draws: int, progress: bool
-) -> Iterator[tuple[int, int, _Step]]:
+    steps: Generator[tuple[int, int, _Step], None, None], chains: int, warmup: int, draws: int, progress: bool
+) -> Generator[tuple[int, int, _Step], None, None]:
     """The steps as they come, with a progress bar."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not progress
+    ) as bar:
         task = bar.add_task("NUTS", total=chains * (warmup + draws))
         diverged = leaps = 0
         for chain, iteration, step in steps:

@@ -171,7 +171,7 @@ class Posterior:
             rows = [functional_call(net, self.layout.network(z), (x,)).double().cpu() for z in flat]
         finally:
             net.train(training)
-        return torch.stack(rows).unflatten(0, self.z.shape[:2])
+        return torch.stack(rows).view(*self.z.shape[:2], *rows[0].shape)
 
     def predict(
         self,
@@ -204,7 +204,9 @@ class Posterior:
             std = self.noise_std.double().reshape(-1, *[1] * (out.ndim - 1))
             samples = out + std * torch.randn(out.shape, generator=generator, dtype=out.dtype)
             found = np.quantile(samples.numpy(), list(quantiles), axis=0) if quantiles else []
-            by_q = {q: torch.from_numpy(np.asarray(v)) for q, v in zip(quantiles, found, strict=True)}
+            by_q = {
+                q: torch.from_numpy(np.asarray(v)) for q, v in zip(quantiles, found, strict=True)
+            }
             return Prediction(out.mean(0), by_q, samples, out)
         if self.layout.likelihood == "binary":
             p = out.sigmoid()
@@ -229,7 +231,9 @@ class Posterior:
             index = y.long().expand(*out.shape[:2], -1)[..., None]
             return out.log_softmax(-1).gather(-1, index)[..., 0]
         if out.shape[2:] != y.shape:
-            raise ValueError(f"targets {tuple(y.shape)} want outputs of their shape; got {tuple(out.shape[2:])}")
+            raise ValueError(
+                f"targets {tuple(y.shape)} want outputs of their shape; got {tuple(out.shape[2:])}"
+            )
         if self.layout.likelihood == "binary":
             log_p = y.double() * out - torch.nn.functional.softplus(out)
         else:
@@ -282,8 +286,14 @@ class Posterior:
 
         from swsmix.runs import replacing
 
-        about = {"format": _FORMAT, "layout": json.dumps(self.layout.to_plain()), "about": json.dumps(self.about)}
-        tensors = {"z": self.z.contiguous()} | {f"steps.{n}": t.contiguous() for n, t in self.steps.items()}
+        about = {
+            "format": _FORMAT,
+            "layout": json.dumps(self.layout.to_plain()),
+            "about": json.dumps(self.about),
+        }
+        tensors = {"z": self.z.contiguous()} | {
+            f"steps.{n}": t.contiguous() for n, t in self.steps.items()
+        }
         with replacing(path) as temporary:
             save_file(tensors, temporary, about)
 
@@ -310,7 +320,10 @@ class Posterior:
         except Exception as error:  # safetensors raises its own and OSErrors
             raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
         if meta.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a posterior of this version: wanted {_FORMAT!r}, got {meta.get('format')!r}")
+            raise ValueError(
+                f"{path} is not a posterior: wanted the format {_FORMAT!r}, got "
+                f"{meta.get('format')!r}"
+            )
         try:
             layout = Layout.from_plain(json.loads(meta["layout"]))
             about, z = json.loads(meta["about"]), tensors["z"]
@@ -352,7 +365,9 @@ class Posterior:
             try:
                 from arviz import from_dict as old
             except ImportError:
-                raise ImportError("to_arviz wants ArviZ: pip install arviz-base (or arviz)") from None
+                raise ImportError(
+                    "to_arviz wants ArviZ: pip install arviz-base (or arviz)"
+                ) from None
             return old(**groups)
         return from_dict(groups)
 
@@ -363,7 +378,7 @@ def diagnose(values: Tensor | Array) -> tuple[Array, Array]:
     Returns:
         Two arrays of the remaining shape; nan where nothing varies.
     """
-    from arviz_stats.base import array_stats
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     draws = np.asarray(values, dtype=np.float64)
     if draws.shape[1] < 4:

@@ -23,7 +23,7 @@ def fit_guide(
     epochs: int = 100,
     batch_size: int = 128,
     lr: float = 1e-3,
-    guide: Guide = "normal",
+    guide: Guide | str = "normal",
     init_scale: float = 0.01,
     kl_warmup: float = 0.3,
     mixture_every: int = 10,
@@ -129,7 +129,7 @@ def fit_guide(
 
 
 def trainer(
-    joint: Joint, *, guide: Guide, init_scale: float, lr: float, mixture_every: int = 1
+    joint: Joint, *, guide: str, init_scale: float, lr: float, mixture_every: int = 1
 ) -> tuple[Callable[..., float | None], Callable[[], dict[str, Tensor]]]:
     """A function that makes one SVI step, and one that draws all sites from the guide.
 
@@ -143,7 +143,7 @@ def trainer(
     from pyro.infer import Trace_ELBO, autoguide
     from torch.distributions import constraints
 
-    from swsmix.bayes.program import Held, held_mixtures, program, sites_of
+    from swsmix.bayes.program import ByEntropy, Held, held_mixtures, program, sites_of
 
     held: dict[str, Held] = {}
     model = program(joint, held)
@@ -159,15 +159,22 @@ def trainer(
     }
     if guide not in kinds:
         raise ValueError(f"guide must be one of {list(kinds)}; got {guide!r}")
-    fitted: Any = kinds[guide](model, **options | ({} if guide == "delta" else {"init_scale": init_scale}))
-    fitted.scale_constraint = constraints.positive  # an exponential; the softplus costs ten times it
+    fitted: Any = kinds[guide](
+        model, **options | ({} if guide == "delta" else {"init_scale": init_scale})
+    )
+    fitted.scale_constraint = (
+        constraints.positive
+    )  # an exponential; the softplus costs ten times it
     fitted(x[:2], y[:2], num)  # makes the guide's parameters
     can_hold = mixture_every > 1 and guide == "normal"  # the guide of the weights is one of its own
+    scored = ByEntropy()(fitted) if guide == "normal" else fitted
     weights_only = poutine.block(
-        fitted, hide=[n for n in start if n.endswith((".share", ".mean", ".variance"))]
+        scored, hide=[n for n in start if n.endswith((".share", ".mean", ".variance"))]
     )
     elbo = Trace_ELBO(max_plate_nesting=0)
-    optimizer = torch.optim.Adam(fitted.parameters(), lr=lr, fused=like.device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.Adam(
+        fitted.parameters(), lr=lr, fused=like.device.type in ("cpu", "cuda")
+    )
     count = 0
 
     def step(inputs: Tensor, targets: Tensor, beta: float = 1.0) -> float | None:
@@ -179,7 +186,7 @@ def trainer(
         optimizer.zero_grad()
         # The likelihood over beta, not the KL times beta: the same direction for Adam.
         loss = elbo.differentiable_loss(
-            model, fitted if whole else weights_only, inputs, targets, num, beta
+            model, scored if whole else weights_only, inputs, targets, num, beta
         )
         loss.backward()
         optimizer.step()

@@ -64,7 +64,9 @@ def predictive_band(
     """
     wanted = [q for low, high, _ in _BANDS for q in (low, high)]
     if missing := [q for q in wanted if q not in quantiles]:
-        raise ValueError(f"the intervals want the quantiles {sorted(wanted)}; {missing} are missing")
+        raise ValueError(
+            f"the intervals want the quantiles {sorted(wanted)}; {missing} are missing"
+        )
     sizes = {len(v) for v in (x, *quantiles.values(), mean, target) if v is not None}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"x, quantiles, mean and target want one length, at least 1; got {sizes}")
