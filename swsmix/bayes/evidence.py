@@ -50,7 +50,8 @@ def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
         The estimate, with its diagnostics.
 
     Raises:
-        ValueError: if a number is not finite, or there are fewer than 2 cases or 50 draws.
+        ValueError: if a number is not finite, there are fewer than 2 cases or 50 draws, or the
+            chains have not moved.
 
     Reference:
         Vehtari, Gelman & Gabry 2017; computed by ArviZ.
@@ -60,8 +61,11 @@ def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
     draws = _checked(log_likelihood)
     if draws.shape[0] * draws.shape[1] < 50:
         raise ValueError(f"PSIS wants at least 50 draws; got {draws.shape[0] * draws.shape[1]}")
-    with np.errstate(all="ignore"):
-        pointwise, k, _ = array_stats.loo(draws, chain_axis=0, draw_axis=1)
+    try:
+        with np.errstate(all="ignore"):
+            pointwise, k, _ = array_stats.loo(draws, chain_axis=0, draw_axis=1)
+    except ValueError as error:
+        raise ValueError(f"PSIS failed, as a rule because the chains stand still: {error}") from error
     return _summed(np.asarray(pointwise), np.asarray(k))
 
 
