@@ -33,7 +33,7 @@ def test_what_final_reports_agrees_with_itself(lines):
         assert all(a < b for a, b in zip(low, high, strict=True))
         inside, cases, *_ = part["coverage"]["90"]
         central = sum(0.05 <= rank <= 0.95 for rank in part["ranks"])
-        assert cases == num and abs(inside - central) <= 2
+        assert cases == num and abs(inside - central) <= 0.05 * num
         _, y = bayes.numbers(*bayes.data.SUNSPOT_SPLITS[split])
         off = (torch.tensor(part["mean"]) - y).square().mean() / 1535
         assert float(off) == pytest.approx(part["arv"], rel=1e-3)

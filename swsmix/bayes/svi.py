@@ -108,7 +108,7 @@ def fit_guide(
                     batch = order[number * batch_size : (number + 1) * batch_size]
                     loss = step(x[batch], y[batch], beta)
                     if loss is not None:
-                        losses.append(beta * loss / len(x))
+                        losses.append(loss / len(x))
                 if not all(map(math.isfinite, losses)):
                     raise FloatingPointError(
                         f"the ELBO is not finite in epoch {epoch + 1}: lower lr, or give the "
@@ -163,9 +163,8 @@ def trainer(
     fitted: Any = kinds[guide](
         model, **options | ({} if guide == "delta" else {"init_scale": init_scale})
     )
-    fitted.scale_constraint = (
-        constraints.positive
-    )  # an exponential; the softplus costs ten times it
+    # An exponential: the softplus costs ten times as much.
+    fitted.scale_constraint = constraints.positive
     fitted(x[:2], y[:2], num)  # makes the guide's parameters
     can_hold = mixture_every > 1 and guide == "normal"  # the guide of the weights is one of its own
     scored = ByEntropy()(fitted) if guide == "normal" else fitted
@@ -185,8 +184,8 @@ def trainer(
             held.clear()
         count += 1
         optimizer.zero_grad()
-        # The likelihood over beta, not the KL times beta: the same direction for Adam.
-        loss = elbo.differentiable_loss(
+        # beta (likelihood / beta - KL): the program divides, and this is of one size for Adam.
+        loss = beta * elbo.differentiable_loss(
             model, scored if whole else weights_only, inputs, targets, num, beta
         )
         loss.backward()
