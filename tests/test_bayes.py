@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+import reference
 import torch
 from scipy import stats
 from torch import nn
 
-import reference
 from swsmix import GaussianMixture, HyperPrior, MixturePrior, nets
 from swsmix.bayes import Joint, Posterior, clusters, compare, held_out, loo, sample
 from swsmix.bayes.layout import Layout, basis
@@ -369,7 +369,7 @@ def test_bad_input_is_refused_and_the_message_says_how_to_mend_it():
     good = MixturePrior(bad, 2, hyper=HYPER)
     with torch.no_grad():
         bad.hidden.weight[0, 0] = math.nan
-    with pytest.raises(ValueError, match="hidden.weight holds nan"):
+    with pytest.raises(ValueError, match=r"hidden\.weight holds nan"):
         Joint(bad, good, x, y)
 
 
@@ -450,7 +450,7 @@ def test_a_posterior_survives_its_file_and_damage_is_an_error(tmp_path):
     swapped = whole.replace(b"gaussian", b"gaussiam")
     for damaged in (b"", whole[:100], whole[:-9], b"x" + whole[1:], swapped):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged|not a posterior"):
+        with pytest.raises(ValueError, match=r"damaged|not a posterior"):
             Posterior.load(path)
     with pytest.raises(FileNotFoundError):
         Posterior.load(tmp_path / "none")

@@ -38,7 +38,9 @@ def test_what_final_reports_agrees_with_itself(lines):
         off = (torch.tensor(part["mean"]) - y).square().mean() / 1535
         assert float(off) == pytest.approx(part["arv"], rel=1e-3)
         assert part["arv_error"] > 0.0
-    wide = [b - a for a, b in zip(*(line["fan"]["quantiles"][q] for q in ("0.05", "0.95")), strict=True)]
+    wide = [
+        b - a for a, b in zip(*(line["fan"]["quantiles"][q] for q in ("0.05", "0.95")), strict=True)
+    ]
     assert wide[-1] > wide[0]
     assert sum(line["clusters"]["occupied"].values()) == pytest.approx(1.0, abs=1e-3)
 

@@ -65,7 +65,9 @@ def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
         with np.errstate(all="ignore"):
             pointwise, k, _ = array_stats.loo(draws, chain_axis=0, draw_axis=1)
     except ValueError as error:
-        raise ValueError(f"PSIS failed, as a rule because the chains stand still: {error}") from error
+        raise ValueError(
+            f"PSIS failed, as a rule because the chains stand still: {error}"
+        ) from error
     return _summed(np.asarray(pointwise), np.asarray(k))
 
 

@@ -52,12 +52,18 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
     if type(module) is nn.Sequential:
         for name, child in module.named_children():
             yield from _layers(child, f"{prefix}{name}.")
-    elif type(module) in (nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity):
-        yield prefix, module
-    elif type(module) is nn.Flatten and module.start_dim in (0, 1) and module.end_dim == -1:
+    elif type(module) in _PLAIN or _flattens(module):
         yield prefix, module
     else:
         yield None
+
+
+def _flattens(module: nn.Module) -> bool:
+    """Flatten, from the first or the second dimension to the last."""
+    return type(module) is nn.Flatten and module.start_dim in (0, 1) and module.end_dim == -1
+
+
+_PLAIN = (nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity)
 
 
 class _Plain:

@@ -292,7 +292,11 @@ def _in_processes(
 
 
 def _watched(
-    steps: Generator[tuple[int, int, _Step], None, None], chains: int, warmup: int, draws: int, progress: bool
+    steps: Generator[tuple[int, int, _Step], None, None],
+    chains: int,
+    warmup: int,
+    draws: int,
+    progress: bool,
 ) -> Generator[tuple[int, int, _Step], None, None]:
     """The steps as they come, with a progress bar."""
     from rich.console import Console

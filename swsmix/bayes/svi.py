@@ -57,8 +57,8 @@ def fit_guide(
         progress: show a progress bar.
 
     Returns:
-        The posterior, one chain; `about["elbo"]` holds the ELBO of each epoch, under its beta, in nats a
-        case.
+        The posterior, one chain; `about["elbo"]` holds the ELBO of each epoch, under its beta, in
+        nats a case.
 
     Raises:
         ValueError: for settings out of range.
