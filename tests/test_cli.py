@@ -238,3 +238,21 @@ def test_live_and_tensorboard_watch_a_run(tmp_path):
     assert list((tmp_path / "logs").glob("events.*"))
     run(*QUICK, "--live", "--quiet", "--out", tmp_path / "other", fails="give one of them")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_posterior_is_written_and_inspected(tmp_path):
+    out = tmp_path / "run"
+    sampled = ("--posterior", "nuts", "--chains", 1, "--draws", 50)
+    printed = run(*QUICK, "--out", out, *sampled, "--quiet")
+    assert printed == ""
+    results = json.loads((out / "results.json").read_text())
+    assert results["facts"]["posterior draws"] == 50
+    assert 0.0 <= results["facts"]["test targets in the 90 % interval (%)"] <= 100.0
+    assert (out / "posterior-band.png").read_bytes().startswith(b"\x89PNG")
+    printed = run("inspect", out, "--out", tmp_path / "look")
+    for words in ("posterior.safetensors", "R-hat of energy", "divergences", "effective clusters"):
+        assert words in printed
+    assert (tmp_path / "look" / "posterior-mixture.png").is_file()
+    run("train", "--data", "mnist", *sampled, fails="--posterior is for the small problems")
+    (out / "posterior.safetensors").write_bytes(b"damaged")
+    run("inspect", out, "--no-figures", fails="is damaged")

@@ -28,7 +28,7 @@ LAYERS = [
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
-    {"train", "codec", "refine", "snapping", "posttraining"},
+    {"train", "codec", "refine", "snapping", "posttraining", "bayes"},
     {"problems", "checkpoints", "compress"},
     {"inspect"},
     {"report"},

@@ -4,6 +4,7 @@
     swsmix reproduce nowlan1992             everything; resumes where it was stopped
     swsmix reproduce nowlan1992 --quick     a few seeds, under two minutes
     swsmix reproduce nowlan1992 --figure shift-table
+    python papers/nowlan1992/run.py --only bayes
 
 The unit of work is a line of a table in results/; what is there is not run again. A unit's numbers
 do not depend on --jobs.
@@ -31,7 +32,7 @@ sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
 
 import torch  # noqa: E402
 
-from papers.nowlan1992 import portraits, shift, sunspots  # noqa: E402
+from papers.nowlan1992 import bayes, portraits, shift, sunspots  # noqa: E402
 from swsmix.runs import replacing, save_json  # noqa: E402
 
 
@@ -133,7 +134,8 @@ def main() -> None:
     if arguments.figure is None:
         jobs = arguments.jobs or os.cpu_count() or 1
         for stage in stages(results, seeds, quick=quick):
-            work_off(stage, results, jobs)
+            wanted = [u for u in stage if arguments.only in (None, u.table)]
+            work_off(wanted, results, jobs)
             save_json(results / "run.json", about(results, seeds, quick=quick))
     for path in figures.draw(results, pictures, only=arguments.figure):
         print(path)
@@ -194,6 +196,11 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     if quick:
         return
     yield [unit for others in shifts.values() for unit in others]
+    yield [
+        Unit(table, name, work, (name, bayes.LENGTHS[table]), {}, bayes.stamp(table, name))
+        for table, work in (("bayes-rolling", bayes.score), ("bayes", bayes.final))
+        for name in bayes.SETTINGS
+    ]
 
     # What follows looks at the test years of every setting, and at 1980-2008: nothing is chosen
     # after it.
@@ -233,6 +240,9 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 seeds, fewer methods and settings")
+    parser.add_argument(
+        "--only", metavar="TABLE", help="make this table of results alone, as bayes"
+    )
     parser.add_argument("--figure", help="draw this figure alone, from the results")
     parser.add_argument("--seeds", type=int, help="seeds a method; 20, or 2 with --quick")
     parser.add_argument("--jobs", type=int, help="processes; one a core by default")

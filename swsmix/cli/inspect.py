@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
 
@@ -106,6 +107,11 @@ def inspect(
     ascii_only = console.options.ascii_only
     if not quiet:
         console.print(report.terminal(inspection, width=console.width, ascii_only=ascii_only))
+    posterior = posteriors.shown(path)
+    if posterior is not None and not quiet:
+        console.print("\nposterior.safetensors", markup=False, highlight=False)
+        for name, value in posteriors.described(posterior).items():
+            console.print(f"  {name}: {value:.4g}", markup=False, highlight=False)
     if not writes:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -119,6 +125,12 @@ def inspect(
         written.append("report.html")
     for _ in pictures:  # those that no page has asked for
         pass
+    if figures and posterior is not None:
+        from swsmix import plots
+
+        for name, figure in posteriors.drawn(posterior).items():
+            written.append(f"{report.file_name(name)}.{form.value}")
+            plots.save(figure, out / written[-1])
     if animate:
         written += _films(inspection, out)
     if not quiet:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
 
@@ -73,6 +74,14 @@ def train(
     baseline: Annotated[
         bool, typer.Option(help="Train the same network under weight decay beside it.")
     ] = True,
+    posterior: Annotated[
+        posteriors.Method | None,
+        typer.Option(help="Sample the posterior too (sunspots, shift): NUTS or SVI."),
+    ] = None,
+    chains: Annotated[int, typer.Option(min=1, help="Chains of NUTS.")] = 4,
+    draws: Annotated[
+        int, typer.Option(min=50, help="Draws a chain, after as many of warm-up (NUTS); or in all.")
+    ] = 1000,
     live: Annotated[
         bool, typer.Option("--live", help="Show the weights' histogram and the mixture meanwhile.")
     ] = False,
@@ -94,6 +103,8 @@ def train(
     - `swsmix train --data shift --mode gradient --seed 3 --live`
 
     - `swsmix train --out runs/lenet --resume --epochs 10`
+
+    - `swsmix train --posterior nuts --draws 300` : predictive intervals for the sunspots
     """
     settings: dict[str, Any] = {
         "data": data.value,
@@ -116,7 +127,10 @@ def train(
 
         callbacks.append(log_to(tensorboard))
     out = out or Path("runs") / data.value
-    watched: dict[str, Any] = {"live": live, "quiet": quiet, "callbacks": callbacks}
+    watched: dict[str, Any] = {
+        "live": live, "quiet": quiet, "callbacks": callbacks,
+        "sampling": {"method": posterior, "chains": chains, "draws": draws},
+    }  # fmt: skip
     if not resume:
         with runs.new_run(out, force=force):
             _run(settings, out, resume=False, **watched)
@@ -155,6 +169,7 @@ def _run(
     live: bool,
     quiet: bool,
     callbacks: list[Callable[[int, Any], None]],
+    sampling: dict[str, Any],
 ) -> None:
     import torch
 
@@ -185,6 +200,7 @@ def _run(
         "tau": schedule.tau,
         "em_every": schedule.em_every,
     }
+    posteriors.check(sampling["method"], settings["data"], schedule.tau)
     if not resume:
         runs.save_config(out, settings)
 
@@ -209,6 +225,11 @@ def _run(
         raise typer.Exit(130) from None
     runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
+    if sampling["method"] is not None:
+        facts |= posteriors.write(
+            problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
+            **sampling,
+        )  # fmt: skip
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
     runs.save_json(out / "results.json", results)
     pictures = _draw(outcome, out)

@@ -10,6 +10,12 @@ of axes are a ValueError, in all functions.
 """
 
 from swsmix.plots.files import animate_collapse, save
+from swsmix.plots.posterior import (
+    calibration,
+    membership_band,
+    mixture_band,
+    predictive_band,
+)
 from swsmix.plots.style import COLUMN, FULL, NEGATIVE, NEUTRAL, POSITIVE, component_colors
 from swsmix.plots.tensors import entropy, hinton, layers
 from swsmix.plots.training import collapse, loss_terms, trajectories
@@ -23,6 +29,7 @@ __all__ = [
     "POSITIVE",
     "animate_collapse",
     "before_after",
+    "calibration",
     "clusters",
     "collapse",
     "component_colors",
@@ -30,6 +37,9 @@ __all__ = [
     "hinton",
     "layers",
     "loss_terms",
+    "membership_band",
+    "mixture_band",
+    "predictive_band",
     "responsibilities",
     "save",
     "trajectories",

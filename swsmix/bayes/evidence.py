@@ -1,0 +1,207 @@
+"""How well a posterior predicts cases that it has not seen, and how many clusters it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from swsmix.bayes.layout import Array
+from swsmix.bayes.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """An expected log predictive density, summed over cases, in nats; higher is better.
+
+    Attributes:
+        elpd: the sum.
+        se: its standard error, from the spread between cases.
+        pointwise: one number a case (n,).
+        pareto_k: how far each case's importance weights can be trusted (n,): above 0.7 they
+            cannot (Vehtari, Gelman & Gabry 2017). Empty for held-out cases, which need none.
+    """
+
+    elpd: float
+    se: float
+    pointwise: Array = field(repr=False)
+    pareto_k: Array = field(repr=False)
+
+    @property
+    def num_unreliable(self) -> int:
+        """The number of cases with a Pareto k above 0.7."""
+        return int((self.pareto_k > 0.7).sum())
+
+
+def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
+    """Leave-one-out by Pareto-smoothed importance sampling, from one posterior of all cases.
+
+        elpd = sum_c log p(y_c | x_c, all other cases)
+
+    Args:
+        log_likelihood: from `Posterior.log_likelihood` on the cases that it has learned.
+
+    Returns:
+        The estimate, with its diagnostics.
+
+    Raises:
+        ValueError: if a number is not finite, there are fewer than 2 cases or 50 draws, or the
+            chains have not moved.
+
+    Reference:
+        Vehtari, Gelman & Gabry 2017; computed by ArviZ.
+    """
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    draws = _checked(log_likelihood)
+    if draws.shape[0] * draws.shape[1] < 50:
+        raise ValueError(f"PSIS wants at least 50 draws; got {draws.shape[0] * draws.shape[1]}")
+    try:
+        with np.errstate(all="ignore"):
+            pointwise, k, _ = array_stats.loo(draws, chain_axis=0, draw_axis=1)
+    except ValueError as error:
+        raise ValueError(
+            f"PSIS failed, as a rule because the chains stand still: {error}"
+        ) from error
+    return _summed(np.asarray(pointwise), np.asarray(k))
+
+
+def held_out(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
+    """The log predictive density of cases that the posterior has not seen.
+
+        elpd = sum_c log mean_draws p(y_c | x_c, draw)
+
+    Args:
+        log_likelihood: from `Posterior.log_likelihood` on new cases.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: if a number is not finite, or there are fewer than 2 cases.
+    """
+    draws = torch.from_numpy(_checked(log_likelihood)).flatten(0, 1)
+    pointwise = draws.logsumexp(0) - math.log(len(draws))
+    return _summed(pointwise.numpy(), np.zeros(0))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in a comparison.
+
+    Attributes:
+        name: of the model.
+        elpd: its expected log predictive density.
+        difference: from the best, at most 0.
+        se: the standard error of the difference, paired by case; 0 for the best.
+        num_unreliable: cases with a Pareto k above 0.7.
+    """
+
+    name: str
+    elpd: float
+    difference: float
+    se: float
+    num_unreliable: int
+
+
+def compare(models: Mapping[str, Predictive]) -> list[Row]:
+    """Models on the same cases, the best first.
+
+    Args:
+        models: name -> its predictive density, all by `loo` or all by `held_out`.
+
+    Returns:
+        One row a model. A difference below about two standard errors says nothing.
+
+    Raises:
+        ValueError: if there is none, or they are not over the same number of cases.
+
+    Example:
+        >>> draws = torch.randn(2, 50, 30, generator=torch.Generator().manual_seed(0))
+        >>> [row.name for row in compare({"worse": loo(draws - 5), "better": loo(draws)})]
+        ['better', 'worse']
+    """
+    sizes = {name: len(m.pointwise) for name, m in models.items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"a comparison wants the same cases for every model; got {sizes}")
+    best = max(models.values(), key=lambda m: m.elpd)
+    rows = []
+    for name, model in sorted(models.items(), key=lambda item: -item[1].elpd):
+        difference = _summed(model.pointwise - best.pointwise, model.pareto_k)
+        rows.append(Row(name, model.elpd, difference.elpd, difference.se, model.num_unreliable))
+    return rows
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """How many clusters the weights fall into, draw by draw.
+
+    Attributes:
+        occupied: the number of components that are the most responsible for at least one weight
+            (chains, draws).
+        effective: exp of the entropy of their shares, sum_j p_j = 1 with p_j = N_j / N: two
+            equal clusters give 2, a large and a tiny one little more than 1 (chains, draws).
+            Components that lie on each other count once only in `occupied`'s regions, but twice
+            here if both have responsibility.
+    """
+
+    occupied: Int[Tensor, "chains draws"]
+    effective: Float[Tensor, "chains draws"]
+
+    def probabilities(self) -> dict[int, float]:
+        """The posterior of the number of occupied components.
+
+        Returns:
+            number -> probability.
+        """
+        values, counts = self.occupied.unique(return_counts=True)
+        total = self.occupied.numel()
+        return {int(v): int(c) / total for v, c in zip(values, counts, strict=True)}
+
+
+def clusters(posterior: Posterior, group: str | None = None) -> Clusters:
+    """The posterior of the number of clusters.
+
+    Args:
+        posterior: the draws.
+        group: whose weights; may be left out if there is one mixture.
+
+    Returns:
+        Two numbers a draw.
+    """
+    mixing, mean, std = posterior.mixture(group)
+    weights = posterior.weights(group)
+    occupied, effective = [], []
+    for w, pi, mu, sigma in zip(
+        *(t.double().flatten(0, 1) for t in (weights, mixing, mean, std)), strict=True
+    ):
+        off = (w[:, None] - mu) / sigma
+        gamma = (pi.log() - sigma.log() - 0.5 * off.square()).softmax(-1)
+        occupied.append(len(gamma.argmax(-1).unique()))
+        share = gamma.mean(0)
+        effective.append(-torch.xlogy(share, share).sum())
+    shape = weights.shape[:2]
+    return Clusters(
+        torch.tensor(occupied).reshape(shape), torch.stack(effective).exp().reshape(shape)
+    )
+
+
+def _checked(log_likelihood: Tensor) -> Array:
+    draws = log_likelihood.detach().double().numpy()
+    if draws.ndim != 3 or draws.shape[-1] < 2:
+        raise ValueError(
+            f"wanted log likelihoods (chains, draws, n) of at least 2 cases; got {draws.shape}"
+        )
+    if not np.isfinite(draws).all():
+        raise ValueError(f"{int((~np.isfinite(draws)).sum())} log likelihoods are nan or inf")
+    return draws
+
+
+def _summed(pointwise: Array, pareto_k: Array) -> Predictive:
+    se = math.sqrt(len(pointwise)) * float(pointwise.std(ddof=1))
+    return Predictive(float(pointwise.sum()), se, pointwise, pareto_k)

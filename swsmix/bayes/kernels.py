@@ -1,0 +1,46 @@
+"""The mixture's sums over the weights as one loop, compiled by numba (where it is installed)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+from swsmix.bayes.layout import Array
+
+
+def _loop(
+    w: Array, height: Array, mean: Array, inverse_std: Array
+) -> tuple[float, Array, Array, Array, Array]:
+    """What `density.mixture_sums` computes, a weight at a time."""
+    k = len(mean)
+    by_w, joint = np.empty(len(w)), np.empty(k)
+    count, first, second = np.zeros(k), np.zeros(k), np.zeros(k)
+    value = 0.0
+    for i in range(len(w)):
+        top = -np.inf
+        for j in range(k):
+            off = (w[i] - mean[j]) * inverse_std[j]
+            joint[j] = height[j] - 0.5 * off * off
+            top = max(top, joint[j])
+        total = 0.0
+        for j in range(k):
+            joint[j] = math.exp(joint[j] - top)
+            total += joint[j]
+        value += top + math.log(total)
+        pull = 0.0
+        for j in range(k):
+            gamma, off = joint[j] / total, (w[i] - mean[j]) * inverse_std[j]
+            count[j] += gamma
+            first[j] += gamma * off
+            second[j] += gamma * off * off
+            pull += gamma * off * inverse_std[j]
+        by_w[i] = -pull
+    return value, by_w, count, first, second
+
+
+# Unwrapped: a type checker's import hook may have wrapped it.
+mixture_sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(_loop))

@@ -1,0 +1,295 @@
+"""The same joint density as a Pyro program, for Pyro's guides and whatever else speaks Pyro."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+from torch.func import functional_call
+
+from swsmix import tables
+from swsmix.bayes.joint import Joint
+from swsmix.bayes.layout import Components, Layout
+
+Program = Callable[..., None]
+_HALF_LOG_2PI_E = 0.5 * math.log(2.0 * math.pi * math.e)
+
+
+class MixtureWeights(dist.TorchDistribution):
+    """n weights, each from one Gaussian mixture, the assignments marginalised; support: the reals.
+
+    Pyro's own `MixtureSameFamily` as a latent has a support without a transform to the reals, so
+    that NUTS and guides refuse it. The density is the O(N) one of `swsmix.tables`.
+
+    Args:
+        mixing: pi (k,).
+        mean: mu (k,).
+        std: sigma (k,).
+        num: n.
+        table: the mixture's tables. They make the gradient cheap; then `log_prob` has the right
+            gradient by the weights, and the value 0.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 1)
+
+    def __init__(
+        self,
+        mixing: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        num: int,
+        table: tables.Tables | None = None,
+    ) -> None:
+        self.mixture, self.table = (mixing, mean, std), table
+        super().__init__(event_shape=torch.Size([num]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw weights.
+
+        Returns:
+            (*sample_shape, n).
+        """
+        shape = (*sample_shape, *self.event_shape)
+        with torch.no_grad():
+            mixing, mean, std = self.mixture
+            j = torch.multinomial(mixing, torch.Size(shape).numel(), replacement=True)
+            return (mean[j] + std[j] * torch.randn_like(mean[j])).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """sum_i log p(w_i), in nats.
+
+        Returns:
+            A scalar.
+        """
+        if self.table is not None:
+            slope: Tensor = _Slope.apply(value, self.table)  # type: ignore[no-untyped-call]
+            return slope
+        return -tables.neg_log_prior(value, *self.mixture).to(value.dtype)
+
+
+class _Slope(torch.autograd.Function):
+    """The gradient of sum_i log p(w_i), without its value: a look-up a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, table: tables.Tables) -> Tensor:
+        ctx.table = table
+        ctx.save_for_backward(w)
+        return w.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        (w,) = ctx.saved_tensors
+        return ctx.table.gradient(w).mul_(-above), None
+
+
+class ByEntropy(poutine.messenger.Messenger):
+    """Lets a mean-field guide be scored by its entropy instead of by its density at the draw.
+
+    E log q = -sum_i (log scale_i + log(2 pi e) / 2) is exact, without noise, and spares most
+    passes over the weights that Pyro's Normal and Delta make, forward and backward.
+    """
+
+    def _pyro_sample(self, message: Any) -> None:
+        fn = message["fn"]
+        if message["name"].endswith("_unconstrained"):
+            message["fn"] = _Scored(fn, -(fn.base_dist.scale.log() + _HALF_LOG_2PI_E).sum())
+        elif isinstance(fn, dist.Delta):
+            message["fn"] = _Scored(fn, fn.log_density)
+
+
+class _Scored(dist.TorchDistribution):
+    """Another distribution's draws with a given score."""
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, base: Any, score: Tensor) -> None:
+        self.base, self.score = base, score
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    has_rsample = True
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        drawn: Tensor = self.base.rsample(torch.Size(sample_shape))
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.score
+
+
+class Held(NamedTuple):
+    """A mixture that is held for some steps, with its tables."""
+
+    mixing: Tensor
+    mean: Tensor
+    std: Tensor
+    table: tables.Tables
+
+
+def program(joint: Joint, held: Mapping[str, Held] | None = None) -> Program:
+    """A Pyro model with the density of `Joint.log_joint` (jacobian=False), by the same pieces.
+
+    Sites, for every group g: `g.share` (Dirichlet; the free mixing proportions over what the
+    pinned ones leave), `g.variance`, `g.mean`, `g.weights`; `others`; `noise_variance`; `y`.
+
+    Args:
+        joint: the model.
+        held: group -> a mixture to hold, looked up at each call: its sites are left out then, and
+            the value of the density is off by what does not depend on the weights.
+
+    Returns:
+        (x, y, num_data=None, temperature=1) -> None. With `num_data` the likelihood of the batch
+        stands for so many cases; divided by `temperature` < 1 it outweighs the prior: KL warm-up.
+    """
+    layout, net = joint.layout, joint.net
+    like = next(net.parameters())
+    terms = joint.terms
+    numbers = {g: len(layout.weight_index(g)) for g in layout.groups}
+    under = {name for names in layout.groups.values() for name in names}
+    others = [name for name in layout.parameters if name not in under]
+    wanted: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+
+    def tensor(values: Any) -> Tensor:
+        return torch.as_tensor(values, **wanted)
+
+    def mixture(group: str, c: Components) -> tuple[Tensor, Tensor, Tensor]:
+        term = terms[group]
+        mixing, mean, std = (tensor(v) for v in (c.mixing, c.mean, c.std))
+        free = [torch.from_numpy(i).to(like.device) for i in c.free]
+        if len(free[0]) > 1:
+            share = pyro.sample(f"{group}.share", dist.Dirichlet(tensor(term.alpha)))
+            mixing = mixing.index_copy(0, free[0], c.rest * share)
+        elif len(free[0]):
+            mixing = mixing.index_fill(0, free[0], c.rest)
+        if len(free[2]):
+            inverse = dist.InverseGamma(tensor(term.half), tensor(term.half_s2)).to_event(1)
+            std = std.index_copy(0, free[2], pyro.sample(f"{group}.variance", inverse).sqrt())
+        if len(free[1]):
+            spread = std[free[1]] / tensor(term.hyper.mean_count)[free[1]].sqrt()
+            normal = dist.Normal(tensor(term.hyper.mean)[free[1]], spread).to_event(1)
+            mean = mean.index_copy(0, free[1], pyro.sample(f"{group}.mean", normal))
+        return mixing, mean, std
+
+    def model(x: Tensor, y: Tensor, num_data: int | None = None, temperature: float = 1.0) -> None:
+        network: dict[str, Tensor] = {}
+        for group, c in layout.components.items():
+            term, names = terms[group], layout.groups[group]
+            with poutine.scale(scale=term.tau):
+                given = (held or {}).get(group) or (*mixture(group, c), None)
+                w = pyro.sample(
+                    f"{group}.weights", MixtureWeights(*given[:3], numbers[group], given[3])
+                )
+            network |= _split(w, names, layout)
+        if others:
+            prior = dist.Normal(tensor(0.0), joint.other_std).expand([len(joint.others)])
+            network |= _split(pyro.sample("others", prior.to_event(1)), others, layout)
+        noise = tensor(layout.noise_std or 1.0)
+        if layout.learns_noise:
+            half = tensor(0.5 * joint.noise_count)
+            noise = pyro.sample(
+                "noise_variance", dist.InverseGamma(half, half * joint.noise_scale**2)
+            ).sqrt()
+        out = functional_call(net, network, (x,))
+        share_of_data = len(x) if num_data is None else num_data
+        with poutine.scale(scale=share_of_data / len(x) / temperature):
+            if layout.likelihood == "gaussian":
+                pyro.sample("y", dist.Normal(out, noise).to_event(out.ndim), obs=y)
+            elif layout.likelihood == "categorical":
+                pyro.sample("y", dist.Categorical(logits=out).to_event(1), obs=y)
+            else:
+                pyro.sample("y", dist.Bernoulli(logits=out).to_event(out.ndim), obs=y)
+
+    return model
+
+
+def _split(flat: Tensor, names: Sequence[str], layout: Layout) -> dict[str, Tensor]:
+    shapes = [layout.parameters[name] for name in names]
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return {n: part.view(shape) for n, part, shape in zip(names, parts, shapes, strict=True)}
+
+
+def sites_of(joint: Joint, z: Tensor) -> dict[str, Tensor]:
+    """The values of the program's latent sites at z.
+
+    Args:
+        joint: the model.
+        z: (d,).
+
+    Returns:
+        site -> value.
+    """
+    layout, found = joint.layout, {}
+    for group, c in layout.components.items():
+        mixing, mean, std = layout.mixture(z, group)
+        free = [torch.from_numpy(i) for i in c.free]
+        if len(free[0]) > 1:
+            found[f"{group}.share"] = mixing[free[0]] / c.rest
+        if len(free[2]):
+            found[f"{group}.variance"] = std[free[2]].square()
+        if len(free[1]):
+            found[f"{group}.mean"] = mean[free[1]]
+        found[f"{group}.weights"] = layout.weights(z, group)
+    if len(joint.others):
+        found["others"] = z[torch.from_numpy(joint.others)]
+    if layout.learns_noise:
+        found["noise_variance"] = z[-1].exp()
+    return found
+
+
+def held_mixtures(joint: Joint, sites: Mapping[str, Tensor]) -> dict[str, Held]:
+    """The mixtures of a draw of the sites, with their tables.
+
+    Returns:
+        group -> mixture.
+    """
+    found = {}
+    for group, c in joint.layout.components.items():
+        like = sites[f"{group}.weights"]
+        mixture = [
+            torch.tensor(v, dtype=like.dtype, device=like.device) for v in (c.mixing, c.mean, c.std)
+        ]
+        free = [torch.from_numpy(i).to(like.device) for i in c.free]
+        if len(free[0]) > 1:
+            mixture[0][free[0]] = c.rest * sites[f"{group}.share"].detach()
+        elif len(free[0]):
+            mixture[0][free[0]] = c.rest
+        if len(free[1]):
+            mixture[1][free[1]] = sites[f"{group}.mean"].detach()
+        if len(free[2]):
+            mixture[2][free[2]] = sites[f"{group}.variance"].detach().sqrt()
+        found[group] = Held(mixture[0], mixture[1], mixture[2], tables.build(*mixture))
+    return found
+
+
+def z_of(joint: Joint, sites: dict[str, Tensor]) -> Tensor:
+    """The inverse of `sites_of`.
+
+    Returns:
+        z (d,).
+    """
+    layout = joint.layout
+    like = next(iter(sites.values()))
+    z = torch.zeros(layout.size, dtype=like.dtype)
+    for group, c in layout.components.items():
+        u, mu, xi = layout.mixture_slices[group]
+        free = [torch.from_numpy(i) for i in c.free]
+        z[torch.from_numpy(layout.weight_index(group))] = sites[f"{group}.weights"].cpu()
+        if len(free[0]) > 1:
+            log_share = sites[f"{group}.share"].cpu().clamp_min(1e-30).log()
+            z[u] = log_share @ torch.from_numpy(joint.terms[group].basis).to(z.dtype)
+        if len(free[1]):
+            z[mu] = sites[f"{group}.mean"].cpu()
+        if len(free[2]):
+            z[xi] = sites[f"{group}.variance"].cpu().log()
+    if len(joint.others):
+        z[torch.from_numpy(joint.others)] = sites["others"].cpu()
+    if layout.learns_noise:
+        z[-1] = sites["noise_variance"].cpu().log()
+    return z

@@ -1,0 +1,252 @@
+"""Pictures of a posterior: bands of predictions, of the mixture, of memberships; calibration.
+
+All take draws or quantiles, never a sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from swsmix.histogram import Array
+from swsmix.plots.style import (
+    BARS,
+    FULL,
+    GREY,
+    INK,
+    POSITIVE,
+    add_legend,
+    component_colors,
+    make_panels,
+    styled,
+)
+
+_BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.38))  # the 90 % and the 50 % interval, and their ink
+
+
+@styled
+def predictive_band(
+    x: Float[Tensor, " n"],
+    quantiles: Mapping[float, Float[Tensor, " n"]],
+    *,
+    mean: Float[Tensor, " n"] | None = None,
+    target: Float[Tensor, " n"] | None = None,
+    color: str = POSITIVE,
+    width: float = FULL,
+    ax: Axes | None = None,
+) -> Figure:
+    """The 50 % and the 90 % predictive interval along x, with the targets.
+
+    The fan of an iterated forecast is the same picture, x being the years ahead.
+
+    Args:
+        x: where (n,), ascending.
+        quantiles: q -> the predictive quantiles (n,), q = 0.05, 0.25, 0.75, 0.95, as
+            `Posterior.predict` gives them.
+        mean: the posterior mean (n,), a line.
+        target: what was observed (n,), dots.
+        color: of the bands.
+        width: in inches.
+        ax: axes of your own.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if a quantile is missing, or lengths differ.
+    """
+    wanted = [q for low, high, _ in _BANDS for q in (low, high)]
+    if missing := [q for q in wanted if q not in quantiles]:
+        raise ValueError(
+            f"the intervals want the quantiles {sorted(wanted)}; {missing} are missing"
+        )
+    sizes = {len(v) for v in (x, *quantiles.values(), mean, target) if v is not None}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"x, quantiles, mean and target want one length, at least 1; got {sizes}")
+    figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
+    for low, high, alpha in _BANDS:
+        label = f"{round(100 * (high - low))} % interval"
+        panel.fill_between(
+            x.numpy(), quantiles[low].numpy(), quantiles[high].numpy(), color=color, alpha=alpha,
+            lw=0, label=label,
+        )  # fmt: skip
+    if mean is not None:
+        panel.plot(x.numpy(), mean.numpy(), color=color, lw=1.1, label="posterior mean")
+    if target is not None:
+        panel.plot(x.numpy(), target.numpy(), "o", color=INK, ms=2.4, mew=0, label="observed")
+    panel.set_xlim(float(x[0]), float(x[-1]) if len(x) > 1 else float(x[0]) + 1.0)
+    add_legend(panel)
+    return figure
+
+
+@styled
+def mixture_band(
+    weights: Float[Tensor, "*n"],
+    mixing: Float[Tensor, "draws k"],
+    mean: Float[Tensor, "draws k"],
+    std: Float[Tensor, "draws k"],
+    *,
+    log: bool = True,
+    width: float = FULL,
+    ax: Axes | None = None,
+) -> Figure:
+    """The density of the mixture over the weights' histogram: its 50 % and 90 % band.
+
+    Args:
+        weights: draws of the weights, any shape.
+        mixing: draws of pi (draws, k).
+        mean: of mu.
+        std: of sigma.
+        log: a logarithmic density axis.
+        width: in inches.
+        ax: axes of your own.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there are no weights, or some are not finite.
+    """
+    flat = weights.detach().double().reshape(-1).cpu().numpy()
+    if not len(flat) or not np.isfinite(flat).all():
+        raise ValueError(f"wanted finite weights, at least one; got {len(flat)}")
+    figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
+    low, high = np.quantile(flat, [0.002, 0.998])
+    grid = np.linspace(low, high, 400)
+    counts, edges = np.histogram(flat, 80, (low, high))
+    density = counts / (len(flat) * (edges[1] - edges[0]))
+    curves = mixture_curves(grid, mixing, mean, std)
+    found = np.quantile(curves, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    floor = max(1e-4 * float(found[2].max()), 1e-12) if log else 0.0
+    panel.stairs(
+        np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS,
+        label="weights, all draws",
+    )  # fmt: skip
+    for a, b, alpha, label in ((0, 4, 0.2, "90 % band"), (1, 3, 0.42, "50 % band")):
+        panel.fill_between(
+            grid, np.maximum(found[a], floor), np.maximum(found[b], floor), color=POSITIVE,
+            alpha=alpha, lw=0, label=label,
+        )  # fmt: skip
+    panel.plot(grid, np.maximum(found[2], floor), color=POSITIVE, lw=1.0, label="median density")
+    if log:
+        panel.set_yscale("log")
+        panel.set_ylim(floor, 3.0 * max(float(density.max()), float(found[4].max())))
+    panel.set(xlim=(low, high), xlabel="weight", ylabel="density (1 / weight)")
+    add_legend(panel)
+    return figure
+
+
+@styled
+def membership_band(
+    mixing: Float[Tensor, "draws k"],
+    mean: Float[Tensor, "draws k"],
+    std: Float[Tensor, "draws k"],
+    *,
+    span: tuple[float, float],
+    width: float = FULL,
+    ax: Axes | None = None,
+) -> Figure:
+    """Which component claims a weight of a given value, with the uncertainty of the mixture.
+
+    Lines are posterior means of the responsibilities, bands their 50 % intervals; components are
+    in the order of their means, draw by draw.
+
+    Args:
+        mixing: draws of pi (draws, k), sorted by mean (`Posterior.mixture`).
+        mean: of mu.
+        std: of sigma.
+        span: the values of the weight to show.
+        width: in inches.
+        ax: axes of your own.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if the span is empty.
+    """
+    if not span[0] < span[1]:
+        raise ValueError(f"span wants an interval; got {span}")
+    figure, (panel,) = make_panels(ax, 1, width=width, row=2.4)
+    grid = torch.linspace(*span, 200, dtype=torch.float64)
+    gamma = _joint(grid, mixing, mean, std).softmax(-1)
+    colors = component_colors(mean.double().mean(0))
+    for j, color in enumerate(colors):
+        low, high = np.quantile(gamma[..., j].numpy(), [0.25, 0.75], axis=0)
+        panel.fill_between(grid.numpy(), low, high, color=color, alpha=0.25, lw=0)
+        centre = float(mean[:, j].mean())
+        panel.plot(
+            grid.numpy(), gamma[..., j].mean(0).numpy(), color=color, lw=1.0,
+            label=f"{centre:.2g}".replace("-", "−"),
+        )  # fmt: skip
+    panel.set(xlim=span, ylim=(0, 1), xlabel="weight", ylabel="responsibility")
+    add_legend(panel, columns=8)
+    return figure
+
+
+@styled
+def calibration(
+    ranks: Mapping[str, Sequence[float]], *, width: float = FULL, ax: Axes | None = None
+) -> Figure:
+    """Nominal against observed coverage of the central intervals, with what chance allows.
+
+    Args:
+        ranks: label -> the predictive probability below each observation, P(y' < y), in [0, 1]
+            (uniform if the predictions are calibrated).
+        width: in inches.
+        ax: axes of your own.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if there is nothing to show, or a rank lies outside [0, 1].
+    """
+    from scipy.stats import binom
+
+    if not ranks or any(not len(r) for r in ranks.values()):
+        raise ValueError("calibration wants at least one observation for each label")
+    figure, (panel,) = make_panels(ax, 1, width=width, row=3.0)
+    nominal = np.linspace(0.0, 1.0, 101)
+    panel.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+    colors = (POSITIVE, "#0072b2", "#009e73", "#cc79a7")
+    for number, ((label, values), color) in enumerate(zip(ranks.items(), colors, strict=False)):
+        p = np.asarray(values, dtype=float)
+        if ((p < 0) | (p > 1)).any():
+            raise ValueError(f"the ranks of {label!r} must lie in [0, 1]")
+        inside = 2.0 * np.abs(p - 0.5)
+        observed = [(inside <= level).mean() for level in nominal]
+        panel.step(nominal, observed, where="mid", color=color, label=f"{label} (n = {len(p)})")
+        if number == 0:
+            low, high = (binom.ppf(q, len(p), nominal) / len(p) for q in (0.05, 0.95))
+            panel.fill_between(
+                nominal, low, high, color=color, alpha=0.15, lw=0, label="90 % by chance"
+            )
+    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="observed coverage")
+    panel.set_aspect("equal")
+    add_legend(panel, columns=2)
+    return figure
+
+
+def mixture_curves(grid: Array, mixing: Tensor, mean: Tensor, std: Tensor) -> Array:
+    """The density of every draw of a mixture on a grid.
+
+    Returns:
+        (draws, len(grid)).
+    """
+    joint = _joint(torch.from_numpy(grid), mixing, mean, std)
+    curves: Array = joint.logsumexp(-1).exp().numpy()
+    return curves
+
+
+def _joint(grid: Tensor, mixing: Tensor, mean: Tensor, std: Tensor) -> Any:
+    pi, mu, sigma = (t.detach().double().cpu()[:, None, :] for t in (mixing, mean, std))
+    off = (grid[None, :, None] - mu) / sigma
+    return pi.log() - sigma.log() - 0.5 * off.square() - 0.5 * np.log(2.0 * np.pi)

@@ -1,0 +1,64 @@
+"""Pictures of a posterior: what is drawn is what was given, and bad input is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from swsmix import plots
+from swsmix.plots.posterior import mixture_curves
+
+FLOAT = torch.float64
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+
+
+def test_a_band_holds_the_quantiles():
+    x = torch.arange(6, dtype=FLOAT)
+    given = {q: q * (1.0 + x) for q in QUANTILES}
+    figure = plots.predictive_band(x, given, mean=0.5 * (1.0 + x), target=0.4 * x)
+    wide, narrow = figure.axes[0].collections
+    ends = wide.get_paths()[0].vertices[:, 1]
+    assert ends.min() == pytest.approx(0.05) and ends.max() == pytest.approx(0.95 * 6)
+    assert narrow.get_paths()[0].vertices[:, 1].max() == pytest.approx(0.75 * 6)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["90 % interval", "50 % interval", "posterior mean", "observed"]
+    with pytest.raises(ValueError, match=r"\[0.95\] are missing"):
+        plots.predictive_band(x, {q: given[q] for q in QUANTILES[:3]})
+
+
+def draws(num=30):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.rand(num, 2, generator=generator, dtype=FLOAT)
+    mean = torch.tensor([-0.5, 0.5], dtype=FLOAT) + 0.1 * torch.rand(num, 2, generator=generator)
+    return mixing / mixing.sum(-1, keepdim=True), mean, 0.1 + 0.1 * torch.rand(num, 2).double()
+
+
+def test_every_curve_of_the_mixture_integrates_to_one():
+    grid = np.linspace(-4, 4, 4001)
+    curves = mixture_curves(grid, *draws())
+    np.testing.assert_allclose(curves.sum(1) * (grid[1] - grid[0]), 1.0, rtol=1e-6)
+
+
+def test_the_mixture_and_its_memberships_are_drawn():
+    mixing, mean, std = draws()
+    figure = plots.mixture_band(torch.randn(500), mixing, mean, std)
+    assert figure.axes[0].get_yscale() == "log"
+    with pytest.raises(ValueError, match="finite weights"):
+        plots.mixture_band(torch.tensor([float("nan")]), mixing, mean, std)
+    figure = plots.membership_band(mixing, mean, std, span=(-1.0, 1.0))
+    lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
+    np.testing.assert_allclose(sum(lines), 1.0)  # mean responsibilities sum to 1
+    with pytest.raises(ValueError, match="interval"):
+        plots.membership_band(mixing, mean, std, span=(1.0, 1.0))
+
+
+def test_the_calibration_curve_is_the_observed_coverage():
+    ranks = [0.5, 0.4, 0.9, 0.01]
+    figure = plots.calibration({"test": ranks})
+    curve = next(line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 101)
+    covered = dict(zip(np.round(curve.get_xdata(), 2), curve.get_ydata(), strict=True))
+    assert covered[0.1] == 0.25  # .5 alone lies in the central 10 %
+    assert covered[0.3] == 0.5 and covered[0.85] == 0.75 and covered[1.0] == 1.0
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        plots.calibration({"test": [1.5]})
+    with pytest.raises(ValueError, match="at least one"):
+        plots.calibration({})
