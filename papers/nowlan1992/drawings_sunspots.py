@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import drawings_shift, sunspots
-from papers.nowlan1992.drawings_shift import Lines, hinton, plain_style
+from papers.nowlan1992 import sunspots
+from papers.nowlan1992.drawings_nets import Lines, plain_style
 from papers.nowlan1992.intervals import estimate
 from papers.nowlan1992.tables import published
 from swsmix import data, plots
@@ -107,28 +107,6 @@ def horizon(final: Lines) -> Figure:
     return plain_style(figure)
 
 
-def diagrams(portraits: Lines) -> Figure:
-    """Hinton diagrams of the sunspot net, plain, under decay and with soft sharing."""
-    names = {
-        "back-propagation": "sunspots-plain",
-        "weight decay": "sunspots-decay",
-        "soft-sharing, 8 components": "sunspots-8-em",
-    }
-    figure = Figure(figsize=(0.6 * plots.FULL, 5.6))
-    axes = figure.subplots(3, 1)
-    figure.subplots_adjust(left=0.06, right=0.75, top=0.96, bottom=0.04, hspace=0.3)
-    for ax, (title, name) in zip(axes, names.items(), strict=True):
-        hinton(ax, portraits[name], title, hidden=8, inputs=12)
-        ax.set_xticks([0, 11, 13], ["t − 12", "t − 1", "output"])
-    return plain_style(figure)
-
-
-def mixtures(portraits: Lines) -> Figure:
-    """The final mixtures of the sunspot nets with 3 and 8 components."""
-    names = {"3 components": "sunspots-3-em", "8 components": "sunspots-8-em"}
-    return drawings_shift.mixtures(portraits, names)
-
-
 def validation(hindsight: Lines, scores: Lines) -> Figure:
     """Does validation on training years rank the settings? Its score against the test arv."""
     figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
@@ -156,7 +134,5 @@ DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "sunspots-series": (series, ("sunspots-final", "sunspots-confirm")),
     "sunspots-arv": (arv, ("sunspots-final",)),
     "sunspots-horizon": (horizon, ("sunspots-final",)),
-    "sunspots-nets": (diagrams, ("portraits",)),
-    "sunspots-mixtures": (mixtures, ("portraits",)),
     "sunspots-validation": (validation, ("sunspots-hindsight", "sunspots-validation")),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import drawings_shift, drawings_sunspots, tables
+from papers.nowlan1992 import drawings_nets, drawings_shift, drawings_sunspots, tables
 from papers.nowlan1992.intervals import compare
 from swsmix import plots
 from swsmix.runs import replacing
@@ -18,7 +18,7 @@ from swsmix.runs import replacing
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = (
-    drawings_shift.DRAWINGS | drawings_sunspots.DRAWINGS
+    drawings_shift.DRAWINGS | drawings_sunspots.DRAWINGS | drawings_nets.DRAWINGS
 )
 """Figure -> the function that draws it and the tables it reads; without the first there is none."""
 

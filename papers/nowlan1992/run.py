@@ -149,7 +149,7 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     Yields:
         Lists of units that do not depend on each other.
     """
-    size: dict[str, Any] = {"restarts": 4, "quick": True} if quick else {"restarts": 20}
+    small: dict[str, Any] = {"restarts": 4, "modes": ["em"], "quick": True}
     few = {"restarts": 2 if quick else 10}
     candidates, every = sunspots.candidates(quick=quick), range(seeds)
     shifts = {
@@ -158,6 +158,7 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
             for seed in every
         ]
         for name, setting in shift.SETTINGS.items()
+        for size in [small if quick else shift.EFFORT.get(name, {"restarts": 20})]
         for stamp in [size | {"decay": [*setting.decay], "elimination": [*setting.elimination]}]
     }
     units = shifts.pop("n100")

@@ -7,6 +7,7 @@ says so, on unlabelled cases; the test labels are only counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from papers.nowlan1992.methods import Recipe, sharing, snapshots
 from papers.nowlan1992.nets import Cases, Likelihood, train
-from papers.nowlan1992.penalties import Decay, Elimination, Sharing
+from papers.nowlan1992.penalties import Decay, Elimination
 from swsmix import data
 
 HIDDEN, FOLDS = 10, 5
@@ -56,6 +57,10 @@ SETTINGS = {
     "n200": Setting(200),
     "n400": Setting(400),
 }
+EFFORT: dict[str, dict[str, Any]] = {
+    name: {"restarts": 10, "modes": ["em"]} for name in ("n50", "n200", "n400")
+}
+"""Options of `unit` for the settings that make less than 20 restarts in both modes."""
 SHARING = {
     "em": Recipe(tau=2.0, iterations=80),
     "gradient": Recipe(pace=0.03),
@@ -91,14 +96,22 @@ def sample(seed: int, setting: Setting) -> Sample:
     return Sample(x[:n], y[:n], x[400:1040], x[1040:], y[1040:])
 
 
-def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> dict[str, Any]:
+def unit(
+    seed: int,
+    name: str,
+    *,
+    restarts: int = 10,
+    modes: Sequence[str] = ("em", "gradient"),
+    quick: bool = False,
+) -> dict[str, Any]:
     """Every method on one data set.
 
     Args:
         seed: of the data set and the initial weights.
         name: of the setting.
         restarts: initial networks a method.
-        quick: fewer settings to choose among, and one mode.
+        modes: of soft weight-sharing.
+        quick: fewer settings to choose among.
 
     Returns:
         method -> accuracies in percent, and what was chosen.
@@ -106,7 +119,7 @@ def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> di
     setting = SETTINGS[name]
     drawn = sample(seed, setting)
     seeds = [1000 * seed + r for r in range(restarts)]
-    cases = _cases(drawn, setting, torch.ones(restarts, setting.num_cases, dtype=torch.float64))
+    cases = cases_of(drawn, setting, restarts)
     start = cases.start(seeds, 0.3)
     stop, decays, eliminations = _validated(drawn, setting, start, quick=quick)
 
@@ -129,17 +142,15 @@ def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> di
         | {"strength": eliminations},
     }
     for components in (5, 10):
-        for mode in ("em",) if quick else ("em", "gradient"):
+        for mode in modes:
             recipe = replace(SHARING[mode], components=components, mode=mode)
-            theta, prior, value = sharing(cases, start, recipe)
-            found = measured(cases, theta, value, drawn, prior)
+            theta, _, value = sharing(cases, start, recipe)
+            found = measured(cases, theta, value, drawn)
             results[f"soft-sharing, {components} components, {mode}"] = found
     return {"methods": results}
 
 
-def measured(
-    cases: Cases, theta: Tensor, objective: Tensor, drawn: Sample, prior: Sharing | None = None
-) -> dict[str, Any]:
+def measured(cases: Cases, theta: Tensor, objective: Tensor, drawn: Sample) -> dict[str, Any]:
     """Accuracies of a method's restarts, chosen in four ways.
 
     Restarts that miss the best training accuracy are dropped. `one` is then the mean over them,
@@ -226,6 +237,15 @@ def _validated(
     cost = spread(strengths)
     elimination = scored(Elimination(cost, torch.ones_like(cost)), len(strengths))
     return STOPS[int(by_stop.argmax())], stds[decay], strengths[elimination]
+
+
+def cases_of(drawn: Sample, setting: Setting, num: int) -> Cases:
+    """All training cases, for `num` networks.
+
+    Returns:
+        The cases.
+    """
+    return _cases(drawn, setting, torch.ones(num, setting.num_cases, dtype=torch.float64))
 
 
 def _cases(drawn: Sample, setting: Setting, share: Tensor) -> Cases:

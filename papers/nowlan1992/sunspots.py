@@ -160,32 +160,52 @@ def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any
     """Score a setting on held-out training years; nothing after 1920 is read.
 
     Returns:
-        For each scheme the arv (over 1535) of the single networks on average, and of their
-        ensemble; the first with its standard error over the folds.
+        As `scored`.
+    """
+    scale = Scale(**setting.get("scale", {}))
+    cases, held = held_out(scale, len(seeds))
+    theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
+    return scored(predict(cases, theta, scale).view(len(held), len(seeds), -1))
+
+
+def held_out(scale: Scale, num: int) -> tuple[Cases, Tensor]:
+    """The training years for `num` networks a fold, each learning what its fold does not hold out.
+
+    Returns:
+        The cases, fold after fold, and what is held out (folds, n).
     """
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
-    scale = Scale(**setting.get("scale", {}))
-    schemes = folds(len(y))
-    learned = torch.cat([a for a, _ in schemes.values()]).to(FLOAT)
-    held = torch.cat([b for _, b in schemes.values()])
-    share = learned.repeat_interleave(len(seeds), 0)
+    schemes = folds(len(y)).values()
+    share = torch.cat([learned for learned, _ in schemes]).to(FLOAT).repeat_interleave(num, 0)
     cases = Cases(scale.there(x), scale.there(y), share, "gaussian", HIDDEN)
-    theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
-    predicted = predict(cases, theta, scale).view(len(held), len(seeds), -1)
+    return cases, torch.cat([held for _, held in schemes])
+
+
+def scored(predicted: Tensor) -> dict[str, Any]:
+    """What forecasts of held-out training years are worth.
+
+    Args:
+        predicted: numbers, by fold, network and year (folds, b, n).
+
+    Returns:
+        For each scheme the arv (over 1535) of single networks on average, and of their ensemble,
+        over all its years (`single`, `ensemble`) and by fold (`folds`, `ensemble_folds`); the
+        ensemble's `forecasts` of the held-out years, fold after fold.
+    """
+    _, y = numbers(*data.SUNSPOT_SPLITS["train"])
     result: dict[str, Any] = {}
     first = 0
-    for scheme, (_, mask) in schemes.items():
-        part = slice(first, first + len(mask))
-        first += len(mask)
-        out = predicted[part]
-        errors = (out - y).square() * mask[:, None]
-        single = errors.sum((0, 2)) / mask.sum() / data.VARIANCE_1535
-        ensemble = ((out.mean(1) - y).square() * mask).sum() / mask.sum() / data.VARIANCE_1535
-        by_fold = errors.sum(2).mean(1) / mask.sum(1) / data.VARIANCE_1535
+    for scheme, (_, mask) in folds(len(y)).items():
+        out, first = predicted[first : first + len(mask)], first + len(mask)
+        count = mask.sum(1) * data.VARIANCE_1535
+        single = ((out - y).square() * mask[:, None]).sum(2).mean(1)
+        ensemble = ((out.mean(1) - y).square() * mask).sum(1)
         result[scheme] = {
-            "single": digits(single.mean()),
-            "ensemble": digits(ensemble),
-            "folds": [digits(v) for v in by_fold],
+            "single": digits(single.sum() / count.sum()),
+            "ensemble": digits(ensemble.sum() / count.sum()),
+            "folds": [digits(v) for v in single / count],
+            "ensemble_folds": [digits(v) for v in ensemble / count],
+            "forecasts": [round(v, 1) for v in out.mean(1)[mask].tolist()],
         }
     return result
 
