@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import sunspots
+from papers.nowlan1992 import selection
 from papers.nowlan1992.drawings_nets import Lines, plain_style
 from papers.nowlan1992.intervals import estimate
 from papers.nowlan1992.tables import published
@@ -61,7 +61,7 @@ def arv(final: Lines) -> Figure:
     """The arv of every method on both test sets: seeds, mean with interval, ensemble."""
     figure = Figure(figsize=(plots.FULL, 3.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    names = [n for n in ("linear AR(12)", *sunspots.METHODS) if _line(final, n, "single")]
+    names = [n for n in ("linear AR(12)", *selection.METHODS) if _line(final, n, "single")]
     for ax, split in zip(axes, ("test", "late"), strict=True):
         for i, name in enumerate(names):
             values = _line(final, name, "single")["arv"][split]

@@ -57,7 +57,7 @@ SETTINGS = {
     "n200": Setting(200),
     "n400": Setting(400),
 }
-EFFORT: dict[str, dict[str, Any]] = {
+EFFORT: dict[str, dict[str, Any]] = {"squared": {"restarts": 10}} | {
     name: {"restarts": 10, "modes": ["em"]} for name in ("n50", "n200", "n400")
 }
 """Options of `unit` for the settings that make less than 20 restarts in both modes."""

@@ -8,7 +8,6 @@ and 1956-79; `confirm` predicts 1980-2008 with those same networks, once, at the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +29,7 @@ from papers.nowlan1992.forecasts import (
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
+from papers.nowlan1992.sampling import sample
 from swsmix import data
 
 HIDDEN = 8
@@ -65,19 +65,25 @@ def fit(
         seeds: of the initial weights, one a network.
 
     Returns:
-        theta (b, p), the prior of soft weight-sharing, the objectives (b,).
+        theta (b, p), the prior of soft weight-sharing, the objectives (b,). With `posterior` in
+        the setting, theta (b * draws, p) are draws, a chain's together, started from the b nets.
     """
     setting = dict(setting)
     setting.pop("scale", None)
+    posterior = dict(setting.pop("posterior", {}))
     num = len(seeds)
     theta = cases.start(seeds, setting.pop("start", 0.3))
 
     def same(value: float) -> Tensor:
         return torch.full((num,), value, dtype=FLOAT)
 
-    if name.startswith("soft-sharing"):
+    if posterior or name.startswith("soft-sharing"):
         theta, prior, value = sharing(cases, theta, replace(SHARING, **setting))
-        return theta, prior, value
+        if not posterior:
+            return theta, prior, value
+        draws = posterior.pop("draws")
+        drawn = sample(cases, theta, prior, **posterior)
+        return drawn.unflatten(0, (draws, -1))[:, -1].transpose(0, 1).flatten(0, 1), None, value
     if name == "weight decay":
         theta, value = train(cases, theta, Decay(same(setting["std"])), 600)
     elif name == "weight elimination":
@@ -94,68 +100,6 @@ SHARING = Recipe(
 )  # fmt: skip
 
 
-def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
-    return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
-
-
-_SCALES = ({"divisor": 191.0}, {"divisor": 100.0})
-_PRIOR_GRID = _grid(tau=(0.35, 0.5, 0.7, 1.0), hyper_count=(0.3, 1.0), scale=_SCALES)
-BASELINES = ("persistence", "linear AR(12)")
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "back-propagation": _grid(iterations=(600,), scale=_SCALES),
-    "early stopping": _grid(iterations=(25, 40, 60, 80, 100, 130, 160, 200), scale=_SCALES),
-    "weight decay": _grid(std=(0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0), scale=_SCALES),
-    "weight elimination": _grid(
-        strength=(1.0, 3.0, 6.0, 9.0, 14.0), unit=(0.3, 1.0, 2.0), scale=_SCALES
-    ),
-} | {
-    f"soft-sharing, {k} components, {mode}": [
-        {"components": k, "mode": mode, **setting} for setting in _PRIOR_GRID
-    ]
-    for k in (3, 8)
-    for mode in ("em", "gradient")
-}
-"""Each method of training nets, and the settings among which validation chooses."""
-
-
-def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
-    """What `validate` scores.
-
-    Returns:
-        (key, method, setting).
-    """
-    found = []
-    for name, settings in METHODS.items():
-        if quick:
-            settings = settings[len(settings) // 2 :][:1]
-        for setting in settings:
-            flat = {k: v for k, v in setting.items() if k not in ("components", "mode", "scale")}
-            text = ", ".join(f"{k} {v:g}" for k, v in (flat | setting["scale"]).items())
-            found.append((f"{name}: {text}", name, setting))
-    return found
-
-
-def chosen(
-    scores: Mapping[str, Mapping[str, Any]], by: str = "single"
-) -> dict[str, dict[str, Any]]:
-    """The selection rule: the lowest mean of the two schemes' arv.
-
-    Args:
-        scores: key -> what `validate` returned.
-        by: `"single"`, the arv of single nets on average, or `"ensemble"`.
-
-    Returns:
-        method -> setting.
-    """
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for key, name, setting in candidates():
-        if key in scores:
-            score = 0.5 * sum(scores[key][scheme][by] for scheme in ("blocks", "rolling"))
-            if name not in best or score < best[name][0]:
-                best[name] = (score, setting)
-    return {name: setting for name, (_, setting) in best.items()}
-
-
 def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
     """Score a setting on held-out training years; nothing after 1920 is read.
 
@@ -165,7 +109,8 @@ def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any
     scale = Scale(**setting.get("scale", {}))
     cases, held = held_out(scale, len(seeds))
     theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
-    return scored(predict(cases, theta, scale).view(len(held), len(seeds), -1))
+    draws = len(theta) // (len(held) * len(seeds))
+    return scored(predict(cases, theta, scale).view(len(held), len(seeds), draws, -1).mean(2))
 
 
 def held_out(scale: Scale, num: int) -> tuple[Cases, Tensor]:
@@ -226,12 +171,13 @@ def final(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
 
     Returns:
         The setting; arv (over 1535) of each seed and of the ensemble on every part; forecasts of
-        the ensemble by year; the iterated arv by horizon; the networks and their mixtures.
+        the ensemble by year; the iterated arv by horizon; the networks and their mixtures. A seed
+        is a net, or a chain's posterior mean.
     """
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))
     theta, prior, value = fit(name, setting, cases, seeds)
-    forecast = networks(cases, theta, scale)
+    forecast = networks(cases, theta, scale, len(theta) // len(seeds))
     result = measured(forecast)
     result["setting"] = dict(setting)
     result["objective"] = [digits(v) for v in value]
@@ -255,7 +201,7 @@ def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, An
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))
     theta, _, _ = fit(name, setting, cases, seeds)
-    found = measured(networks(cases, theta, scale), ("test", "late"))
+    found = measured(networks(cases, theta, scale, len(theta) // len(seeds)), ("test", "late"))
     result: dict[str, Any] = {"method": name}
     for split, values in found["arv"].items():
         result[split] = float(f"{sum(values) / len(values):.5g}")
@@ -287,7 +233,8 @@ def confirm(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
         return measured(linear(name), ("confirm",))
     theta = torch.tensor(line["networks"], dtype=FLOAT)
     scale = Scale(**line["setting"].get("scale", {}))
-    return measured(networks(training(scale, len(theta)), theta, scale), ("confirm",))
+    draws = len(theta) // len(line["arv"]["test"])
+    return measured(networks(training(scale, 1), theta, scale, draws), ("confirm",))
 
 
 def _rows(values: Tensor) -> list[list[float]]:

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from papers.nowlan1992.intervals import Comparison, compare, estimate
+from swsmix import data
 
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
@@ -63,57 +66,78 @@ def shift_tables(shift: Lines) -> str:
 
 
 def sunspot_tables(final: Lines, confirmed: Lines) -> str:
-    """The arv of every method, and soft-sharing against weight decay and elimination in pairs.
+    """The arv of every method by both normalisers, and soft-sharing against the others in pairs.
+
+    Args:
+        final: the table of `sunspots.final`.
+        confirmed: that of `sunspots.confirm`, empty before the end.
 
     Returns:
         Markdown; empty without results.
     """
     if not final:
         return ""
-    names = list(
-        dict.fromkeys(
-            key.removesuffix(", by ensemble").removesuffix(", by single") for key in final
-        )
-    )
+    names = list(dict.fromkeys(key.partition(", by ")[0] for key in final))
     cited = {r["ours"]: r["test"] for r in published()["sunspots"]["rows"] if "ours" in r}
-    rows = []
-    for name in names:
-        single = final.get(f"{name}, by single", final.get(name))
-        ensemble = final.get(f"{name}, by ensemble", final.get(name))
-        assert single is not None and ensemble is not None
-        sure = confirmed.get(f"{name}, by single", confirmed.get(name))
-        sure_ensemble = confirmed.get(f"{name}, by ensemble", confirmed.get(name))
-        cells = [_arv(single["arv"][split]) for split in ("train", "test", "late")]
-        rows.append(
-            (
-                name, _cited(cited.get(name), 4), *cells,
-                *(f"{ensemble['ensemble'][split]:.3f}" for split in ("test", "late")),
-                "" if sure is None else _arv(sure["arv"]["confirm"]),
-                "" if sure_ensemble is None else f"{sure_ensemble['ensemble']['confirm']:.3f}",
-            )
-        )  # fmt: skip
     seeds = max(len(line["arv"]["test"]) for line in final.values())
-    header = (
-        "method", "published 1921-55", "train", "1921-55", "1956-79",
-        "1921-55, ensemble", "1956-79, ensemble", "1980-2008", "1980-2008, ensemble",
-    )  # fmt: skip
-    text = [f"**Sunspots**, {seeds} seeds, arv over 1535 (over 1495.6 it is 1.026 times as much):"]
-    text += ["", *_table(header, rows), ""]
+    parts = [(final, "train", "train"), (final, "test", "1921-55"), (final, "late", "1956-79")]
+    if confirmed:
+        parts.append((confirmed, "confirm", "1980-2008"))
+    both = "arv over 1535, in brackets over 1495.6"
+    text = [f"**Sunspots, single nets**, mean ± sd over {seeds} seeds; {both}:", ""]
     rows = []
     for name in names:
-        if not name.startswith("soft-sharing"):
-            continue
+        cells = []
+        for lines, split, _ in parts:
+            line = lines.get(f"{name}, by single", lines.get(name))
+            cells.append("" if line is None else _arv(line["arv"][split]))
+        rows.append((name, _cited(cited.get(name), 4), *cells))
+    titles = [title for _, _, title in parts]
+    text += [*_table(("method", "published 1921-55", *titles), rows), ""]
+    text += [f"**Sunspots, ensembles** of the {seeds} nets; {both}:", ""]
+    rows = []
+    for name in names:
+        cells = []
+        for lines, split, _ in parts:
+            line = lines.get(f"{name}, by ensemble", lines.get(name))
+            cells.append("" if line is None else _arv([line["ensemble"][split]]))
+        rows.append((name, *cells))
+    text += [*_table(("method", *titles), rows), ""]
+    text += [
+        "Paired differences (arv over 1535; bootstrap 95 % interval; Wilcoxon p), single nets over "
+        "seeds, ensembles over years: a seed's interval says nothing about other years.",
+        "",
+    ]
+    header = [f"{title}, {kind}" for kind in ("nets", "ensembles") for title in titles[1:]]
+    return "\n".join([*text, *_table(("", *header), _sunspot_pairs(final, parts[1:], names))])
+
+
+def _sunspot_pairs(
+    final: Lines, parts: Sequence[tuple[Lines, str, str]], names: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Soft weight-sharing minus the other methods, by seed and by year."""
+    rows = []
+    for name in names:
         for other in ("weight decay", "weight elimination", "early stopping"):
-            pair = [final.get(f"{n}, by single") for n in (name, other)]
-            if pair[0] and pair[1]:
-                both = (pair[0], pair[1])
-                cells = [
-                    _difference(compare(*(line["arv"][split] for line in both)), 4)
-                    for split in ("test", "late")
-                ]
-                rows.append((f"{name}, minus {other}", *cells))
-    text += ["Paired differences of single nets (arv; bootstrap 95 % interval; Wilcoxon p):", ""]
-    return "\n".join([*text, *_table(("", "1921-55", "1956-79"), rows)])
+            if not name.startswith("soft-sharing") or f"{other}, by single" not in final:
+                continue
+            cells = []
+            for lines, split, _ in parts:
+                pair = [lines[f"{n}, by single"]["arv"][split] for n in (name, other)]
+                cells.append(_difference(compare(*pair), 3))
+            for lines, split, _ in parts:
+                pair = [_squares(lines[f"{n}, by ensemble"], split) for n in (name, other)]
+                cells.append(_difference(compare(*pair), 3))
+            rows.append((f"{name}, minus {other}", *cells))
+    return rows
+
+
+def _squares(line: Mapping[str, Any], split: str) -> list[float]:
+    """The ensemble's squared error of every year, over 1535."""
+    years = data.sunspots(scale=1.0, dtype=torch.float64)
+    _, target = years.split(split)
+    out = torch.tensor(line["forecasts"][split], dtype=torch.float64)
+    return ((out - target).square() / data.VARIANCE_1535).tolist()
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -128,7 +152,8 @@ def _percent(values: Sequence[float]) -> str:
 
 def _arv(values: Sequence[float]) -> str:
     e = estimate(values)
-    return f"{e.mean:.3f}" + ("" if math.isnan(e.std) else f" ± {e.std:.3f}")
+    text = f"{e.mean:.3f}" + ("" if math.isnan(e.std) else f" ± {e.std:.3f}")
+    return f"{text} ({e.mean * data.VARIANCE_1535 / data.VARIANCE_1700_1979:.3f})"
 
 
 def _cited(values: Sequence[float] | None, digits: int) -> str:
