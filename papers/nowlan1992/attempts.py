@@ -117,9 +117,15 @@ _EM: dict[str, Any] = {"tau": 2.0, "iterations": 80}
 _SLOW: dict[str, Any] = {"mode": "gradient", "pace": 0.03}
 SHIFT: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "squared": [
-        *(("sharing", {"components": k, **o}) for k in (10, 5) for o in (_EM, _SLOW)),
-        ("sharing", {**_EM, "tau": 1.0}),
-        ("sharing", {**_EM, "warm_std": 1.0}),
+        ("sharing", {"components": 10, "tau": 1.0, "spread": 1.0}),
+        ("sharing", {"components": 10, "tau": 0.5, "spread": 1.0}),
+        ("sharing", {"components": 10, "tau": 1.0, "spread": 1.0, "warm_std": 1.0}),
+        ("sharing", {"components": 10, "spread": 1.0, **_SLOW}),
+        ("sharing", {"components": 10, "tau": 0.5}),
+        ("sharing", {"components": 10, "tau": 0.5, "spread": 1.0, "warm_std": 0.5}),
+        ("sharing", {"components": 10, "tau": 0.25, "spread": 1.0}),
+        ("sharing", {"components": 5, "tau": 0.5, "spread": 1.0}),
+        ("sharing", {"components": 10, **_EM}),
         *(("plain", {"iterations": n}) for n in (10, 20, 30, 100, 350)),
         *(("decay", {"std": s}) for s in (0.25, 0.5, 1.0, 2.5)),
         *(("elimination", {"strength": s}) for s in (1.0, 3.0, 10.0)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -22,6 +24,8 @@ SHOWN = {
     "soft-sharing, 3 components, em": "#e69f00",
     "soft-sharing, 8 components, em": "#d55e00",
     "soft-sharing, 8 components, gradient": "#009e73",
+    "weight decay, posterior mean": "#5d3a9b",
+    "soft-sharing, 8 components, posterior mean": "#a52a2a",
 }
 
 
@@ -108,17 +112,29 @@ def horizon(final: Lines) -> Figure:
 
 
 def validation(hindsight: Lines, scores: Lines) -> Figure:
-    """Does validation on training years rank the settings? Its score against the test arv."""
-    figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
+    """Does validation on training years rank the settings? Two scores against the test arv."""
+    from scipy.stats import spearmanr
+
+    figure = Figure(figsize=(plots.FULL, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, scheme in zip(axes, ("blocks", "rolling"), strict=True):
+    keys = [key for key in hindsight if key in scores and hindsight[key]["test"] < _WIDEST]
+    by: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "mean arv of the folds": lambda line: fmean(
+            fmean(line[scheme]["folds"]) for scheme in ("blocks", "rolling")
+        ),
+        "mean log arv of the folds (the rule)": selection.score,
+    }
+    for ax, (title, score) in zip(axes, by.items(), strict=True):
         for name, color in SHOWN.items():
-            keys = [key for key in hindsight if key in scores and hindsight[key]["method"] == name]
-            x = [scores[key][scheme]["single"] for key in keys]
-            y = [hindsight[key]["test"] for key in keys]
-            if keys:
-                ax.plot(x, y, "o", color=color, ms=4, mew=0, alpha=0.8, label=name)
-        ax.set(xlabel=f"arv on held-out training years, {scheme}", title=scheme)
+            mine = [key for key in keys if hindsight[key]["method"] == name]
+            ax.plot(
+                [score(scores[key]) for key in mine], [hindsight[key]["test"] for key in mine],
+                "o", color=color, ms=4, mew=0, alpha=0.8, label=name,
+            )  # fmt: skip
+        shown = [key for key in keys if hindsight[key]["method"] in SHOWN]
+        pairs = [(score(scores[key]), hindsight[key]["test"]) for key in shown]
+        rank = float(spearmanr(pairs).statistic)
+        ax.set(xlabel=title, title=f"rank correlation {rank:.2f}")
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -181,12 +181,10 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
 
     scores = Table(results / "sunspots-validation.jsonl").lines
     final = [
-        Unit(
-            "sunspots-final", f"{name}, by {by}", sunspots.final, (name, setting, every), {}, stamp
-        )
-        for by in ("single", "ensemble")
-        for name, setting in selection.chosen(scores, by).items()
-        for stamp in [{"seeds": seeds, "setting": setting}]
+        Unit("sunspots-final", f"{name}, by {by}", sunspots.final, (members, every), {}, stamp)
+        for by in selection.BY
+        for name, members in selection.chosen(scores, by).items()
+        for stamp in [{"seeds": seeds, "members": [[*member] for member in members]}]
     ]
     final += [
         Unit("sunspots-final", name, sunspots.baseline, (name,), {}, {})

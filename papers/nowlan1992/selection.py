@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
+
+Members = list[tuple[str, dict[str, Any]]]
 
 
 def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -61,25 +63,38 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
-def chosen(
-    scores: Mapping[str, Mapping[str, Any]], by: str = "single"
-) -> dict[str, dict[str, Any]]:
+BY = ("single", "ensemble", "committee")
+POOLS: dict[str, Callable[[str], bool]] = {
+    "soft-sharing, all kinds": lambda name: name.startswith("soft-sharing"),
+    "all others": lambda name: not name.startswith("soft-sharing"),
+}
+"""Methods whose settings compete with each other, for a single answer."""
+
+
+def chosen(scores: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, Members]:
     """The selection rule: the lowest mean logarithm of the arv over the folds of both schemes.
 
     Args:
         scores: key -> what `sunspots.validate` returned.
-        by: `"single"`, the arv of single nets on average, or `"ensemble"`.
+        by: `"single"`, the setting whose single nets score lowest on average; `"ensemble"`, whose
+            ensemble does; `"committee"`, the five settings whose ensembles do.
 
     Returns:
-        method -> setting.
+        method or pool -> (method, setting), one or five.
     """
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for key, name, setting in candidates():
-        if key in scores:
-            value = score(scores[key], by)
-            if name not in best or value < best[name][0]:
-                best[name] = (value, setting)
-    return {name: setting for name, (_, setting) in best.items()}
+    known = [
+        (score(scores[key], "single" if by == "single" else "ensemble"), name, setting)
+        for key, name, setting in candidates()
+        if key in scores
+    ]
+    known.sort(key=lambda one: one[0])
+    many = 5 if by == "committee" else 1
+    found = {}
+    for group in (*METHODS, *POOLS):
+        within = POOLS.get(group, group.__eq__)
+        if members := [(name, setting) for _, name, setting in known if within(name)][:many]:
+            found[group] = members
+    return found
 
 
 def score(line: Mapping[str, Any], by: str = "single") -> float:

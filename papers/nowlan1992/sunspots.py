@@ -17,6 +17,7 @@ from torch import Tensor
 
 from papers.nowlan1992.forecasts import (
     FLOAT,
+    Forecast,
     Scale,
     digits,
     iterated,
@@ -34,6 +35,7 @@ from swsmix import data
 
 HIDDEN = 8
 Setting = Mapping[str, Any]
+Members = Sequence[tuple[str, Setting]]
 
 
 def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -166,30 +168,37 @@ def training(scale: Scale, num: int) -> Cases:
     return Cases(scale.there(x), scale.there(y), share, "gaussian", HIDDEN)
 
 
-def final(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def final(members: Members, seeds: Sequence[int]) -> dict[str, Any]:
     """Train on all training years and predict 1921-55 and 1956-79; nothing after 1979 is read.
 
+    Args:
+        members: (method, setting), one, or those of a committee.
+        seeds: of the initial weights. A seed's forecast is its net's, its chain's posterior mean,
+            or the mean over the committee.
+
     Returns:
-        The setting; arv (over 1535) of each seed and of the ensemble on every part; forecasts of
-        the ensemble by year; the iterated arv by horizon; the networks and their mixtures. A seed
-        is a net, or a chain's posterior mean.
+        The members and seeds; arv (over 1535) of each seed and of the ensemble of all, on every
+        part; the ensemble's forecasts by year; the iterated arv by horizon.
     """
-    scale = Scale(**setting.get("scale", {}))
-    cases = training(scale, len(seeds))
-    theta, prior, value = fit(name, setting, cases, seeds)
-    forecast = networks(cases, theta, scale, len(theta) // len(seeds))
-    result = measured(forecast)
-    result["setting"] = dict(setting)
-    result["objective"] = [digits(v) for v in value]
-    result["horizon"] = iterated(forecast)
-    result["networks"] = _rows(theta)
-    if prior is not None:
-        result["mixtures"] = {
-            "mixing": _rows(prior.mixing),
-            "mean": _rows(prior.mean),
-            "std": _rows(prior.std),
-        }
-    return result
+    forecast = trained(members, seeds)
+    result = {"members": [[name, dict(setting)] for name, setting in members]}
+    horizon = {"seeds": [*seeds], "horizon": iterated(forecast)}
+    return result | measured(forecast) | horizon
+
+
+def trained(members: Members, seeds: Sequence[int]) -> Forecast:
+    """What has been trained on all training years, as a forecast a seed.
+
+    Returns:
+        The mean forecast over the members.
+    """
+    forecasts = []
+    for name, setting in members:
+        scale = Scale(**setting.get("scale", {}))
+        cases = training(scale, len(seeds))
+        theta, _, _ = fit(name, setting, cases, seeds)
+        forecasts.append(networks(cases, theta, scale, len(theta) // len(seeds)))
+    return lambda windows: torch.stack([forecast(windows) for forecast in forecasts]).mean(0)
 
 
 def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
@@ -198,10 +207,7 @@ def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, An
     Returns:
         The method, the mean arv over seeds and the ensemble's on 1921-55 and 1956-79.
     """
-    scale = Scale(**setting.get("scale", {}))
-    cases = training(scale, len(seeds))
-    theta, _, _ = fit(name, setting, cases, seeds)
-    found = measured(networks(cases, theta, scale, len(theta) // len(seeds)), ("test", "late"))
+    found = measured(trained([(name, setting)], seeds), ("test", "late"))
     result: dict[str, Any] = {"method": name}
     for split, values in found["arv"].items():
         result[split] = float(f"{sum(values) / len(values):.5g}")
@@ -213,29 +219,33 @@ def baseline(name: str) -> dict[str, Any]:
     """`final` for persistence and the linear model.
 
     Returns:
-        As `final`, without networks.
+        As `final`, without members.
     """
     forecast = linear(name)
-    return measured(forecast) | {"setting": {}, "horizon": iterated(forecast)}
+    return measured(forecast) | {"horizon": iterated(forecast)}
 
 
 def confirm(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Predict 1980-2008 with what `final` has trained, unchanged.
+    """Predict 1980-2008 with what `final` has trained: the same training, the same forecasts.
 
     Args:
-        name: of the method.
-        line: its line in the table of `final`.
+        name: of the line.
+        line: in the table of `final`.
 
     Returns:
         As `measured`, for the split "confirm".
+
+    Raises:
+        ValueError: the training does not give the forecasts of `final` again.
     """
-    if "networks" not in line:
-        return measured(linear(name), ("confirm",))
-    theta = torch.tensor(line["networks"], dtype=FLOAT)
-    scale = Scale(**line["setting"].get("scale", {}))
-    draws = len(theta) // len(line["arv"]["test"])
-    return measured(networks(training(scale, 1), theta, scale, draws), ("confirm",))
-
-
-def _rows(values: Tensor) -> list[list[float]]:
-    return [[float(f"{v:.7g}") for v in row] for row in values.tolist()]
+    forecast = trained(line["members"], line["seeds"]) if "members" in line else linear(name)
+    again = measured(forecast, tuple(line["forecasts"]))["forecasts"]
+    for split, values in line["forecasts"].items():
+        off = max(abs(a - b) for a, b in zip(again[split], values, strict=True))
+        if off > 0.1:
+            raise ValueError(
+                f"{name} forecasts {split} {off:.2f} off what results/sunspots-final.jsonl holds: "
+                "it was made on another machine or by another version; delete that file, and run "
+                "the same command again"
+            )
+    return measured(forecast, ("confirm",))
