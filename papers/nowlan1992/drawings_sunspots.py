@@ -62,10 +62,11 @@ def series(final: Lines, confirmed: Lines) -> Figure:
 
 
 def arv(final: Lines) -> Figure:
-    """The arv of every method on both test sets: seeds, mean with interval, ensemble."""
-    figure = Figure(figsize=(plots.FULL, 3.8), layout="constrained")
+    """The arv of every method on both test sets: seeds, mean with interval, ensemble, committee."""
+    figure = Figure(figsize=(plots.FULL, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    names = [n for n in ("linear AR(12)", *selection.METHODS) if _line(final, n, "single")]
+    order = ("linear AR(12)", *selection.METHODS, *selection.POOLS)
+    names = [n for n in order if _line(final, n, "single")]
     for ax, split in zip(axes, ("test", "late"), strict=True):
         for i, name in enumerate(names):
             values = _line(final, name, "single")["arv"][split]
@@ -78,8 +79,9 @@ def arv(final: Lines) -> Figure:
             if split == "test" and e.mean > _WIDEST:
                 ax.text(0.99 * _WIDEST, i - 0.25, f"{e.mean:.2f} →", fontsize=6.5, ha="right")
             if len(values) > 1:
-                ensemble = _line(final, name, "ensemble")["ensemble"][split]
-                ax.plot(ensemble, i, "D", ms=4, mfc="white", mec=color)
+                for by, marker in (("ensemble", "D"), ("committee", "s")):
+                    together = _line(final, name, by)["ensemble"][split]
+                    ax.plot(together, i, marker, ms=4, mfc="white", mec=color)
         begin, end = data.SUNSPOT_SPLITS[split]
         ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)")
         ax.grid(axis="x", color="0.92", lw=0.6)
@@ -91,7 +93,8 @@ def arv(final: Lines) -> Figure:
     axes[0].invert_yaxis()
     axes[0].set_xlim(0.06, _WIDEST)
     figure.supxlabel(
-        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble", fontsize=7
+        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: committee",
+        fontsize=7,
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return plain_style(figure)

@@ -24,9 +24,10 @@ METHODS: dict[str, list[dict[str, Any]]] = {
     "weight decay": _grid(std=(0.2, 0.25, 0.3, 0.4, 0.5), scale=_SCALES),
     "weight elimination": _grid(strength=(4.0, 8.0, 12.0, 18.0), unit=(1.0,), scale=_SCALES),
 } | {
-    f"soft-sharing, {k} components, {mode}": _grid(
-        components=(k,), mode=(mode,), tau=(0.5, 1.0), scale=_SCALES
-    )
+    f"soft-sharing, {k} components, {mode}": [
+        *_grid(components=(k,), mode=(mode,), tau=(0.5, 1.0), scale=_SCALES),
+        *_grid(components=(k,), mode=(mode,), warm_iterations=(100,), scale=_SCALES),
+    ]
     for k in (3, 8)
     for mode in ("em", "gradient")
 } | {

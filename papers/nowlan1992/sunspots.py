@@ -8,6 +8,8 @@ and 1956-79; `confirm` predicts 1980-2008 with those same networks, once, at the
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -192,13 +194,18 @@ def trained(members: Members, seeds: Sequence[int]) -> Forecast:
     Returns:
         The mean forecast over the members.
     """
-    forecasts = []
-    for name, setting in members:
-        scale = Scale(**setting.get("scale", {}))
-        cases = training(scale, len(seeds))
-        theta, _, _ = fit(name, setting, cases, seeds)
-        forecasts.append(networks(cases, theta, scale, len(theta) // len(seeds)))
+    forecasts = [_trained(name, json.dumps(setting), tuple(seeds)) for name, setting in members]
     return lambda windows: torch.stack([forecast(windows) for forecast in forecasts]).mean(0)
+
+
+@functools.cache
+def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
+    """One member's forecast; several lines of the tables want the same."""
+    setting = json.loads(setting_json)
+    scale = Scale(**setting.get("scale", {}))
+    cases = training(scale, len(seeds))
+    theta, _, _ = fit(name, setting, cases, seeds)
+    return networks(cases, theta, scale, len(theta) // len(seeds))
 
 
 def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
 CHOICES = ("one", "objective", "agreement", "ensemble")
 SHARED = "soft-sharing, 10 components, em"
+POOLED = "soft-sharing, all kinds"
 
 
 def published() -> dict[str, Any]:
@@ -94,42 +95,47 @@ def sunspot_tables(final: Lines, confirmed: Lines) -> str:
         rows.append((name, _cited(cited.get(name), 4), *cells))
     titles = [title for _, _, title in parts]
     text += [*_table(("method", "published 1921-55", *titles), rows), ""]
-    text += [f"**Sunspots, ensembles** of the {seeds} nets; {both}:", ""]
-    rows = []
-    for name in names:
-        cells = []
-        for lines, split, _ in parts:
-            line = lines.get(f"{name}, by ensemble", lines.get(name))
-            cells.append("" if line is None else _arv([line["ensemble"][split]]))
-        rows.append((name, *cells))
-    text += [*_table(("method", *titles), rows), ""]
+    kinds = {
+        "ensemble": f"**Sunspots, ensembles** of {seeds} nets",
+        "committee": "**Sunspots, committees** of a method's five best settings",
+    }
+    for by, title in kinds.items():
+        text += [f"{title}; {both}:", ""]
+        rows = []
+        for name in names:
+            found = [lines.get(f"{name}, by {by}") for lines, _, _ in parts]
+            if found[0] is not None:
+                cells = [
+                    "" if line is None else _arv([line["ensemble"][split]])
+                    for line, (_, split, _) in zip(found, parts, strict=True)
+                ]
+                rows.append((name, *cells))
+        text += [*_table(("method", *titles), rows), ""]
     text += [
-        "Paired differences (arv over 1535; bootstrap 95 % interval; Wilcoxon p), single nets over "
-        "seeds, ensembles over years: a seed's interval says nothing about other years.",
+        "Paired differences (arv over 1535; bootstrap 95 % interval; Wilcoxon p). Nets over seeds; "
+        "ensembles and committees over years, since an interval over seeds says nothing about "
+        "other years:",
         "",
     ]
-    header = [f"{title}, {kind}" for kind in ("nets", "ensembles") for title in titles[1:]]
-    return "\n".join([*text, *_table(("", *header), _sunspot_pairs(final, parts[1:], names))])
-
-
-def _sunspot_pairs(
-    final: Lines, parts: Sequence[tuple[Lines, str, str]], names: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """Soft weight-sharing minus the other methods, by seed and by year."""
-    rows = []
-    for name in names:
-        for other in ("weight decay", "weight elimination", "early stopping"):
-            if not name.startswith("soft-sharing") or f"{other}, by single" not in final:
-                continue
-            cells = []
-            for lines, split, _ in parts:
-                pair = [lines[f"{n}, by single"]["arv"][split] for n in (name, other)]
-                cells.append(_difference(compare(*pair), 3))
-            for lines, split, _ in parts:
-                pair = [_squares(lines[f"{n}, by ensemble"], split) for n in (name, other)]
-                cells.append(_difference(compare(*pair), 3))
-            rows.append((f"{name}, minus {other}", *cells))
-    return rows
+    pairs = [
+        (name, other)
+        for name in names
+        for other in ("weight decay", "weight elimination", "early stopping", "all others")
+        if (name == POOLED) == (other == "all others") and name.startswith("soft-sharing")
+    ]
+    for _, split, title in parts[1:]:
+        lines = confirmed if split == "confirm" else final
+        rows = []
+        for pair in pairs:
+            if all(f"{name}, by single" in lines for name in pair):
+                nets = [lines[f"{name}, by single"]["arv"][split] for name in pair]
+                cells = [_difference(compare(*nets), 3)]
+                for by in kinds:
+                    years = [_squares(lines[f"{name}, by {by}"], split) for name in pair]
+                    cells.append(_difference(compare(*years), 3))
+                rows.append((", minus ".join(pair), *cells))
+        text += [*_table((title, "nets", "ensembles", "committees"), rows), ""]
+    return "\n".join(text)
 
 
 def _squares(line: Mapping[str, Any], split: str) -> list[float]:
