@@ -417,6 +417,28 @@ def test_the_same_seeds_give_the_same_numbers(monkeypatch):
     assert first != shift.unit(4, "n50", **small)
 
 
+def test_the_confirmation_wants_the_final_runs_networks():
+    setting = {"iterations": 3, "scale": {"divisor": 100.0}}
+    members = [["early stopping", setting], ["early stopping", setting | {"iterations": 5}]]
+    line = json.loads(json.dumps(sunspots.final(members, [0, 1])))
+    assert len(line["arv"]["test"]) == 2 and len(line["forecasts"]["late"]) == 24
+    sunspots._trained.cache_clear()
+    found = sunspots.confirm("early stopping", line)
+    assert len(found["forecasts"]["confirm"]) == 29
+    line["forecasts"]["late"][7] += 1.0
+    with pytest.raises(ValueError, match="off what results"):
+        sunspots.confirm("early stopping", line)
+
+
+def test_a_committees_forecast_is_the_mean_of_its_members():
+    one, other = (("early stopping", {"iterations": n}) for n in (3, 5))
+    window = torch.full((1, 2, 12), 40.0, dtype=FLOAT)
+    both = sunspots.trained([one, other], [0, 1])(window)
+    alone = [sunspots.trained([member], [0, 1])(window) for member in (one, other)]
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    assert not torch.allclose(alone[0], alone[1])
+
+
 def test_both_normalisers_are_in_the_table_and_years_are_paired():
     def line(error):
         splits, forecasts = ("train", "test", "late"), {}
