@@ -43,7 +43,7 @@ def hinton(ax: Axes, portrait: Mapping[str, Any], title: str, *, hidden: int, in
     theta = torch.tensor(portrait["net"], dtype=torch.float64)
     w = theta[: hidden * inputs].view(hidden, inputs)
     v = theta[hidden * inputs : hidden * (inputs + 1), None]
-    mixture = last_mixture(portrait) if "rounds" in portrait else None
+    mixture = _owners(portrait["rounds"][-1]) if "rounds" in portrait else None
     plots.hinton(torch.cat([w, torch.zeros_like(v), v], 1), mixture=mixture, ax=ax)
     ax.axvline(inputs, color="0.4", lw=0.6)
     ax.set(xlabel="", ylabel="hidden unit", yticks=[], anchor="C")
@@ -116,13 +116,17 @@ def modes(portraits: Lines) -> Figure:
                 ax.plot(
                     at, objective, style, color=color, lw=1.1, label=f"{mode}, {size} components"
                 )
-                ramp = next(
-                    i for i, r in enumerate(line["rounds"]) if r["tau"] == line["rounds"][-1]["tau"]
-                )
+                taus = [r["tau"] for r in line["rounds"]][1:]
+                ramp = 1 + taus.index(taus[-1])
         if ramp > 1:
             ax.axvline(at[ramp], color="0.6", lw=0.7, ls=":")
             ax.text(
-                at[ramp], 0.98, " tau = 1", transform=ax.get_xaxis_transform(), fontsize=7, va="top"
+                at[ramp],
+                0.98,
+                " full tau",
+                transform=ax.get_xaxis_transform(),
+                fontsize=7,
+                va="top",
             )
         ax.set(title=problem, xlabel="L-BFGS iterations with the prior", ylabel="objective (nats)")
         ax.grid(color="0.9", lw=0.6)
@@ -144,6 +148,13 @@ def history(portrait: Mapping[str, Any]) -> History:
         count = mixture.responsibilities(weights).sum(0)
         record.record({"epoch": float(number)}, {"all": (weights, mixture, count)})
     return record
+
+
+def _owners(at: Mapping[str, Any]) -> GaussianMixture:
+    """The mixture without the components that claim no weight: the dead, and doubles."""
+    weights = torch.tensor(at["weights"], dtype=torch.float64)
+    mine = _mixture(at).log_joint(weights).argmax(-1).unique().tolist()
+    return _mixture({k: [at[k][j] for j in mine] for k in ("mixing", "mean", "std")})
 
 
 def _mixture(at: Mapping[str, Any]) -> GaussianMixture:

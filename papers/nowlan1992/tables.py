@@ -51,18 +51,18 @@ def shift_tables(shift: Lines) -> str:
             rows.append((name, _cited(cited.get(name), 1), *cells))
         text += [f"**{title}**, {len(units)} data sets, test accuracy in %, mean ± sd:", ""]
         text += [*_table(header, rows), ""]
-        if SHARED in units[0]:
-            rows = []
-            for name in units[0]:
-                if name != SHARED:
-                    pairs = [
-                        compare([u[SHARED][c] for u in units], [u[name][c] for u in units])
-                        for c in CHOICES
-                    ]
-                    rows.append((name, *map(_difference, pairs)))
-            header = (f"{SHARED}, minus", *header[2:])
-            text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
-            text += [*_table(header, rows), ""]
+        text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
+        pairs = [(SHARED, name) for name in units[0] if name != SHARED]
+        pairs += [(name, "weight decay") for name in units[0] if name.startswith("soft-sharing")]
+        rows = []
+        for name, other in dict.fromkeys(pairs):
+            if name in units[0] and other in units[0]:
+                found = [
+                    compare([u[name][c] for u in units], [u[other][c] for u in units])
+                    for c in CHOICES
+                ]
+                rows.append((f"{name}, minus {other}", *map(_difference, found)))
+        text += [*_table(("", *header[2:]), rows), ""]
     return "\n".join(text)
 
 
