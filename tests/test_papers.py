@@ -255,9 +255,13 @@ def test_the_other_penalties_gradients_are_right(penalty):
         torch.testing.assert_close(gradient[:, j], (up - down) / 2e-6, rtol=1e-6, atol=1e-6)
 
 
-def test_students_noise_has_the_right_gradient():
+@pytest.mark.parametrize("kind", ["student", "squashed"])
+def test_other_noise_and_a_squashed_output_have_the_right_gradient(kind):
     cases, theta = problem("gaussian")
-    cases = explore.Student(**vars(cases))
+    if kind == "student":
+        cases = explore.Student(**vars(cases))
+    else:
+        cases = dataclasses.replace(cases, squashed=True)
     rows = torch.arange(3)
     _, gradient = cases.data_term(theta, rows)
     for j in (0, 50, 100, 105, 112, 113):

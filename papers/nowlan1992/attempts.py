@@ -130,6 +130,16 @@ SHIFT: dict[str, list[tuple[str, dict[str, Any]]]] = {
         *(("decay", {"std": s}) for s in (0.25, 0.5, 1.0, 2.5)),
         *(("elimination", {"strength": s}) for s in (1.0, 3.0, 10.0)),
     ],
+    "squashed": [
+        ("plain", {"iterations": 350}),
+        ("sharing", {"components": 10, "tau": 0.5, "spread": 1.0, "warm_std": 0.5}),
+        ("decay", {"std": 0.5}),
+        ("sharing", {"components": 10, "tau": 0.5}),
+        ("decay", {"std": 1.0}),
+        ("sharing", {"components": 10, "tau": 1.0}),
+        ("decay", {"std": 2.5}),
+        ("plain", {"iterations": 15}),
+    ],
     "n100": [
         *(("plain", {"iterations": n}) for n in (30, 100, 350)),
         *(("decay", {"std": s}) for s in (0.5, 1.0, 2.0, 30.0, 250.0, 1e3, 4e3, 16e3)),

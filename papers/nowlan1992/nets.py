@@ -34,6 +34,7 @@ class Cases:
         likelihood: `"binary"` (cross-entropy on the logit) or `"gaussian"`.
         hidden: h.
         noise: a fixed sigma_y of the Gaussian; None learns it.
+        squashed: the Gaussian is about tanh f, for targets of -1 and 1.
     """
 
     inputs: Tensor
@@ -42,6 +43,7 @@ class Cases:
     likelihood: Likelihood
     hidden: int
     noise: float | None = None
+    squashed: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -118,11 +120,15 @@ class Cases:
         if self.likelihood == "binary":
             value = (share * (torch.nn.functional.softplus(f) - y * f)).sum(0)
             return value, share * (f.sigmoid() - y), torch.zeros_like(log_variance)[:, None]
-        precision, off, count = (-log_variance).exp(), f - y, share.sum(0)
+        out = f.tanh() if self.squashed else f
+        precision, off, count = (-log_variance).exp(), out - y, share.sum(0)
         squares = precision * (share * off.square()).sum(0)
         value = 0.5 * (squares + count * (log_variance + math.log(2.0 * math.pi)))
         free = self.noise is None
-        return value, share * off * precision, 0.5 * free * (count - squares)[:, None]
+        push = share * off * precision
+        if self.squashed:
+            push *= 1.0 - out.square()
+        return value, push, 0.5 * free * (count - squares)[:, None]
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h, n = self.hidden, self.num_weights

@@ -193,7 +193,7 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     yield final
     if quick:
         return
-    yield shifts.pop("squared")
+    yield shifts.pop("squared") + shifts.pop("squashed")
     # Seed after seed, so that what is there at any time compares the sizes on the same seeds.
     yield [unit for sizes in zip(*shifts.values(), strict=True) for unit in sizes]
 

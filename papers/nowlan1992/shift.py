@@ -31,6 +31,7 @@ class Setting:
         num_cases: training cases.
         coding: of the bits, see `swsmix.data.shift`.
         likelihood: of the labels (0, 1), or of the targets (-1, 1) if Gaussian.
+        squashed: the output unit is a tanh.
         noise: sigma_y, fixed: a net that fits its 100 cases would make a learned one vanish.
         decay: the stds that weight decay chooses among.
         elimination: the strengths that weight elimination chooses among.
@@ -39,6 +40,7 @@ class Setting:
     num_cases: int = 100
     coding: str = "01"
     likelihood: Likelihood = "binary"
+    squashed: bool = False
     noise: float | None = None
     decay: tuple[float, ...] = (2.0, 8.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0, 2000.0)
     elimination: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -53,11 +55,19 @@ SETTINGS = {
         decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
         elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
     ),
+    "squashed": Setting(
+        coding="pm1",
+        likelihood="gaussian",
+        squashed=True,
+        noise=0.3,
+        decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
+        elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
+    ),
     "n50": Setting(50),
     "n200": Setting(200),
     "n400": Setting(400),
 }
-EFFORT: dict[str, dict[str, Any]] = {"squared": {"restarts": 10}} | {
+EFFORT: dict[str, dict[str, Any]] = {name: {"restarts": 10} for name in ("squared", "squashed")} | {
     name: {"restarts": 10, "modes": ["em"]} for name in ("n50", "n200", "n400")
 }
 """Options of `unit` for the settings that make less than 20 restarts in both modes."""
@@ -256,12 +266,15 @@ def cases_of(drawn: Sample, setting: Setting, num: int) -> Cases:
 
 
 def _cases(drawn: Sample, setting: Setting, share: Tensor) -> Cases:
-    return Cases(drawn.x, drawn.y, share, setting.likelihood, HIDDEN, setting.noise)
+    like, noise = setting.likelihood, setting.noise
+    return Cases(drawn.x, drawn.y, share, like, HIDDEN, noise, setting.squashed)
 
 
 def _vote(cases: Cases, outputs: Tensor) -> Tensor:
     """Outputs on a scale on which averaging makes sense: probabilities - 1/2, or +-1 targets."""
-    return outputs.sigmoid() - 0.5 if cases.likelihood == "binary" else outputs.clamp(-1.0, 1.0)
+    if cases.likelihood == "binary":
+        return outputs.sigmoid() - 0.5
+    return outputs.tanh() if cases.squashed else outputs.clamp(-1.0, 1.0)
 
 
 def _all(theta: Tensor) -> Tensor:
