@@ -60,7 +60,7 @@ SETTINGS = {
         likelihood="gaussian",
         squashed=True,
         noise=0.3,
-        decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
+        decay=(0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0, 12.0, 30.0),
         elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
     ),
     "n50": Setting(50),
@@ -76,11 +76,14 @@ SHARING = {
     "gradient": Recipe(pace=0.03),
 }
 """Soft weight-sharing by mode, frozen after the exploration on data sets 1000-1007."""
-SQUARED = {
-    "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
-    "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+OTHERS = {
+    "squared": {
+        "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
+        "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+    },
+    "squashed": {"em": Recipe(tau=0.5), "gradient": Recipe(tau=0.5, pace=0.03)},
 }
-"""The same for the setting "squared", frozen after the exploration on data sets 1000-1005."""
+"""The same for the settings with squared error, frozen after the exploration on 1000-1005."""
 
 
 @dataclass(frozen=True)
