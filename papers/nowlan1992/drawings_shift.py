@@ -23,10 +23,14 @@ COLORS = dict(zip(CHOICES, ("#999999", "#0072b2", "#d55e00", "#009e73"), strict=
 
 
 def accuracy(shift: Lines) -> Figure:
-    """Test accuracy by method and way of choosing, two settings side by side."""
-    settings = [n for n in ("n100", "squared") if _of(shift, n)]
+    """Test accuracy by method and way of choosing, the settings with 100 cases side by side."""
+    titles = {
+        "n100": "0/1 bits, cross-entropy",
+        "squashed": "±1 bits, squared error,\ntanh output",
+        "squared": "±1 bits, squared error,\nlinear output",
+    }
+    settings = [n for n in titles if _of(shift, n)]
     cited = {row["ours"]: row["test"][0] for row in published()["shift"]["rows"]}
-    titles = {"n100": "0/1 bits, cross-entropy", "squared": "±1 bits, squared error"}
     figure = Figure(figsize=(plots.FULL, 3.4), layout="constrained")
     axes = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     for ax, setting in zip(axes, settings, strict=True):
@@ -43,7 +47,7 @@ def accuracy(shift: Lines) -> Figure:
                 label = "published, as cited" if i == 0 else None
                 ax.plot(cited[name], i, "|", color="black", ms=14, mew=1.2, label=label)
         ax.set_yticks(range(len(names)), names)
-        ax.set(title=f"{titles[setting]}, {len(units)} data sets", xlabel="test accuracy (%)")
+        ax.set(title=titles[setting], xlabel="test accuracy (%)")
         ax.grid(axis="x", color="0.9", lw=0.6)
         ax.set_axisbelow(True)
     axes[0].invert_yaxis()

@@ -39,7 +39,8 @@ def shift_tables(shift: Lines) -> str:
     text = []
     for setting, title in {
         "n100": "Shift, 100 training cases, 0/1 bits, cross-entropy",
-        "squared": "Shift, 100 training cases, ±1 bits, squared error",
+        "squashed": "Shift, 100 training cases, ±1 bits, squared error, tanh output",
+        "squared": "Shift, 100 training cases, ±1 bits, squared error, linear output",
     }.items():
         units = [line["methods"] for key, line in shift.items() if key.startswith(f"{setting}-")]
         if not units:
