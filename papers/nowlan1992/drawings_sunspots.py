@@ -92,6 +92,7 @@ def arv(final: Lines) -> Figure:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     axes[0].set_xlim(0.06, _WIDEST)
+    axes[1].set_xlim(0.3, 0.8)
     figure.supxlabel(
         "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: committee",
         fontsize=7,
@@ -130,6 +131,8 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
     for ax, (title, score) in zip(axes, by.items(), strict=True):
         for name, color in SHOWN.items():
             mine = [key for key in keys if hindsight[key]["method"] == name]
+            if not mine:
+                continue
             ax.plot(
                 [score(scores[key]) for key in mine], [hindsight[key]["test"] for key in mine],
                 "o", color=color, ms=4, mew=0, alpha=0.8, label=name,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from papers.nowlan1992 import selection
 from papers.nowlan1992.intervals import Comparison, compare, estimate
 from swsmix import data
 
@@ -79,7 +80,8 @@ def sunspot_tables(final: Lines, confirmed: Lines) -> str:
     """
     if not final:
         return ""
-    names = list(dict.fromkeys(key.partition(", by ")[0] for key in final))
+    order = (*selection.BASELINES, *selection.METHODS, *selection.POOLS)
+    names = [n for n in order if n in final or f"{n}, by single" in final]
     cited = {r["ours"]: r["test"] for r in published()["sunspots"]["rows"] if "ours" in r}
     seeds = max(len(line["arv"]["test"]) for line in final.values())
     parts = [(final, "train", "train"), (final, "test", "1921-55"), (final, "late", "1956-79")]
@@ -121,7 +123,7 @@ def sunspot_tables(final: Lines, confirmed: Lines) -> str:
     pairs = [
         (name, other)
         for name in names
-        for other in ("weight decay", "weight elimination", "early stopping", "all others")
+        for other in ("weight decay", "weight elimination", "all others")
         if (name == POOLED) == (other == "all others") and name.startswith("soft-sharing")
     ]
     for _, split, title in parts[1:]:
