@@ -42,7 +42,12 @@ def series(final: Lines, confirmed: Lines) -> Figure:
         forecasts |= confirmed[name]["forecasts"]
     last = data.SUNSPOT_SPLITS["confirm" if name in confirmed else "late"][1]
     shown = whole.years <= last
-    titles = {"train": "learned", "test": "1921-55", "late": "1956-79", "confirm": "1980-2008"}
+    titles = {
+        "train": "forecast, learned years",
+        "test": "1921-55",
+        "late": "1956-79",
+        "confirm": "1980-2008",
+    }
     for ax, first in ((top, 1700), (bottom, 1912)):
         rows = shown & (whole.years >= first)
         ax.plot(
@@ -54,22 +59,24 @@ def series(final: Lines, confirmed: Lines) -> Figure:
             values = forecasts[split][-len(years) :] if years else []
             tone = "0.55" if split == "train" else color
             ax.plot(years, values, "o", ms=1.8 if first == 1700 else 2.6, color=tone, mew=0,
-                    label=f"forecast, {titles[split]}")  # fmt: skip
+                    label=titles[split])  # fmt: skip
         ax.set(ylabel="number", xlim=(first, last + 1))
     bottom.set_xlabel("year")
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return plain_style(figure)
 
 
-def arv(final: Lines) -> Figure:
-    """The arv of every method on both test sets: seeds, mean with interval, ensemble, committee."""
+def arv(final: Lines, confirmed: Lines) -> Figure:
+    """The arv of every method on the years after 1920, by seed and together."""
     figure = Figure(figsize=(plots.FULL, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    limits = {"test": (0.06, _WIDEST), "late": (0.3, 0.8), "confirm": (0.15, 0.35)}
+    parts = [(final, "test"), (final, "late"), (confirmed, "confirm")][: 3 if confirmed else 2]
+    axes = figure.subplots(1, len(parts), sharey=True)
     order = ("linear AR(12)", *selection.METHODS, *selection.POOLS)
     names = [n for n in order if _line(final, n, "single")]
-    for ax, split in zip(axes, ("test", "late"), strict=True):
+    for ax, (lines, split) in zip(axes, parts, strict=True):
         for i, name in enumerate(names):
-            values = _line(final, name, "single")["arv"][split]
+            values = _line(lines, name, "single")["arv"][split]
             e = estimate(values)
             color = SHOWN.get(name, "#999999")
             jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
@@ -80,10 +87,10 @@ def arv(final: Lines) -> Figure:
                 ax.text(0.99 * _WIDEST, i - 0.25, f"{e.mean:.2f} →", fontsize=6.5, ha="right")
             if len(values) > 1:
                 for by, marker in (("ensemble", "D"), ("committee", "s")):
-                    together = _line(final, name, by)["ensemble"][split]
+                    together = _line(lines, name, by)["ensemble"][split]
                     ax.plot(together, i, marker, ms=4, mfc="white", mec=color)
         begin, end = data.SUNSPOT_SPLITS[split]
-        ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)")
+        ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)", xlim=limits[split])
         ax.grid(axis="x", color="0.92", lw=0.6)
     rows = [row for row in published()["sunspots"]["rows"] if "ours" in row]
     for row, style in zip(rows, ("-.", "--", ":"), strict=True):
@@ -91,10 +98,9 @@ def arv(final: Lines) -> Figure:
         axes[0].axvline(value, color="0.4", lw=0.8, ls=style, label=f"{label}, as cited")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    axes[0].set_xlim(0.06, _WIDEST)
-    axes[1].set_xlim(0.3, 0.8)
     figure.supxlabel(
-        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: committee",
+        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: committee; "
+        "plain nets go on to the right",
         fontsize=7,
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -154,7 +160,7 @@ def _line(final: Lines, name: str, by: str) -> Mapping[str, Any]:
 
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "sunspots-series": (series, ("sunspots-final", "sunspots-confirm")),
-    "sunspots-arv": (arv, ("sunspots-final",)),
+    "sunspots-arv": (arv, ("sunspots-final", "sunspots-confirm")),
     "sunspots-horizon": (horizon, ("sunspots-final",)),
     "sunspots-validation": (validation, ("sunspots-hindsight", "sunspots-validation")),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,14 @@ def _index(results: Path, pictures: Path) -> str:
     lines = [
         f"# {paper['title']}: the figures",
         "",
-        "Generated from the tables in the paper's results folder; do not edit. Redraw one with",
-        "`swsmix reproduce nowlan1992 --figure NAME`.",
+        "Generated from the tables in the paper's results folder; do not edit. All, with their",
+        f"results: `{run.get('command', '?')}`, {run.get('seeds', '?')} seeds, "
+        f"{run.get('machine', '?')}, torch {run.get('torch', '?')}. One again: the command in its "
+        "row. Minutes are those of the units behind a figure, by the clock, summed over processes "
+        "(on a machine with other work, so more than they need).",
         "",
-        f"Results: `{run.get('command', '?')}`, {run.get('seeds', '?')} seeds, "
-        f"{run.get('machine', '?')}, torch {run.get('torch', '?')}. Minutes are those of the units "
-        "behind a figure, summed over processes.",
-        "",
-        "| figure | what it shows | the paper's counterpart | minutes |",
-        "| --- | --- | --- | --- |",
+        "| figure | the paper's counterpart | command | seeds | minutes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for figure in paper["figures"]:
         name = figure["name"]
@@ -88,7 +88,9 @@ def _index(results: Path, pictures: Path) -> str:
             continue
         found = [read(results, table) for table in DRAWINGS[name][1]]
         minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
-        cells = (f"[{name}]({name}.png)", figure["shows"], figure["counterpart"], f"{minutes:.1f}")
+        command = f"`swsmix reproduce nowlan1992 --figure {name}`"
+        cells = (f"[{name}]({name}.png)", figure["counterpart"], command, _seeds(found[0]))
+        cells += (f"{minutes:.1f}",)
         lines.append(f"| {' | '.join(cells)} |")
     for figure in paper["figures"]:
         name = figure["name"]
@@ -96,6 +98,17 @@ def _index(results: Path, pictures: Path) -> str:
             lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
             lines += [f"*{figure['shows']} The paper's counterpart: {figure['counterpart']}*"]
     return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
+
+
+def _seeds(lines: Lines) -> str:
+    """What a figure is an average over, from the lines of its table."""
+    line = next(iter(lines.values()))
+    if "rounds" in line or "net" in line:
+        return f"best of {max(each['stamp'].get('restarts', 1) for each in lines.values())}"
+    if "methods" in line:
+        sets = Counter(unit.partition("-")[0] for unit in lines)
+        return ", ".join(f"{name}: {many}" for name, many in sets.items()) + " data sets"
+    return str(max(each["stamp"].get("seeds", 1) for each in lines.values()))
 
 
 def numbers(results: Path) -> str:
