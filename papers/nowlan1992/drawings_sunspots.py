@@ -99,8 +99,8 @@ def arv(final: Lines, confirmed: Lines) -> Figure:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.supxlabel(
-        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: committee; "
-        "plain nets go on to the right",
+        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: "
+        "committee; plain nets go on to the right",
         fontsize=7,
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
