@@ -76,14 +76,11 @@ SHARING = {
     "gradient": Recipe(pace=0.03),
 }
 """Soft weight-sharing by mode, frozen after the exploration on data sets 1000-1007."""
-OTHERS = {
-    "squared": {
-        "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
-        "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
-    },
-    "squashed": {"em": Recipe(tau=0.5), "gradient": Recipe(tau=0.5, pace=0.03)},
+SQUARED = {
+    "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
+    "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
 }
-"""The same for the settings with squared error, frozen after the exploration on 1000-1005."""
+"""The same for the setting "squared", frozen after the exploration on data sets 1000-1005."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +156,10 @@ def unit(
         )
         | {"strength": eliminations},
     }
+    recipes = SQUARED if name == "squared" else SHARING
     for components in (5, 10):
         for mode in modes:
-            recipe = replace(
-                (SQUARED if name == "squared" else SHARING)[mode], components=components, mode=mode
-            )
+            recipe = replace(recipes[mode], components=components, mode=mode)
             theta, _, value = sharing(cases, start, recipe)
             found = measured(cases, theta, value, drawn)
             results[f"soft-sharing, {components} components, {mode}"] = found
