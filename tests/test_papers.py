@@ -19,8 +19,22 @@ from swsmix import GaussianMixture, GaussianNoise, HyperPrior, MixturePrior, dat
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from papers.nowlan1992 import figures, forecasts, intervals, lbfgs, penalties, run, shift, sunspots  # noqa: E402
+from papers.nowlan1992 import (  # noqa: E402
+    explore,
+    figures,
+    forecasts,
+    intervals,
+    lbfgs,
+    penalties,
+    run,
+    sampling,
+    selection,
+    shift,
+    sunspots,
+    tables,
+)
 from papers.nowlan1992 import nets as batch  # noqa: E402
+from papers.nowlan1992.methods import Recipe  # noqa: E402
 
 FLOAT = torch.float64
 
@@ -242,6 +256,36 @@ def test_the_other_penalties_gradients_are_right(penalty):
         torch.testing.assert_close(gradient[:, j], (up - down) / 2e-6, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["student", "squashed"])
+def test_other_noise_and_a_squashed_output_have_the_right_gradient(kind):
+    cases, theta = problem("gaussian")
+    if kind == "student":
+        cases = explore.Student(**vars(cases))
+    else:
+        cases = dataclasses.replace(cases, squashed=True)
+    rows = torch.arange(3)
+    _, gradient = cases.data_term(theta, rows)
+    for j in (0, 50, 100, 105, 112, 113):
+        step = torch.zeros_like(theta)
+        step[:, j] = 1e-6
+        up, down = (cases.data_term(theta + s, rows)[0] for s in (step, -step))
+        torch.testing.assert_close(gradient[:, j], (up - down) / 2e-6, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_without_data_the_draws_are_the_priors(temperature):
+    chains, std = 24, 0.4
+    x = torch.zeros(4, 2, dtype=FLOAT)
+    cases = batch.Cases(x, x[:, 0], torch.zeros(chains, 4, dtype=FLOAT), "binary", 2)
+    one = torch.ones(chains, 1, dtype=FLOAT)
+    prior = penalties.Sharing(one, 0 * one, std * one, one[:, 0], std * one[:, 0], 1e7 * one[:, 0])
+    drawn = sampling.sample(
+        cases, cases.start(range(chains), 0.3), prior, burn=60, keep=120, temperature=temperature
+    )
+    w = drawn[..., : cases.num_weights]  # mu is free to wander: within a net
+    assert w.std(2).square().mean().sqrt().item() == pytest.approx(std * temperature**0.5, rel=0.06)
+
+
 # ------------------------------------------------------------------------------------ L-BFGS
 
 
@@ -300,14 +344,19 @@ def test_validation_reads_no_year_after_1920(monkeypatch):
     assert score(1920) != score(2009)
 
 
-def test_the_setting_with_the_lowest_mean_score_is_chosen():
-    names = [key for key, name, _ in sunspots.candidates() if name == "weight decay"]
+def test_the_setting_with_the_lowest_mean_log_score_is_chosen():
+    method = [(key, s) for key, name, s in selection.candidates() if name == "weight decay"]
     scores = {
-        key: {"blocks": {"single": 0.2 + 0.01 * i}, "rolling": {"single": 0.3 - 0.02 * i}}
-        for i, key in enumerate(names)
+        key: {"blocks": {"folds": [0.2 + 0.01 * i]}, "rolling": {"folds": [0.3 - 0.002 * i, 0.3]}}
+        for i, (key, _) in enumerate(method)
     }
-    settings = [s for _, name, s in sunspots.candidates() if name == "weight decay"]
-    assert sunspots.chosen(scores) == {"weight decay": settings[-1]}
+    one = [("weight decay", method[0][1])]
+    assert selection.chosen(scores, "single") == {"weight decay": one, "all others": one}
+    # One fold of large errors does not decide: the last setting halves a small error.
+    for key, _ in method:
+        scores[key]["blocks"] = {"folds": [0.1, 1.0]}
+    scores[method[-1][0]]["blocks"] = {"folds": [0.05, 1.2]}
+    assert selection.chosen(scores, "single")["weight decay"][0][1] == method[-1][1]
 
 
 def test_shift_cases_to_learn_to_choose_by_and_to_test_are_disjoint():
@@ -359,9 +408,60 @@ def _count(path, name):
     return {"name": name}
 
 
-def test_the_same_seeds_give_the_same_numbers():
+def test_the_same_seeds_give_the_same_numbers(monkeypatch):
     setting = {"components": 3, "rounds": 2, "warm_iterations": 5}
     name = "soft-sharing, 3 components, em"
     first, again = (sunspots.validate(name, setting, [0, 1]) for _ in range(2))
     assert first == again
     assert first != sunspots.validate(name, setting, [2, 3])
+    small = {"restarts": 2, "modes": ["em"], "quick": True}
+    monkeypatch.setattr(shift, "STOPS", (3, 10))
+    monkeypatch.setattr(shift, "SHARING", {"em": Recipe(rounds=2, warm_iterations=5)})
+    first, again = (shift.unit(3, "n50", **small) for _ in range(2))
+    assert first == again
+    assert first != shift.unit(4, "n50", **small)
+
+
+def test_the_confirmation_wants_the_final_runs_networks():
+    setting = {"iterations": 3, "scale": {"divisor": 100.0}}
+    members = [["early stopping", setting], ["early stopping", setting | {"iterations": 5}]]
+    line = json.loads(json.dumps(sunspots.final(members, [0, 1])))
+    assert len(line["arv"]["test"]) == 2 and len(line["forecasts"]["late"]) == 24
+    sunspots._trained.cache_clear()
+    found = sunspots.confirm("early stopping", line)
+    assert len(found["forecasts"]["confirm"]) == 29
+    line["forecasts"]["late"][7] += 1.0
+    with pytest.raises(ValueError, match="off what results"):
+        sunspots.confirm("early stopping", line)
+
+
+def test_a_committees_forecast_is_the_mean_of_its_members():
+    one, other = (("early stopping", {"iterations": n}) for n in (3, 5))
+    window = torch.full((1, 2, 12), 40.0, dtype=FLOAT)
+    both = sunspots.trained([one, other], [0, 1])(window)
+    alone = [sunspots.trained([member], [0, 1])(window) for member in (one, other)]
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    assert not torch.allclose(alone[0], alone[1])
+
+
+def test_both_normalisers_are_in_the_table_and_years_are_paired():
+    def line(error):
+        splits, forecasts = ("train", "test", "late"), {}
+        for split in splits:
+            _, target = data.sunspots(scale=1.0, dtype=FLOAT).split(split)
+            squares = 1535.0 * torch.linspace(0.5, 1.5, len(target), dtype=FLOAT)
+            forecasts[split] = (target + error * squares.sqrt()).tolist()
+        return {
+            "arv": {split: [0.1, 0.1] for split in splits},
+            "ensemble": dict.fromkeys(splits, 0.2),
+            "forecasts": forecasts,
+        }
+
+    final = {
+        f"{name}, by {by}": line(error)
+        for name, error in (("soft-sharing, 8 components, em", 0.0), ("weight decay", 1.0))
+        for by in selection.BY
+    }
+    text = tables.sunspot_tables(final, {})
+    assert "0.100 ± 0.000 (0.103)" in text and "0.200 (0.205)" in text
+    assert text.count("| -1.000 [") == 4  # ensembles and committees, 1921-55 and 1956-79

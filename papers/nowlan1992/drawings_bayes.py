@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from papers.nowlan1992.drawings_shift import Lines, plain_style
+from papers.nowlan1992.drawings_nets import Lines, plain_style
 from swsmix import data, plots
 
 ANSWER = "8 components, full Bayes"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import drawings_shift, sunspots
-from papers.nowlan1992.drawings_shift import Lines, hinton, plain_style
+from papers.nowlan1992 import selection
+from papers.nowlan1992.drawings_nets import Lines, plain_style
 from papers.nowlan1992.intervals import estimate
 from papers.nowlan1992.tables import published
 from swsmix import data, plots
@@ -22,6 +24,8 @@ SHOWN = {
     "soft-sharing, 3 components, em": "#e69f00",
     "soft-sharing, 8 components, em": "#d55e00",
     "soft-sharing, 8 components, gradient": "#009e73",
+    "weight decay, posterior mean": "#5d3a9b",
+    "soft-sharing, 8 components, posterior mean": "#a52a2a",
 }
 
 
@@ -38,7 +42,12 @@ def series(final: Lines, confirmed: Lines) -> Figure:
         forecasts |= confirmed[name]["forecasts"]
     last = data.SUNSPOT_SPLITS["confirm" if name in confirmed else "late"][1]
     shown = whole.years <= last
-    titles = {"train": "learned", "test": "1921-55", "late": "1956-79", "confirm": "1980-2008"}
+    titles = {
+        "train": "forecast, learned years",
+        "test": "1921-55",
+        "late": "1956-79",
+        "confirm": "1980-2008",
+    }
     for ax, first in ((top, 1700), (bottom, 1912)):
         rows = shown & (whole.years >= first)
         ax.plot(
@@ -50,21 +59,24 @@ def series(final: Lines, confirmed: Lines) -> Figure:
             values = forecasts[split][-len(years) :] if years else []
             tone = "0.55" if split == "train" else color
             ax.plot(years, values, "o", ms=1.8 if first == 1700 else 2.6, color=tone, mew=0,
-                    label=f"forecast, {titles[split]}")  # fmt: skip
+                    label=titles[split])  # fmt: skip
         ax.set(ylabel="number", xlim=(first, last + 1))
     bottom.set_xlabel("year")
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return plain_style(figure)
 
 
-def arv(final: Lines) -> Figure:
-    """The arv of every method on both test sets: seeds, mean with interval, ensemble."""
-    figure = Figure(figsize=(plots.FULL, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    names = [n for n in ("linear AR(12)", *sunspots.METHODS) if _line(final, n, "single")]
-    for ax, split in zip(axes, ("test", "late"), strict=True):
+def arv(final: Lines, confirmed: Lines) -> Figure:
+    """The arv of every method on the years after 1920, by seed and together."""
+    figure = Figure(figsize=(plots.FULL, 4.4), layout="constrained")
+    limits = {"test": (0.06, _WIDEST), "late": (0.3, 0.8), "confirm": (0.15, 0.35)}
+    parts = [(final, "test"), (final, "late"), (confirmed, "confirm")][: 3 if confirmed else 2]
+    axes = figure.subplots(1, len(parts), sharey=True)
+    order = ("linear AR(12)", *selection.METHODS, *selection.POOLS)
+    names = [n for n in order if _line(final, n, "single")]
+    for ax, (lines, split) in zip(axes, parts, strict=True):
         for i, name in enumerate(names):
-            values = _line(final, name, "single")["arv"][split]
+            values = _line(lines, name, "single")["arv"][split]
             e = estimate(values)
             color = SHOWN.get(name, "#999999")
             jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
@@ -74,10 +86,11 @@ def arv(final: Lines) -> Figure:
             if split == "test" and e.mean > _WIDEST:
                 ax.text(0.99 * _WIDEST, i - 0.25, f"{e.mean:.2f} →", fontsize=6.5, ha="right")
             if len(values) > 1:
-                ensemble = _line(final, name, "ensemble")["ensemble"][split]
-                ax.plot(ensemble, i, "D", ms=4, mfc="white", mec=color)
+                for by, marker in (("ensemble", "D"), ("committee", "s")):
+                    together = _line(lines, name, by)["ensemble"][split]
+                    ax.plot(together, i, marker, ms=4, mfc="white", mec=color)
         begin, end = data.SUNSPOT_SPLITS[split]
-        ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)")
+        ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)", xlim=limits[split])
         ax.grid(axis="x", color="0.92", lw=0.6)
     rows = [row for row in published()["sunspots"]["rows"] if "ours" in row]
     for row, style in zip(rows, ("-.", "--", ":"), strict=True):
@@ -85,9 +98,10 @@ def arv(final: Lines) -> Figure:
         axes[0].axvline(value, color="0.4", lw=0.8, ls=style, label=f"{label}, as cited")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    axes[0].set_xlim(0.06, _WIDEST)
     figure.supxlabel(
-        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble", fontsize=7
+        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: "
+        "committee; plain nets go on to the right",
+        fontsize=7,
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return plain_style(figure)
@@ -107,40 +121,32 @@ def horizon(final: Lines) -> Figure:
     return plain_style(figure)
 
 
-def diagrams(portraits: Lines) -> Figure:
-    """Hinton diagrams of the sunspot net, plain, under decay and with soft sharing."""
-    names = {
-        "back-propagation": "sunspots-plain",
-        "weight decay": "sunspots-decay",
-        "soft-sharing, 8 components": "sunspots-8-em",
-    }
-    figure = Figure(figsize=(0.6 * plots.FULL, 5.6))
-    axes = figure.subplots(3, 1)
-    figure.subplots_adjust(left=0.06, right=0.75, top=0.96, bottom=0.04, hspace=0.3)
-    for ax, (title, name) in zip(axes, names.items(), strict=True):
-        hinton(ax, portraits[name], title, hidden=8, inputs=12)
-        ax.set_xticks([0, 11, 13], ["t − 12", "t − 1", "output"])
-    return plain_style(figure)
-
-
-def mixtures(portraits: Lines) -> Figure:
-    """The final mixtures of the sunspot nets with 3 and 8 components."""
-    names = {"3 components": "sunspots-3-em", "8 components": "sunspots-8-em"}
-    return drawings_shift.mixtures(portraits, names)
-
-
 def validation(hindsight: Lines, scores: Lines) -> Figure:
-    """Does validation on training years rank the settings? Its score against the test arv."""
-    figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
+    """Does validation on training years rank the settings? Two scores against the test arv."""
+    from scipy.stats import spearmanr
+
+    figure = Figure(figsize=(plots.FULL, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, scheme in zip(axes, ("blocks", "rolling"), strict=True):
+    keys = [key for key in hindsight if key in scores and hindsight[key]["test"] < _WIDEST]
+    by: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        "mean arv of the folds": lambda line: fmean(
+            fmean(line[scheme]["folds"]) for scheme in ("blocks", "rolling")
+        ),
+        "mean log arv of the folds (the rule)": selection.score,
+    }
+    for ax, (title, score) in zip(axes, by.items(), strict=True):
         for name, color in SHOWN.items():
-            keys = [key for key in hindsight if key in scores and hindsight[key]["method"] == name]
-            x = [scores[key][scheme]["single"] for key in keys]
-            y = [hindsight[key]["test"] for key in keys]
-            if keys:
-                ax.plot(x, y, "o", color=color, ms=4, mew=0, alpha=0.8, label=name)
-        ax.set(xlabel=f"arv on held-out training years, {scheme}", title=scheme)
+            mine = [key for key in keys if hindsight[key]["method"] == name]
+            if not mine:
+                continue
+            ax.plot(
+                [score(scores[key]) for key in mine], [hindsight[key]["test"] for key in mine],
+                "o", color=color, ms=4, mew=0, alpha=0.8, label=name,
+            )  # fmt: skip
+        shown = [key for key in keys if hindsight[key]["method"] in SHOWN]
+        pairs = [(score(scores[key]), hindsight[key]["test"]) for key in shown]
+        rank = float(spearmanr(pairs).statistic)
+        ax.set(xlabel=title, title=f"rank correlation {rank:.2f}")
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -154,9 +160,7 @@ def _line(final: Lines, name: str, by: str) -> Mapping[str, Any]:
 
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "sunspots-series": (series, ("sunspots-final", "sunspots-confirm")),
-    "sunspots-arv": (arv, ("sunspots-final",)),
+    "sunspots-arv": (arv, ("sunspots-final", "sunspots-confirm")),
     "sunspots-horizon": (horizon, ("sunspots-final",)),
-    "sunspots-nets": (diagrams, ("portraits",)),
-    "sunspots-mixtures": (mixtures, ("portraits",)),
     "sunspots-validation": (validation, ("sunspots-hindsight", "sunspots-validation")),
 }

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from papers.nowlan1992 import drawings_bayes, drawings_shift, drawings_sunspots, tables
+from papers.nowlan1992 import (
+    drawings_bayes,
+    drawings_nets,
+    drawings_shift,
+    drawings_sunspots,
+    tables,
+)
 from papers.nowlan1992.intervals import compare
 from swsmix import plots
 from swsmix.runs import replacing
@@ -18,7 +25,10 @@ from swsmix.runs import replacing
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = (
-    drawings_shift.DRAWINGS | drawings_sunspots.DRAWINGS | drawings_bayes.DRAWINGS
+    drawings_shift.DRAWINGS
+    | drawings_sunspots.DRAWINGS
+    | drawings_nets.DRAWINGS
+    | drawings_bayes.DRAWINGS
 )
 """Figure -> the function that draws it and the tables it reads; without the first there is none."""
 
@@ -72,15 +82,14 @@ def _index(results: Path, pictures: Path) -> str:
     lines = [
         f"# {paper['title']}: the figures",
         "",
-        "Generated from the tables in the paper's results folder; do not edit. Redraw one with",
-        "`swsmix reproduce nowlan1992 --figure NAME`.",
+        "Generated from the tables in the paper's results folder; do not edit. All, with their",
+        f"results: `{run.get('command', '?')}`, {run.get('seeds', '?')} seeds, "
+        f"{run.get('machine', '?')}, torch {run.get('torch', '?')}. One again: the command in its "
+        "row. Minutes are those of the units behind a figure, by the clock, summed over processes "
+        "(on a machine with other work, so more than they need).",
         "",
-        f"Results: `{run.get('command', '?')}`, {run.get('seeds', '?')} seeds, "
-        f"{run.get('machine', '?')}, torch {run.get('torch', '?')}. Minutes are those of the units "
-        "behind a figure, summed over processes.",
-        "",
-        "| figure | what it shows | the paper's counterpart | minutes |",
-        "| --- | --- | --- | --- |",
+        "| figure | the paper's counterpart | command | seeds | minutes |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for figure in paper["figures"]:
         name = figure["name"]
@@ -88,7 +97,9 @@ def _index(results: Path, pictures: Path) -> str:
             continue
         found = [read(results, table) for table in DRAWINGS[name][1]]
         minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
-        cells = (f"[{name}]({name}.png)", figure["shows"], figure["counterpart"], f"{minutes:.1f}")
+        command = f"`swsmix reproduce nowlan1992 --figure {name}`"
+        cells = (f"[{name}]({name}.png)", figure["counterpart"], command, _seeds(found[0]))
+        cells += (f"{minutes:.1f}",)
         lines.append(f"| {' | '.join(cells)} |")
     for figure in paper["figures"]:
         name = figure["name"]
@@ -96,6 +107,17 @@ def _index(results: Path, pictures: Path) -> str:
             lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
             lines += [f"*{figure['shows']} The paper's counterpart: {figure['counterpart']}*"]
     return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
+
+
+def _seeds(lines: Lines) -> str:
+    """What a figure is an average over, from the lines of its table."""
+    line = next(iter(lines.values()))
+    if "rounds" in line or "net" in line:
+        return f"best of {max(each['stamp'].get('restarts', 1) for each in lines.values())}"
+    if "methods" in line:
+        sets = Counter(unit.partition("-")[0] for unit in lines)
+        return ", ".join(f"{name}: {many}" for name, many in sets.items()) + " data sets"
+    return str(max(each["stamp"].get("seeds", 1) for each in lines.values()))
 
 
 def numbers(results: Path) -> str:

@@ -99,17 +99,17 @@ def iterated(forecast: Forecast, most: int = 25) -> list[float]:
     return errors
 
 
-def networks(cases: Cases, theta: Tensor, scale: Scale) -> Forecast:
-    """The one-step forecast of each network.
+def networks(cases: Cases, theta: Tensor, scale: Scale, draws: int = 1) -> Forecast:
+    """The one-step forecast of each network, or the mean forecast of every `draws` in a row.
 
     Returns:
         Windows of numbers (b or 1, n, 12) to forecasts (b, n).
     """
 
     def forecast(windows: Tensor) -> Tensor:
-        windows = scale.there(windows).expand(len(theta), *windows.shape[1:])
-        pairs = zip(theta.split(1), windows, strict=True)
-        return torch.cat([predict(cases, net, scale, window) for net, window in pairs])
+        windows = scale.there(windows).expand(len(theta) // draws, *windows.shape[1:])
+        pairs = zip(theta.split(draws), windows, strict=True)
+        return torch.stack([predict(cases, nets, scale, window).mean(0) for nets, window in pairs])
 
     return forecast
 

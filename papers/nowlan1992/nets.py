@@ -34,6 +34,7 @@ class Cases:
         likelihood: `"binary"` (cross-entropy on the logit) or `"gaussian"`.
         hidden: h.
         noise: a fixed sigma_y of the Gaussian; None learns it.
+        squashed: the Gaussian is about tanh f, for targets of -1 and 1.
     """
 
     inputs: Tensor
@@ -42,6 +43,7 @@ class Cases:
     likelihood: Likelihood
     hidden: int
     noise: float | None = None
+    squashed: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -86,29 +88,47 @@ class Cases:
         Returns:
             Values (r,) and gradients (r, p).
         """
-        share, y = self.share[rows].T, self.targets[:, None]
+        share = self.share[rows].T
         w, v, b, c = self._parts(theta)
         active = torch.addmm(b.reshape(-1), self.inputs, w.T).tanh_()
         units = active.view(len(self.inputs), *v.shape)
         f = (units * v).sum(-1) + c
-        noise = theta[:, :0]
+        value, push, noise = self.misfit(f, theta[:, self.num_parameters - 1], share)
         if self.likelihood == "binary":
-            value = (share * (torch.nn.functional.softplus(f) - y * f)).sum(0)
-            push = share * (f.sigmoid() - y)
-        else:
-            log_variance = theta[:, self.num_parameters - 1]
-            precision, off, count = (-log_variance).exp(), f - y, share.sum(0)
-            squares = precision * (share * off.square()).sum(0)
-            value = 0.5 * (squares + count * (log_variance + math.log(2.0 * math.pi)))
-            push = share * off * precision
-            free = self.noise is None
-            noise = 0.5 * free * (count - squares)[:, None]
+            noise = theta[:, :0]
         push3 = push[..., None]
         by_v, by_c = (push3 * units).sum(0), push.sum(0)
         back = units.square().neg_().add_(1.0).mul_(v).mul_(push3)
         by_w = back.view(active.shape).T @ self.inputs
         gradient = [by_w.view(len(theta), -1), by_v, back.sum(0), by_c[:, None], noise]
         return value, torch.cat(gradient, 1)
+
+    def misfit(
+        self, f: Tensor, log_variance: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The likelihood: -log p(targets | f), and its gradients.
+
+        Args:
+            f: outputs (n, r).
+            log_variance: log sigma_y^2 (r,); a binary likelihood does not look at it.
+            share: case weights (n, r).
+
+        Returns:
+            Values (r,), gradients by f (n, r) and by log sigma_y^2 (r, 1).
+        """
+        y = self.targets[:, None]
+        if self.likelihood == "binary":
+            value = (share * (torch.nn.functional.softplus(f) - y * f)).sum(0)
+            return value, share * (f.sigmoid() - y), torch.zeros_like(log_variance)[:, None]
+        out = f.tanh() if self.squashed else f
+        precision, off, count = (-log_variance).exp(), out - y, share.sum(0)
+        squares = precision * (share * off.square()).sum(0)
+        value = 0.5 * (squares + count * (log_variance + math.log(2.0 * math.pi)))
+        free = self.noise is None
+        push = share * off * precision
+        if self.squashed:
+            push *= 1.0 - out.square()
+        return value, push, 0.5 * free * (count - squares)[:, None]
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         h, n = self.hidden, self.num_weights

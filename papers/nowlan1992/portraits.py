@@ -79,7 +79,9 @@ def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, Reci
     like: Likelihood
     if problem == "shift":
         drawn = shift.sample(0, shift.SETTINGS["n100"])
-        x, y, like, hidden, recipe = drawn.x, drawn.y, "binary", shift.HIDDEN, shift.SHARING[mode]
+        x, y, like, hidden = drawn.x, drawn.y, "binary", shift.HIDDEN
+        # One schedule and one tau for both modes, so that their objectives can be compared.
+        recipe = replace(shift.SHARING["em"], pace=shift.SHARING[mode].pace)
     else:
         x, y = forecasts.numbers(*data.SUNSPOT_SPLITS["train"])
         scale = forecasts.Scale()

@@ -32,7 +32,7 @@ sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
 
 import torch  # noqa: E402
 
-from papers.nowlan1992 import bayes, portraits, shift, sunspots  # noqa: E402
+from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots  # noqa: E402
 from swsmix.runs import replacing, save_json  # noqa: E402
 
 
@@ -151,22 +151,24 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     Yields:
         Lists of units that do not depend on each other.
     """
-    size: dict[str, Any] = {"restarts": 4, "quick": True} if quick else {"restarts": 20}
+    small: dict[str, Any] = {"restarts": 4, "modes": ["em"], "quick": True}
     few = {"restarts": 2 if quick else 10}
-    candidates, every = sunspots.candidates(quick=quick), range(seeds)
+    candidates, every = selection.candidates(quick=quick), range(seeds)
+    first = every[:6]  # as many networks a fold
     shifts = {
         name: [
             Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, stamp)
             for seed in every
         ]
         for name, setting in shift.SETTINGS.items()
+        for size in [small if quick else shift.EFFORT.get(name, {"restarts": 20})]
         for stamp in [size | {"decay": [*setting.decay], "elimination": [*setting.elimination]}]
     }
     units = shifts.pop("n100")
     units += [
-        Unit("sunspots-validation", key, sunspots.validate, (name, setting, every), {}, stamp)
+        Unit("sunspots-validation", key, sunspots.validate, (name, setting, first), {}, stamp)
         for key, name, setting in candidates
-        for stamp in [{"seeds": seeds, "setting": setting}]
+        for stamp in [{"seeds": len(first), "setting": setting}]
     ]
     units += [
         Unit("portraits", key, portraits.shared, arguments, few, few)
@@ -181,21 +183,21 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
 
     scores = Table(results / "sunspots-validation.jsonl").lines
     final = [
-        Unit(
-            "sunspots-final", f"{name}, by {by}", sunspots.final, (name, setting, every), {}, stamp
-        )
-        for by in ("single", "ensemble")
-        for name, setting in sunspots.chosen(scores, by).items()
-        for stamp in [{"seeds": seeds, "setting": setting}]
+        Unit("sunspots-final", f"{name}, by {by}", sunspots.final, (members, every), {}, stamp)
+        for by in selection.BY
+        for name, members in selection.chosen(scores, by).items()
+        for stamp in [{"seeds": seeds, "members": [[*member] for member in members]}]
     ]
     final += [
         Unit("sunspots-final", name, sunspots.baseline, (name,), {}, {})
-        for name in sunspots.BASELINES
+        for name in selection.BASELINES
     ]
     yield final
     if quick:
         return
-    yield [unit for others in shifts.values() for unit in others]
+    yield shifts.pop("squared") + shifts.pop("squashed")
+    # Seed after seed, so that what is there at any time compares the sizes on the same seeds.
+    yield [unit for sizes in zip(*shifts.values(), strict=True) for unit in sizes]
     yield [
         Unit(table, name, work, (name, bayes.LENGTHS[table]), {}, bayes.stamp(table, name))
         for table, work in (("bayes-rolling", bayes.score), ("bayes", bayes.final))
@@ -205,9 +207,9 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     # What follows looks at the test years of every setting, and at 1980-2008: nothing is chosen
     # after it.
     yield [
-        Unit("sunspots-hindsight", key, sunspots.hindsight, (name, setting, every), {}, stamp)
+        Unit("sunspots-hindsight", key, sunspots.hindsight, (name, setting, first), {}, stamp)
         for key, name, setting in candidates
-        for stamp in [{"seeds": seeds, "setting": setting}]
+        for stamp in [{"seeds": len(first), "setting": setting}]
     ]
     yield [
         Unit("sunspots-confirm", name, sunspots.confirm, (name, line), {}, line["stamp"])

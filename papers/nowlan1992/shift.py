@@ -7,6 +7,7 @@ says so, on unlabelled cases; the test labels are only counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from papers.nowlan1992.methods import Recipe, sharing, snapshots
 from papers.nowlan1992.nets import Cases, Likelihood, train
-from papers.nowlan1992.penalties import Decay, Elimination, Sharing
+from papers.nowlan1992.penalties import Decay, Elimination
 from swsmix import data
 
 HIDDEN, FOLDS = 10, 5
@@ -30,6 +31,7 @@ class Setting:
         num_cases: training cases.
         coding: of the bits, see `swsmix.data.shift`.
         likelihood: of the labels (0, 1), or of the targets (-1, 1) if Gaussian.
+        squashed: the output unit is a tanh.
         noise: sigma_y, fixed: a net that fits its 100 cases would make a learned one vanish.
         decay: the stds that weight decay chooses among.
         elimination: the strengths that weight elimination chooses among.
@@ -38,6 +40,7 @@ class Setting:
     num_cases: int = 100
     coding: str = "01"
     likelihood: Likelihood = "binary"
+    squashed: bool = False
     noise: float | None = None
     decay: tuple[float, ...] = (2.0, 8.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0, 2000.0)
     elimination: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -52,15 +55,32 @@ SETTINGS = {
         decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
         elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
     ),
+    "squashed": Setting(
+        coding="pm1",
+        likelihood="gaussian",
+        squashed=True,
+        noise=0.3,
+        decay=(0.7, 2.5, 8.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0),
+        elimination=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    ),
     "n50": Setting(50),
     "n200": Setting(200),
     "n400": Setting(400),
 }
+EFFORT: dict[str, dict[str, Any]] = {name: {"restarts": 10} for name in ("squared", "squashed")} | {
+    name: {"restarts": 10, "modes": ["em"]} for name in ("n50", "n200", "n400")
+}
+"""Options of `unit` for the settings that make less than 20 restarts in both modes."""
 SHARING = {
     "em": Recipe(tau=2.0, iterations=80),
     "gradient": Recipe(pace=0.03),
 }
 """Soft weight-sharing by mode, frozen after the exploration on data sets 1000-1007."""
+SQUARED = {
+    "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
+    "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+}
+"""The same for the setting "squared", frozen after the exploration on data sets 1000-1005."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +111,22 @@ def sample(seed: int, setting: Setting) -> Sample:
     return Sample(x[:n], y[:n], x[400:1040], x[1040:], y[1040:])
 
 
-def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> dict[str, Any]:
+def unit(
+    seed: int,
+    name: str,
+    *,
+    restarts: int = 10,
+    modes: Sequence[str] = ("em", "gradient"),
+    quick: bool = False,
+) -> dict[str, Any]:
     """Every method on one data set.
 
     Args:
         seed: of the data set and the initial weights.
         name: of the setting.
         restarts: initial networks a method.
-        quick: fewer settings to choose among, and one mode.
+        modes: of soft weight-sharing.
+        quick: fewer settings to choose among.
 
     Returns:
         method -> accuracies in percent, and what was chosen.
@@ -106,7 +134,7 @@ def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> di
     setting = SETTINGS[name]
     drawn = sample(seed, setting)
     seeds = [1000 * seed + r for r in range(restarts)]
-    cases = _cases(drawn, setting, torch.ones(restarts, setting.num_cases, dtype=torch.float64))
+    cases = cases_of(drawn, setting, restarts)
     start = cases.start(seeds, 0.3)
     stop, decays, eliminations = _validated(drawn, setting, start, quick=quick)
 
@@ -128,18 +156,17 @@ def unit(seed: int, name: str, *, restarts: int = 10, quick: bool = False) -> di
         )
         | {"strength": eliminations},
     }
+    recipes = SQUARED if name == "squared" else SHARING
     for components in (5, 10):
-        for mode in ("em",) if quick else ("em", "gradient"):
-            recipe = replace(SHARING[mode], components=components, mode=mode)
-            theta, prior, value = sharing(cases, start, recipe)
-            found = measured(cases, theta, value, drawn, prior)
+        for mode in modes:
+            recipe = replace(recipes[mode], components=components, mode=mode)
+            theta, _, value = sharing(cases, start, recipe)
+            found = measured(cases, theta, value, drawn)
             results[f"soft-sharing, {components} components, {mode}"] = found
     return {"methods": results}
 
 
-def measured(
-    cases: Cases, theta: Tensor, objective: Tensor, drawn: Sample, prior: Sharing | None = None
-) -> dict[str, Any]:
+def measured(cases: Cases, theta: Tensor, objective: Tensor, drawn: Sample) -> dict[str, Any]:
     """Accuracies of a method's restarts, chosen in four ways.
 
     Restarts that miss the best training accuracy are dropped. `one` is then the mean over them,
@@ -228,13 +255,25 @@ def _validated(
     return STOPS[int(by_stop.argmax())], stds[decay], strengths[elimination]
 
 
+def cases_of(drawn: Sample, setting: Setting, num: int) -> Cases:
+    """All training cases, for `num` networks.
+
+    Returns:
+        The cases.
+    """
+    return _cases(drawn, setting, torch.ones(num, setting.num_cases, dtype=torch.float64))
+
+
 def _cases(drawn: Sample, setting: Setting, share: Tensor) -> Cases:
-    return Cases(drawn.x, drawn.y, share, setting.likelihood, HIDDEN, setting.noise)
+    like, noise = setting.likelihood, setting.noise
+    return Cases(drawn.x, drawn.y, share, like, HIDDEN, noise, setting.squashed)
 
 
 def _vote(cases: Cases, outputs: Tensor) -> Tensor:
     """Outputs on a scale on which averaging makes sense: probabilities - 1/2, or +-1 targets."""
-    return outputs.sigmoid() - 0.5 if cases.likelihood == "binary" else outputs.clamp(-1.0, 1.0)
+    if cases.likelihood == "binary":
+        return outputs.sigmoid() - 0.5
+    return outputs.tanh() if cases.squashed else outputs.clamp(-1.0, 1.0)
 
 
 def _all(theta: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ and 1956-79; `confirm` predicts 1980-2008 with those same networks, once, at the
 
 from __future__ import annotations
 
-import itertools
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from papers.nowlan1992.forecasts import (
     FLOAT,
+    Forecast,
     Scale,
     digits,
     iterated,
@@ -30,10 +32,12 @@ from papers.nowlan1992.forecasts import (
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
+from papers.nowlan1992.sampling import sample
 from swsmix import data
 
 HIDDEN = 8
 Setting = Mapping[str, Any]
+Members = Sequence[tuple[str, Setting]]
 
 
 def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -65,19 +69,25 @@ def fit(
         seeds: of the initial weights, one a network.
 
     Returns:
-        theta (b, p), the prior of soft weight-sharing, the objectives (b,).
+        theta (b, p), the prior of soft weight-sharing, the objectives (b,). With `posterior` in
+        the setting, theta (b * draws, p) are draws, a chain's together, started from the b nets.
     """
     setting = dict(setting)
     setting.pop("scale", None)
+    posterior = dict(setting.pop("posterior", {}))
     num = len(seeds)
     theta = cases.start(seeds, setting.pop("start", 0.3))
 
     def same(value: float) -> Tensor:
         return torch.full((num,), value, dtype=FLOAT)
 
-    if name.startswith("soft-sharing"):
+    if posterior or name.startswith("soft-sharing"):
         theta, prior, value = sharing(cases, theta, replace(SHARING, **setting))
-        return theta, prior, value
+        if not posterior:
+            return theta, prior, value
+        draws = posterior.pop("draws")
+        drawn = sample(cases, theta, prior, **posterior)
+        return drawn.unflatten(0, (draws, -1))[:, -1].transpose(0, 1).flatten(0, 1), None, value
     if name == "weight decay":
         theta, value = train(cases, theta, Decay(same(setting["std"])), 600)
     elif name == "weight elimination":
@@ -94,98 +104,57 @@ SHARING = Recipe(
 )  # fmt: skip
 
 
-def _grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
-    return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
-
-
-_SCALES = ({"divisor": 191.0}, {"divisor": 100.0})
-_PRIOR_GRID = _grid(tau=(0.35, 0.5, 0.7, 1.0), hyper_count=(0.3, 1.0), scale=_SCALES)
-BASELINES = ("persistence", "linear AR(12)")
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "back-propagation": _grid(iterations=(600,), scale=_SCALES),
-    "early stopping": _grid(iterations=(25, 40, 60, 80, 100, 130, 160, 200), scale=_SCALES),
-    "weight decay": _grid(std=(0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0), scale=_SCALES),
-    "weight elimination": _grid(
-        strength=(1.0, 3.0, 6.0, 9.0, 14.0), unit=(0.3, 1.0, 2.0), scale=_SCALES
-    ),
-} | {
-    f"soft-sharing, {k} components, {mode}": [
-        {"components": k, "mode": mode, **setting} for setting in _PRIOR_GRID
-    ]
-    for k in (3, 8)
-    for mode in ("em", "gradient")
-}
-"""Each method of training nets, and the settings among which validation chooses."""
-
-
-def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
-    """What `validate` scores.
-
-    Returns:
-        (key, method, setting).
-    """
-    found = []
-    for name, settings in METHODS.items():
-        if quick:
-            settings = settings[len(settings) // 2 :][:1]
-        for setting in settings:
-            flat = {k: v for k, v in setting.items() if k not in ("components", "mode", "scale")}
-            text = ", ".join(f"{k} {v:g}" for k, v in (flat | setting["scale"]).items())
-            found.append((f"{name}: {text}", name, setting))
-    return found
-
-
-def chosen(
-    scores: Mapping[str, Mapping[str, Any]], by: str = "single"
-) -> dict[str, dict[str, Any]]:
-    """The selection rule: the lowest mean of the two schemes' arv.
-
-    Args:
-        scores: key -> what `validate` returned.
-        by: `"single"`, the arv of single nets on average, or `"ensemble"`.
-
-    Returns:
-        method -> setting.
-    """
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for key, name, setting in candidates():
-        if key in scores:
-            score = 0.5 * sum(scores[key][scheme][by] for scheme in ("blocks", "rolling"))
-            if name not in best or score < best[name][0]:
-                best[name] = (score, setting)
-    return {name: setting for name, (_, setting) in best.items()}
-
-
 def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
     """Score a setting on held-out training years; nothing after 1920 is read.
 
     Returns:
-        For each scheme the arv (over 1535) of the single networks on average, and of their
-        ensemble; the first with its standard error over the folds.
+        As `scored`.
+    """
+    scale = Scale(**setting.get("scale", {}))
+    cases, held = held_out(scale, len(seeds))
+    theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
+    draws = len(theta) // (len(held) * len(seeds))
+    return scored(predict(cases, theta, scale).view(len(held), len(seeds), draws, -1).mean(2))
+
+
+def held_out(scale: Scale, num: int) -> tuple[Cases, Tensor]:
+    """The training years for `num` networks a fold, each learning what its fold does not hold out.
+
+    Returns:
+        The cases, fold after fold, and what is held out (folds, n).
     """
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
-    scale = Scale(**setting.get("scale", {}))
-    schemes = folds(len(y))
-    learned = torch.cat([a for a, _ in schemes.values()]).to(FLOAT)
-    held = torch.cat([b for _, b in schemes.values()])
-    share = learned.repeat_interleave(len(seeds), 0)
+    schemes = folds(len(y)).values()
+    share = torch.cat([learned for learned, _ in schemes]).to(FLOAT).repeat_interleave(num, 0)
     cases = Cases(scale.there(x), scale.there(y), share, "gaussian", HIDDEN)
-    theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
-    predicted = predict(cases, theta, scale).view(len(held), len(seeds), -1)
+    return cases, torch.cat([held for _, held in schemes])
+
+
+def scored(predicted: Tensor) -> dict[str, Any]:
+    """What forecasts of held-out training years are worth.
+
+    Args:
+        predicted: numbers, by fold, network and year (folds, b, n).
+
+    Returns:
+        For each scheme the arv (over 1535) of single networks on average, and of their ensemble,
+        over all its years (`single`, `ensemble`) and by fold (`folds`, `ensemble_folds`); the
+        ensemble's `forecasts` of the held-out years, fold after fold.
+    """
+    _, y = numbers(*data.SUNSPOT_SPLITS["train"])
     result: dict[str, Any] = {}
     first = 0
-    for scheme, (_, mask) in schemes.items():
-        part = slice(first, first + len(mask))
-        first += len(mask)
-        out = predicted[part]
-        errors = (out - y).square() * mask[:, None]
-        single = errors.sum((0, 2)) / mask.sum() / data.VARIANCE_1535
-        ensemble = ((out.mean(1) - y).square() * mask).sum() / mask.sum() / data.VARIANCE_1535
-        by_fold = errors.sum(2).mean(1) / mask.sum(1) / data.VARIANCE_1535
+    for scheme, (_, mask) in folds(len(y)).items():
+        out, first = predicted[first : first + len(mask)], first + len(mask)
+        count = mask.sum(1) * data.VARIANCE_1535
+        single = ((out - y).square() * mask[:, None]).sum(2).mean(1)
+        ensemble = ((out.mean(1) - y).square() * mask).sum(1)
         result[scheme] = {
-            "single": digits(single.mean()),
-            "ensemble": digits(ensemble),
-            "folds": [digits(v) for v in by_fold],
+            "single": digits(single.sum() / count.sum()),
+            "ensemble": digits(ensemble.sum() / count.sum()),
+            "folds": [digits(v) for v in single / count],
+            "ensemble_folds": [digits(v) for v in ensemble / count],
+            "forecasts": [round(v, 1) for v in out.mean(1)[mask].tolist()],
         }
     return result
 
@@ -201,29 +170,42 @@ def training(scale: Scale, num: int) -> Cases:
     return Cases(scale.there(x), scale.there(y), share, "gaussian", HIDDEN)
 
 
-def final(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def final(members: Members, seeds: Sequence[int]) -> dict[str, Any]:
     """Train on all training years and predict 1921-55 and 1956-79; nothing after 1979 is read.
 
+    Args:
+        members: (method, setting), one, or those of a committee.
+        seeds: of the initial weights. A seed's forecast is its net's, its chain's posterior mean,
+            or the mean over the committee.
+
     Returns:
-        The setting; arv (over 1535) of each seed and of the ensemble on every part; forecasts of
-        the ensemble by year; the iterated arv by horizon; the networks and their mixtures.
+        The members and seeds; arv (over 1535) of each seed and of the ensemble of all, on every
+        part; the ensemble's forecasts by year; the iterated arv by horizon.
     """
+    forecast = trained(members, seeds)
+    result = {"members": [[name, dict(setting)] for name, setting in members]}
+    horizon = {"seeds": [*seeds], "horizon": iterated(forecast)}
+    return result | measured(forecast) | horizon
+
+
+def trained(members: Members, seeds: Sequence[int]) -> Forecast:
+    """What has been trained on all training years, as a forecast a seed.
+
+    Returns:
+        The mean forecast over the members.
+    """
+    forecasts = [_trained(name, json.dumps(setting), tuple(seeds)) for name, setting in members]
+    return lambda windows: torch.stack([forecast(windows) for forecast in forecasts]).mean(0)
+
+
+@functools.cache
+def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
+    """One member's forecast; several lines of the tables want the same."""
+    setting = json.loads(setting_json)
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))
-    theta, prior, value = fit(name, setting, cases, seeds)
-    forecast = networks(cases, theta, scale)
-    result = measured(forecast)
-    result["setting"] = dict(setting)
-    result["objective"] = [digits(v) for v in value]
-    result["horizon"] = iterated(forecast)
-    result["networks"] = _rows(theta)
-    if prior is not None:
-        result["mixtures"] = {
-            "mixing": _rows(prior.mixing),
-            "mean": _rows(prior.mean),
-            "std": _rows(prior.std),
-        }
-    return result
+    theta, _, _ = fit(name, setting, cases, seeds)
+    return networks(cases, theta, scale, len(theta) // len(seeds))
 
 
 def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
@@ -232,10 +214,7 @@ def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, An
     Returns:
         The method, the mean arv over seeds and the ensemble's on 1921-55 and 1956-79.
     """
-    scale = Scale(**setting.get("scale", {}))
-    cases = training(scale, len(seeds))
-    theta, _, _ = fit(name, setting, cases, seeds)
-    found = measured(networks(cases, theta, scale), ("test", "late"))
+    found = measured(trained([(name, setting)], seeds), ("test", "late"))
     result: dict[str, Any] = {"method": name}
     for split, values in found["arv"].items():
         result[split] = float(f"{sum(values) / len(values):.5g}")
@@ -247,28 +226,33 @@ def baseline(name: str) -> dict[str, Any]:
     """`final` for persistence and the linear model.
 
     Returns:
-        As `final`, without networks.
+        As `final`, without members.
     """
     forecast = linear(name)
-    return measured(forecast) | {"setting": {}, "horizon": iterated(forecast)}
+    return measured(forecast) | {"horizon": iterated(forecast)}
 
 
 def confirm(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Predict 1980-2008 with what `final` has trained, unchanged.
+    """Predict 1980-2008 with what `final` has trained: the same training, the same forecasts.
 
     Args:
-        name: of the method.
-        line: its line in the table of `final`.
+        name: of the line.
+        line: in the table of `final`.
 
     Returns:
         As `measured`, for the split "confirm".
+
+    Raises:
+        ValueError: the training does not give the forecasts of `final` again.
     """
-    if "networks" not in line:
-        return measured(linear(name), ("confirm",))
-    theta = torch.tensor(line["networks"], dtype=FLOAT)
-    scale = Scale(**line["setting"].get("scale", {}))
-    return measured(networks(training(scale, len(theta)), theta, scale), ("confirm",))
-
-
-def _rows(values: Tensor) -> list[list[float]]:
-    return [[float(f"{v:.7g}") for v in row] for row in values.tolist()]
+    forecast = trained(line["members"], line["seeds"]) if "members" in line else linear(name)
+    again = measured(forecast, tuple(line["forecasts"]))["forecasts"]
+    for split, values in line["forecasts"].items():
+        off = max(abs(a - b) for a, b in zip(again[split], values, strict=True))
+        if off > 0.1:
+            raise ValueError(
+                f"{name} forecasts {split} {off:.2f} off what results/sunspots-final.jsonl holds: "
+                "it was made on another machine or by another version; delete that file, and run "
+                "the same command again"
+            )
+    return measured(forecast, ("confirm",))

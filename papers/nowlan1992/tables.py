@@ -8,12 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from papers.nowlan1992 import selection
 from papers.nowlan1992.intervals import Comparison, compare, estimate
+from swsmix import data
 
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
 CHOICES = ("one", "objective", "agreement", "ensemble")
 SHARED = "soft-sharing, 10 components, em"
+POOLED = "soft-sharing, all kinds"
 
 
 def published() -> dict[str, Any]:
@@ -35,7 +40,8 @@ def shift_tables(shift: Lines) -> str:
     text = []
     for setting, title in {
         "n100": "Shift, 100 training cases, 0/1 bits, cross-entropy",
-        "squared": "Shift, 100 training cases, ±1 bits, squared error",
+        "squashed": "Shift, 100 training cases, ±1 bits, squared error, tanh output",
+        "squared": "Shift, 100 training cases, ±1 bits, squared error, linear output",
     }.items():
         units = [line["methods"] for key, line in shift.items() if key.startswith(f"{setting}-")]
         if not units:
@@ -47,73 +53,100 @@ def shift_tables(shift: Lines) -> str:
             rows.append((name, _cited(cited.get(name), 1), *cells))
         text += [f"**{title}**, {len(units)} data sets, test accuracy in %, mean ± sd:", ""]
         text += [*_table(header, rows), ""]
-        if SHARED in units[0]:
-            rows = []
-            for name in units[0]:
-                if name != SHARED:
-                    pairs = [
-                        compare([u[SHARED][c] for u in units], [u[name][c] for u in units])
-                        for c in CHOICES
-                    ]
-                    rows.append((name, *map(_difference, pairs)))
-            header = (f"{SHARED}, minus", *header[2:])
-            text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
-            text += [*_table(header, rows), ""]
+        text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
+        pairs = [(SHARED, name) for name in units[0] if name != SHARED]
+        pairs += [(name, "weight decay") for name in units[0] if name.startswith("soft-sharing")]
+        rows = []
+        for name, other in dict.fromkeys(pairs):
+            if name in units[0] and other in units[0]:
+                found = [
+                    compare([u[name][c] for u in units], [u[other][c] for u in units])
+                    for c in CHOICES
+                ]
+                rows.append((f"{name}, minus {other}", *map(_difference, found)))
+        text += [*_table(("", *header[2:]), rows), ""]
     return "\n".join(text)
 
 
 def sunspot_tables(final: Lines, confirmed: Lines) -> str:
-    """The arv of every method, and soft-sharing against weight decay and elimination in pairs.
+    """The arv of every method by both normalisers, and soft-sharing against the others in pairs.
+
+    Args:
+        final: the table of `sunspots.final`.
+        confirmed: that of `sunspots.confirm`, empty before the end.
 
     Returns:
         Markdown; empty without results.
     """
     if not final:
         return ""
-    names = list(
-        dict.fromkeys(
-            key.removesuffix(", by ensemble").removesuffix(", by single") for key in final
-        )
-    )
+    order = (*selection.BASELINES, *selection.METHODS, *selection.POOLS)
+    names = [n for n in order if n in final or f"{n}, by single" in final]
     cited = {r["ours"]: r["test"] for r in published()["sunspots"]["rows"] if "ours" in r}
-    rows = []
-    for name in names:
-        single = final.get(f"{name}, by single", final.get(name))
-        ensemble = final.get(f"{name}, by ensemble", final.get(name))
-        assert single is not None and ensemble is not None
-        sure = confirmed.get(f"{name}, by single", confirmed.get(name))
-        sure_ensemble = confirmed.get(f"{name}, by ensemble", confirmed.get(name))
-        cells = [_arv(single["arv"][split]) for split in ("train", "test", "late")]
-        rows.append(
-            (
-                name, _cited(cited.get(name), 4), *cells,
-                *(f"{ensemble['ensemble'][split]:.3f}" for split in ("test", "late")),
-                "" if sure is None else _arv(sure["arv"]["confirm"]),
-                "" if sure_ensemble is None else f"{sure_ensemble['ensemble']['confirm']:.3f}",
-            )
-        )  # fmt: skip
     seeds = max(len(line["arv"]["test"]) for line in final.values())
-    header = (
-        "method", "published 1921-55", "train", "1921-55", "1956-79",
-        "1921-55, ensemble", "1956-79, ensemble", "1980-2008", "1980-2008, ensemble",
-    )  # fmt: skip
-    text = [f"**Sunspots**, {seeds} seeds, arv over 1535 (over 1495.6 it is 1.026 times as much):"]
-    text += ["", *_table(header, rows), ""]
+    parts = [(final, "train", "train"), (final, "test", "1921-55"), (final, "late", "1956-79")]
+    if confirmed:
+        parts.append((confirmed, "confirm", "1980-2008"))
+    both = "arv over 1535, in brackets over 1495.6"
+    text = [f"**Sunspots, single nets**, mean ± sd over {seeds} seeds; {both}:", ""]
     rows = []
     for name in names:
-        if not name.startswith("soft-sharing"):
-            continue
-        for other in ("weight decay", "weight elimination", "early stopping"):
-            pair = [final.get(f"{n}, by single") for n in (name, other)]
-            if pair[0] and pair[1]:
-                both = (pair[0], pair[1])
+        cells = []
+        for lines, split, _ in parts:
+            line = lines.get(f"{name}, by single", lines.get(name))
+            cells.append("" if line is None else _arv(line["arv"][split]))
+        rows.append((name, _cited(cited.get(name), 4), *cells))
+    titles = [title for _, _, title in parts]
+    text += [*_table(("method", "published 1921-55", *titles), rows), ""]
+    kinds = {
+        "ensemble": f"**Sunspots, ensembles** of {seeds} nets",
+        "committee": "**Sunspots, committees** of a method's five best settings",
+    }
+    for by, title in kinds.items():
+        text += [f"{title}; {both}:", ""]
+        rows = []
+        for name in names:
+            found = [lines.get(f"{name}, by {by}") for lines, _, _ in parts]
+            if found[0] is not None:
                 cells = [
-                    _difference(compare(*(line["arv"][split] for line in both)), 4)
-                    for split in ("test", "late")
+                    "" if line is None else _arv([line["ensemble"][split]])
+                    for line, (_, split, _) in zip(found, parts, strict=True)
                 ]
-                rows.append((f"{name}, minus {other}", *cells))
-    text += ["Paired differences of single nets (arv; bootstrap 95 % interval; Wilcoxon p):", ""]
-    return "\n".join([*text, *_table(("", "1921-55", "1956-79"), rows)])
+                rows.append((name, *cells))
+        text += [*_table(("method", *titles), rows), ""]
+    text += [
+        "Paired differences (arv over 1535; bootstrap 95 % interval; Wilcoxon p). Nets over seeds; "
+        "ensembles and committees over years, since an interval over seeds says nothing about "
+        "other years:",
+        "",
+    ]
+    pairs = [
+        (name, other)
+        for name in names
+        for other in ("weight decay", "weight elimination", "all others")
+        if (name == POOLED) == (other == "all others") and name.startswith("soft-sharing")
+    ]
+    for _, split, title in parts[1:]:
+        lines = confirmed if split == "confirm" else final
+        rows = []
+        for pair in pairs:
+            if all(f"{name}, by single" in lines for name in pair):
+                nets = [lines[f"{name}, by single"]["arv"][split] for name in pair]
+                cells = [_difference(compare(*nets), 3)]
+                for by in kinds:
+                    years = [_squares(lines[f"{name}, by {by}"], split) for name in pair]
+                    cells.append(_difference(compare(*years), 3))
+                rows.append((", minus ".join(pair), *cells))
+        text += [*_table((title, "nets", "ensembles", "committees"), rows), ""]
+    return "\n".join(text)
+
+
+def _squares(line: Mapping[str, Any], split: str) -> list[float]:
+    """The ensemble's squared error of every year, over 1535."""
+    years = data.sunspots(scale=1.0, dtype=torch.float64)
+    _, target = years.split(split)
+    out = torch.tensor(line["forecasts"][split], dtype=torch.float64)
+    return ((out - target).square() / data.VARIANCE_1535).tolist()
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -128,7 +161,8 @@ def _percent(values: Sequence[float]) -> str:
 
 def _arv(values: Sequence[float]) -> str:
     e = estimate(values)
-    return f"{e.mean:.3f}" + ("" if math.isnan(e.std) else f" ± {e.std:.3f}")
+    text = f"{e.mean:.3f}" + ("" if math.isnan(e.std) else f" ± {e.std:.3f}")
+    return f"{text} ({e.mean * data.VARIANCE_1535 / data.VARIANCE_1700_1979:.3f})"
 
 
 def _cited(values: Sequence[float] | None, digits: int) -> str:

@@ -86,7 +86,7 @@ def inspect(
 
     from swsmix import checkpoints, report
     from swsmix.inspect import inspect as look
-    from swsmix.labels import visible
+    from swsmix.labels import file_name, visible
 
     writes = figures or html or animate
     out = _folder(path, out)
@@ -129,7 +129,7 @@ def inspect(
         from swsmix import plots
 
         for name, figure in posteriors.drawn(posterior).items():
-            written.append(f"{report.file_name(name)}.{form.value}")
+            written.append(f"{file_name(name)}.{form.value}")
             plots.save(figure, out / written[-1])
     if animate:
         written += _films(inspection, out)
