@@ -26,6 +26,7 @@ import os
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class Recipe:
 
     Example:
         >>> Recipe(sparsify_tau=0.03).num_components
-        7
+        6
     """
 
     num_components: int = 6
@@ -312,6 +313,15 @@ class _Snapped(nn.Module):
         with torch.no_grad():
             for name, z in zero.items():
                 model.get_parameter(name).masked_fill_(z, 0.0)
+
+    # Its checkpoints are the network's own.
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The network's."""
+        return self.model.state_dict(*args, **options)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Into the network."""
+        return self.model.load_state_dict(*args, **options)
 
     def forward(self, *args: Tensor) -> Tensor:
         """The answers with snapped weights."""

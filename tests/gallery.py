@@ -52,6 +52,14 @@ CAPTIONS = {
     "loss-terms": "The objective, the data's part and the prior's over training.",
 }
 
+# Of a posterior (`swsmix.bayes`): the pictures are those of the 1992 paper's Bayesian section.
+POSTERIOR = {
+    "bayes-band": "plots.predictive_band(x, predicted.quantiles, mean=predicted.mean, target=y)",
+    "bayes-mixture": "plots.mixture_band(weights, mixing, mean, std)\n"
+    "plots.membership_band(mixing, mean, std, span=(-3.0, 3.0))",
+    "bayes-calibration": 'plots.calibration({"1921-55": ranks})',
+}
+
 
 def variables(folder: str | Path) -> dict[str, object]:
     """The names that the lines use, as the block at the top of the gallery makes them."""
@@ -79,6 +87,13 @@ def text() -> str:
     for name, line in LINES.items():
         parts += [f"## {name}", CAPTIONS[name], f"```python\n{line}\n```"]
         parts += [f"![{CAPTIONS[name]}](gallery/{name}.png)"]
+    parts += [
+        "## Posteriors",
+        "Bands are intervals of a posterior, `swsmix.bayes`; papers/nowlan1992/drawings_bayes.py "
+        "makes these from the posterior of the sunspots.",
+    ]
+    for name, line in POSTERIOR.items():
+        parts += [f"```python\n{line}\n```", f"![{name}](nowlan1992/{name}.png)"]
     parts += ["## Other pictures", "\n".join(others())]
     return "\n\n".join(parts) + "\n"
 

@@ -22,7 +22,7 @@ def test_the_gallery_is_up_to_date_and_its_pictures_are_there():
 
 def test_the_gallery_shows_every_plot():
     drawing = {n for n in plots.__all__ if n.islower() and n not in {"save", "component_colors"}}
-    shown = " ".join([gallery.FILM, *gallery.LINES.values()])
+    shown = " ".join([gallery.FILM, *gallery.LINES.values(), *gallery.POSTERIOR.values()])
     assert {name for name in drawing if f"plots.{name}(" in shown} == drawing
 
 

@@ -59,9 +59,10 @@ def test_tensors_that_are_not_looked_at_have_a_reason(tmp_path):
 
 def test_the_codebooks_of_a_compressed_file_are_its_mixtures(tmp_path):
     values = {
-        "a.weight": torch.tensor([-0.5, 0.0, 0.25]),
-        "b.weight": torch.arange(-3.0, 4.0),
-        "c.weight": torch.tensor([0.0, 0.5]),
+        # On no coarse grid: such weights may cost less value by value.
+        "a.weight": torch.tensor([-0.513, 0.0, 0.2771]),
+        "b.weight": torch.linspace(-3.0, 3.0, 8)[1:] ** 3,
+        "c.weight": torch.tensor([0.0, 0.5123]),
     }
     generator = torch.Generator().manual_seed(0)
     state = {

@@ -68,7 +68,7 @@ def test_the_score_reads_no_year_after_1920(monkeypatch):
 def test_figures_and_table_are_made_from_the_lines_alone(lines, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
-    text = "\n".join(json.dumps(line) for line in lines.values()) + "\n"
+    text = "\n".join(json.dumps({"stamp": {}} | line) for line in lines.values()) + "\n"
     (results / "bayes.jsonl").write_text(text)
     for name in drawings_bayes.DRAWINGS:
         figures.draw(results, tmp_path, only=name)
