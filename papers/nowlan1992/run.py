@@ -160,9 +160,9 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
             Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, stamp)
             for seed in every
         ]
-        for name, setting in shift.SETTINGS.items()
+        for name in shift.SETTINGS
         for size in [small if quick else shift.EFFORT.get(name, {"restarts": 20})]
-        for stamp in [size | {"decay": [*setting.decay], "elimination": [*setting.elimination]}]
+        for stamp in [size | shift.stamp(name, size.get("modes"))]
     }
     units = shifts.pop("n100")
     units += [
