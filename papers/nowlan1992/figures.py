@@ -98,7 +98,8 @@ def _index(results: Path, pictures: Path) -> str:
         found = [read(results, table) for table in DRAWINGS[name][1]]
         minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
         command = f"`swsmix reproduce nowlan1992 --figure {name}`"
-        cells = (f"[{name}]({name}.png)", figure["counterpart"], command, _seeds(found[0]))
+        seeds = _seeds(found[0]) + ("; plain and decay: one net" if name.endswith("-nets") else "")
+        cells = (f"[{name}]({name}.png)", figure["counterpart"], command, seeds)
         cells += (f"{minutes:.1f}",)
         lines.append(f"| {' | '.join(cells)} |")
     for figure in paper["figures"]:
