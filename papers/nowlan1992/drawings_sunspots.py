@@ -16,6 +16,7 @@ from papers.nowlan1992.tables import published
 from swsmix import data, plots
 
 _WIDEST = 0.2  # arv; what lies beyond is written at the edge
+_ARVS = (0.1, 0.12, 0.15, 0.2)
 COLORS = {
     "linear AR(12)": "black",
     "back-propagation": "#999999",
@@ -160,6 +161,10 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
         pairs = [(score(scores[key]), hindsight[key]["test"]) for key in keys]
         rank = float(spearmanr(pairs).statistic)
         ax.set(xlabel=title, title=f"{len(keys)} settings, rank correlation {rank:.2f}")
+        ax.set(xscale="log", yscale="log")
+        for axis, ticks in ((ax.xaxis, (0.12, 0.14, 0.17, 0.2, 0.25)), (ax.yaxis, _ARVS)):
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

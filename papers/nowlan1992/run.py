@@ -252,7 +252,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--figure", help="draw this figure alone, from the results")
     parser.add_argument(
-        "--seeds", type=int, help="seeds a method; 20, or 2 with --quick; others want --out"
+        "--seeds", type=int, help="seeds a method; 20 (others want --out), or 2 with --quick"
     )
     parser.add_argument("--jobs", type=int, help="processes; one a core by default")
     parser.add_argument("--out", type=Path, help="a folder for results/ and figures/")

@@ -36,7 +36,7 @@ def shift_tables(shift: Lines) -> str:
     Returns:
         Markdown; empty without results.
     """
-    rows = published()["shift"]["rows"]
+    known = published()["shift"]["rows"]
     text = []
     for setting, title in {
         "n100": "100 training cases, 0/1 bits, cross-entropy",
@@ -46,24 +46,17 @@ def shift_tables(shift: Lines) -> str:
         "n200": "200 training cases, 0/1 bits, cross-entropy",
         "n400": "400 training cases, 0/1 bits, cross-entropy",
     }.items():
-        cited = {row["ours"]: row["test"] for row in rows if title.startswith("100 ")}
+        cited = {row["ours"]: row["test"] for row in known if title.startswith("100 ")}
         units = [line["methods"] for key, line in shift.items() if key.startswith(f"{setting}-")]
         if not units:
             continue
-        header = (
-            "method",
-            "published, as cited",
-            "one run",
-            "lowest objective",
-            "agreement",
-            "ensemble",
-        )
+        ways = ("one run", "lowest objective", "agreement", "ensemble")
         rows = []
         for name in units[0]:
             cells = [_percent([u[name][choice] for u in units]) for choice in CHOICES]
             rows.append((name, _cited(cited.get(name), 1), *cells))
         text += [f"**Shift, {title}**, {len(units)} data sets, test accuracy in %, mean ± sd:", ""]
-        text += [*_table(header, rows), ""]
+        text += [*_table(("method", "published, as cited", *ways), rows), ""]
         text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
         pairs = [(SHARED, name) for name in units[0] if name != SHARED]
         pairs += [(name, "weight decay") for name in units[0] if name.startswith("soft-sharing")]
@@ -75,7 +68,7 @@ def shift_tables(shift: Lines) -> str:
                     for c in CHOICES
                 ]
                 rows.append((f"{name}, minus {other}", *map(_difference, found)))
-        text += [*_table(("", *header[2:]), rows), ""]
+        text += [*_table(("", *ways), rows), ""]
     return "\n".join(text)
 
 
