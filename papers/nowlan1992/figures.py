@@ -68,7 +68,7 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
         least = 2 if name in COMPARISONS else 1
         if len(found[0]) < least:  # the other tables are extras
             if only is not None:
-                wish = f"{least} or more lines of {wanted[0]}, got {len(found[0])}"
+                wish = f"results of {wanted[0]}, {least} at least, got {len(found[0])}"
                 raise SystemExit(f"{name} wants {wish}: run it without --figure")
             continue
         written.append(plots.save(function(*found), pictures / f"{name}.png"))
