@@ -402,6 +402,24 @@ def test_a_finished_unit_is_not_run_again_and_tables_are_in_order(tmp_path):
     assert [line["unit"] for line in lines] == ["a", "b"] and lines[1]["name"] == "b"
 
 
+def test_the_committed_shift_results_are_those_of_the_recipes_in_the_code(monkeypatch):
+    def missing():
+        table = run.Table(run.HERE / "results" / "shift.jsonl")
+        units = [u for stage in run.stages(run.HERE / "results", 20, quick=False) for u in stage]
+        return {u.key.partition("-")[0] for u in units if u.table == "shift" and not table.has(u)}
+
+    assert missing() == set()
+    monkeypatch.delitem(shift.OTHERS, "squashed")  # the slip that a first run had
+    assert missing() == {"squashed"}
+
+
+def test_other_numbers_of_seeds_do_not_replace_the_committed_results(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "--seeds", "3"])
+    monkeypatch.setattr(run, "stages", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match="with --out"):
+        run.main()
+
+
 def _count(path, name):
     with open(path, "a") as file:
         file.write(name + " ")

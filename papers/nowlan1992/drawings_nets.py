@@ -18,10 +18,10 @@ Lines = Mapping[str, Mapping[str, Any]]
 
 def diagrams(portraits: Lines, problem: str) -> Figure:
     """Hinton diagrams of one problem's net, plain, under decay and with soft sharing."""
-    hidden, inputs, most = {"shift": (10, 20, 10), "sunspots": (8, 12, 8)}[problem]
+    hidden, inputs, most, std = {"shift": (10, 20, 10, 30), "sunspots": (8, 12, 8, 0.3)}[problem]
     names = {
         "back-propagation": f"{problem}-plain",
-        "weight decay": f"{problem}-decay",
+        f"weight decay, std {std}": f"{problem}-decay",
         f"soft-sharing, {most} components": f"{problem}-{most}-em",
     }
     width, right = {"shift": (0.72, 0.8), "sunspots": (0.6, 0.75)}[problem]

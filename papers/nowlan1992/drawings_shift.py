@@ -67,8 +67,8 @@ def cases(shift: Lines) -> Figure:
         "soft-sharing, 10 components, em": "#d55e00",
     }
     figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, choice in zip(axes, ("objective", "ensemble"), strict=True):
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, choice in zip(axes, ("one", "agreement", "ensemble"), strict=True):
         for k, (name, color) in enumerate(shown.items()):
             points = []
             for setting, number in settings.items():
@@ -80,11 +80,10 @@ def cases(shift: Lines) -> Figure:
                     )
             at, mean, down, up = zip(*points, strict=True)
             ax.errorbar(at, mean, (down, up), color=color, marker="o", ms=3, lw=1, label=name)
-        ax.set(xscale="log", xlabel="training cases", title=f"single net, {CHOICES[choice]}")
+        ax.set(xscale="log", xlabel="training cases", title=CHOICES[choice])
         ax.set_xticks(list(settings.values()), [str(v) for v in settings.values()])
         ax.minorticks_off()
         ax.grid(color="0.9", lw=0.6)
-    axes[1].set_title("ensemble of the restarts")
     axes[0].set(ylabel="test error (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return plain_style(figure)

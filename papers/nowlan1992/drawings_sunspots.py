@@ -16,17 +16,30 @@ from papers.nowlan1992.tables import published
 from swsmix import data, plots
 
 _WIDEST = 0.2  # arv; what lies beyond is written at the edge
-SHOWN = {
+_ARVS = (0.1, 0.12, 0.15, 0.2)
+COLORS = {
     "linear AR(12)": "black",
+    "back-propagation": "#999999",
     "early stopping": "#56b4e9",
     "weight decay": "#0072b2",
     "weight elimination": "#cc79a7",
     "soft-sharing, 3 components, em": "#e69f00",
+    "soft-sharing, 3 components, gradient": "#66a61e",
     "soft-sharing, 8 components, em": "#d55e00",
     "soft-sharing, 8 components, gradient": "#009e73",
     "weight decay, posterior mean": "#5d3a9b",
+    "soft-sharing, 3 components, posterior mean": "#f781bf",
     "soft-sharing, 8 components, posterior mean": "#a52a2a",
+    "soft-sharing, all kinds": "#5a3d1c",
+    "all others": "#1b2a49",
 }
+_LEFT_OUT = (
+    "back-propagation",
+    "soft-sharing, 3 components, gradient",
+    "soft-sharing, 3 components, posterior mean",
+    *selection.POOLS,
+)
+"""Of the figure of iterated forecasts: the first leaves it, the others hide what is there."""
 
 
 def series(final: Lines, confirmed: Lines) -> Figure:
@@ -78,7 +91,7 @@ def arv(final: Lines, confirmed: Lines) -> Figure:
         for i, name in enumerate(names):
             values = _line(lines, name, "single")["arv"][split]
             e = estimate(values)
-            color = SHOWN.get(name, "#999999")
+            color = COLORS[name]
             jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
             ax.plot(values, [i + j for j in jitter], ".", color=color, ms=2.5, alpha=0.6)
             ax.plot([e.low, e.high], [i, i], color=color, lw=2)
@@ -111,7 +124,9 @@ def horizon(final: Lines) -> Figure:
     """The arv of iterated forecasts of 1921-55 against the horizon."""
     figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
     ax = figure.subplots()
-    for name, color in SHOWN.items():
+    for name, color in COLORS.items():
+        if name in _LEFT_OUT:
+            continue
         if line := _line(final, name, "single"):
             values = line["horizon"]
             ax.plot(range(1, len(values) + 1), values, "o-", ms=2.5, lw=1, color=color, label=name)
@@ -127,15 +142,15 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
 
     figure = Figure(figsize=(plots.FULL, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    keys = [key for key in hindsight if key in scores and hindsight[key]["test"] < _WIDEST]
+    keys = [key for key in hindsight if key in scores]
     by: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "mean arv of the folds": lambda line: fmean(
             fmean(line[scheme]["folds"]) for scheme in ("blocks", "rolling")
         ),
-        "mean log arv of the folds (the rule)": selection.score,
+        "geometric mean arv of the folds (the rule)": selection.score,
     }
     for ax, (title, score) in zip(axes, by.items(), strict=True):
-        for name, color in SHOWN.items():
+        for name, color in COLORS.items():
             mine = [key for key in keys if hindsight[key]["method"] == name]
             if not mine:
                 continue
@@ -143,10 +158,13 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
                 [score(scores[key]) for key in mine], [hindsight[key]["test"] for key in mine],
                 "o", color=color, ms=4, mew=0, alpha=0.8, label=name,
             )  # fmt: skip
-        shown = [key for key in keys if hindsight[key]["method"] in SHOWN]
-        pairs = [(score(scores[key]), hindsight[key]["test"]) for key in shown]
+        pairs = [(score(scores[key]), hindsight[key]["test"]) for key in keys]
         rank = float(spearmanr(pairs).statistic)
-        ax.set(xlabel=title, title=f"rank correlation {rank:.2f}")
+        ax.set(xlabel=title, title=f"{len(keys)} settings, rank correlation {rank:.2f}")
+        ax.set(xscale="log", yscale="log")
+        for axis, ticks in ((ax.xaxis, (0.12, 0.14, 0.17, 0.2, 0.25)), (ax.yaxis, _ARVS)):
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -3,7 +3,7 @@
 
     swsmix reproduce nowlan1992             everything; resumes where it was stopped
     swsmix reproduce nowlan1992 --quick     a few seeds, under two minutes
-    swsmix reproduce nowlan1992 --figure shift-table
+    swsmix reproduce nowlan1992 --figure shift-accuracy
     python papers/nowlan1992/run.py --only bayes
 
 The unit of work is a line of a table in results/; what is there is not run again. A unit's numbers
@@ -27,7 +27,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process: such nets want no more
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT, SEEDS = HERE.parents[1], 20
 sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
 
 import torch  # noqa: E402
@@ -125,8 +125,13 @@ def main() -> None:
 
     if arguments.figure not in (None, *figures.DRAWINGS):
         raise SystemExit(f"the figures are {', '.join(figures.DRAWINGS)}; got {arguments.figure!r}")
-    quick, seeds = arguments.quick, arguments.seeds or (2 if arguments.quick else 20)
+    quick, seeds = arguments.quick, arguments.seeds or (2 if arguments.quick else SEEDS)
     home = arguments.out or (Path("runs/nowlan1992-quick") if quick else HERE)
+    if home == HERE and seeds != SEEDS:
+        raise SystemExit(
+            f"{HERE / 'results'} holds {SEEDS} seeds a method, which --seeds {seeds} would replace:"
+            " give it a folder of its own with --out"
+        )
     pictures = home / "figures" if arguments.out or quick else ROOT / "figures" / HERE.name
     results = home / "results"
     for folder in (results, pictures):
@@ -160,9 +165,9 @@ def stages(results: Path, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
             Unit("shift", f"{name}-{seed:03d}", shift.unit, (seed, name), size, stamp)
             for seed in every
         ]
-        for name, setting in shift.SETTINGS.items()
+        for name in shift.SETTINGS
         for size in [small if quick else shift.EFFORT.get(name, {"restarts": 20})]
-        for stamp in [size | {"decay": [*setting.decay], "elimination": [*setting.elimination]}]
+        for stamp in [size | shift.stamp(name, size.get("modes"))]
     }
     units = shifts.pop("n100")
     units += [
@@ -246,7 +251,9 @@ def _arguments() -> argparse.Namespace:
         "--only", metavar="TABLE", help="make this table of results alone, as bayes"
     )
     parser.add_argument("--figure", help="draw this figure alone, from the results")
-    parser.add_argument("--seeds", type=int, help="seeds a method; 20, or 2 with --quick")
+    parser.add_argument(
+        "--seeds", type=int, help="seeds a method; 20 (others want --out), or 2 with --quick"
+    )
     parser.add_argument("--jobs", type=int, help="processes; one a core by default")
     parser.add_argument("--out", type=Path, help="a folder for results/ and figures/")
     return parser.parse_args()

@@ -8,7 +8,7 @@ says so, on unlabelled cases; the test labels are only counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -76,11 +76,14 @@ SHARING = {
     "gradient": Recipe(pace=0.03),
 }
 """Soft weight-sharing by mode, frozen after the exploration on data sets 1000-1007."""
-SQUARED = {
-    "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
-    "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+OTHERS = {
+    "squared": {
+        "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
+        "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+    },
+    "squashed": {"em": Recipe(tau=0.5), "gradient": Recipe(tau=0.5, pace=0.03)},
 }
-"""The same for the setting "squared", frozen after the exploration on data sets 1000-1005."""
+"""The same for the settings with squared error, frozen after the exploration on 1000-1005."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,31 @@ def sample(seed: int, setting: Setting) -> Sample:
     y = y if setting.likelihood == "binary" else 2.0 * y - 1.0
     n = setting.num_cases
     return Sample(x[:n], y[:n], x[400:1040], x[1040:], y[1040:])
+
+
+def recipes(name: str) -> dict[str, Recipe]:
+    """Soft weight-sharing's recipes for a setting.
+
+    Returns:
+        mode -> recipe.
+    """
+    return OTHERS.get(name, SHARING)
+
+
+def stamp(name: str, modes: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a setting's results depend on beside the options of `unit`.
+
+    Args:
+        name: of the setting.
+        modes: of soft weight-sharing that are run; all by default.
+
+    Returns:
+        The grids of the baselines, and the recipes by mode.
+    """
+    setting = SETTINGS[name]
+    used = {m: asdict(r) for m, r in recipes(name).items() if modes is None or m in modes}
+    grids = {"decay": [*setting.decay], "elimination": [*setting.elimination]}
+    return grids | {"sharing": used}
 
 
 def unit(
@@ -156,10 +184,9 @@ def unit(
         )
         | {"strength": eliminations},
     }
-    recipes = SQUARED if name == "squared" else SHARING
     for components in (5, 10):
         for mode in modes:
-            recipe = replace(recipes[mode], components=components, mode=mode)
+            recipe = replace(recipes(name)[mode], components=components, mode=mode)
             theta, _, value = sharing(cases, start, recipe)
             found = measured(cases, theta, value, drawn)
             results[f"soft-sharing, {components} components, {mode}"] = found

@@ -36,23 +36,27 @@ def shift_tables(shift: Lines) -> str:
     Returns:
         Markdown; empty without results.
     """
-    cited = {row["ours"]: row["test"] for row in published()["shift"]["rows"]}
+    known = published()["shift"]["rows"]
     text = []
     for setting, title in {
-        "n100": "Shift, 100 training cases, 0/1 bits, cross-entropy",
-        "squashed": "Shift, 100 training cases, ±1 bits, squared error, tanh output",
-        "squared": "Shift, 100 training cases, ±1 bits, squared error, linear output",
+        "n100": "100 training cases, 0/1 bits, cross-entropy",
+        "squashed": "100 training cases, ±1 bits, squared error, tanh output",
+        "squared": "100 training cases, ±1 bits, squared error, linear output",
+        "n50": "50 training cases, 0/1 bits, cross-entropy",
+        "n200": "200 training cases, 0/1 bits, cross-entropy",
+        "n400": "400 training cases, 0/1 bits, cross-entropy",
     }.items():
+        cited = {row["ours"]: row["test"] for row in known if title.startswith("100 ")}
         units = [line["methods"] for key, line in shift.items() if key.startswith(f"{setting}-")]
         if not units:
             continue
-        header = ("method", "published", "one run", "lowest objective", "agreement", "ensemble")
+        ways = ("one run", "lowest objective", "agreement", "ensemble")
         rows = []
         for name in units[0]:
             cells = [_percent([u[name][choice] for u in units]) for choice in CHOICES]
             rows.append((name, _cited(cited.get(name), 1), *cells))
-        text += [f"**{title}**, {len(units)} data sets, test accuracy in %, mean ± sd:", ""]
-        text += [*_table(header, rows), ""]
+        text += [f"**Shift, {title}**, {len(units)} data sets, test accuracy in %, mean ± sd:", ""]
+        text += [*_table(("method", "published, as cited", *ways), rows), ""]
         text += ["Paired differences (points; bootstrap 95 % interval; Wilcoxon p):", ""]
         pairs = [(SHARED, name) for name in units[0] if name != SHARED]
         pairs += [(name, "weight decay") for name in units[0] if name.startswith("soft-sharing")]
@@ -64,7 +68,7 @@ def shift_tables(shift: Lines) -> str:
                     for c in CHOICES
                 ]
                 rows.append((f"{name}, minus {other}", *map(_difference, found)))
-        text += [*_table(("", *header[2:]), rows), ""]
+        text += [*_table(("", *ways), rows), ""]
     return "\n".join(text)
 
 
@@ -97,7 +101,7 @@ def sunspot_tables(final: Lines, confirmed: Lines) -> str:
             cells.append("" if line is None else _arv(line["arv"][split]))
         rows.append((name, _cited(cited.get(name), 4), *cells))
     titles = [title for _, _, title in parts]
-    text += [*_table(("method", "published 1921-55", *titles), rows), ""]
+    text += [*_table(("method", "published 1921-55, as cited", *titles), rows), ""]
     kinds = {
         "ensemble": f"**Sunspots, ensembles** of {seeds} nets",
         "committee": "**Sunspots, committees** of a method's five best settings",
