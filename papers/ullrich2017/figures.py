@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -124,13 +125,6 @@ def pareto(results: Results) -> Figure | None:
         for r in cited:
             marker = "s" if r["unit"] == "bytes" else "x"
             panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
-        ranks = 3 if cited[-1]["ratio"] > 500 else 6
-        for i, r in enumerate(cited):  # the labels in ranks below, lest they overlap
-            panel.annotate(
-                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 8 * (i % ranks)),
-                textcoords="offset points", ha="center", fontsize=5.5, color=plots.NEUTRAL,
-                arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
-            )  # fmt: skip
         worst = max(r["error"] for r in cited)
         panel.set(
             xscale="log",
@@ -138,6 +132,12 @@ def pareto(results: Results) -> Figure | None:
             xlabel="compression (float32 bytes / bytes)",
             title=NETS[net],
         )
+        for axis in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+            axis("{x:g}")
+        panel.tick_params(axis="x", which="both", length=2.5, pad=3)
+        panel.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        panel.margins(x=0.1)
+        _names(panel, cited)
     panels[0].set_ylabel("errors on the test images (%)")
     keys = [
         *panels[0].get_legend_handles_labels()[0],
@@ -148,6 +148,22 @@ def pareto(results: Results) -> Figure | None:
     ]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper center", ncols=4)
     return figure
+
+
+def _names(panel: Any, cited: list[dict[str, Any]]) -> None:
+    """The published points' names at the foot, each in the lowest line that has room for it."""
+    letter, points = 3.0, 72 / panel.figure.dpi  # a letter's width in points, and a pixel's
+    ends: list[float] = []
+    for r in cited:
+        name = short(r["method"])
+        at, half = points * panel.transData.transform((r["ratio"], 0))[0], letter * len(name) / 2
+        rank = next((i for i, end in enumerate(ends) if end < at - half), len(ends))
+        ends[rank : rank + 1] = [at + half]
+        panel.annotate(
+            name, (r["ratio"], r["error"]), (r["ratio"], 0.03 + 0.05 * rank),
+            textcoords=("data", "axes fraction"), ha="center", fontsize=5.5, color=plots.NEUTRAL,
+            arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
+        )  # fmt: skip
 
 
 def _points(panel: Any, rows: list[dict[str, Any]], form: str, **style: Any) -> None:
