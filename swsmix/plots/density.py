@@ -73,6 +73,12 @@ def _densities(x: Array, mixing: Array, mean: Array, std: Array, step: float) ->
     return mixing[:, None] * share
 
 
+def peaks(mixing: Array, std: Array, step: float) -> Array:
+    """How high the curves of components reach, averaged over a bin of width `step`."""
+    share: Array = torch.erf(torch.from_numpy(step / (8**0.5 * std))).numpy()
+    return mixing * share / step
+
+
 # The positions nearest to those given that lie `gap` apart, in the same order.
 def _spread(positions: Array, gap: float) -> Array:
     order = np.argsort(positions, kind="stable")
@@ -125,8 +131,12 @@ def density_panel(
     colors: Sequence[str],
     *,
     log: bool,
+    bottom: float | None = None,
 ) -> None:
-    """A histogram as a density, the live components scaled by mixing, and their sum."""
+    """A histogram as a density, the live components scaled by mixing, and their sum.
+
+    The log panel begins at `bottom`; by default at half a weight in a bin, or lower.
+    """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
     density = counts / (counts.sum() * step)
     x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], step)
@@ -134,6 +144,7 @@ def density_panel(
     total = components.sum(0)
     top = max(density.max(), total.max())
     floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
+    floor = floor if bottom is None else bottom
     ground = floor / 10  # out of sight, so that no line runs along the axis
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
