@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from pictures import FIGURES, HISTORY, LIVE, MIXTURE, WEIGHTS, bars, curve, draw, labelled, number
 from scipy.stats import norm
@@ -238,6 +239,23 @@ def test_responsibilities_histogram_gives_each_bar_to_its_claimant():
         assert (claimant == number(stairs)).all()
         total += data.values[full].sum()
     assert total == len(WEIGHTS)
+
+
+def test_a_spike_much_narrower_than_a_pixel_is_seen_and_named():
+    spiked = GaussianMixture([0.6, 0.1, 0.3], [0.0, 0.001, 0.3], [1e-5, 0.3, 0.3])
+    figure = plots.responsibilities(spiked)
+    (ax,) = figure.axes
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    box, x = ax.get_window_extent(), round(ax.transData.transform((0, 0))[0])
+    rows = slice(len(pixels) - int(box.y1), len(pixels) - int(box.y0))
+    spike = np.array([int(plots.NEUTRAL[i : i + 2], 16) for i in (1, 3, 5)])
+    near = np.abs(pixels[rows, x - 2 : x + 3] - spike).max(-1) < 40
+    assert near.mean(0).max() > 0.8  # nearly all of the height: gamma is above 0.99
+    named = [t.get_text() for t in labelled(ax, "centre") if hasattr(t, "xy")]
+    assert named == ["0", "0.001", "0.3"]
+    assert not labelled(plots.responsibilities(MIXTURE).axes[0], "narrow")
 
 
 # --- before and after ---

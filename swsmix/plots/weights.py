@@ -33,7 +33,6 @@ from swsmix.plots.style import (
     num_columns,
     styled,
 )
-from swsmix.regions import decision_regions
 
 _MAX_DOTS = 20_000
 
@@ -99,7 +98,8 @@ def responsibilities(
 ) -> Figure:
     """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
 
-    Named are the means of the components that are the most responsible somewhere.
+    Named are the means of the components whose responsibility exceeds a quarter somewhere; one
+    that does so on less than a point of the axis is drawn a point wide.
 
     Args:
         mixture: the mixture (k components).
@@ -143,8 +143,13 @@ def responsibilities(
     )
     for j, area in zip(order, areas, strict=True):
         area.set_label(f"_component {j}")
+    wide = (shares > 0.25) @ np.gradient(x) > (high - low) / (72 * width)  # than a point
+    for i in np.flatnonzero((shares.max(1) > 0.25) & ~wide).tolist():  # else hidden by its edges
+        at = shares[i].argmax()
+        sides = shares[:i, at].sum(), shares[: i + 1, at].sum()
+        panels[0].vlines(x[at], *sides, colors=shades[i], lw=1, label=f"_narrow {order[i]}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
-    named = [j for j in order if j in decision_regions(mixture).component]
+    named = [j for j, most in zip(order, shares.max(1), strict=True) if most > 0.25]
     names, tints = distinct(mean[named].tolist()), [colors[j] for j in named]
     label_centres(panels[0], mean[named], names, tints, "mean")
     if flat:
