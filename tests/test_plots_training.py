@@ -191,6 +191,37 @@ def test_a_lone_weight_has_one_bin_at_every_record():
     assert edges[1] - edges[0] >= own.max() * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("mixing", [[0.7, 0.05, 0.25], [0.05, 0.7, 0.25], [0.4, 0.4, 0.2]])
+def test_of_duplicates_the_one_that_claims_the_weights_lies_on_top(tmp_path, monkeypatch, mixing):
+    mixture, history = GaussianMixture(mixing, [0.001, 0.0, 2.0], [0.1, 0.1, 0.1]), History()
+    if mixing[0] == mixing[1]:
+        mixture = GaussianMixture(mixing, [0.0, 0.0, 2.0], [0.1, 0.1, 0.1])
+    w = mixture.sample(300, generator=torch.Generator().manual_seed(0))
+    for t in range(2):
+        history.record({"epoch": float(t)}, {"all": (w, mixture, 300 * mixture.mixing)})
+    owner = int(history.claimed("all")[-1, :2].argmax())
+    colors, films = plots.component_colors(mixture.mean), []
+
+    class Watched(FigureCanvasAgg):
+        def draw(self):
+            markers = [a.get_color() for a in self.figure.axes[0].lines if a.get_marker() == "v"]
+            films.append((top(self.figure.axes[0]), markers))
+            super().draw()
+
+    def top(ax):
+        return [
+            a.get_label() for a in ax.lines if a.get_label() in {"_component 0", "_component 1"}
+        ][-1]
+
+    monkeypatch.setattr(files, "FigureCanvasAgg", Watched)
+    plots.animate_collapse(history, tmp_path / "x.gif")
+    axes = plots.trajectories(history).axes[:3] + plots.clusters(w, mixture).axes
+    assert {top(ax) for ax in axes} == {f"_component {owner}"}
+    for curve_on_top, markers in films:
+        assert curve_on_top == f"_component {owner}"
+        assert markers.index(colors[owner]) > markers.index(colors[1 - owner])
+
+
 def test_the_film_is_the_same_byte_for_byte_and_at_most_max_frames_long(tmp_path):
     digests = {
         hashlib.sha256(

@@ -20,7 +20,7 @@ from swsmix.mixture import GaussianMixture
 
 def test_clusters_draws_the_live_components_and_no_other():
     for ax in plots.clusters(WEIGHTS, MIXTURE).axes:
-        assert [number(a) for a in labelled(ax, "component")] == LIVE
+        assert sorted(number(a) for a in labelled(ax, "component")) == LIVE
 
 
 def test_clusters_components_are_scaled_by_mixing_and_averaged_over_a_bin():
@@ -85,7 +85,7 @@ def test_components_that_hold_no_weight_have_a_curve_but_no_label_and_no_band():
     w = torch.tensor([0.0] * 9 + [0.5] * 3)
     linear, log = plots.clusters(w, CROWDED).axes
     assert [t.get_text() for t in labelled(log, "centre") if hasattr(t, "xy")] == ["9", "3"]
-    assert [number(a) for a in labelled(linear, "component")] == [0, 1, 2, 3]
+    assert sorted(number(a) for a in labelled(linear, "component")) == [0, 1, 2, 3]
     main = plots.before_after(w, w, CROWDED).axes[0]
     assert [number(b) for b in labelled(main, "band")] == [0, 2]
     top = plots.responsibilities(CROWDED, w).axes[0]

@@ -79,6 +79,12 @@ def peaks(mixing: Array, std: Array, step: float) -> Array:
     return mixing * share / step
 
 
+def back_to_front(mixing: Array) -> list[int]:
+    """The components in the order to draw them: the largest last, of equals the one that claims."""
+    order: list[int] = np.argsort(-mixing, kind="stable")[::-1].tolist()
+    return order
+
+
 # The positions nearest to those given that lie `gap` apart, in the same order.
 def _spread(positions: Array, gap: float) -> Array:
     order = np.argsort(positions, kind="stable")
@@ -165,7 +171,9 @@ def density_panel(
     )
     points = seen(total)
     ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
-    for j in np.flatnonzero(parameters[0] > 0).tolist():
+    for j in back_to_front(parameters[0]):
+        if parameters[0][j] == 0:
+            continue
         points = seen(components[j])
         curve = np.maximum(components[j][points], ground)
         ax.fill_between(x[points], ground, curve, color=colors[j], alpha=0.35, lw=0)

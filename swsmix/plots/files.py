@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from swsmix.history import History
-from swsmix.plots.density import density_panel, peaks
+from swsmix.plots.density import back_to_front, density_panel, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, styled
 from swsmix.plots.training import clock, film, group_of, series
 
@@ -117,7 +117,9 @@ def animate_collapse(
         parameters = mixing[i], mean[i], std[i]
         density_panel(panel, edges, counts[i], parameters, colors, log=True, bottom=bottom)
         panel.set(ylim=(bottom, top), xlabel="weight", ylabel="density (1 / weight)")
-        for j in np.flatnonzero(mixing[i] > 0).tolist():
+        for j in back_to_front(mixing[i]):
+            if mixing[i, j] == 0:
+                continue
             panel.plot(
                 mean[i, j],
                 1.02,

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from swsmix.histogram import MAX_BINS, Array, bin_edges
 from swsmix.history import History
 from swsmix.labels import format_number
+from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     FULL,
     INK,
@@ -114,7 +115,7 @@ def trajectories(
     names = ("mean", "std", "mixing", "count")
     mean, std, mixing, count = (series(history, group, name) for name in names)
     claimed = history.claimed(group).numpy()
-    mixing = np.where(mixing > 0, mixing, np.nan)
+    order, mixing = back_to_front(mixing[-1]), np.where(mixing > 0, mixing, np.nan)
     epochs, unit = clock(history, len(mean))
     colors = component_colors(history.stacked(group, "mean")[-1])
     columns = num_columns(width)
@@ -123,7 +124,8 @@ def trajectories(
     )
     deaths, mergers = _fates(claimed, count)
     dot = "." if len(mean) == 1 else ""
-    for j, color in enumerate(colors):
+    for j in order:
+        color = colors[j]
         end = deaths.get(j, len(mean) - 1) + 1
         for panel, values in zip(panels, (mean, std, mixing), strict=False):
             panel.plot(
