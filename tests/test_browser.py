@@ -227,7 +227,7 @@ def test_the_filter_keeps_the_tensors_that_match(browser):
 
 
 def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
-    focus(browser, "#layers tbody tr:nth-child(2)")
+    focus(browser, "#layers tbody tr:nth-child(2) button")
     keys(browser, "ENTER")
     assert text(browser, "#shown") == "fc1.weight alone"
     assert not find(browser, "#time")[0].is_displayed()
@@ -241,6 +241,29 @@ def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
     find(browser, "#whole")[0].click()
     assert text(browser, "#shown").startswith("816 weights")
     assert find(browser, "#time")[0].is_displayed()
+
+
+@pytest.mark.parametrize("how", ["click", "key"])
+def test_a_chosen_tensor_brings_its_histogram_into_view(browser, how):
+    browser.set_window_size(1100, 700)
+    try:
+        browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+        button = find(browser, "#layers tbody tr button")[2]
+        places = """const sides = (id) => document.getElementById(id).getBoundingClientRect();
+            const [chart, shown] = [sides("chart"), sides("shown")];
+            return [shown.top, chart.bottom, innerHeight]"""
+        assert browser.execute_script(places)[0] < 0
+        if how == "click":
+            browser.execute_script("arguments[0].click()", button)
+        else:
+            browser.execute_script("arguments[0].focus({ preventScroll: true })", button)
+            keys(browser, "ENTER")
+        top, bottom, height = browser.execute_script(places)
+        assert 0 <= top < bottom <= height
+        assert text(browser, "#shown") == "fc2.weight alone"
+        assert find(browser, "#shown")[0].get_attribute("aria-live") == "polite"
+    finally:
+        browser.set_window_size(1100, 1400)
 
 
 def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):

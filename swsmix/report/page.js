@@ -306,15 +306,14 @@ function drawRows() {
   const body = at("layers").tBodies[0];
   body.replaceChildren();
   for (const [layer, i] of rows) {
-    const row = make(body, "tr", { tabindex: 0, "aria-selected": String(i === state.layer) });
+    const row = make(body, "tr", { "aria-selected": String(i === state.layer) });
     row.dataset.layer = i;
-    for (const [, text] of columns) make(row, "td", {}, text(layer));
+    make(make(row, "td"), "button", { type: "button" }, layer.name);
+    for (const [, text] of columns.slice(1)) make(row, "td", {}, text(layer));
     drawShares(make(row, "td"), layer);
-    row.addEventListener("click", () => show(layer.group, i));
-    row.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
+    row.addEventListener("click", () => {
       show(layer.group, i);
+      at("chart").scrollIntoView({ block: "nearest" });
     });
   }
   at("matching").textContent = `${rows.length} of ${data.layers.length} tensors`;
