@@ -77,6 +77,14 @@ def test_clusters_numbers_count_the_weights_of_each_component():
     )
 
 
+def test_labels_of_centres_are_in_ink_and_only_their_ties_in_colour():
+    colors = plots.component_colors(MIXTURE.mean)
+    for ax in (plots.clusters(WEIGHTS, MIXTURE).axes[1], plots.responsibilities(MIXTURE).axes[0]):
+        texts = [t for t in labelled(ax, "centre") if hasattr(t, "xy")]
+        assert {to_hex(t.get_color()) for t in texts} == {"#1a1a1a"}
+        assert [to_hex(t.arrow_patch.get_edgecolor()) for t in texts] == [colors[j] for j in LIVE]
+
+
 # Component 1 lies under 0, and 3 has no weights: claimed by none, they would crowd the picture.
 CROWDED = GaussianMixture([0.6, 0.1, 0.29, 0.01], [0.0, 0.001, 0.5, 0.8], [0.02, 0.02, 0.02, 0.02])
 

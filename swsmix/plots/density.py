@@ -102,14 +102,14 @@ def _spread(positions: Array, gap: float) -> Array:
 def label_centres(
     ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
 ) -> None:
-    """A label above each centre, moved aside where they crowd, tied to it by a thin line."""
+    """A label above each centre, moved aside where they crowd, tied to it by a line in colour."""
     box, dpi = ax.get_window_extent(), root_figure(ax).dpi
     low, high = ax.get_xlim()
     at, gap = (mean - low) / (high - low), 7.5 / 72 * dpi / box.width
     rise = 1 + 9 / 72 * dpi / box.height
     legible = gap * (len(at) - 1) <= 1.1
     style: dict[str, Any] = {"fontsize": 6.5, "va": "bottom", "label": "_centre"}
-    tie: dict[str, Any] = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+    tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
     if legible:
         ax.text(-0.015, rise, title, transform=ax.transAxes, ha="right", color=GREY, **style)
     for x, place, label, color in zip(
@@ -122,7 +122,7 @@ def label_centres(
             ("data", "axes fraction"),
             "axes fraction",
             tie | {"color": color},
-            color=color,
+            color=INK,  # a component's colour may be too light to read
             rotation=90,
             ha="center",
             **style,
