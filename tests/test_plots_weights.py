@@ -279,6 +279,15 @@ def test_before_after_dots_are_the_weights_in_the_colours_of_their_components():
     assert dots.get_rasterized()
 
 
+def test_before_after_is_as_wide_as_the_initial_weights_alone():
+    before = torch.linspace(-0.01, 0.02, len(WEIGHTS))
+    main = plots.before_after(before, WEIGHTS, MIXTURE).axes[0]
+    assert main.get_xlim() == pytest.approx((-0.0109, 0.0209), abs=1e-6)
+    low, high = main.get_ylim()
+    assert low < WEIGHTS.min() and high > WEIGHTS.max()
+    assert len([t for t in main.get_xticks() if -0.0109 <= t <= 0.0209]) <= 5
+
+
 def test_before_after_bands_are_two_stds_wide_on_each_side():
     main = plots.before_after(WEIGHTS, WEIGHTS, MIXTURE).axes[0]
     bands = {number(b): b.get_bbox() for b in labelled(main, "band")}

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
+from swsmix.histogram import Array, chunks, flat_weights, histogram, parameters_of, span
 from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
@@ -216,7 +217,10 @@ def before_after(
         dots = np.unique(torch.randint(len(after), (_MAX_DOTS,), generator=seed).numpy())
     component = most_responsible([after[dots]], mixture)
     figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
-    xlim, ylim = span(parameters, [before]), span(parameters, [after])
+    ends = [v.item() for part in chunks([before]) for v in part.aminmax()]
+    first, last = min(ends), max(ends)
+    pad = 0.03 * (last - first) or parameters[2].min()
+    xlim, ylim = (first - pad, last + pad), span(parameters, [after])
     main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
     for j in np.flatnonzero(claimed([after], mixture)).tolist():
         middle, half = parameters[1][j], 2 * parameters[2][j]
@@ -235,6 +239,7 @@ def before_after(
         label="_dots",
     )
     main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
+    main.xaxis.set_major_locator(MaxNLocator(4))
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
     margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
     margins = (("vertical", before), ("horizontal", after))
