@@ -127,7 +127,7 @@ def test_the_slider_walks_through_training(browser, inspection):
     keys(browser, "ARROW_RIGHT", "ARROW_RIGHT")
     assert text(browser, "#moment") == "epoch 2"
     stds = [
-        row.find_elements("css selector", "td")[2].text
+        row.find_elements("css selector", "td")[3].text
         for row in find(browser, "#components tbody tr")
     ]
     assert stds == ["0.41", "0.246", "0.328"]
@@ -210,8 +210,48 @@ def test_the_table_sorts_both_ways(browser):
     keys(browser, "ENTER")
     assert [int(size) for size in column(browser, 2)] == sorted(sizes)
     heads[0].click()
-    assert column(browser, 0) == sorted(NAMES)
+    assert column(browser, 0) == [NAMES[3], *NAMES[:3]]
     assert len(find(browser, '#layers th:not([aria-sort="none"])[aria-sort]')) == 1
+    heads[0].click()
+    assert column(browser, 0) == [*reversed(NAMES[:3]), NAMES[3]]
+    heads[0].click()  # the third click goes back to the order of the network
+    assert column(browser, 0) == NAMES
+    assert find(browser, '#layers th:not([aria-sort="none"])[aria-sort]') == []
+
+
+def test_names_break_after_their_dots_and_sort_by_their_numbers(driver, tmp_path):
+    names = ["layers.10.weight", "layers.9.weight", "layers.2.weight"]
+    torch.save({name: torch.randn(20, 20) for name in names}, tmp_path / "a.pt")
+    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "a.pt")), encoding="utf-8")
+    driver.get((tmp_path / "report.html").as_uri())
+    assert len(find(driver, "#layers tbody tr:first-child wbr")) == 2
+    find(driver, "#layers th button")[0].click()
+    assert column(driver, 0) == names[::-1]
+
+
+def test_the_components_have_numbers_weights_and_shares(browser, inspection):
+    def rows():
+        return [[c.text for c in r.find_elements("css selector", "td")]
+                for r in find(browser, "#components tbody tr")]  # fmt: skip
+
+    def expected(claimed, size):
+        return [
+            (str(j + 1), f"{int(n):,}", f"{100 * int(n) / size:.1f} %")
+            for j, n in enumerate(claimed)
+        ]
+
+    def shown():
+        return [(row[1], row[5], row[6]) for row in rows()]
+
+    claimed = inspection.history.claimed("all")
+    assert shown() == expected(claimed[-1], 816)
+    focus(browser, "#slider")
+    keys(browser, "HOME")
+    assert shown() == expected(claimed[0], 816)
+    focus(browser, "#layers tbody tr:nth-child(2) button")
+    keys(browser, "ENTER")
+    assert shown() == expected(inspection.layers[1][0].claimed, 600)
+    assert "centres" in text(browser, "#legend")
 
 
 def test_the_filter_keeps_the_tensors_that_match(browser):
@@ -284,7 +324,7 @@ def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
         focus(driver, "#log")
         keys(driver, "SPACE")
     means = [
-        row.find_elements("css selector", "td")[1].text
+        row.find_elements("css selector", "td")[2].text
         for row in find(driver, "#components tbody tr")
     ]
     assert means == ["999998", "1000000", "1000002"]
