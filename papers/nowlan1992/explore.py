@@ -19,20 +19,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# `papers` and `swsmix` of this checkout, in the place of this folder.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import Tensor
+
+from papers.nowlan1992 import attempts, shift, sunspots
+from papers.nowlan1992.forecasts import FLOAT, Scale, digits, numbers, predict
+from papers.nowlan1992.methods import Recipe, sharing
+from papers.nowlan1992.nets import Cases, train
+from papers.nowlan1992.penalties import Decay, Elimination
+from papers.nowlan1992.run import Unit, work_off
+from papers.nowlan1992.sampling import sample
+from swsmix import data
+
 HERE = Path(__file__).resolve().parent
-sys.path[0] = str(HERE.parents[1])
-
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from papers.nowlan1992 import attempts, shift, sunspots  # noqa: E402
-from papers.nowlan1992.forecasts import FLOAT, Scale, digits, numbers, predict  # noqa: E402
-from papers.nowlan1992.methods import Recipe, sharing  # noqa: E402
-from papers.nowlan1992.nets import Cases, train  # noqa: E402
-from papers.nowlan1992.penalties import Decay, Elimination  # noqa: E402
-from papers.nowlan1992.run import Unit, work_off  # noqa: E402
-from papers.nowlan1992.sampling import sample  # noqa: E402
-from swsmix import data  # noqa: E402
 
 SEEDS = range(100, 106)
 LOG = HERE / "exploration"

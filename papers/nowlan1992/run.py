@@ -26,14 +26,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process: such nets want no more
+# `papers` and `swsmix` of this checkout, in the place of this folder.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots
+from swsmix.runs import replacing, save_json
+
 HERE = Path(__file__).resolve().parent
 ROOT, SEEDS = HERE.parents[1], 20
-sys.path[0] = str(ROOT)  # `papers.nowlan1992` and `swsmix` of this checkout
-
-import torch  # noqa: E402
-
-from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots  # noqa: E402
-from swsmix.runs import replacing, save_json  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `papers` and `swsmix` of this checkout, in the place of this folder.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from papers.ullrich2017 import run, settings, work
+from swsmix.compress import Recipe
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[0] = str(ROOT)  # `papers.ullrich2017` and `swsmix` of this checkout
-
-import torch  # noqa: E402
-
-from papers.ullrich2017 import run, settings, work  # noqa: E402
-from swsmix.compress import Recipe  # noqa: E402
 
 ATTEMPTS = HERE / "attempts.jsonl"
 

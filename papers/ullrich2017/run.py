@@ -24,15 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one unit a core beats two threads a unit
+# `papers` and `swsmix` of this checkout, in the place of this folder.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from papers.ullrich2017 import figures, settings, work
+from swsmix.mnist import mnist
+from swsmix.runs import save_json
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[0] = str(ROOT)  # `papers.ullrich2017` and `swsmix` of this checkout
-
-import torch  # noqa: E402
-
-from papers.ullrich2017 import figures, settings, work  # noqa: E402
-from swsmix.mnist import mnist  # noqa: E402
-from swsmix.runs import save_json  # noqa: E402
 
 
 @dataclass(frozen=True)
