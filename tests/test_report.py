@@ -163,8 +163,8 @@ def test_a_run_has_all_figures_and_a_foreign_checkpoint_those_without_a_history(
 def test_of_very_many_tensors_the_largest_are_drawn_and_it_is_said(tmp_path):
     torch.save({f"layer{i:02}": torch.randn(80, 1 + i) for i in range(45)}, tmp_path / "a.pt")
     pictures = {p.name: p for p in figures(inspect(tmp_path / "a.pt", num_components=2))}
-    assert "The 24 largest of 45" in pictures["layers"].caption
-    assert len(pictures["layers"].figure.axes) == 24
+    assert "The 12 largest of 45" in pictures["layers"].caption
+    assert len(pictures["layers"].figure.axes) == 12
     bars_ = pictures["entropy"].figure.axes[0]
     assert bars_.get_yticklabels()[0].get_text() == "layer05" and len(bars_.patches) == 40
 
