@@ -65,6 +65,52 @@ def test_nothing_is_cut_off_covered_or_crowded(make, width):
         assert all(t.get_fontsize() >= 6 for t in labels)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e4])
+@pytest.mark.parametrize("width", [plots.COLUMN, plots.FULL])
+def test_numbers_along_an_axis_of_weights_keep_a_digit_apart(scale, width):
+    w = scale * WEIGHTS
+    mixture = GaussianMixture(MIXTURE.mixing, scale * MIXTURE.mean, scale * MIXTURE.std)
+    for figure in (
+        plots.clusters(w, mixture, width=width),
+        plots.responsibilities(mixture, w, width=width),
+        plots.before_after(w.roll(1), w, mixture, width=width),
+        plots.layers({"a": w}, mixture, width=width),
+        plots.layers(dict.fromkeys("abcde", w), mixture, width=width),
+    ):
+        FigureCanvasAgg(figure).draw()
+        for ax in figure.axes:
+            low, high = ax.get_xlim()
+            ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+            boxes = [t.label1.get_window_extent() for t in ticks if t.label1.get_visible()]
+            gaps = [b.x0 - a.x1 for a, b in itertools.pairwise(boxes)]
+            assert len(ticks) >= 2
+            assert min(gaps, default=9) > 3 / 72 * figure.dpi
+
+
+def test_a_single_weight_is_counted_in_whole_decades():
+    ax = plots.responsibilities(MIXTURE, torch.tensor([0.1]), width=plots.COLUMN).axes[1]
+    FigureCanvasAgg(ax.figure).draw()
+    assert [t for t in ax.yaxis.get_minorticklabels() if t.get_text()] == []
+
+
+@every_figure
+def test_every_panel_of_the_users_says_what_is_along_it(make):
+    count = len(make().axes) - (make is FIGURES["collapse"])
+    axes = np.ravel(Figure(figsize=(4 * count, 3)).subplots(1, count))
+    make(ax=axes)
+    assert all(ax.get_xlabel() for ax in axes)
+
+
+def test_panels_that_share_an_axis_say_it_once():
+    for given in (None, Figure().subplots(2, 2, sharex=True)):
+        axes = plots.trajectories(HISTORY, ax=given).axes
+        assert [bool(ax.get_xlabel()) for ax in axes] == [False, False, True, True]
+    given = Figure().subplots(2, 1, sharex=True)
+    for axes in (given, None):
+        axes = plots.responsibilities(MIXTURE, WEIGHTS, ax=axes).axes
+        assert [bool(ax.get_xlabel()) for ax in axes] == [False, True]
+
+
 @every_figure
 def test_ax_draws_into_the_axes_given(make):
     count = len(make().axes) - (make is FIGURES["collapse"])  # which has a colour bar

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
 
 from swsmix.histogram import Array
 from swsmix.labels import shorten, visible
@@ -130,6 +131,26 @@ def root_figure(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
+
+
+def unshared(panels: Sequence[Axes]) -> list[Axes]:
+    """The panels with numbers along the horizontal axis: all but those that share one below."""
+    return [p for p in panels if p.xaxis.get_tick_params().get("labelbottom", True)]
+
+
+def space_ticks(ax: Axes) -> None:
+    """Give the horizontal axis no more ticks than have labels that keep apart."""
+    font = ax.xaxis.get_major_ticks(1)[0].label1.get_fontproperties()
+    points = 72 / root_figure(ax).dpi * ax.get_window_extent().width
+    low, high = ax.get_xlim()
+    for most in range(9, 1, -1):  # matplotlib's own choice goes by the size of the letters alone
+        ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
+        wide = [text_to_path.get_text_width_height_descent(t, font, False)[0] for t in labels]
+        apart = points * np.diff(ticks) / (high - low)
+        if (apart > max(wide, default=0) + font.get_size_in_points()).all():
+            return
 
 
 def settle(figure: Figure) -> None:

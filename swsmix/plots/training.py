@@ -27,6 +27,7 @@ from swsmix.plots.style import (
     make_panels,
     num_columns,
     styled,
+    unshared,
 )
 
 
@@ -161,7 +162,7 @@ def trajectories(
     panels[3].step(epochs, clusters, where="post", color=INK, marker=dot, label="_clusters")
     panels[3].set(ylabel="clusters", ylim=(0, len(colors) + 0.5))
     panels[3].yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for panel in panels[-columns:]:
+    for panel in unshared(panels):
         _over_time(panel, epochs, unit)
     return figure
 
