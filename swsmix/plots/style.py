@@ -149,7 +149,7 @@ def space_ticks(ax: Axes) -> None:
         labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
         wide = [text_to_path.get_text_width_height_descent(t, font, False)[0] for t in labels]
         apart = points * np.diff(ticks) / (high - low)
-        if (apart > max(wide, default=0) + font.get_size_in_points()).all():
+        if (apart > max(wide, default=0) + 0.5 * font.get_size_in_points()).all():
             return
 
 

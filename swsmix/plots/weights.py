@@ -244,7 +244,6 @@ def before_after(
         label="_dots",
     )
     main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
-    space_ticks(main)
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
     margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
     margins = (("vertical", before), ("horizontal", after))
@@ -256,4 +255,7 @@ def before_after(
         margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=side)
         (margin.set_xlim if upright else margin.set_ylim)(limits)
         margin.axis("off")
+    if ax is None:
+        figure.draw_without_rendering()  # the margins narrow the panel
+    space_ticks(main)
     return figure
