@@ -359,4 +359,6 @@ def test_one_weight_is_no_plural(driver, tmp_path):
     driver.get((tmp_path / "report.html").as_uri())
     assert text(driver, "#shown").startswith("1 weight;")
     assert text(driver, "#matching") == "1 of 1 tensor"
+    points = find(driver, "#chart .total")[0].get_attribute("points").split()
+    assert min(float(point.split(",")[1]) for point in points) < 250  # its curve is in sight
     assert text(driver, "#left-out summary") == "1 tensor left out"

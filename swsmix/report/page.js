@@ -100,7 +100,8 @@ function draw() {
   const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
   const totals = masses.map((mass) => size * mass.reduce((a, b) => a + b, 0));
   const top = Math.max(...frame.counts, ...totals, 1) * (log ? 2 : 1.05);
-  const floor = log ? 0.5 : 0;
+  // Low enough for the curve of few weights.
+  const floor = log ? Math.min(0.5, Math.max(0.01 * Math.max(...totals), 1e-6)) : 0;
   const height = (n) => log // below the axis, and so clipped, where a curve is below the floor
     ? Math.log(Math.max(n, floor / 10) / floor) / Math.log(top / floor)
     : n / top;
@@ -142,7 +143,8 @@ function draw() {
       short(value, digits));
   }
   const marks = log
-    ? Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, i) => 10 ** i)
+    ? Array.from({ length: Math.floor(Math.log10(top / floor)) + 1 },
+      (_, i) => 10 ** (Math.ceil(Math.log10(floor)) + i)).filter((n) => n <= top)
     : ticks(0, top, 5);
   for (const n of marks) {
     make(chart, "path", { class: "axis", d: `M${box.left - 4},${y(n)}h4` });
