@@ -147,10 +147,15 @@ def space_ticks(ax: Axes) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
         ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
         labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
-        wide = [text_to_path.get_text_width_height_descent(t, font, False)[0] for t in labels]
+        wide = max((_text_width(label, font) for label in labels), default=0.0)
         apart = points * np.diff(ticks) / (high - low)
-        if (apart > max(wide, default=0) + 0.5 * font.get_size_in_points()).all():
+        if (apart > wide + 0.5 * font.get_size_in_points()).all():
             return
+
+
+def _text_width(text: str, font: FontProperties) -> float:
+    """In points, with a twentieth more for the letters that pixels make wider."""
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 0.95
 
 
 def settle(figure: Figure) -> None:
@@ -188,7 +193,6 @@ def fitted(name: str, points: float, size: float) -> str:
     most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
     for length in range(min(len(visible(name)), most), 0, -1):
         shown = shorten(name, length)
-        # A twentieth is kept for the letters that pixels make wider.
-        if text_to_path.get_text_width_height_descent(shown, font, False)[0] <= 0.95 * points:
+        if _text_width(shown, font) <= points:
             break
     return shown
