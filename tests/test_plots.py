@@ -236,6 +236,21 @@ def test_a_history_of_one_record_has_a_picture():
         assert figure.axes[0].lines[0].get_marker() == "."
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.9])
+def test_the_bar_of_the_densities_of_equal_weights_has_numbers(scale):
+    mixture = GaussianMixture(MIXTURE.mixing, scale * MIXTURE.mean, MIXTURE.std)
+    history = History()
+    for t in range(3):
+        weights = scale * torch.full((50,), 0.3)
+        history.record({"epoch": t}, {"all": (weights, mixture, torch.ones(4))})
+    figure = plots.collapse(history)
+    FigureCanvasAgg(figure).draw()
+    bar = figure.axes[1]
+    low, high = bar.get_ylim()
+    inside = [t for t in bar.yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert inside and all(t.label1.get_text() or t.label2.get_text() for t in inside)
+
+
 # --- errors ---
 
 NAN = torch.tensor([0.0, math.nan, math.inf])
@@ -276,6 +291,14 @@ EMPTY = torch.zeros(0)
 def test_errors_say_what_was_wanted_and_got(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_weights_that_diverged_leave_no_part_of_a_record():
+    history = training(records=2)
+    with pytest.raises(FloatingPointError, match="2 of the 3 weights of 'all' are nan or inf"):
+        history.record({"epoch": 9.0}, {"all": (NAN, MIXTURE, torch.ones(4))})
+    assert len(history) == 2
+    plots.trajectories(history)
 
 
 # --- files ---
