@@ -10,7 +10,6 @@ from jaxtyping import Float
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from swsmix.histogram import flat_weights, histogram, parameters_of, span
 from swsmix.labels import distinct, format_number
@@ -30,6 +29,7 @@ from swsmix.plots.style import (
     component_colors,
     fitted,
     make_panels,
+    space_ticks,
     styled,
 )
 
@@ -117,8 +117,9 @@ def hinton(
         facecolor="0.95",
     )
     for axis, cells in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        ticks = min(cells, max(1, round(5 * cells / max(shape))))
-        axis.set_ticks(np.unique(np.linspace(0, cells - 1, ticks).round()))
+        most = max(1, round(5 * cells / max(shape)))
+        steps = (m * 10**power for power in range(6) for m in (1, 2, 5))
+        axis.set_ticks(range(0, cells, next(step for step in steps if step * most >= cells)))
     panel.spines[:].set_visible(False)
     add_legend(panel, handles, per_line)
     return figure
@@ -164,10 +165,9 @@ def layers(
         edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
         panel.set_title("A\ng", fontsize=7)  # keeps the place
-        panel.xaxis.set_major_locator(MaxNLocator(3))
-    for panel in panels[-columns:]:
+    for panel in panels[-columns:] if ax is None else panels:
         panel.set_xlabel("weight")
-    for panel in panels[::columns]:
+    for panel in panels[::columns] if ax is None else panels:
         panel.set_ylabel("density")
     figure.draw_without_rendering()  # how wide the panels are, the layout says
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
@@ -175,6 +175,7 @@ def layers(
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
         title = f"{fitted(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
+        space_ticks(panel)
     return figure
 
 

@@ -26,6 +26,7 @@ const compact = (n) => {
   return `${short(n / size)}${unit}`;
 };
 const whole = (n) => n.toLocaleString("en-US");
+const number = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
 // -- the mixture ------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ function current() {
   const group = data.groups[state.group];
   if (state.layer === null) return { group, frame: group.frames[state.frame], size: group.size };
   const layer = data.layers[state.layer];
-  return { group, frame: { ...group.present, counts: layer.counts }, size: layer.size };
+  return { group, frame: { ...group.present, counts: layer.counts, claimed: layer.claimed }, size: layer.size };
 }
 
 function range(group) {
@@ -99,9 +100,10 @@ function draw() {
   const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
   const totals = masses.map((mass) => size * mass.reduce((a, b) => a + b, 0));
   const top = Math.max(...frame.counts, ...totals, 1) * (log ? 2 : 1.05);
-  const floor = log ? 0.5 : 0;
-  const height = (n) => log
-    ? Math.log(Math.max(n, floor) / floor) / Math.log(top / floor)
+  // Low enough for the curve of few weights.
+  const floor = log ? Math.min(0.5, Math.max(0.01 * Math.max(...totals), 1e-6)) : 0;
+  const height = (n) => log // below the axis, and so clipped, where a curve is below the floor
+    ? Math.log(Math.max(n, floor / 10) / floor) / Math.log(top / floor)
     : n / top;
   const y = (n) => box.bottom - height(n) * (box.bottom - box.top);
 
@@ -119,12 +121,13 @@ function draw() {
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
     .join(" ");
+  const sight = make(chart, "svg", { width: 960, height: box.bottom });
   frame.mean.forEach((_, j) => {
     if (frame.mixing[j] === 0) return;
-    make(chart, "polyline", { class: "component", stroke: group.colors[j],
+    make(sight, "polyline", { class: "component", stroke: group.colors[j],
       points: curve(masses.map((mass) => size * mass[j])) });
   });
-  make(chart, "polyline", { class: "total", points: curve(totals) });
+  make(sight, "polyline", { class: "total", points: curve(totals) });
   frame.mean.forEach((mean, j) => {
     if (frame.mixing[j] === 0 || mean < low || mean > high) return;
     const [cx, cy] = [x(mean), box.top - 2];
@@ -140,7 +143,8 @@ function draw() {
       short(value, digits));
   }
   const marks = log
-    ? Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, i) => 10 ** i)
+    ? Array.from({ length: Math.floor(Math.log10(top / floor)) + 1 },
+      (_, i) => 10 ** (Math.ceil(Math.log10(floor)) + i)).filter((n) => n <= top)
     : ticks(0, top, 5);
   for (const n of marks) {
     make(chart, "path", { class: "axis", d: `M${box.left - 4},${y(n)}h4` });
@@ -150,7 +154,7 @@ function draw() {
   make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
     "weights / bin");
   point(state.bin === null ? null : Math.min(state.bin, bins.length - 1));
-  drawComponents(group, frame);
+  drawComponents(group, frame, size);
 }
 
 function meanDigits(frame) {
@@ -160,7 +164,7 @@ function meanDigits(frame) {
   return gaps.length ? Math.min(9, digitsFor(Math.min(...gaps), ...frame.mean)) : 3;
 }
 
-function drawComponents(group, frame) {
+function drawComponents(group, frame, size) {
   const body = at("components").tBodies[0];
   body.replaceChildren();
   const digits = meanDigits(frame);
@@ -168,8 +172,12 @@ function drawComponents(group, frame) {
     const row = make(body, "tr");
     const swatch = make(make(row, "td"), "span", { class: "swatch" });
     swatch.style.background = group.colors[j];
+    make(row, "td", {}, String(j + 1));
     make(row, "td", {}, short(mean, digits));
     for (const value of [frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
+    const held = frame.claimed?.[j];
+    make(row, "td", {}, held === undefined ? "" : whole(held));
+    make(row, "td", {}, held === undefined ? "" : percent(held / size));
   });
 }
 
@@ -251,7 +259,7 @@ function show(group, layer) {
   at("time").hidden = frames.length < 2 || layer !== null;
   at("whole").hidden = layer === null;
   at("shown").textContent = layer === null
-    ? `${whole(data.groups[group].size)} weights; ${data.groups[group].origin}`
+    ? `${number(data.groups[group].size, "weight")}; ${data.groups[group].origin}`
     : `${data.layers[layer].name} alone`;
   for (const row of at("layers").tBodies[0].rows) {
     row.setAttribute("aria-selected", String(Number(row.dataset.layer) === layer));
@@ -275,14 +283,18 @@ const columns = [
     (layer) => Math.max(...layer.shares)],
 ];
 
+const collator = new Intl.Collator("en", { numeric: true });
+
 function drawHead() {
   const row = make(at("layers").tHead, "tr");
   columns.forEach(([name], i) => {
     const button = make(make(row, "th", { scope: "col", "aria-sort": "none" }), "button",
       { type: "button" }, name);
     button.addEventListener("click", () => {
-      state.down = state.sort === i ? !state.down : i > 0;
-      state.sort = i;
+      const first = i > 0; // names ascend first, numbers descend; a third click undoes it
+      const again = state.sort === i;
+      if (again && state.down !== first) state.sort = null;
+      else [state.sort, state.down] = [i, again ? !first : first];
       drawRows();
     });
   });
@@ -297,7 +309,8 @@ function drawRows() {
   if (state.sort !== null) {
     const key = columns[state.sort][2];
     const sign = state.down ? -1 : 1;
-    rows.sort(([a], [b]) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+    const compare = (a, b) => typeof a === "string" ? collator.compare(a, b) : a - b;
+    rows.sort(([a], [b]) => sign * compare(key(a), key(b)));
   }
   [...at("layers").tHead.rows[0].cells].slice(0, columns.length).forEach((cell, i) => {
     const order = state.down ? "descending" : "ascending";
@@ -306,18 +319,21 @@ function drawRows() {
   const body = at("layers").tBodies[0];
   body.replaceChildren();
   for (const [layer, i] of rows) {
-    const row = make(body, "tr", { tabindex: 0, "aria-selected": String(i === state.layer) });
+    const row = make(body, "tr", { "aria-selected": String(i === state.layer) });
     row.dataset.layer = i;
-    for (const [, text] of columns) make(row, "td", {}, text(layer));
+    const name = make(make(row, "td"), "button", { type: "button" });
+    layer.name.split(/(?<=\.)/).forEach((part, n) => {
+      if (n) make(name, "wbr");
+      name.append(part);
+    });
+    for (const [, text] of columns.slice(1)) make(row, "td", {}, text(layer));
     drawShares(make(row, "td"), layer);
-    row.addEventListener("click", () => show(layer.group, i));
-    row.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
+    row.addEventListener("click", () => {
       show(layer.group, i);
+      at("chart").scrollIntoView({ block: "nearest" });
     });
   }
-  at("matching").textContent = `${rows.length} of ${data.layers.length} tensors`;
+  at("matching").textContent = `${rows.length} of ${number(data.layers.length, "tensor")}`;
 }
 
 function drawShares(cell, layer) {
@@ -346,7 +362,7 @@ data.groups.forEach((group, i) => make(at("group"), "option", { value: i }, grou
 at("group-label").hidden = data.groups.length < 2;
 const leftOut = Object.entries(data.leftOut);
 at("left-out").hidden = leftOut.length === 0;
-at("left-out").querySelector("summary").textContent = `${leftOut.length} tensors left out`;
+at("left-out").querySelector("summary").textContent = `${number(leftOut.length, "tensor")} left out`;
 for (const [name, why] of leftOut) make(at("left-out").querySelector("ul"), "li", {}, `${name}: ${why}`);
 drawHead();
 drawRows();
