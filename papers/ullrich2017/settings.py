@@ -42,11 +42,12 @@ CONV_SHIFTED = Setting(
     # Slowly: a prior that comes at once, or closes before it has come, destroys this network.
     recipe=replace(
         LONG,
-        sparsify_tau=2.0,
-        sparsify_epochs=60,
+        num_components=8,
+        sparsify_tau=2.5,
+        quantise_tau=0.01,
         warmup_epochs=15,
         zero_start=0.5,
-        quantise_epochs=6,
+        quantise_epochs=10,
         finetune_epochs=1,
     ),
     batch_size=128,
@@ -57,15 +58,15 @@ CONV_PLAIN = replace(
     CONV_SHIFTED,
     name="lenet-5-caffe-plain",
     shift=0,
-    recipe=replace(CONV_SHIFTED.recipe, sparsify_tau=1.0, sparsify_epochs=40),
+    recipe=replace(CONV_SHIFTED.recipe, sparsify_tau=1.2, sparsify_epochs=40),
     portrait=False,
 )
 MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN)
 SWEEP = {
     SHIFTED: ((0.05, 0.13, 0.3, 0.7), (4, 7)),
     PLAIN: ((0.03, 0.06, 0.12, 0.25), (4, 7)),
-    CONV_SHIFTED: ((0.7, 2.0, 5.0), (5,)),
-    CONV_PLAIN: ((0.5, 1.5), (5,)),
+    CONV_SHIFTED: ((0.7, 2.5, 6.0), (8,)),
+    CONV_PLAIN: ((0.4, 3.0), (8,)),
 }
 """Setting -> the strengths of the first phase and the numbers of components to cross."""
 SHORT = {"sparsify_epochs": 25, "quantise_epochs": 8, "finetune_epochs": 1}
