@@ -20,6 +20,7 @@ from torch import Tensor
 from swsmix import GaussianMixture, plots
 from swsmix.history import History
 from swsmix.plots.style import styled
+from swsmix.quantize import assign
 from swsmix.runs import replacing
 
 HERE = Path(__file__).resolve().parent
@@ -72,6 +73,11 @@ class Portrait:
         """The final mixture of a group."""
         return GaussianMixture(*(self.tensors[f"{w}/{group}"] for w in ("mixing", "mean", "std")))
 
+    def snapped(self, name: str) -> Tensor:
+        """A tensor's values in the order of its neurons before they were sorted for the file."""
+        mixture = self.mixture(name)
+        return mixture.mean[assign(mixture, self.weights("retrained", name))]
+
     def history(self, phase: str) -> History:
         """The history of a phase."""
         prefix = f"history/{phase}/"
@@ -93,7 +99,7 @@ def bands(results: Results) -> Figure | None:
     portrait = results.portrait("lenet-300-100-shifted")
     if portrait is None:
         return None
-    before, after = (portrait.weights(when, "fc1.weight") for when in ("before", "after"))
+    before, after = portrait.weights("before", "fc1.weight"), portrait.snapped("fc1.weight")
     return plots.before_after(before, after, portrait.mixture("fc1.weight"), width=4.5)
 
 
@@ -228,8 +234,12 @@ def filters(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
     grid = figure.subplots(2, 20)
-    both = [portrait.weights(w, "conv1.weight").view(20, 5, 5) for w in ("before", "after")]
-    for row, (weights, name) in enumerate(zip(both, ("dense", "coded"), strict=True)):
+    both = {
+        "dense": portrait.weights("before", "conv1.weight"),
+        "coded": portrait.snapped("conv1.weight"),
+    }
+    for row, (name, flat) in enumerate(both.items()):
+        weights = flat.view(20, 5, 5)
         top = weights.abs().max()
         for panel, image in zip(grid[row], weights, strict=True):
             panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
