@@ -112,6 +112,29 @@ def test_the_gradient_is_the_slope(likelihood, jacobian):
         assert gradient @ direction == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
 
 
+@pytest.mark.parametrize("biases", ["outside the prior", "under it"])
+def test_centred_coordinates_are_a_shear_of_the_same_density(biases):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False), nn.Linear(2, 1))
+    names = "*" if biases == "under it" else "*weight"
+    prior = MixturePrior(net.double(), 2, include=names, hyper=HYPER)
+    x, y = torch.randn(9, 4).double(), torch.randn(9, 1).double()
+    joint, rng = Joint(net, prior, x, y), np.random.default_rng(2)
+    for z in points(joint):
+        at = joint.centre(z)
+        np.testing.assert_allclose(joint.uncentre(at), z, rtol=0.0, atol=1e-12)
+        value, gradient = joint.log_joint(at, centred=True)
+        assert value == pytest.approx(joint.log_joint(z)[0], rel=1e-12)
+        step = 1e-6 * rng.standard_normal(len(z))
+        ends = [joint.log_joint(at + s * step, centred=True)[0] for s in (1, -1)]
+        assert gradient @ step == pytest.approx((ends[0] - ends[1]) / 2, rel=1e-5)
+        near = 1e-6 * np.eye(len(z))
+        slopes = [(joint.uncentre(at + e) - joint.uncentre(at - e)) / 2e-6 for e in near]
+        assert np.linalg.det(np.stack(slopes)) == pytest.approx(1.0, abs=1e-6)
+        network = joint.layout.network(torch.from_numpy(z))
+        mean = torch.func.functional_call(joint.net, network, (x,)).mean().item()
+        assert at[joint.layout.slices["3.bias"]] == pytest.approx(mean)
+
+
 def test_pinned_entries_are_no_coordinates_and_never_move():
     net, _, x, y, _ = small()
     prior = MixturePrior(net, 3, zero=True, zero_mixing=0.7, hyper=HYPER)

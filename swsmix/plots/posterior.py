@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix.histogram import Array
+from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     BARS,
     FULL,
@@ -178,7 +179,8 @@ def membership_band(
     grid = torch.linspace(*span, 200, dtype=torch.float64)
     gamma = _joint(grid, mixing, mean, std).softmax(-1)
     colors = component_colors(mean.double().mean(0))
-    for j, color in enumerate(colors):
+    for j in back_to_front(mixing.double().mean(0).numpy()):
+        color = colors[j]
         low, high = np.quantile(gamma[..., j].numpy(), [0.25, 0.75], axis=0)
         panel.fill_between(grid.numpy(), low, high, color=color, alpha=0.25, lw=0)
         centre = float(mean[:, j].mean())
