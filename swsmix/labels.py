@@ -127,6 +127,8 @@ def distinct(
 ) -> list[str]:
     """Numbers in as many digits as tell those apart that differ by a thousandth of their range.
 
+    One below a millionth of the range is zero.
+
     Args:
         values: the numbers.
         form: form(value, digits=digits) -> text.
@@ -138,9 +140,12 @@ def distinct(
     Example:
         >>> distinct([999_998.0, 1_000_000.0, 1_000_002.0])
         ['999.998k', '1M', '1.000002M']
+        >>> distinct([-0.5, -9.51e-09, 0.5])
+        ['−0.5', '0', '0.5']
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     far = 1e-3 * (max(values) - min(values)) if values else 0.0
+    values = [0.0 if abs(v) < 1e-3 * far else v for v in values]
     pairs = [(i, j) for i, j in pairwise(order) if values[j] - values[i] > far]
     shown: list[str] = []
     for more in range(digits, 18):

@@ -127,7 +127,7 @@ def test_the_slider_walks_through_training(browser, inspection):
     keys(browser, "ARROW_RIGHT", "ARROW_RIGHT")
     assert text(browser, "#moment") == "epoch 2"
     stds = [
-        row.find_elements("css selector", "td")[2].text
+        row.find_elements("css selector", "td")[3].text
         for row in find(browser, "#components tbody tr")
     ]
     assert stds == ["0.41", "0.246", "0.328"]
@@ -210,8 +210,48 @@ def test_the_table_sorts_both_ways(browser):
     keys(browser, "ENTER")
     assert [int(size) for size in column(browser, 2)] == sorted(sizes)
     heads[0].click()
-    assert column(browser, 0) == sorted(NAMES)
+    assert column(browser, 0) == [NAMES[3], *NAMES[:3]]
     assert len(find(browser, '#layers th:not([aria-sort="none"])[aria-sort]')) == 1
+    heads[0].click()
+    assert column(browser, 0) == [*reversed(NAMES[:3]), NAMES[3]]
+    heads[0].click()  # the third click goes back to the order of the network
+    assert column(browser, 0) == NAMES
+    assert find(browser, '#layers th:not([aria-sort="none"])[aria-sort]') == []
+
+
+def test_names_break_after_their_dots_and_sort_by_their_numbers(driver, tmp_path):
+    names = ["layers.10.weight", "layers.9.weight", "layers.2.weight"]
+    torch.save({name: torch.randn(20, 20) for name in names}, tmp_path / "a.pt")
+    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "a.pt")), encoding="utf-8")
+    driver.get((tmp_path / "report.html").as_uri())
+    assert len(find(driver, "#layers tbody tr:first-child wbr")) == 2
+    find(driver, "#layers th button")[0].click()
+    assert column(driver, 0) == names[::-1]
+
+
+def test_the_components_have_numbers_weights_and_shares(browser, inspection):
+    def rows():
+        return [[c.text for c in r.find_elements("css selector", "td")]
+                for r in find(browser, "#components tbody tr")]  # fmt: skip
+
+    def expected(claimed, size):
+        return [
+            (str(j + 1), f"{int(n):,}", f"{100 * int(n) / size:.1f} %")
+            for j, n in enumerate(claimed)
+        ]
+
+    def shown():
+        return [(row[1], row[5], row[6]) for row in rows()]
+
+    claimed = inspection.history.claimed("all")
+    assert shown() == expected(claimed[-1], 816)
+    focus(browser, "#slider")
+    keys(browser, "HOME")
+    assert shown() == expected(claimed[0], 816)
+    focus(browser, "#layers tbody tr:nth-child(2) button")
+    keys(browser, "ENTER")
+    assert shown() == expected(inspection.layers[1][0].claimed, 600)
+    assert "centres" in text(browser, "#legend")
 
 
 def test_the_filter_keeps_the_tensors_that_match(browser):
@@ -227,7 +267,7 @@ def test_the_filter_keeps_the_tensors_that_match(browser):
 
 
 def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
-    focus(browser, "#layers tbody tr:nth-child(2)")
+    focus(browser, "#layers tbody tr:nth-child(2) button")
     keys(browser, "ENTER")
     assert text(browser, "#shown") == "fc1.weight alone"
     assert not find(browser, "#time")[0].is_displayed()
@@ -241,6 +281,29 @@ def test_a_row_shows_its_tensor_alone_and_back(browser, inspection):
     find(browser, "#whole")[0].click()
     assert text(browser, "#shown").startswith("816 weights")
     assert find(browser, "#time")[0].is_displayed()
+
+
+@pytest.mark.parametrize("how", ["click", "key"])
+def test_a_chosen_tensor_brings_its_histogram_into_view(browser, how):
+    browser.set_window_size(1100, 700)
+    try:
+        browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+        button = find(browser, "#layers tbody tr button")[2]
+        places = """const sides = (id) => document.getElementById(id).getBoundingClientRect();
+            const [chart, shown] = [sides("chart"), sides("shown")];
+            return [shown.top, chart.bottom, innerHeight]"""
+        assert browser.execute_script(places)[0] < 0
+        if how == "click":
+            browser.execute_script("arguments[0].click()", button)
+        else:
+            browser.execute_script("arguments[0].focus({ preventScroll: true })", button)
+            keys(browser, "ENTER")
+        top, bottom, height = browser.execute_script(places)
+        assert 0 <= top < bottom <= height
+        assert text(browser, "#shown") == "fc2.weight alone"
+        assert find(browser, "#shown")[0].get_attribute("aria-live") == "polite"
+    finally:
+        browser.set_window_size(1100, 1400)
 
 
 def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
@@ -261,7 +324,7 @@ def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
         focus(driver, "#log")
         keys(driver, "SPACE")
     means = [
-        row.find_elements("css selector", "td")[1].text
+        row.find_elements("css selector", "td")[2].text
         for row in find(driver, "#components tbody tr")
     ]
     assert means == ["999998", "1000000", "1000002"]

@@ -171,14 +171,14 @@ def four_tensors(scale):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize(("network", "most"), [(four_tensors, 2.0), (cases.resnet50, 3.0)])
-def test_25_million_weights_take_at_most_twice_their_size(tmp_path, network, most):
+@pytest.mark.parametrize("network", [four_tensors, cases.resnet50])
+def test_25_million_weights_take_at_most_twice_their_size(tmp_path, network):
     """The base is the memory once all is imported that the command imports.
 
     A first process inspects a tiny file and says which modules that took; a second one imports
     them, reads its resident memory, inspects the large file, and reads the highest it had. The
-    large file is mapped: its pages count. A ResNet-50's 161 tensors are a figure of as many
-    panels, which takes 100 MB however few their weights are: once more the size of the file.
+    large file is mapped: its pages count. So do the figures: about 80 MB for the ResNet-50's
+    161 tensors, however few their weights are; the 12 largest have a panel each.
     """
     torch.save(network(scale=1), tmp_path / "big.pt")
     torch.save(network(scale=8), tmp_path / "tiny.pt")
@@ -197,7 +197,7 @@ def test_25_million_weights_take_at_most_twice_their_size(tmp_path, network, mos
     share, wall = (peak - base) / size, time.monotonic() - began
     print(f"{share:.2f} of the file's size above the imports; {cpu:.1f} s of the processor, "
           f"imports included; {wall:.1f} s on the clock")  # fmt: skip
-    assert share < most
+    assert share < 2
     assert cpu < 20
     assert (tmp_path / "big.pt-inspect" / "report.html").stat().st_size < 3e6
 

@@ -40,6 +40,14 @@ def test_hinton_draws_the_first_row_at_the_top():
     assert low > high
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (10, 64), (64, 64), (256, 200)])
+def test_hinton_ticks_are_few_and_even(shape):
+    (ax,) = plots.hinton(torch.ones(shape)).axes
+    for ticks, cells in ((ax.get_yticks(), shape[0]), (ax.get_xticks(), shape[1])):
+        assert ticks[0] == 0 and ticks[-1] < cells and len(ticks) <= 5
+        assert len(set(np.diff(ticks))) <= 1
+
+
 def test_hinton_scale_fills_a_cell_and_larger_weights_do_not_leave_it():
     one = squares(plots.hinton(torch.tensor([[0.5, 1.0]]), scale=2.0))[0]
     two = squares(plots.hinton(torch.tensor([[0.5, 8.0]]), scale=2.0))[0]

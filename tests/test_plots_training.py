@@ -11,12 +11,15 @@ import cases
 import numpy as np
 import pytest
 import torch
-from pictures import HISTORY, WEIGHTS, curve, training, weights_at
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from pictures import HISTORY, WEIGHTS, bars, curve, training, weights_at
 from PIL import Image
 
 from swsmix import plots
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
+from swsmix.plots import files
+from swsmix.plots.training import film
 from swsmix.quantize import assign
 
 COLUMNS = ("mixing", "mean", "std")
@@ -130,17 +133,93 @@ def test_group_picks_one_of_several_mixtures():
 def test_the_film_has_a_frame_for_each_record_and_stays_small(tmp_path):
     path = plots.animate_collapse(HISTORY, tmp_path / "x.gif", seconds=0.9)
     assert path.stat().st_size < 300_000
-    with Image.open(path) as film:
-        assert film.n_frames == len(HISTORY)
+    with Image.open(path) as gif:
+        assert gif.n_frames == len(HISTORY)
         frames, times = [], []
-        for i in range(film.n_frames):
-            film.seek(i)
-            times.append(film.info["duration"])
-            frames.append(np.asarray(film.convert("RGB"), dtype=float))
-        assert film.info["loop"] == 0
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            times.append(gif.info["duration"])
+            frames.append(np.asarray(gif.convert("RGB"), dtype=float))
+        assert gif.info["loop"] == 0
     assert times == [100] * 8 + [2000]
     assert all(np.abs(a - b).mean() > 0.05 for a, b in itertools.pairwise(frames))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def wandering(size: int, records: int = 12) -> History:
+    """Few weights that move by fractions of a bin, one component so wide that its curve is low."""
+    history = History()
+    start = torch.randn(size, generator=torch.Generator().manual_seed(2))
+    for t in range(records):
+        weights = (1 - 0.03 * t) * start
+        weights[-1] = 6.0 + 0.01 * t
+        mixture = GaussianMixture([0.98, 0.02], [0.0, 1.0], [1 - 0.05 * t, 4.0])
+        count = torch.tensor([0.98, 0.02]) * size
+        history.record({"epoch": float(t)}, {"all": (weights, mixture, count)})
+    return history
+
+
+@pytest.mark.parametrize("size", [104, 30_000])
+def test_every_frame_shows_all_weights_and_all_components_that_hold_one(
+    tmp_path, monkeypatch, size
+):
+    frames, history = [], wandering(size)
+
+    class Watched(FigureCanvasAgg):
+        def draw(self):
+            (ax,) = self.figure.axes
+            tops = [curve(ax, f"_component {j}")[1].max() for j in range(2)]
+            frames.append((*bars(ax), ax.get_ylim(), tops))
+            super().draw()
+
+    monkeypatch.setattr(files, "FigureCanvasAgg", Watched)
+    plots.animate_collapse(history, tmp_path / "x.gif")
+    assert len(frames) == len(history)
+    assert (history.stacked("all", "count") >= 1).all()
+    for values, edges, (low, high), tops in frames:
+        shown = values[values > 1.5 * low] * (edges[1] - edges[0]) * size
+        assert shown.sum() == pytest.approx(size)  # those in sight are all of them
+        assert min(tops) > 1.5 * low and max(values.max(), *tops) < high
+        assert (size > 10_000) == (len(values) > 100)  # few weights, few bins
+
+
+def test_a_lone_weight_has_one_bin_at_every_record():
+    edges, counts = film(wandering(30_000), "all")
+    alone = counts[:, edges[1:] > 5.5]
+    assert ((alone > 0).sum(1) == 1).all() and (alone.sum(1) == 1).all()
+    own = wandering(30_000).stacked("all", "bin_edges").diff()
+    assert edges[1] - edges[0] >= own.max() * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("mixing", [[0.7, 0.05, 0.25], [0.05, 0.7, 0.25], [0.4, 0.4, 0.2]])
+def test_of_duplicates_the_one_that_claims_the_weights_lies_on_top(tmp_path, monkeypatch, mixing):
+    mixture, history = GaussianMixture(mixing, [0.001, 0.0, 2.0], [0.1, 0.1, 0.1]), History()
+    if mixing[0] == mixing[1]:
+        mixture = GaussianMixture(mixing, [0.0, 0.0, 2.0], [0.1, 0.1, 0.1])
+    w = mixture.sample(300, generator=torch.Generator().manual_seed(0))
+    for t in range(2):
+        history.record({"epoch": float(t)}, {"all": (w, mixture, 300 * mixture.mixing)})
+    owner = int(history.claimed("all")[-1, :2].argmax())
+    colors, films = plots.component_colors(mixture.mean), []
+
+    class Watched(FigureCanvasAgg):
+        def draw(self):
+            markers = [a.get_color() for a in self.figure.axes[0].lines if a.get_marker() == "v"]
+            films.append((top(self.figure.axes[0]), markers))
+            super().draw()
+
+    def top(ax):
+        return [
+            a.get_label() for a in ax.lines if a.get_label() in {"_component 0", "_component 1"}
+        ][-1]
+
+    monkeypatch.setattr(files, "FigureCanvasAgg", Watched)
+    plots.animate_collapse(history, tmp_path / "x.gif")
+    axes = plots.trajectories(history).axes[:3] + plots.clusters(w, mixture).axes
+    assert {top(ax) for ax in axes} == {f"_component {owner}"}
+    for curve_on_top, markers in films:
+        assert curve_on_top == f"_component {owner}"
+        assert markers.index(colors[owner]) > markers.index(colors[1 - owner])
 
 
 def test_the_film_is_the_same_byte_for_byte_and_at_most_max_frames_long(tmp_path):
@@ -151,8 +230,8 @@ def test_the_film_is_the_same_byte_for_byte_and_at_most_max_frames_long(tmp_path
         for i in range(2)
     }
     assert len(digests) == 1
-    with Image.open(tmp_path / "0.gif") as film:
-        assert film.n_frames == 3
+    with Image.open(tmp_path / "0.gif") as gif:
+        assert gif.n_frames == 3
 
 
 def test_a_frame_of_seventeen_components_is_a_hundredth_of_three_megabytes(tmp_path):

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from pictures import FIGURES, HISTORY, LIVE, MIXTURE, WEIGHTS, bars, curve, draw, labelled, number
 from scipy.stats import norm
@@ -19,7 +20,7 @@ from swsmix.mixture import GaussianMixture
 
 def test_clusters_draws_the_live_components_and_no_other():
     for ax in plots.clusters(WEIGHTS, MIXTURE).axes:
-        assert [number(a) for a in labelled(ax, "component")] == LIVE
+        assert sorted(number(a) for a in labelled(ax, "component")) == LIVE
 
 
 def test_clusters_components_are_scaled_by_mixing_and_averaged_over_a_bin():
@@ -76,6 +77,14 @@ def test_clusters_numbers_count_the_weights_of_each_component():
     )
 
 
+def test_labels_of_centres_are_in_ink_and_only_their_ties_in_colour():
+    colors = plots.component_colors(MIXTURE.mean)
+    for ax in (plots.clusters(WEIGHTS, MIXTURE).axes[1], plots.responsibilities(MIXTURE).axes[0]):
+        texts = [t for t in labelled(ax, "centre") if hasattr(t, "xy")]
+        assert {to_hex(t.get_color()) for t in texts} == {"#1a1a1a"}
+        assert [to_hex(t.arrow_patch.get_edgecolor()) for t in texts] == [colors[j] for j in LIVE]
+
+
 # Component 1 lies under 0, and 3 has no weights: claimed by none, they would crowd the picture.
 CROWDED = GaussianMixture([0.6, 0.1, 0.29, 0.01], [0.0, 0.001, 0.5, 0.8], [0.02, 0.02, 0.02, 0.02])
 
@@ -84,7 +93,7 @@ def test_components_that_hold_no_weight_have_a_curve_but_no_label_and_no_band():
     w = torch.tensor([0.0] * 9 + [0.5] * 3)
     linear, log = plots.clusters(w, CROWDED).axes
     assert [t.get_text() for t in labelled(log, "centre") if hasattr(t, "xy")] == ["9", "3"]
-    assert [number(a) for a in labelled(linear, "component")] == [0, 1, 2, 3]
+    assert sorted(number(a) for a in labelled(linear, "component")) == [0, 1, 2, 3]
     main = plots.before_after(w, w, CROWDED).axes[0]
     assert [number(b) for b in labelled(main, "band")] == [0, 2]
     top = plots.responsibilities(CROWDED, w).axes[0]
@@ -240,6 +249,23 @@ def test_responsibilities_histogram_gives_each_bar_to_its_claimant():
     assert total == len(WEIGHTS)
 
 
+def test_a_spike_much_narrower_than_a_pixel_is_seen_and_named():
+    spiked = GaussianMixture([0.6, 0.1, 0.3], [0.0, 0.001, 0.3], [1e-5, 0.3, 0.3])
+    figure = plots.responsibilities(spiked)
+    (ax,) = figure.axes
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    box, x = ax.get_window_extent(), round(ax.transData.transform((0, 0))[0])
+    rows = slice(len(pixels) - int(box.y1), len(pixels) - int(box.y0))
+    spike = np.array([int(plots.NEUTRAL[i : i + 2], 16) for i in (1, 3, 5)])
+    near = np.abs(pixels[rows, x - 2 : x + 3] - spike).max(-1) < 40
+    assert near.mean(0).max() > 0.8  # nearly all of the height: gamma is above 0.99
+    named = [t.get_text() for t in labelled(ax, "centre") if hasattr(t, "xy")]
+    assert named == ["0", "0.001", "0.3"]
+    assert not labelled(plots.responsibilities(MIXTURE).axes[0], "narrow")
+
+
 # --- before and after ---
 
 
@@ -251,6 +277,15 @@ def test_before_after_dots_are_the_weights_in_the_colours_of_their_components():
     colors = plots.component_colors(MIXTURE.mean)
     assert [to_hex(c) for c in dots.get_facecolors()] == [colors[j] for j in (3, 1, 0)]
     assert dots.get_rasterized()
+
+
+def test_before_after_is_as_wide_as_the_initial_weights_alone():
+    before = torch.linspace(-0.01, 0.02, len(WEIGHTS))
+    main = plots.before_after(before, WEIGHTS, MIXTURE).axes[0]
+    assert main.get_xlim() == pytest.approx((-0.0109, 0.0209), abs=1e-6)
+    low, high = main.get_ylim()
+    assert low < WEIGHTS.min() and high > WEIGHTS.max()
+    assert len([t for t in main.get_xticks() if -0.0109 <= t <= 0.0209]) <= 5
 
 
 def test_before_after_bands_are_two_stds_wide_on_each_side():

@@ -92,6 +92,18 @@ def test_a_histogram_and_the_shapes_come_in_as_the_terminal_widens(resnet):
         assert there == sorted(there) and there[-1]
 
 
+@pytest.mark.parametrize("groups", [4, 5])
+def test_of_many_mixtures_the_largest_are_shown_and_all_tensors_are_in_one_table(tmp_path, groups):
+    state = {f"w{i}": torch.linspace(-1, 1, 100 + (i == 0)).repeat(i + 1, 1) for i in range(groups)}
+    torch.save(state, tmp_path / "a.pt")
+    text = plain(inspect(tmp_path / "a.pt", per_tensor=True, num_components=3))
+    shown = [i for i in range(groups) if f"mixture 'w{i}'" in text]
+    assert shown == [*range(groups)][-4:]
+    assert text.count("\ntensor") == (groups if groups == 4 else 1)
+    assert all(re.search(rf"^w{i} ", text, re.MULTILINE) for i in range(groups))
+    assert ("the 4 largest of 5 mixtures" in text) == (groups == 5)
+
+
 def test_what_was_left_out_is_said_with_the_reason(run_folder):
     text = plain(inspect(run_folder, refit=True))
     assert "left out (1 dimension, fewer than 2): 0.bias, 2.bias" in text
@@ -151,8 +163,8 @@ def test_a_run_has_all_figures_and_a_foreign_checkpoint_those_without_a_history(
 def test_of_very_many_tensors_the_largest_are_drawn_and_it_is_said(tmp_path):
     torch.save({f"layer{i:02}": torch.randn(80, 1 + i) for i in range(45)}, tmp_path / "a.pt")
     pictures = {p.name: p for p in figures(inspect(tmp_path / "a.pt", num_components=2))}
-    assert "The 24 largest of 45" in pictures["layers"].caption
-    assert len(pictures["layers"].figure.axes) == 24
+    assert "The 12 largest of 45" in pictures["layers"].caption
+    assert len(pictures["layers"].figure.axes) == 12
     bars_ = pictures["entropy"].figure.axes[0]
     assert bars_.get_yticklabels()[0].get_text() == "layer05" and len(bars_.patches) == 40
 

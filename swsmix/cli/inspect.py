@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -166,6 +167,8 @@ def _saved(
                 plots.save(picture.figure, out / name)
                 written.append(name)
             yield picture
+            del picture
+            gc.collect()  # a figure is a web of cycles, and would outlive the next one's drawing
 
 
 def _check_history(checkpoint: Any, *, chosen: bool) -> None:

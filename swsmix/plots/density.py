@@ -73,6 +73,18 @@ def _densities(x: Array, mixing: Array, mean: Array, std: Array, step: float) ->
     return mixing[:, None] * share
 
 
+def peaks(mixing: Array, std: Array, step: float) -> Array:
+    """How high the curves of components reach, averaged over a bin of width `step`."""
+    share: Array = torch.erf(torch.from_numpy(step / (8**0.5 * std))).numpy()
+    return mixing * share / step
+
+
+def back_to_front(mixing: Array) -> list[int]:
+    """The components in the order to draw them: the largest last, of equals the one that claims."""
+    order: list[int] = np.argsort(-mixing, kind="stable")[::-1].tolist()
+    return order
+
+
 # The positions nearest to those given that lie `gap` apart, in the same order.
 def _spread(positions: Array, gap: float) -> Array:
     order = np.argsort(positions, kind="stable")
@@ -90,14 +102,14 @@ def _spread(positions: Array, gap: float) -> Array:
 def label_centres(
     ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
 ) -> None:
-    """A label above each centre, moved aside where they crowd, tied to it by a thin line."""
+    """A label above each centre, moved aside where they crowd, tied to it by a line in colour."""
     box, dpi = ax.get_window_extent(), root_figure(ax).dpi
     low, high = ax.get_xlim()
     at, gap = (mean - low) / (high - low), 7.5 / 72 * dpi / box.width
     rise = 1 + 9 / 72 * dpi / box.height
     legible = gap * (len(at) - 1) <= 1.1
     style: dict[str, Any] = {"fontsize": 6.5, "va": "bottom", "label": "_centre"}
-    tie: dict[str, Any] = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+    tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
     if legible:
         ax.text(-0.015, rise, title, transform=ax.transAxes, ha="right", color=GREY, **style)
     for x, place, label, color in zip(
@@ -110,7 +122,7 @@ def label_centres(
             ("data", "axes fraction"),
             "axes fraction",
             tie | {"color": color},
-            color=color,
+            color=INK,  # a component's colour may be too light to read
             rotation=90,
             ha="center",
             **style,
@@ -125,8 +137,12 @@ def density_panel(
     colors: Sequence[str],
     *,
     log: bool,
+    bottom: float | None = None,
 ) -> None:
-    """A histogram as a density, the live components scaled by mixing, and their sum."""
+    """A histogram as a density, the live components scaled by mixing, and their sum.
+
+    The log panel begins at `bottom`; by default at half a weight in a bin, or lower.
+    """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
     density = counts / (counts.sum() * step)
     x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], step)
@@ -134,6 +150,7 @@ def density_panel(
     total = components.sum(0)
     top = max(density.max(), total.max())
     floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
+    floor = floor if bottom is None else bottom
     ground = floor / 10  # out of sight, so that no line runs along the axis
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
@@ -154,7 +171,9 @@ def density_panel(
     )
     points = seen(total)
     ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
-    for j in np.flatnonzero(parameters[0] > 0).tolist():
+    for j in back_to_front(parameters[0]):
+        if parameters[0][j] == 0:
+            continue
         points = seen(components[j])
         curve = np.maximum(components[j][points], ground)
         ax.fill_between(x[points], ground, curve, color=colors[j], alpha=0.35, lw=0)

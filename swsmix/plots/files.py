@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from swsmix.history import History
-from swsmix.plots.density import density_panel
+from swsmix.plots.density import back_to_front, density_panel, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, styled
 from swsmix.plots.training import clock, film, group_of, series
 
@@ -100,7 +100,13 @@ def animate_collapse(
     epochs, unit = clock(history, len(counts))
     mixing, mean, std = (series(history, group, name) for name in ("mixing", "mean", "std"))
     colors = component_colors(history.stacked(group, "mean")[-1])
-    unit_bar = 1 / (counts[0].sum() * (edges[1] - edges[0]))  # the density of one weight in a bin
+    step = edges[1] - edges[0]
+    unit_bar = 1 / (counts[0].sum() * step)  # the density of one weight in a bin
+    heights = peaks(mixing, std, step)
+    live = heights[series(history, group, "count") >= 1]
+    # In sight are single weights and all components that hold one, however wide.
+    bottom = min([0.5 * unit_bar, *np.maximum(0.3 * live, 1e-4 * unit_bar)])
+    top = 2 * max(unit_bar * counts.max(), heights.max())
     figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
     figure.set_dpi(120)
     canvas: Any = FigureCanvasAgg(figure)
@@ -108,13 +114,12 @@ def animate_collapse(
     for i in np.unique(np.linspace(0, len(counts) - 1, max_frames).round().astype(int)).tolist():
         for artist in (*panel.lines, *panel.patches, *panel.collections):
             artist.remove()
-        density_panel(panel, edges, counts[i], (mixing[i], mean[i], std[i]), colors, log=True)
-        panel.set(
-            ylim=(0.5 * unit_bar, 2 * unit_bar * counts.max()),
-            xlabel="weight",
-            ylabel="density (1 / weight)",
-        )
-        for j in np.flatnonzero(mixing[i] > 0).tolist():
+        parameters = mixing[i], mean[i], std[i]
+        density_panel(panel, edges, counts[i], parameters, colors, log=True, bottom=bottom)
+        panel.set(ylim=(bottom, top), xlabel="weight", ylabel="density (1 / weight)")
+        for j in back_to_front(mixing[i]):
+            if mixing[i, j] == 0:
+                continue
             panel.plot(
                 mean[i, j],
                 1.02,

@@ -117,8 +117,9 @@ def hinton(
         facecolor="0.95",
     )
     for axis, cells in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        ticks = min(cells, max(1, round(5 * cells / max(shape))))
-        axis.set_ticks(np.unique(np.linspace(0, cells - 1, ticks).round()))
+        most = max(1, round(5 * cells / max(shape)))
+        steps = (m * 10**power for power in range(6) for m in (1, 2, 5))
+        axis.set_ticks(range(0, cells, next(step for step in steps if step * most >= cells)))
     panel.spines[:].set_visible(False)
     add_legend(panel, handles, per_line)
     return figure

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from swsmix.histogram import MAX_BINS, Array
+from swsmix.histogram import MAX_BINS, Array, bin_edges
 from swsmix.history import History
 from swsmix.labels import format_number
+from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     FULL,
     INK,
@@ -48,14 +49,18 @@ def series(history: History, group: str, name: str) -> Array:
 
 def film(history: History, group: str) -> tuple[Array, Array]:
     """All histograms of a group on common edges: edges, counts (records, bins). Totals are kept."""
+    # No bin is narrower than a record's own, and none holds a part of a weight: the place of each
+    # is known to within its own bin, which may lie across an edge.
     own_edges, own_counts = (series(history, group, n) for n in ("bin_edges", "bin_counts"))
     mean = series(history, group, "mean")
     low, high = min(own_edges.min(), mean.min()), max(own_edges.max(), mean.max())
     pad = 0.02 * (high - low) or 1e-6
-    edges = np.linspace(low - pad, high + pad, MAX_BINS + 1)
+    low, high = low - pad, high + pad
+    most = min(MAX_BINS, int((high - low) / np.diff(own_edges).max()))
+    edges = bin_edges(int(own_counts[0].sum()), low, high, most)
     below = np.pad(own_counts.cumsum(1), ((0, 0), (1, 0)))
     pairs = zip(own_edges, below, strict=True)
-    return edges, np.diff(np.stack([np.interp(edges, e, b) for e, b in pairs]))
+    return edges, np.diff(np.stack([np.interp(edges, e, b).round() for e, b in pairs]))
 
 
 def clock(history: History, records: int) -> tuple[Array, str]:
@@ -110,7 +115,7 @@ def trajectories(
     names = ("mean", "std", "mixing", "count")
     mean, std, mixing, count = (series(history, group, name) for name in names)
     claimed = history.claimed(group).numpy()
-    mixing = np.where(mixing > 0, mixing, np.nan)
+    order, mixing = back_to_front(mixing[-1]), np.where(mixing > 0, mixing, np.nan)
     epochs, unit = clock(history, len(mean))
     colors = component_colors(history.stacked(group, "mean")[-1])
     columns = num_columns(width)
@@ -119,7 +124,8 @@ def trajectories(
     )
     deaths, mergers = _fates(claimed, count)
     dot = "." if len(mean) == 1 else ""
-    for j, color in enumerate(colors):
+    for j in order:
+        color = colors[j]
         end = deaths.get(j, len(mean) - 1) + 1
         for panel, values in zip(panels, (mean, std, mixing), strict=False):
             panel.plot(

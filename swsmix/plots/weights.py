@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from swsmix.histogram import Array, flat_weights, histogram, parameters_of, span
+from swsmix.histogram import Array, chunks, flat_weights, histogram, parameters_of, span
 from swsmix.labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
@@ -33,7 +34,6 @@ from swsmix.plots.style import (
     num_columns,
     styled,
 )
-from swsmix.regions import decision_regions
 
 _MAX_DOTS = 20_000
 
@@ -99,7 +99,8 @@ def responsibilities(
 ) -> Figure:
     """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
 
-    Named are the means of the components that are the most responsible somewhere.
+    Named are the means of the components whose responsibility exceeds a quarter somewhere; one
+    that does so on less than a point of the axis is drawn a point wide.
 
     Args:
         mixture: the mixture (k components).
@@ -143,8 +144,13 @@ def responsibilities(
     )
     for j, area in zip(order, areas, strict=True):
         area.set_label(f"_component {j}")
+    wide = (shares > 0.25) @ np.gradient(x) > (high - low) / (72 * width)  # than a point
+    for i in np.flatnonzero((shares.max(1) > 0.25) & ~wide).tolist():  # else hidden by its edges
+        at = shares[i].argmax()
+        sides = shares[:i, at].sum(), shares[: i + 1, at].sum()
+        panels[0].vlines(x[at], *sides, colors=shades[i], lw=1, label=f"_narrow {order[i]}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
-    named = [j for j in order if j in decision_regions(mixture).component]
+    named = [j for j, most in zip(order, shares.max(1), strict=True) if most > 0.25]
     names, tints = distinct(mean[named].tolist()), [colors[j] for j in named]
     label_centres(panels[0], mean[named], names, tints, "mean")
     if flat:
@@ -211,7 +217,10 @@ def before_after(
         dots = np.unique(torch.randint(len(after), (_MAX_DOTS,), generator=seed).numpy())
     component = most_responsible([after[dots]], mixture)
     figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
-    xlim, ylim = span(parameters, [before]), span(parameters, [after])
+    ends = [v.item() for part in chunks([before]) for v in part.aminmax()]
+    first, last = min(ends), max(ends)
+    pad = 0.03 * (last - first) or parameters[2].min()
+    xlim, ylim = (first - pad, last + pad), span(parameters, [after])
     main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
     for j in np.flatnonzero(claimed([after], mixture)).tolist():
         middle, half = parameters[1][j], 2 * parameters[2][j]
@@ -230,6 +239,7 @@ def before_after(
         label="_dots",
     )
     main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
+    main.xaxis.set_major_locator(MaxNLocator(4))
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
     margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
     margins = (("vertical", before), ("horizontal", after))

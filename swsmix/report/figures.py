@@ -12,7 +12,7 @@ from swsmix.labels import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 24, 40, 4, 64
+MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 12, 40, 4, 64
 
 
 class Picture(NamedTuple):
@@ -27,7 +27,7 @@ def figures(inspection: Inspection) -> Iterator[Picture]:
     """Draw an inspection, one figure at a time.
 
     Of very many mixtures or tensors the largest are drawn, in the network's order: 6 mixtures,
-    24 tensors side by side, 40 bars, 4 Hinton diagrams of matrices up to 64 x 64. The captions
+    12 tensors side by side, 40 bars, 4 Hinton diagrams of matrices up to 64 x 64. The captions
     say so.
 
     Args:

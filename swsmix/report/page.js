@@ -64,7 +64,7 @@ function current() {
   const group = data.groups[state.group];
   if (state.layer === null) return { group, frame: group.frames[state.frame], size: group.size };
   const layer = data.layers[state.layer];
-  return { group, frame: { ...group.present, counts: layer.counts }, size: layer.size };
+  return { group, frame: { ...group.present, counts: layer.counts, claimed: layer.claimed }, size: layer.size };
 }
 
 function range(group) {
@@ -150,7 +150,7 @@ function draw() {
   make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
     "weights / bin");
   point(state.bin === null ? null : Math.min(state.bin, bins.length - 1));
-  drawComponents(group, frame);
+  drawComponents(group, frame, size);
 }
 
 function meanDigits(frame) {
@@ -160,7 +160,7 @@ function meanDigits(frame) {
   return gaps.length ? Math.min(9, digitsFor(Math.min(...gaps), ...frame.mean)) : 3;
 }
 
-function drawComponents(group, frame) {
+function drawComponents(group, frame, size) {
   const body = at("components").tBodies[0];
   body.replaceChildren();
   const digits = meanDigits(frame);
@@ -168,8 +168,12 @@ function drawComponents(group, frame) {
     const row = make(body, "tr");
     const swatch = make(make(row, "td"), "span", { class: "swatch" });
     swatch.style.background = group.colors[j];
+    make(row, "td", {}, String(j + 1));
     make(row, "td", {}, short(mean, digits));
     for (const value of [frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
+    const held = frame.claimed?.[j];
+    make(row, "td", {}, held === undefined ? "" : whole(held));
+    make(row, "td", {}, held === undefined ? "" : percent(held / size));
   });
 }
 
@@ -275,14 +279,18 @@ const columns = [
     (layer) => Math.max(...layer.shares)],
 ];
 
+const collator = new Intl.Collator("en", { numeric: true });
+
 function drawHead() {
   const row = make(at("layers").tHead, "tr");
   columns.forEach(([name], i) => {
     const button = make(make(row, "th", { scope: "col", "aria-sort": "none" }), "button",
       { type: "button" }, name);
     button.addEventListener("click", () => {
-      state.down = state.sort === i ? !state.down : i > 0;
-      state.sort = i;
+      const first = i > 0; // names ascend first, numbers descend; a third click undoes it
+      const again = state.sort === i;
+      if (again && state.down !== first) state.sort = null;
+      else [state.sort, state.down] = [i, again ? !first : first];
       drawRows();
     });
   });
@@ -297,7 +305,8 @@ function drawRows() {
   if (state.sort !== null) {
     const key = columns[state.sort][2];
     const sign = state.down ? -1 : 1;
-    rows.sort(([a], [b]) => sign * (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
+    const compare = (a, b) => typeof a === "string" ? collator.compare(a, b) : a - b;
+    rows.sort(([a], [b]) => sign * compare(key(a), key(b)));
   }
   [...at("layers").tHead.rows[0].cells].slice(0, columns.length).forEach((cell, i) => {
     const order = state.down ? "descending" : "ascending";
@@ -306,15 +315,18 @@ function drawRows() {
   const body = at("layers").tBodies[0];
   body.replaceChildren();
   for (const [layer, i] of rows) {
-    const row = make(body, "tr", { tabindex: 0, "aria-selected": String(i === state.layer) });
+    const row = make(body, "tr", { "aria-selected": String(i === state.layer) });
     row.dataset.layer = i;
-    for (const [, text] of columns) make(row, "td", {}, text(layer));
+    const name = make(make(row, "td"), "button", { type: "button" });
+    layer.name.split(/(?<=\.)/).forEach((part, n) => {
+      if (n) make(name, "wbr");
+      name.append(part);
+    });
+    for (const [, text] of columns.slice(1)) make(row, "td", {}, text(layer));
     drawShares(make(row, "td"), layer);
-    row.addEventListener("click", () => show(layer.group, i));
-    row.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
+    row.addEventListener("click", () => {
       show(layer.group, i);
+      at("chart").scrollIntoView({ block: "nearest" });
     });
   }
   at("matching").textContent = `${rows.length} of ${data.layers.length} tensors`;

@@ -101,7 +101,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
 def _group(group: Group, history: History | None) -> dict[str, Any]:
     mixture = group.mixture
     own = (mixture.mixing, mixture.mean, mixture.std)
-    present = _frame("now", group.counts, group.edges, *own)
+    present = _frame("now", group.counts, group.edges, *own, claimed=group.claimed)
     frames = [present]
     if history is not None and len(history.series.get(group.name, {}).get("mean", [])) > 1:
         frames = _frames(group, history)
@@ -122,19 +122,24 @@ def _frames(group: Group, history: History) -> list[dict[str, Any]]:
     epochs = history.scalars.get("epoch", [])
     unit, at = ("epoch", epochs) if len(epochs) == records else ("record", list(range(records)))
     order = columns["mean"][-1].argsort(stable=True)
+    claimed = columns.get("claimed")  # a run of an older version has none
     return [
         _frame(
             f"{unit} {at[i]:g}",
             columns["bin_counts"][i].numpy(),
             columns["bin_edges"][i].numpy(),
             *(columns[name][i][order] for name in ("mixing", "mean", "std")),
+            claimed=None if claimed is None else claimed[i][order].numpy(),
         )
         for i in np.unique(np.linspace(0, records - 1, MAX_FRAMES).round().astype(int)).tolist()
     ]
 
 
-def _frame(label: str, counts: Any, edges: Any, mixing: Any, mean: Any, std: Any) -> dict[str, Any]:
-    return {
+def _frame(
+    label: str, counts: Any, edges: Any, mixing: Any, mean: Any, std: Any, *, claimed: Any
+) -> dict[str, Any]:
+    known = {} if claimed is None else {"claimed": [int(n) for n in claimed]}
+    return known | {
         "label": label,
         "low": float(edges[0]),
         "high": float(edges[-1]),
@@ -154,6 +159,7 @@ def _layer(layer: Layer, group: int) -> dict[str, Any]:
         "clusters": layer.num_clusters,
         "bits": round(layer.bits_per_weight, 4),
         "nonzero": round(layer.nonzero / layer.size, 6),
+        "claimed": [int(n) for n in layer.claimed],
         "shares": [round(share, 6) for share in layer.shares.tolist()],
         "counts": [int(n) for n in layer.counts],
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from swsmix.histogram import Array
-from swsmix.inspect import Group, Inspection, Layer
+from swsmix.inspect import Inspection, Layer
 from swsmix.labels import distinct, number_of, shorten, visible
 from swsmix.mixture import GaussianMixture
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_GROUPS = 4  # whose histogram and components are shown
 _NAMES = 6  # of tensors left out for one reason
 _GAP, _MIN_BINS = 2, 8  # columns between the columns of the table, and of the smallest histogram
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
@@ -144,14 +146,16 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     return table
 
 
-def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> RenderableType:
-    """A group's tensors: size, clusters, entropy, non-zero, shares, a histogram a line high, shape.
+def layer_table(
+    layers: Sequence[Layer], *, width: int = 120, ascii_only: bool = False
+) -> RenderableType:
+    """Tensors: size, clusters, entropy, non-zero, shares, a histogram a line high, shape.
 
     Shares are in the order of the centres. In a narrow terminal the shape goes first, then the
     histogram; where the rest does not fit either, each tensor gets lines of its own.
 
     Args:
-        group: from an inspection.
+        layers: from an inspection.
         width: columns.
         ascii_only: for terminals without Unicode.
 
@@ -161,7 +165,7 @@ def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> 
     from rich.table import Table
     from rich.text import Text
 
-    rows = [_cells(layer, ascii_only) for layer in group.layers]
+    rows = [_cells(layer, ascii_only) for layer in layers]
     wide = {n: max(len(n), *(len(row[n]) for row in rows)) for n in rows[0]}
     numbers = ("weights", "clusters", "bits", "non-zero")
     name, shares = min(wide["tensor"], 20), min(wide["shares, %"], 14)
@@ -183,7 +187,7 @@ def layer_table(group: Group, *, width: int = 120, ascii_only: bool = False) -> 
     if histogram:
         table.add_column("histogram", no_wrap=True, min_width=histogram)
     table.add_column("shares, %", overflow="fold", min_width=shares)
-    for layer, row in zip(group.layers, rows, strict=True):
+    for layer, row in zip(layers, rows, strict=True):
         bar = bars(rebin(layer.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
         table.add_row(
             Text(shorten(layer.name, name, ascii_only=ascii_only)),
@@ -240,6 +244,8 @@ def terminal(
 ) -> RenderableType:
     """All that `swsmix inspect` prints of an inspection.
 
+    Of more than 4 mixtures the 4 largest are shown, and then one table of the tensors of all.
+
     Args:
         inspection: the inspection.
         width: of the terminal, in columns.
@@ -256,7 +262,11 @@ def terminal(
 
     parts: list[RenderableType] = [Text(shown(inspection.title), "bold")]
     chart = min(width, 72)
+    many = len(inspection.groups) > _GROUPS
+    largest = {g.name for g in sorted(inspection.groups, key=lambda g: -g.size)[:_GROUPS]}
     for group in inspection.groups:
+        if group.name not in largest:
+            continue
         weights = number_of(group.size, "weight")
         parts += [
             Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}\n"),
@@ -266,8 +276,15 @@ def terminal(
             ),
             Text(""),
             mixture_table(group.mixture, group.claimed, group.size),
-            Text(""),
-            layer_table(group, width=width, ascii_only=ascii_only),
+        ]
+        if not many:
+            parts += [Text(""), layer_table(group.layers, width=width, ascii_only=ascii_only)]
+    if many:
+        every = [layer for layer, _ in inspection.layers]
+        said = f"\nthe {_GROUPS} largest of {len(inspection.groups)} mixtures are shown above; "
+        parts += [
+            Text(f"{said}the tensors of all:\n"),
+            layer_table(every, width=width, ascii_only=ascii_only),
         ]
     if inspection.left_out:
         parts.append(Text(""))
