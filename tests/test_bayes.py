@@ -198,15 +198,19 @@ def test_layers_by_hand_are_autograds():
         np.testing.assert_allclose(a[1], b[1], rtol=1e-9, atol=1e-9)
 
 
-def test_the_compiled_sums_are_the_plain_ones():
-    from swsmix.bayes import density, kernels
+@pytest.mark.parametrize("options", [{}, {"zero": True, "zero_mixing": 0.7}])
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_compiled_term_is_the_plain_one(monkeypatch, options, k):
+    from swsmix.bayes import density
 
-    rng = np.random.default_rng(0)
-    w, mean = rng.standard_normal(50), rng.standard_normal(4)
-    inverse_std, height = np.exp(rng.standard_normal(4)), rng.standard_normal(4)
-    a = density.mixture_sums(w, height, mean, inverse_std)
-    for fast, plain in zip(kernels.mixture_sums(w, height, mean, inverse_std), a, strict=True):
-        np.testing.assert_allclose(fast, plain, rtol=1e-12)
+    *_, joint = small(k=k, tau=0.8, **options)
+    fast = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
+    plain = density.mixture_at, density.mixture_sums, density.with_hyper_prior
+    monkeypatch.setattr(density, "_fastest", lambda: plain)
+    slow = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
+    for (value, gradient), (wanted, by_hand) in zip(fast, slow, strict=True):
+        assert value == pytest.approx(wanted, rel=1e-12)
+        np.testing.assert_allclose(gradient, by_hand, rtol=1e-9, atol=1e-10)
 
 
 def test_the_pyro_program_has_the_same_density():
