@@ -367,6 +367,30 @@ def test_labels_are_sorted_by_mean_and_nothing_else_changes():
     assert torch.allclose(density(mixing, mean, std), density(*raw))
 
 
+def test_arviz_gets_the_draws_under_its_own_names():
+    net, _, x, y, joint = small(likelihood="binary")
+    z = torch.from_numpy(np.stack(points(joint, 8))).view(2, 4, -1)
+    steps = {"diverged": torch.arange(8).view(2, 4) == 3, "accept": torch.rand(2, 4)}
+    drawn = Posterior(z, joint.layout, steps)
+    likelihood = drawn.log_likelihood(net, x, y)
+    tree = drawn.to_arviz(log_likelihood=likelihood)
+    found = tree["posterior"]
+    for name, wanted in (drawn.network | {"all.std": drawn.mixture().std}).items():
+        np.testing.assert_array_equal(found[name].to_numpy(), wanted.numpy())
+    assert (np.diff(found["all.mean"].to_numpy(), axis=-1) >= 0).all()
+    assert "noise_std" not in found  # labels have none
+    np.testing.assert_array_equal(tree["sample_stats"]["diverging"].to_numpy(), steps["diverged"])
+    np.testing.assert_array_equal(tree["log_likelihood"]["y"].to_numpy(), likelihood)
+    *_, regression = small()
+    noisy = Posterior(
+        torch.from_numpy(np.stack(points(regression, 8))).view(2, 4, -1), regression.layout
+    )
+    np.testing.assert_allclose(
+        noisy.to_arviz()["posterior"]["noise_std"].to_numpy(),
+        (0.5 * noisy.z[..., -1]).exp().numpy(),
+    )
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
