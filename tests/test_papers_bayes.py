@@ -94,6 +94,8 @@ def test_figures_and_table_are_made_from_the_lines_alone(lines, tmp_path):
     for name in drawings_bayes.DRAWINGS:
         figures.draw(results, tmp_path, only=name)
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    table = drawings_bayes.table(lines, {})
-    assert table.count("\n") == 2 + 1 + len(NAMES)
+    decay = {"arv": {split: [0.1, 0.2] for split in ("train", "test", "late")}}
+    table = drawings_bayes.table(lines, {}, {"weight decay, by single": decay})
+    assert table.count("\n") == 2 + 1 + len(NAMES) + 1
+    assert "| weight decay | 0.1500 ± 0.0707 |" in table
     assert all(name in table for name in NAMES)

@@ -144,8 +144,8 @@ def posterior(
 SETTINGS = {
     "8 components, full Bayes": Setting(components=8),
     "8 components, empirical Bayes": Setting(components=8, fixed=True),
-    "3 components, full Bayes": Setting(components=3),
     "one Gaussian, full Bayes": Setting(components=1),
+    "3 components, full Bayes": Setting(components=3),
 }
 LENGTHS = {"bayes": Length(), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
 BANDS = {50: (0.25, 0.75), 90: (0.05, 0.95)}
