@@ -32,13 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from swsmix.em import HyperPrior
+from swsmix.evaluation import Data, Loss
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
 from swsmix.quantize import assign, snap_to_grid
 from swsmix.refine import centre_sums, tie
 from swsmix.schedule import Schedule
-from swsmix.train import Data, Loss, fit
+from swsmix.train import fit
 from swsmix.weights import Patterns, resolve, select
 
 

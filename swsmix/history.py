@@ -66,7 +66,16 @@ class History:
         Args:
             scalars: the record's scalars, the same names every time.
             groups: group -> (weights (n,), mixture, N_j (k,)).
+
+        Raises:
+            FloatingPointError: if weights are nan or inf; nothing is recorded then.
         """
+        for group, (weights, _, _) in groups.items():
+            if bad := int((~weights.isfinite()).sum()):
+                raise FloatingPointError(
+                    f"{bad:,} of the {weights.numel():,} weights of {group!r} are nan or inf, and "
+                    "cannot be recorded: lower the learning rate or tau"
+                )
         for name, value in scalars.items():
             self.scalars.setdefault(name, []).append(float(value))
         for group, (weights, mixture, count) in groups.items():

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from swsmix import data, mnist, nets
 from swsmix.attach import Update
 from swsmix.em import HyperPrior
+from swsmix.evaluation import Batch, Loss, evaluate
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.noise import GaussianNoise
 from swsmix.prior import MixturePrior, Mode
 from swsmix.quantize import bits_per_weight, snap_, within_share
 from swsmix.schedule import Schedule
-from swsmix.train import Batch, Loss, evaluate, fit
+from swsmix.train import fit
 
 Name = Literal["sunspots", "shift", "mnist"]
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from torch.optim import Optimizer
 
 from swsmix import runs
 from swsmix.attach import Attachment, Update, advance_
+from swsmix.evaluation import Batch, Data, Loss, is_pair, means
 from swsmix.history import History
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 
-Batch = tuple[Tensor, Tensor]
-Data = Batch | Iterable[Batch]
-Loss = Callable[[Tensor, Tensor], Tensor]
 FullBatch = Literal["l-bfgs", "cg"]
 
 _SCIPY = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
@@ -131,7 +129,10 @@ def fit(
 
     def record(epoch: int) -> None:
         parts = (data if measure_train else None, validation)
-        scores = [_mean(model, (loss, measure or loss), part) for part in parts]
+        functions = (loss, measure or loss)
+        scores = [
+            [math.nan] * 2 if part is None else means(model, functions, part) for part in parts
+        ]
         job.record(history, epoch, *scores, seconds=time.monotonic() - began)
 
     def save(epoch: int, *, final: bool = False) -> None:
@@ -221,7 +222,7 @@ class _Job:
                 raise ValueError(
                     f"optimizer must be a torch optimiser, 'l-bfgs' or 'cg'; got {optimizer!r}"
                 )
-            if not _is_pair(data):
+            if not is_pair(data):
                 raise ValueError(
                     f"{optimizer!r} is full-batch: it wants the data as two tensors (x, y)"
                 )
@@ -277,7 +278,7 @@ class _Job:
 
     def _batches(self, number: int) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
-        if not _is_pair(self.data):
+        if not is_pair(self.data):
             yield from ((x.to(device), y.to(device)) for x, y in self.data)
             return
         x, y = self.data
@@ -294,7 +295,7 @@ class _Job:
             held = set(map(id, self.prior.parameters()))
             moving = [p for p in moving if id(p) not in held]
         device = moving[0].device
-        assert _is_pair(self.data)  # checked when the job was made
+        assert is_pair(self.data)  # checked when the job was made
         x, y = (part.to(device) for part in self.data)
         tau = self.schedule.tau_at(self.steps)
 
@@ -447,12 +448,8 @@ class _Best:
             setattr(self, name, value)
 
 
-def _is_pair(data: Data) -> TypeGuard[Batch]:
-    return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor)
-
-
 def _count(data: Data, num_data: int | None) -> int:
-    if _is_pair(data) and len(data[0]) != len(data[1]):
+    if is_pair(data) and len(data[0]) != len(data[1]):
         raise ValueError(f"x and y want one length; got {len(data[0])} and {len(data[1])}")
     if iter(data) is data:
         raise ValueError(
@@ -461,7 +458,7 @@ def _count(data: Data, num_data: int | None) -> int:
         )
     if num_data is not None:
         return num_data
-    if _is_pair(data):
+    if is_pair(data):
         return len(data[0])
     dataset = getattr(data, "dataset", None)
     if not isinstance(dataset, Sized):
@@ -469,47 +466,6 @@ def _count(data: Data, num_data: int | None) -> int:
             "num_data, the number of training examples, cannot be read off the data: give it"
         )
     return len(dataset)
-
-
-def evaluate(model: nn.Module, measure: Loss, data: Data) -> float:
-    """The mean of measure(model(x), y) over data, in evaluation mode.
-
-    Args:
-        model: the network.
-        measure: a mean over a batch.
-        data: two tensors (x, y) or batches.
-
-    Returns:
-        The mean over all cases.
-    """
-    return _mean(model, (measure,), data)[0]
-
-
-@torch.no_grad()
-def _mean(model: nn.Module, functions: tuple[Loss, ...], data: Data | None) -> list[float]:
-    """The means over the data of functions of (prediction, target), in evaluation mode."""
-    if data is None:
-        return [math.nan] * len(functions)
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    totals, count = [0.0] * len(functions), 0
-    for x, y in _evaluation_batches(data):
-        prediction, target = model(x.to(device)), y.to(device)
-        for i, function in enumerate(functions):
-            totals[i] += float(function(prediction, target)) * len(x)
-        count += len(x)
-    model.train(training)
-    if count == 0:
-        raise ValueError("there are no data to measure on: the batches hold no case")
-    return [total / count for total in totals]
-
-
-def _evaluation_batches(data: Data, size: int = 4096) -> Iterable[Batch]:
-    if not _is_pair(data):
-        return data  # type: ignore[return-value]
-    x, y = data
-    return zip(x.split(size), y.split(size), strict=True)
 
 
 @torch.no_grad()

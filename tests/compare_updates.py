@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from swsmix import MixturePrior, Schedule, fit, nets, plots, snap_
+from swsmix.evaluation import evaluate
 from swsmix.mnist import mnist, mnist_tensors
 from swsmix.quantize import assign
-from swsmix.train import evaluate
 
 FIGURES = Path(__file__).parent.parent / "figures"
 STDS = (0.03, 0.01, 0.003, 0.001, 0.0003)

@@ -332,9 +332,33 @@ def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
 
 
 def test_the_page_fits_its_window(browser, tmp_path):
-    for width in (1100, 500):
-        browser.set_window_size(width, 1400)
-        wide = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0
-    assert browser.save_screenshot(str(tmp_path / "page.png"))
-    browser.set_window_size(1100, 1400)
+    wide = "const all = document.documentElement; return all.scrollWidth - all.clientWidth"
+    metrics = {"height": 1400, "deviceScaleFactor": 1, "mobile": False}
+    for width in (1100, 500, 360):
+        command = "Emulation.setDeviceMetricsOverride"
+        browser.execute_cdp_cmd(command, metrics | {"width": width})
+        assert browser.execute_script(wide) <= 0
+        assert browser.save_screenshot(str(tmp_path / f"page-{width}.png"))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_no_curve_runs_along_the_axis_where_there_is_nothing_to_see(browser):
+    lines = find(browser, "#chart polyline")
+    assert len(lines) == 4
+    for line in lines:
+        heights = [float(p.split(",")[1]) for p in line.get_attribute("points").split()]
+        assert min(heights) < 300 < max(heights)  # the axis is at 300, and what is below is clipped
+        assert all(abs(y - 300) > 1e-3 for y in heights)
+    (sight,) = find(browser, "#chart svg")
+    assert sight.get_attribute("height") == "300"
+
+
+def test_one_weight_is_no_plural(driver, tmp_path):
+    torch.save({"w": torch.ones(1, 1), "b": torch.ones(1)}, tmp_path / "one.pt")
+    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "one.pt")), encoding="utf-8")
+    driver.get((tmp_path / "report.html").as_uri())
+    assert text(driver, "#shown").startswith("1 weight;")
+    assert text(driver, "#matching") == "1 of 1 tensor"
+    points = find(driver, "#chart .total")[0].get_attribute("points").split()
+    assert min(float(point.split(",")[1]) for point in points) < 250  # its curve is in sight
+    assert text(driver, "#left-out summary") == "1 tensor left out"

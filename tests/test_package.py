@@ -20,6 +20,7 @@ LAYERS = [
         "noise",
         "tables",
         "data",
+        "evaluation",
         "mnist",
         "nets",
     },

@@ -65,6 +65,52 @@ def test_nothing_is_cut_off_covered_or_crowded(make, width):
         assert all(t.get_fontsize() >= 6 for t in labels)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e4])
+@pytest.mark.parametrize("width", [plots.COLUMN, plots.FULL])
+def test_numbers_along_an_axis_of_weights_keep_a_digit_apart(scale, width):
+    w = scale * WEIGHTS[:2000]
+    mixture = GaussianMixture(MIXTURE.mixing, scale * MIXTURE.mean, scale * MIXTURE.std)
+    for figure in (
+        plots.clusters(w, mixture, width=width),
+        plots.responsibilities(mixture, w, width=width),
+        plots.before_after(w.roll(1), w, mixture, width=width),
+        plots.layers({"a": w}, mixture, width=width),
+        plots.layers(dict.fromkeys("abcde", w), mixture, width=width),
+    ):
+        FigureCanvasAgg(figure).draw()
+        for ax in figure.axes:
+            low, high = ax.get_xlim()
+            ticks = [t for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+            boxes = [t.label1.get_window_extent() for t in ticks if t.label1.get_visible()]
+            gaps = [b.x0 - a.x1 for a, b in itertools.pairwise(boxes)]
+            assert len(ticks) >= 2
+            assert min(gaps, default=9) > 3 / 72 * figure.dpi
+
+
+def test_a_single_weight_is_counted_in_whole_decades():
+    ax = plots.responsibilities(MIXTURE, torch.tensor([0.1]), width=plots.COLUMN).axes[1]
+    FigureCanvasAgg(ax.figure).draw()
+    assert [t for t in ax.yaxis.get_minorticklabels() if t.get_text()] == []
+
+
+@every_figure
+def test_every_panel_of_the_users_says_what_is_along_it(make):
+    count = len(make().axes) - (make is FIGURES["collapse"])
+    axes = np.ravel(Figure(figsize=(4 * count, 3)).subplots(1, count))
+    make(ax=axes)
+    assert all(ax.get_xlabel() for ax in axes)
+
+
+def test_panels_that_share_an_axis_say_it_once():
+    for given in (None, Figure().subplots(2, 2, sharex=True)):
+        axes = plots.trajectories(HISTORY, ax=given).axes
+        assert [bool(ax.get_xlabel()) for ax in axes] == [False, False, True, True]
+    given = Figure().subplots(2, 1, sharex=True)
+    for axes in (given, None):
+        axes = plots.responsibilities(MIXTURE, WEIGHTS, ax=axes).axes
+        assert [bool(ax.get_xlabel()) for ax in axes] == [False, True]
+
+
 @every_figure
 def test_ax_draws_into_the_axes_given(make):
     count = len(make().axes) - (make is FIGURES["collapse"])  # which has a colour bar
@@ -190,6 +236,21 @@ def test_a_history_of_one_record_has_a_picture():
         assert figure.axes[0].lines[0].get_marker() == "."
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.9])
+def test_the_bar_of_the_densities_of_equal_weights_has_numbers(scale):
+    mixture = GaussianMixture(MIXTURE.mixing, scale * MIXTURE.mean, MIXTURE.std)
+    history = History()
+    for t in range(3):
+        weights = scale * torch.full((50,), 0.3)
+        history.record({"epoch": t}, {"all": (weights, mixture, torch.ones(4))})
+    figure = plots.collapse(history)
+    FigureCanvasAgg(figure).draw()
+    bar = figure.axes[1]
+    low, high = bar.get_ylim()
+    inside = [t for t in bar.yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert inside and all(t.label1.get_text() or t.label2.get_text() for t in inside)
+
+
 # --- errors ---
 
 NAN = torch.tensor([0.0, math.nan, math.inf])
@@ -230,6 +291,14 @@ EMPTY = torch.zeros(0)
 def test_errors_say_what_was_wanted_and_got(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_weights_that_diverged_leave_no_part_of_a_record():
+    history = training(records=2)
+    with pytest.raises(FloatingPointError, match="2 of the 3 weights of 'all' are nan or inf"):
+        history.record({"epoch": 9.0}, {"all": (NAN, MIXTURE, torch.ones(4))})
+    assert len(history) == 2
+    plots.trajectories(history)
 
 
 # --- files ---

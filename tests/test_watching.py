@@ -40,6 +40,22 @@ def test_the_live_view_shows_the_newest_record(terminal):
     assert "▲" in last and "2.2" in last and "62.5 %" in last
 
 
+@pytest.mark.parametrize("width", [30, 46, 200])
+def test_the_live_histogram_fits_the_terminal(width):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    w = torch.tensor([-1.0, 0.0, 1.0])
+    mixture = GaussianMixture([0.3, 0.4, 0.3], [-1.0, 0.0, 1.0], [0.1, 0.1, 0.1])
+    history = History()
+    history.record({"epoch": 0.0}, {"all": (w, mixture, torch.ones(3))})
+    with watch(console) as callback:
+        callback(0, history)
+    lines = console.file.getvalue().splitlines()
+    (marks,) = [line for line in lines if "▲" in line]
+    assert marks.count("▲") == 3 and len(marks.rstrip()) <= min(width, 72)
+
+
 def test_tensorboard_holds_the_history_once_each(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, nets, snap_
 from swsmix.codec import encode, load_compressed, save_compressed
 from swsmix.compress import Compressed, Recipe, compress_
+from swsmix.evaluation import evaluate
 from swsmix.history import History
 from swsmix.mixture import GaussianMixture
 from swsmix.mnist import mnist
 from swsmix.quantize import bits_per_weight, merge_components, snap_to_grid
 from swsmix.runs import replacing
-from swsmix.train import evaluate
 from swsmix.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 
 NETS = {"lenet-300-100": nets.lenet_300_100, "lenet-5-caffe": nets.lenet_5_caffe}

@@ -17,7 +17,7 @@ from PIL import Image
 
 from swsmix.history import History
 from swsmix.plots.density import back_to_front, density_panel, peaks
-from swsmix.plots.style import METADATA, component_colors, make_panels, settle, styled
+from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
 from swsmix.plots.training import clock, film, group_of, series
 
 
@@ -110,7 +110,7 @@ def animate_collapse(
     figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
     figure.set_dpi(120)
     canvas: Any = FigureCanvasAgg(figure)
-    frames = []
+    frames: list[Image.Image] = []
     for i in np.unique(np.linspace(0, len(counts) - 1, max_frames).round().astype(int)).tolist():
         for artist in (*panel.lines, *panel.patches, *panel.collections):
             artist.remove()
@@ -130,6 +130,8 @@ def animate_collapse(
                 clip_on=False,
                 transform=panel.get_xaxis_transform(),
             )
+        if not frames:
+            space_ticks(panel)
         panel.set_title(f"{unit} {epochs[i]:g}", y=1.05)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
 
 from swsmix.histogram import Array
 from swsmix.labels import shorten, visible
@@ -132,6 +133,31 @@ def root_figure(ax: Axes) -> Figure:
     return figure
 
 
+def unshared(panels: Sequence[Axes]) -> list[Axes]:
+    """The panels with numbers along the horizontal axis: all but those that share one below."""
+    return [p for p in panels if p.xaxis.get_tick_params().get("labelbottom", True)]
+
+
+def space_ticks(ax: Axes) -> None:
+    """Give the horizontal axis no more ticks than have labels that keep apart."""
+    font = ax.xaxis.get_major_ticks(1)[0].label1.get_fontproperties()
+    points = 72 / root_figure(ax).dpi * ax.get_window_extent().width
+    low, high = ax.get_xlim()
+    for most in range(9, 1, -1):  # matplotlib's own choice goes by the size of the letters alone
+        ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+        labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
+        wide = max((_text_width(label, font) for label in labels), default=0.0)
+        apart = points * np.diff(ticks) / (high - low)
+        if (apart > wide + 0.5 * font.get_size_in_points()).all():
+            return
+
+
+def _text_width(text: str, font: FontProperties) -> float:
+    """In points, with a twentieth more for the letters that pixels make wider."""
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 0.95
+
+
 def settle(figure: Figure) -> None:
     """Lay the figure out, and keep it so: constrained layout moves a little with every drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
@@ -167,7 +193,6 @@ def fitted(name: str, points: float, size: float) -> str:
     most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
     for length in range(min(len(visible(name)), most), 0, -1):
         shown = shorten(name, length)
-        # A twentieth is kept for the letters that pixels make wider.
-        if text_to_path.get_text_width_height_descent(shown, font, False)[0] <= 0.95 * points:
+        if _text_width(shown, font) <= points:
             break
     return shown

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from swsmix.histogram import flat_weights, histogram, parameters_of, span
 from swsmix.labels import distinct, format_number
@@ -30,6 +29,7 @@ from swsmix.plots.style import (
     component_colors,
     fitted,
     make_panels,
+    space_ticks,
     styled,
 )
 
@@ -165,10 +165,9 @@ def layers(
         edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
         panel.set_title("A\ng", fontsize=7)  # keeps the place
-        panel.xaxis.set_major_locator(MaxNLocator(3))
-    for panel in panels[-columns:]:
+    for panel in panels[-columns:] if ax is None else panels:
         panel.set_xlabel("weight")
-    for panel in panels[::columns]:
+    for panel in panels[::columns] if ax is None else panels:
         panel.set_ylabel("density")
     figure.draw_without_rendering()  # how wide the panels are, the layout says
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
@@ -176,6 +175,7 @@ def layers(
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
         title = f"{fitted(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
+        space_ticks(panel)
     return figure
 
 

@@ -27,6 +27,7 @@ from swsmix.plots.style import (
     make_panels,
     num_columns,
     styled,
+    unshared,
 )
 
 
@@ -161,7 +162,7 @@ def trajectories(
     panels[3].step(epochs, clusters, where="post", color=INK, marker=dot, label="_clusters")
     panels[3].set(ylabel="clusters", ylim=(0, len(colors) + 0.5))
     panels[3].yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for panel in panels[-columns:]:
+    for panel in unshared(panels):
         _over_time(panel, epochs, unit)
     return figure
 
@@ -192,8 +193,10 @@ def collapse(
     density = counts / (counts.sum(1, keepdims=True) * (edges[1] - edges[0]))
     shown = np.ma.masked_less_equal(density, 0)
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.35 * width + 1)
-    norm = LogNorm(max(shown.min(), 1e-4 * shown.max()) / 3, shown.max())
-    mesh = panel.pcolormesh(sides, edges, shown.T, cmap="Greys", norm=norm, rasterized=True)
+    low, high = max(shown.min(), 1e-4 * shown.max()) / 3, shown.max()
+    mesh = panel.pcolormesh(
+        sides, edges, shown.T, cmap="Greys", norm=LogNorm(low, high), rasterized=True
+    )
     mean = np.where(history.claimed(group).numpy() >= 1, series(history, group, "mean"), np.nan)
     for j, color in enumerate(component_colors(history.stacked(group, "mean")[-1])):
         panel.plot(
@@ -210,6 +213,9 @@ def collapse(
     bar.ax.spines[:].set_visible(False)
     bar.ax.tick_params(**TICKS)
     bar.minorticks_off()
+    if high < 100 * low:  # maybe without a power of ten
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(format_number)
     return figure
 
 

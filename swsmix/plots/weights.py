@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from swsmix.histogram import Array, chunks, flat_weights, histogram, parameters_of, span
@@ -32,7 +31,9 @@ from swsmix.plots.style import (
     component_colors,
     make_panels,
     num_columns,
+    space_ticks,
     styled,
+    unshared,
 )
 
 _MAX_DOTS = 20_000
@@ -76,6 +77,7 @@ def clusters(
     for panel, log in zip(panels, (False, True), strict=True):
         density_panel(panel, edges, counts, parameters, colors, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
+        space_ticks(panel)
     numbers = claimed(w, mixture)
     owners = np.flatnonzero(numbers)
     label_centres(
@@ -167,8 +169,11 @@ def responsibilities(
                 alpha=0.85,
                 label=f"_component {j}",
             )
-        panels[1].set(yscale="log", ylim=(0.5, 3 * counts.max()), ylabel="weights / bin")
-    panels[-1].set_xlabel("weight")
+        panels[1].set(yscale="log", ylim=(0.5, max(3 * counts.max(), 20)))
+        panels[1].set(xlim=(low, high), ylabel="weights / bin")
+    for panel in unshared(panels):
+        panel.set_xlabel("weight")
+        space_ticks(panel)
     return figure
 
 
@@ -239,7 +244,6 @@ def before_after(
         label="_dots",
     )
     main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
-    main.xaxis.set_major_locator(MaxNLocator(4))
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
     margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
     margins = (("vertical", before), ("horizontal", after))
@@ -251,4 +255,7 @@ def before_after(
         margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=side)
         (margin.set_xlim if upright else margin.set_ylim)(limits)
         margin.axis("off")
+    if ax is None:
+        figure.draw_without_rendering()  # the margins narrow the panel
+    space_ticks(main)
     return figure

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _INTERVAL = 0.1  # seconds between two pictures
 
 
-def view(history: History, *, ascii_only: bool = False, rows: int = 5) -> RenderableType:
+def view(
+    history: History, *, ascii_only: bool = False, rows: int = 5, width: int = 72
+) -> RenderableType:
     """The newest record of a history: its scalars, and each mixture under its weights.
 
     The table's "weights" are the expected numbers N_j.
@@ -26,6 +28,7 @@ def view(history: History, *, ascii_only: bool = False, rows: int = 5) -> Render
         history: with at least one record.
         ascii_only: for terminals without Unicode.
         rows: of the histograms.
+        width: of the histograms, in columns, at most 72.
 
     Returns:
         Something for rich's `print`.
@@ -43,7 +46,9 @@ def view(history: History, *, ascii_only: bool = False, rows: int = 5) -> Render
         counts, edges = newest["bin_counts"].numpy(), newest["bin_edges"].numpy()
         if len(history.groups) > 1:
             parts.append(Text(f"\nmixture {group!r}"))
-        text = histogram_text(counts, edges, mixture, rows=rows, ascii_only=ascii_only)
+        text = histogram_text(
+            counts, edges, mixture, rows=rows, width=min(width, 72), ascii_only=ascii_only
+        )
         table = mixture_table(mixture, newest["count"].numpy(), int(counts.sum()))
         parts += [text, Text(""), table]
     return Stack(*parts)
@@ -69,16 +74,18 @@ def watch(console: Console | None = None) -> Iterator[Callable[[int, History], N
     from rich.live import Live
 
     console = console or Console()
-    ascii_only = console.options.ascii_only
     newest: History | None = None
     shown = 0.0
     live = Live(console=console, auto_refresh=False)
+
+    def picture(history: History) -> RenderableType:
+        return view(history, ascii_only=console.options.ascii_only, width=console.width)
 
     def callback(epoch: int, history: History) -> None:
         nonlocal newest, shown
         newest = history
         if time.monotonic() - shown >= _INTERVAL and console.is_terminal:
-            live.update(view(history, ascii_only=ascii_only), refresh=True)
+            live.update(picture(history), refresh=True)
             shown = time.monotonic()
 
     with live if console.is_terminal else nullcontext():
@@ -86,7 +93,7 @@ def watch(console: Console | None = None) -> Iterator[Callable[[int, History], N
             yield callback
         finally:
             if newest is not None and len(newest):
-                last = view(newest, ascii_only=ascii_only)
+                last = picture(newest)
                 if console.is_terminal:
                     live.update(last, refresh=True)
                 else:

@@ -26,6 +26,7 @@ const compact = (n) => {
   return `${short(n / size)}${unit}`;
 };
 const whole = (n) => n.toLocaleString("en-US");
+const number = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
 // -- the mixture ------------------------------------------------------------------------------
@@ -99,9 +100,10 @@ function draw() {
   const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
   const totals = masses.map((mass) => size * mass.reduce((a, b) => a + b, 0));
   const top = Math.max(...frame.counts, ...totals, 1) * (log ? 2 : 1.05);
-  const floor = log ? 0.5 : 0;
-  const height = (n) => log
-    ? Math.log(Math.max(n, floor) / floor) / Math.log(top / floor)
+  // Low enough for the curve of few weights.
+  const floor = log ? Math.min(0.5, Math.max(0.01 * Math.max(...totals), 1e-6)) : 0;
+  const height = (n) => log // below the axis, and so clipped, where a curve is below the floor
+    ? Math.log(Math.max(n, floor / 10) / floor) / Math.log(top / floor)
     : n / top;
   const y = (n) => box.bottom - height(n) * (box.bottom - box.top);
 
@@ -119,12 +121,13 @@ function draw() {
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
     .join(" ");
+  const sight = make(chart, "svg", { width: 960, height: box.bottom });
   frame.mean.forEach((_, j) => {
     if (frame.mixing[j] === 0) return;
-    make(chart, "polyline", { class: "component", stroke: group.colors[j],
+    make(sight, "polyline", { class: "component", stroke: group.colors[j],
       points: curve(masses.map((mass) => size * mass[j])) });
   });
-  make(chart, "polyline", { class: "total", points: curve(totals) });
+  make(sight, "polyline", { class: "total", points: curve(totals) });
   frame.mean.forEach((mean, j) => {
     if (frame.mixing[j] === 0 || mean < low || mean > high) return;
     const [cx, cy] = [x(mean), box.top - 2];
@@ -140,7 +143,8 @@ function draw() {
       short(value, digits));
   }
   const marks = log
-    ? Array.from({ length: Math.floor(Math.log10(top)) + 1 }, (_, i) => 10 ** i)
+    ? Array.from({ length: Math.floor(Math.log10(top / floor)) + 1 },
+      (_, i) => 10 ** (Math.ceil(Math.log10(floor)) + i)).filter((n) => n <= top)
     : ticks(0, top, 5);
   for (const n of marks) {
     make(chart, "path", { class: "axis", d: `M${box.left - 4},${y(n)}h4` });
@@ -255,7 +259,7 @@ function show(group, layer) {
   at("time").hidden = frames.length < 2 || layer !== null;
   at("whole").hidden = layer === null;
   at("shown").textContent = layer === null
-    ? `${whole(data.groups[group].size)} weights; ${data.groups[group].origin}`
+    ? `${number(data.groups[group].size, "weight")}; ${data.groups[group].origin}`
     : `${data.layers[layer].name} alone`;
   for (const row of at("layers").tBodies[0].rows) {
     row.setAttribute("aria-selected", String(Number(row.dataset.layer) === layer));
@@ -329,7 +333,7 @@ function drawRows() {
       at("chart").scrollIntoView({ block: "nearest" });
     });
   }
-  at("matching").textContent = `${rows.length} of ${data.layers.length} tensors`;
+  at("matching").textContent = `${rows.length} of ${number(data.layers.length, "tensor")}`;
 }
 
 function drawShares(cell, layer) {
@@ -358,7 +362,7 @@ data.groups.forEach((group, i) => make(at("group"), "option", { value: i }, grou
 at("group-label").hidden = data.groups.length < 2;
 const leftOut = Object.entries(data.leftOut);
 at("left-out").hidden = leftOut.length === 0;
-at("left-out").querySelector("summary").textContent = `${leftOut.length} tensors left out`;
+at("left-out").querySelector("summary").textContent = `${number(leftOut.length, "tensor")} left out`;
 for (const [name, why] of leftOut) make(at("left-out").querySelector("ul"), "li", {}, `${name}: ${why}`);
 drawHead();
 drawRows();

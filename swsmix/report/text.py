@@ -101,8 +101,8 @@ def histogram_text(
     colors = component_colors(mixture.mean)
     for j in mixture.mixing.argsort().tolist():  # the largest last, on top
         place = int((float(mixture.mean[j]) - edges[0]) / step)
-        if mixture.mixing[j] > 0 and 0 <= place < len(marks):
-            marks[place] = ("^" if ascii_only else "▲", colors[j])
+        if mixture.mixing[j] > 0 and 0 <= place <= len(marks):  # either end is within
+            marks[min(place, len(marks) - 1)] = ("^" if ascii_only else "▲", colors[j])
     for mark, color in marks:
         text.append(mark, color)
     low, high = distinct([edges[0], edges[0] + step * len(small)], _plain)

@@ -1,0 +1,69 @@
+"""The mean of a measure over data, and what data and measures are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+Data = Batch | Iterable[Batch]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def is_pair(data: Data) -> TypeGuard[Batch]:
+    """Whether the data are two tensors, not batches."""
+    return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor)
+
+
+def evaluate(model: nn.Module, measure: Loss, data: Data) -> float:
+    """The mean of measure(model(x), y) over data, in evaluation mode.
+
+    Args:
+        model: the network.
+        measure: a mean over a batch.
+        data: two tensors (x, y) or batches.
+
+    Returns:
+        The mean over all cases.
+    """
+    return means(model, (measure,), data)[0]
+
+
+@torch.no_grad()
+def means(model: nn.Module, functions: tuple[Loss, ...], data: Data) -> list[float]:
+    """`evaluate` for several functions in one pass.
+
+    Args:
+        model: the network.
+        functions: of (prediction, target), each a mean over a batch.
+        data: two tensors (x, y) or batches.
+
+    Returns:
+        The means over all cases, in the order of the functions.
+
+    Raises:
+        ValueError: if there is no case.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    totals, count = [0.0] * len(functions), 0
+    for x, y in _batches(data):
+        prediction, target = model(x.to(device)), y.to(device)
+        for i, function in enumerate(functions):
+            totals[i] += float(function(prediction, target)) * len(x)
+        count += len(x)
+    model.train(training)
+    if count == 0:
+        raise ValueError("there are no data to measure on: the batches hold no case")
+    return [total / count for total in totals]
+
+
+def _batches(data: Data, size: int = 4096) -> Iterable[Batch]:
+    if not is_pair(data):
+        return data  # type: ignore[return-value]
+    x, y = data
+    return zip(x.split(size), y.split(size), strict=True)
