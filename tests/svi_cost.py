@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a step of SVI costs beside a plain training step: LeNet-300-100, random images.
 
-python tests/svi_cost.py --batch 128 512
+python tests/svi_cost.py --batch 128 256 512
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def seconds(step, rounds):
 def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--components", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

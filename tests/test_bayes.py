@@ -112,6 +112,29 @@ def test_the_gradient_is_the_slope(likelihood, jacobian):
         assert gradient @ direction == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
 
 
+@pytest.mark.parametrize("biases", ["outside the prior", "under it"])
+def test_centred_coordinates_are_a_shear_of_the_same_density(biases):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False), nn.Linear(2, 1))
+    names = "*" if biases == "under it" else "*weight"
+    prior = MixturePrior(net.double(), 2, include=names, hyper=HYPER)
+    x, y = torch.randn(9, 4).double(), torch.randn(9, 1).double()
+    joint, rng = Joint(net, prior, x, y), np.random.default_rng(2)
+    for z in points(joint):
+        at = joint.centre(z)
+        np.testing.assert_allclose(joint.uncentre(at), z, rtol=0.0, atol=1e-12)
+        value, gradient = joint.log_joint(at, centred=True)
+        assert value == pytest.approx(joint.log_joint(z)[0], rel=1e-12)
+        step = 1e-6 * rng.standard_normal(len(z))
+        ends = [joint.log_joint(at + s * step, centred=True)[0] for s in (1, -1)]
+        assert gradient @ step == pytest.approx((ends[0] - ends[1]) / 2, rel=1e-5)
+        near = 1e-6 * np.eye(len(z))
+        slopes = [(joint.uncentre(at + e) - joint.uncentre(at - e)) / 2e-6 for e in near]
+        assert np.linalg.det(np.stack(slopes)) == pytest.approx(1.0, abs=1e-6)
+        network = joint.layout.network(torch.from_numpy(z))
+        mean = torch.func.functional_call(joint.net, network, (x,)).mean().item()
+        assert at[joint.layout.slices["3.bias"]] == pytest.approx(mean)
+
+
 def test_pinned_entries_are_no_coordinates_and_never_move():
     net, _, x, y, _ = small()
     prior = MixturePrior(net, 3, zero=True, zero_mixing=0.7, hyper=HYPER)
@@ -175,15 +198,19 @@ def test_layers_by_hand_are_autograds():
         np.testing.assert_allclose(a[1], b[1], rtol=1e-9, atol=1e-9)
 
 
-def test_the_compiled_sums_are_the_plain_ones():
-    from swsmix.bayes import density, kernels
+@pytest.mark.parametrize("options", [{}, {"zero": True, "zero_mixing": 0.7}])
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_compiled_term_is_the_plain_one(monkeypatch, options, k):
+    from swsmix.bayes import density
 
-    rng = np.random.default_rng(0)
-    w, mean = rng.standard_normal(50), rng.standard_normal(4)
-    inverse_std, height = np.exp(rng.standard_normal(4)), rng.standard_normal(4)
-    a = density.mixture_sums(w, height, mean, inverse_std)
-    for fast, plain in zip(kernels.mixture_sums(w, height, mean, inverse_std), a, strict=True):
-        np.testing.assert_allclose(fast, plain, rtol=1e-12)
+    *_, joint = small(k=k, tau=0.8, **options)
+    fast = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
+    plain = density.mixture_at, density.mixture_sums, density.with_hyper_prior
+    monkeypatch.setattr(density, "_fastest", lambda: plain)
+    slow = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
+    for (value, gradient), (wanted, by_hand) in zip(fast, slow, strict=True):
+        assert value == pytest.approx(wanted, rel=1e-12)
+        np.testing.assert_allclose(gradient, by_hand, rtol=1e-9, atol=1e-10)
 
 
 def test_the_pyro_program_has_the_same_density():
@@ -338,6 +365,30 @@ def test_labels_are_sorted_by_mean_and_nothing_else_changes():
         return (pi * torch.distributions.Normal(mu, sigma).log_prob(w).exp()).sum(-1)
 
     assert torch.allclose(density(mixing, mean, std), density(*raw))
+
+
+def test_arviz_gets_the_draws_under_its_own_names():
+    net, _, x, y, joint = small(likelihood="binary")
+    z = torch.from_numpy(np.stack(points(joint, 8))).view(2, 4, -1)
+    steps = {"diverged": torch.arange(8).view(2, 4) == 3, "accept": torch.rand(2, 4)}
+    drawn = Posterior(z, joint.layout, steps)
+    likelihood = drawn.log_likelihood(net, x, y)
+    tree = drawn.to_arviz(log_likelihood=likelihood)
+    found = tree["posterior"]
+    for name, wanted in (drawn.network | {"all.std": drawn.mixture().std}).items():
+        np.testing.assert_array_equal(found[name].to_numpy(), wanted.numpy())
+    assert (np.diff(found["all.mean"].to_numpy(), axis=-1) >= 0).all()
+    assert "noise_std" not in found  # labels have none
+    np.testing.assert_array_equal(tree["sample_stats"]["diverging"].to_numpy(), steps["diverged"])
+    np.testing.assert_array_equal(tree["log_likelihood"]["y"].to_numpy(), likelihood)
+    *_, regression = small()
+    noisy = Posterior(
+        torch.from_numpy(np.stack(points(regression, 8))).view(2, 4, -1), regression.layout
+    )
+    np.testing.assert_allclose(
+        noisy.to_arviz()["posterior"]["noise_std"].to_numpy(),
+        (0.5 * noisy.z[..., -1]).exp().numpy(),
+    )
 
 
 # -- bad input ------------------------------------------------------------------------------------

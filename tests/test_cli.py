@@ -250,9 +250,31 @@ def test_a_posterior_is_written_and_inspected(tmp_path):
     assert 0.0 <= results["facts"]["test targets in the 90 % interval (%)"] <= 100.0
     assert (out / "posterior-band.png").read_bytes().startswith(b"\x89PNG")
     printed = run("inspect", out, "--out", tmp_path / "look")
-    for words in ("posterior.safetensors", "R-hat of energy", "divergences", "effective clusters"):
+    for words in ("posterior.safetensors", "ESS of energy", "divergences", "effective clusters"):
         assert words in printed
     assert (tmp_path / "look" / "posterior-mixture.png").is_file()
     run("train", "--data", "mnist", *sampled, fails="--posterior is for the small problems")
+    run("train", *sampled, "--tau", 0, fails="--tau above 0")
     (out / "posterior.safetensors").write_bytes(b"damaged")
     run("inspect", out, "--no-figures", fails="is damaged")
+
+
+def test_a_variational_posterior_too(tmp_path):
+    from swsmix import bayes
+
+    out = tmp_path / "run"
+    fewer = """
+import sys
+from swsmix import bayes
+fit_guide = bayes.fit_guide
+bayes.fit_guide = lambda *a, **o: fit_guide(*a, **o | {"epochs": 20})
+from swsmix.cli import main
+main()
+"""
+    sampled = ["--posterior", "svi", "--draws", "70", "--quiet", "--out", str(out)]
+    subprocess.run([sys.executable, "-c", fewer, *QUICK, *sampled], check=True)
+    facts = json.loads((out / "results.json").read_text())["facts"]
+    assert facts["posterior draws"] == 70 and "divergences" not in facts
+    assert 0.0 <= facts["test targets in the 90 % interval (%)"] <= 100.0
+    posterior = bayes.Posterior.load(out / "posterior.safetensors")
+    assert posterior.about["method"] == "svi" and posterior.z.shape[:2] == (1, 70)

@@ -45,6 +45,27 @@ def test_what_final_reports_agrees_with_itself(lines):
     assert sum(line["clusters"]["occupied"].values()) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_the_monte_carlo_error_is_the_spread_of_the_arv_from_run_to_run():
+    generator = torch.Generator().manual_seed(0)
+    y, bias = (50.0 * torch.randn(30, generator=generator, dtype=bayes.FLOAT) for _ in range(2))
+
+    def run(draws=800, memory=0.95):
+        noise = torch.randn(4, draws, 30, generator=generator, dtype=bayes.FLOAT)
+        walk, outputs = noise[:, 0], []
+        for step in noise.unbind(1):
+            walk = memory * walk + (1 - memory**2) ** 0.5 * step
+            outputs.append(y + bias + 30.0 * walk)
+        return torch.stack(outputs, 1)
+
+    runs = [run() for _ in range(40)]
+    arvs = torch.stack([(r.mean((0, 1)) - y).square().mean() / 1535 for r in runs])
+    errors = torch.tensor([bayes.arv_error(r, y) for r in runs])
+    assert 0.7 < errors.mean() / arvs.std() < 1.4
+    # Draws in disorder look independent: the error would be far too small.
+    order = torch.randperm(800, generator=generator)
+    assert bayes.arv_error(runs[0][:, order], y) < 0.4 * arvs.std()
+
+
 def test_empirical_bayes_holds_the_mixture_full_bayes_does_not(lines):
     held, free = (torch.tensor(lines[n]["draws"]["mean"]) for n in NAMES[::-1])
     assert (held == held[0]).all()
@@ -73,6 +94,8 @@ def test_figures_and_table_are_made_from_the_lines_alone(lines, tmp_path):
     for name in drawings_bayes.DRAWINGS:
         figures.draw(results, tmp_path, only=name)
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    table = drawings_bayes.table(lines, {})
-    assert table.count("\n") == 2 + 1 + len(NAMES)
+    decay = {"arv": {split: [0.1, 0.2] for split in ("train", "test", "late")}}
+    table = drawings_bayes.table(lines, {}, {"weight decay, by single": decay})
+    assert table.count("\n") == 2 + 1 + len(NAMES) + 1
+    assert "| weight decay | 0.1500 ± 0.0707 |" in table
     assert all(name in table for name in NAMES)

@@ -47,6 +47,16 @@ def test_the_mixture_and_its_memberships_are_drawn():
     figure = plots.membership_band(mixing, mean, std, span=(-1.0, 1.0))
     lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
     np.testing.assert_allclose(sum(lines), 1.0)  # mean responsibilities sum to 1
+    first = torch.tensor(
+        [[0.9, 0.1]], dtype=FLOAT
+    )  # the larger is drawn last, the legend is sorted
+    figure = plots.membership_band(first, mean[:1], std[:1], span=(-1.0, 1.0))
+    *_, last = figure.axes[0].get_lines()
+    assert last.get_ydata()[0] > last.get_ydata()[-1]
+    labels = [
+        float(t.get_text().replace("−", "-")) for t in figure.axes[0].get_legend().get_texts()
+    ]
+    assert labels == sorted(labels)
     with pytest.raises(ValueError, match="interval"):
         plots.membership_band(mixing, mean, std, span=(1.0, 1.0))
 

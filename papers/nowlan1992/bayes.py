@@ -142,10 +142,10 @@ def posterior(
 
 
 SETTINGS = {
-    "one Gaussian, full Bayes": Setting(components=1),
-    "3 components, full Bayes": Setting(components=3),
     "8 components, full Bayes": Setting(components=8),
     "8 components, empirical Bayes": Setting(components=8, fixed=True),
+    "one Gaussian, full Bayes": Setting(components=1),
+    "3 components, full Bayes": Setting(components=3),
 }
 LENGTHS = {"bayes": Length(), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
 BANDS = {50: (0.25, 0.75), 90: (0.05, 0.95)}
@@ -244,18 +244,13 @@ def forecast(
     """One-step forecasts of some years: mean, intervals, their coverage, the arv with its error.
 
     Returns:
-        In sunspot numbers; the arv over 1535 with its Monte Carlo standard error (a jackknife over
-        5 stretches of each chain).
+        In sunspot numbers; the arv over 1535 with its Monte Carlo standard error.
     """
     from scipy.stats import binomtest
 
     predicted = drawn.predict(net, scale.there(x), quantiles=QUANTILES)
     mean = predicted.mean * scale.divisor
-    by_part = drawn.outputs(net, scale.there(x)) * scale.divisor
-    parts = torch.cat([part.mean(1) for part in by_part.chunk(5, 1)])  # (5 chains, n)
-    others = (parts.sum(0) - parts) / (len(parts) - 1)
-    arvs = (others - y).square().mean(1) / data.VARIANCE_1535
-    error = ((len(parts) - 1) * arvs.var(correction=0)).sqrt()
+    error = arv_error(drawn.outputs(net, scale.there(x)) * scale.divisor, y)
     coverage = {}
     for level, (low, high) in BANDS.items():
         ends = [predicted.quantiles[q] * scale.divisor for q in (low, high)]
@@ -264,12 +259,32 @@ def forecast(
         coverage[str(level)] = [inside, len(y), round(interval.low, 3), round(interval.high, 3)]
     return {
         "arv": digits((mean - y).square().mean() / data.VARIANCE_1535),
-        "arv_error": digits(error),
+        "arv_error": digits(torch.tensor(error)),
         "coverage": coverage,
         "ranks": _round((predicted.samples * scale.divisor < y).double().mean(0), 4),
         "mean": _round(mean, 2),
         "quantiles": {str(q): _round(v * scale.divisor, 2) for q, v in predicted.quantiles.items()},
     }
+
+
+def arv_error(outputs: Tensor, y: Tensor, stretches: int = 5) -> float:
+    """The Monte Carlo standard error of the arv of a posterior mean.
+
+    A jackknife over stretches of the chains, each longer than draws remember, so that correlated
+    draws do not count as independent ones.
+
+    Args:
+        outputs: what the networks compute (chains, draws, n).
+        y: the targets (n,).
+        stretches: of each chain.
+
+    Returns:
+        The error, over 1535.
+    """
+    parts = torch.cat([part.mean(1) for part in outputs.chunk(stretches, 1)])
+    others = (parts.sum(0) - parts) / (len(parts) - 1)
+    arvs = (others - y).square().mean(1) / data.VARIANCE_1535
+    return float(((len(parts) - 1) * arvs.var(correction=0)).sqrt())
 
 
 def fan(drawn: Posterior, net: nn.Module, scale: Scale, most: int = 35) -> dict[str, Any]:

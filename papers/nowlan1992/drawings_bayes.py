@@ -19,6 +19,7 @@ COLORS = {
     "8 components, full Bayes": "#d55e00",
     "8 components, empirical Bayes": "#009e73",
 }
+OTHERS = ("soft-sharing, 8 components, em", "soft-sharing, 8 components, gradient", "weight decay")
 
 
 def band(bayes: Lines) -> Figure:
@@ -80,11 +81,13 @@ def calibration(bayes: Lines) -> Figure:
     return plain_style(figure)
 
 
-def evidence(bayes: Lines) -> Figure:
+def evidence(bayes: Lines, rolling: Lines) -> Figure:
     """Empirical against full Bayes and numbers of components, on the same axes."""
     names = [n for n in COLORS if n in bayes]
+    ahead = [n for n in names if n in rolling]
+    both = len(ahead) > 1
     figure = Figure(figsize=(plots.FULL, 2.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, *middle, right = figure.subplots(1, 2 + both, sharey=True)
     best = max(names, key=lambda n: bayes[n]["loo"]["elpd"])
     top = _vector(bayes[best]["loo"]["pointwise"])
     for i, name in enumerate(names):
@@ -95,18 +98,28 @@ def evidence(bayes: Lines) -> Figure:
         for split, marker in (("test", "o"), ("late", "D")):
             arv, error = line[split]["arv"], line[split]["arv_error"]
             right.errorbar(arv, i, xerr=error, fmt=marker, ms=4, color=color, lw=1)
+        if both and name in ahead:
+            elpd = sum(rolling[name]["elpd"]) - max(sum(rolling[n]["elpd"]) for n in ahead)
+            middle[0].plot(elpd, i, "o", ms=4, color=color)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel("PSIS-LOO minus the best (nats, standard error)")
-    right.set_xlabel("arv over 1535; dot 1921-55, diamond 1956-79")
-    for ax in (left, right):
+    left.set_xlabel("PSIS-LOO minus the best\n(nats, standard error)")
+    right.set_xlabel("arv over 1535;\ndot 1921-55, diamond 1956-79")
+    for ax in middle:
+        ax.set_xlabel("held out, rolling origin,\nminus the best (nats)")
+    for ax in (left, *middle, right):
         ax.grid(axis="x", color="0.92", lw=0.6)
         ax.margins(y=0.2)
     return plain_style(figure)
 
 
-def table(bayes: Lines, rolling: Lines) -> str:
-    """The Bayesian numbers as Markdown.
+def table(bayes: Lines, rolling: Lines, final: Lines) -> str:
+    """The Bayesian numbers as Markdown, with the other ways to train the same net.
+
+    Args:
+        bayes: the table of `bayes.final`.
+        rolling: that of `bayes.score`; may be empty.
+        final: that of `sunspots.final`; may be empty.
 
     Returns:
         Empty without results.
@@ -114,14 +127,16 @@ def table(bayes: Lines, rolling: Lines) -> str:
     if not bayes:
         return ""
     header = (
-        "posterior mean of the 12-8-1 net", "train", "1921-55", "1956-79", "in 50 %, 1921-55",
+        "the 12-8-1 net", "train", "1921-55", "1956-79", "in 50 %, 1921-55",
         "in 90 %, 1921-55", "PSIS-LOO (k > 0.7)", "rolling origin", "clusters", "R-hat",
         "divergences", "CPU min",
     )  # fmt: skip
     text = [
-        "**Sunspots, posterior**, arv over 1535 ± Monte Carlo error; coverage in % with its 95 % "
-        "binomial interval; log predictive densities in nats; clusters: the effective number, "
-        "posterior median; R-hat: the largest of the 209 training predictions:",
+        "**Sunspots, posterior**, arv over 1535 of the posterior mean ± Monte Carlo error; "
+        "coverage in % with its 95 % binomial interval; log predictive densities in nats; "
+        "clusters: the effective number, posterior median; R-hat: the largest of the 209 training "
+        "predictions. Below, from the tables above, single nets of the setting that validation "
+        "chose: mean ± sd over seeds:",
         "",
         f"| {' | '.join(header)} |",
         f"| {' | '.join(['---'] * len(header))} |",
@@ -145,6 +160,11 @@ def table(bayes: Lines, rolling: Lines) -> str:
         cells += [f"{found['R-hat of predictions']:.2f}", f"{found['divergences']:.0f}"]
         cells.append(f"{line['cpu_seconds'] / 60:.1f}")
         text.append(f"| {' | '.join(cells)} |")
+    for name in OTHERS:
+        if line := final.get(f"{name}, by single"):
+            found = [_vector(line["arv"][split]) for split in ("train", "test", "late")]
+            cells = [name, *(f"{v.mean():.4f} ± {v.std():.4f}" for v in found)]
+            text.append(f"| {' | '.join([*cells, *[''] * (len(header) - len(cells))])} |")
     return "\n".join(text)
 
 
@@ -161,5 +181,5 @@ DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "bayes-fan": (fan, ("bayes",)),
     "bayes-mixture": (mixture, ("bayes",)),
     "bayes-calibration": (calibration, ("bayes",)),
-    "bayes-evidence": (evidence, ("bayes",)),
+    "bayes-evidence": (evidence, ("bayes", "bayes-rolling")),
 }

@@ -136,7 +136,7 @@ def numbers(results: Path) -> str:
     parts = (
         tables.shift_tables(read(results, "shift")),
         tables.sunspot_tables(*sunspots),
-        drawings_bayes.table(*bayes),
+        drawings_bayes.table(*bayes, sunspots[0]),
     )
     return "\n".join(part for part in parts if part)
 

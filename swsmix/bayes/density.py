@@ -20,6 +20,7 @@ from scipy.special import gammaln, logsumexp
 
 from swsmix.bayes.layout import Array, Components, basis
 
+Free = tuple[Array, Array, Array, Array]
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -69,13 +70,103 @@ def mixture_sums(
     return value, -(inverse_std @ scaled), gamma.sum(1), scaled.sum(1), (scaled * off).sum(1)
 
 
+def mixture_at(
+    u: Array, mu: Array, xi: Array, free: Free, pinned: tuple[Array, Array, Array], log_rest: float
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The mixture at its coordinates, as `mixture_sums` wants it.
+
+    Args:
+        u: of the free mixing proportions.
+        mu: of the free means.
+        xi: of the free stds.
+        free: which components' mixing, mean and std are free, and the basis of u.
+        pinned: log mixing, mean and log sigma^2 (k,) of the pinned ones.
+        log_rest: the logarithm of what the pinned proportions leave.
+
+    Returns:
+        The heights, mu, log sigma^2 and 1 / sigma (k,), and the logarithms of the free shares.
+    """
+    free_mixing, free_mean, free_std, basis = free
+    log_mixing, mean, log_variance = pinned[0].copy(), pinned[1].copy(), pinned[2].copy()
+    mean[free_mean] = mu
+    log_variance[free_std] = xi
+    log_share = np.zeros(len(free_mixing))
+    if len(free_mixing) > 0:
+        if len(u) > 0:
+            log_share = basis @ u
+        top = log_share.max()
+        log_share = log_share - (top + math.log(np.exp(log_share - top).sum()))
+        log_mixing[free_mixing] = log_share + log_rest
+    height = log_mixing - 0.5 * (log_variance + _LOG_2PI)
+    return height, mean, log_variance, np.exp(-0.5 * log_variance), log_share
+
+
+def with_hyper_prior(
+    sums: tuple[float, Array, Array, Array, Array],
+    at: tuple[Array, Array, Array, Array, Array],
+    free: Free,
+    normal: tuple[Array, Array, Array],
+    chi2: tuple[Array, Array],
+    alpha: Array,
+    constant: float,
+    tau: float,
+    jacobian: bool,
+) -> tuple[float, Array, Array, Array, Array]:
+    """The sums over the weights and the hyper-prior's log density, to the power tau.
+
+    Args:
+        sums: from `mixture_sums`.
+        at: from `mixture_at`.
+        free: as there.
+        normal: the means that are drawn from their prior, kappa and m of each.
+        chi2: nu / 2 and nu s^2 / 2 of the free stds.
+        alpha: of the free proportions.
+        constant: what does not depend on the coordinates.
+        tau: the strength.
+        jacobian: add the change of variables.
+
+    Returns:
+        The value in nats, and its gradients by w, u, mu and xi.
+    """
+    value, by_w, count, first, second = sums
+    _, mean, log_variance, inverse_std, log_share = at
+    free_mixing, free_mean, free_std, basis = free
+    drawn, kappa, m = normal
+    half, half_s2 = chi2
+    by_mean, by_log_variance = first * inverse_std, 0.5 * (second - count)
+    precision, share = inverse_std * inverse_std, np.exp(log_share)
+
+    away = mean[drawn] - m
+    squares = kappa * away * away * precision[drawn]
+    spread = half_s2 * precision[free_std]
+    value += constant - 0.5 * (squares.sum() + log_variance[drawn].sum())
+    value += ((alpha - 1.0) * log_share).sum()
+    value -= ((half + 1.0) * log_variance[free_std]).sum() + spread.sum()
+    by_mean[drawn] -= kappa * away * precision[drawn]
+    by_log_variance[drawn] += 0.5 * (squares - 1.0)
+    by_log_variance[free_std] += spread - half - 1.0
+
+    value *= tau
+    by_w = tau * by_w
+    by_mu, by_xi = tau * by_mean[free_mean], tau * by_log_variance[free_std]
+    by_log_share = tau * (count[free_mixing] + alpha - 1.0)
+    if jacobian:
+        # |d share / du| = sqrt(f) prod share for an orthonormal basis; d sigma^2 = sigma^2 dxi
+        value += log_share.sum() + 0.5 * math.log(max(len(share), 1))
+        value += log_variance[free_std].sum()
+        by_log_share += 1.0
+        by_xi += 1.0
+    by_u = (by_log_share - share * by_log_share.sum()) @ basis
+    return value, by_w, by_u, by_mu, by_xi
+
+
 @functools.cache
-def _fastest_sums() -> Any:
+def _fastest() -> tuple[Any, Any, Any]:
     try:
         from swsmix.bayes import kernels
     except ImportError:  # numba is an extra
-        return mixture_sums
-    return kernels.mixture_sums
+        return mixture_at, mixture_sums, with_hyper_prior
+    return kernels.mixture_at, kernels.mixture_sums, kernels.with_hyper_prior
 
 
 class MixtureTerm:
@@ -89,24 +180,25 @@ class MixtureTerm:
 
     def __init__(self, components: Components, hyper: Hyper, tau: float) -> None:
         self.components, self.hyper, self.tau = components, hyper, tau
-        self._sums = _fastest_sums()
-        self.free_mixing, self.free_mean, self.free_std = components.free
-        self.basis = basis(len(self.free_mixing))
-        self.values = [
+        free_mixing, self.free_mean, free_std = components.free
+        self.basis = basis(len(free_mixing))
+        self._free = (free_mixing, self.free_mean, free_std, self.basis)
+        mixing, mean, std = (
             np.array(v, dtype=np.float64)
             for v in (components.mixing, components.mean, components.std)
-        ]
+        )
         with np.errstate(divide="ignore"):
-            self.log_mixing = np.log(self.values[0])
-        self.alpha = hyper.concentration[self.free_mixing]
-        self.drawn = np.flatnonzero((hyper.mean_count > 0) & ~np.asarray(components.pinned_mean))
-        half = 0.5 * hyper.std_count[self.free_std]
-        self.half, self.half_s2 = half, half * hyper.std[self.free_std] ** 2
-        # What does not depend on the coordinates.
-        self.constant = (half * np.log(self.half_s2) - gammaln(half)).sum()
-        self.constant += 0.5 * (np.log(hyper.mean_count[self.drawn]) - _LOG_2PI).sum()
+            self._pinned = (np.log(mixing), mean, 2.0 * np.log(std))
+        self._log_rest = math.log(components.rest) if len(free_mixing) else 0.0
+        self.alpha = hyper.concentration[free_mixing]
+        drawn = np.flatnonzero((hyper.mean_count > 0) & ~np.asarray(components.pinned_mean))
+        self._normal = (drawn, hyper.mean_count[drawn], hyper.mean[drawn])
+        self.half = 0.5 * hyper.std_count[free_std]
+        self.half_s2 = self.half * hyper.std[free_std] ** 2
+        self.constant = float((self.half * np.log(self.half_s2) - gammaln(self.half)).sum())
+        self.constant += float(0.5 * (np.log(self._normal[1]) - _LOG_2PI).sum())
         if len(self.alpha):
-            self.constant += gammaln(self.alpha.sum()) - gammaln(self.alpha).sum()
+            self.constant += float(gammaln(self.alpha.sum()) - gammaln(self.alpha).sum())
 
     def __call__(
         self, w: Array, u: Array, mu: Array, xi: Array, *, jacobian: bool
@@ -123,49 +215,14 @@ class MixtureTerm:
         Returns:
             The value in nats, and four arrays.
         """
-        mean, log_variance = self.values[1].copy(), 2.0 * np.log(self.values[2])
-        mean[self.free_mean], log_variance[self.free_std] = mu, xi
-        log_mixing, log_share = self.log_mixing.copy(), np.zeros(0)
-        if len(self.free_mixing):
-            logits = self.basis @ u
-            top = logits.max()
-            log_share = logits - (top + math.log(np.exp(logits - top).sum()))
-            log_mixing[self.free_mixing] = log_share + math.log(self.components.rest)
-        share = np.exp(log_share)
-        inverse_std = np.exp(-0.5 * log_variance)
-
-        height = log_mixing - 0.5 * (log_variance + _LOG_2PI)
-        value, by_w, count, first, second = self._sums(w, height, mean, inverse_std)
-        by_mean = first * inverse_std
-        by_log_variance = 0.5 * (second - count)
-
-        h = self.hyper
-        precision = inverse_std * inverse_std
-        drawn, kappa = self.drawn, h.mean_count[self.drawn]
-        away = mean[drawn] - h.mean[drawn]
-        squares = kappa * away * away * precision[drawn]
-        spread = self.half_s2 * precision[self.free_std]
-        value += self.constant
-        value -= 0.5 * (squares.sum() + log_variance[drawn].sum())
-        value -= ((self.half + 1.0) * log_variance[self.free_std]).sum() + spread.sum()
-        by_mean[drawn] -= kappa * away * precision[drawn]
-        by_log_variance[drawn] += 0.5 * (squares - 1.0)
-        by_log_variance[self.free_std] += spread - self.half - 1.0
-        value += ((self.alpha - 1.0) * log_share).sum()
-        by_log_share = count[self.free_mixing] + self.alpha - 1.0
-
-        value *= self.tau
-        by_w *= self.tau
-        by_mu = self.tau * by_mean[self.free_mean]
-        by_xi = self.tau * by_log_variance[self.free_std]
-        by_log_share = self.tau * by_log_share
-        if jacobian:
-            # |d share / du| = sqrt(f) prod share for an orthonormal basis; d sigma^2 = sigma^2 dxi
-            value += log_share.sum() + 0.5 * math.log(max(len(share), 1)) + xi.sum()
-            by_log_share += 1.0
-            by_xi += 1.0
-        by_u = (by_log_share - share * by_log_share.sum()) @ self.basis
-        return value, by_w, by_u, by_mu, by_xi
+        mixture, sums, whole = _fastest()
+        at = mixture(u, mu, xi, self._free, self._pinned, self._log_rest)
+        height, mean, _, inverse_std, _ = at
+        found: tuple[float, Array, Array, Array, Array] = whole(
+            sums(w, height, mean, inverse_std), at, self._free, self._normal,
+            (self.half, self.half_s2), self.alpha, self.constant, self.tau, jacobian,
+        )  # fmt: skip
+        return found
 
 
 def gaussian(out: Array, y: Array, log_variance: float) -> tuple[float, Array, float]:

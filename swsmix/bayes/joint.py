@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swsmix.bayes import density
 from swsmix.bayes.layout import Array, Components, Layout
-from swsmix.bayes.network import Evaluate, evaluator
+from swsmix.bayes.network import General, Plain, evaluator
 from swsmix.prior import MixturePrior
 
 Likelihood = Literal["gaussian", "categorical", "binary"]
@@ -121,7 +121,7 @@ class Joint:
         _check_outputs(shape, tuple(self.y[:2].shape), likelihood)
 
     @functools.cached_property
-    def _compiled(self) -> tuple[Evaluate, Array]:
+    def _compiled(self) -> tuple[Plain | General, Array]:
         """The network's function and the targets, in float64 on the CPU."""
         net, x = copy.deepcopy(self.net).double().cpu(), self.x.cpu()
         x = x.double() if x.is_floating_point() else x
@@ -152,7 +152,30 @@ class Joint:
         )
         return z
 
-    def log_joint(self, z: Array, *, jacobian: bool = True) -> tuple[float, Array]:
+    def centre(self, z: Array) -> Array:
+        """Z in centred coordinates, where each bias is its unit's mean input.
+
+        Args:
+            z: (d,), as in `Layout`.
+
+        Returns:
+            (d,); see `swsmix.bayes.network`. z itself if the network is not made of plain layers.
+        """
+        p = self.layout.num_parameters
+        return np.concatenate([self._compiled[0].centre(z[:p]), z[p:]])
+
+    def uncentre(self, z: Array) -> Array:
+        """The inverse of `centre`.
+
+        Returns:
+            (d,).
+        """
+        p = self.layout.num_parameters
+        return np.concatenate([self._compiled[0](z[:p], centred=True)[1], z[p:]])
+
+    def log_joint(
+        self, z: Array, *, jacobian: bool = True, centred: bool = False
+    ) -> tuple[float, Array]:
         """Log p(data, z), normalised in z, and its gradient.
 
         Args:
@@ -160,15 +183,16 @@ class Joint:
             jacobian: the density over z. Without, that over weights, mixing, means, sigma^2 and
                 sigma_y^2, whose stationary points are those of EM and of gradient descent on
                 `MixturePrior.penalty`.
+            centred: z is given, and the gradient wanted, in centred coordinates.
 
         Returns:
             Nats, and the gradient (d,).
         """
         layout = self.layout
         gradient = np.zeros_like(z)
-        theta, others = z[: layout.num_parameters], z[self.others]
         evaluate, y = self._compiled
-        out, pull = evaluate(theta)
+        out, theta, pull = evaluate(z[: layout.num_parameters], centred=centred)
+        others = theta[self.others]
         if layout.likelihood == "gaussian":
             log_variance = (
                 float(z[-1]) if layout.learns_noise else 2.0 * math.log(layout.noise_std or 1.0)
@@ -184,10 +208,11 @@ class Joint:
             value, push = density.categorical(out, y)
         else:
             value, push = density.binary(out, y)
-        gradient[: layout.num_parameters] = pull(push)
         for group, term in self.terms.items():
             index, (u, mu, xi) = self._index[group], layout.mixture_slices[group]
-            more, by_w, by_u, by_mu, by_xi = term(z[index], z[u], z[mu], z[xi], jacobian=jacobian)
+            more, by_w, by_u, by_mu, by_xi = term(
+                theta[index], z[u], z[mu], z[xi], jacobian=jacobian
+            )
             value += more
             gradient[index] += by_w
             gradient[u], gradient[mu], gradient[xi] = by_u, by_mu, by_xi
@@ -195,17 +220,22 @@ class Joint:
         value -= 0.5 * float(scaled @ scaled)
         value -= len(others) * (math.log(self.other_std) + 0.5 * math.log(2.0 * math.pi))
         gradient[self.others] -= scaled / self.other_std
+        gradient[: len(theta)] = pull(push, gradient[: len(theta)])
         return value, gradient
 
-    def potential(self, z: Array) -> tuple[float, Array]:
+    def potential(self, z: Array, *, centred: bool = False) -> tuple[float, Array]:
         """-log p(data, z) and its gradient: what a sampler rolls about in.
+
+        Args:
+            z: (d,).
+            centred: whether in centred coordinates.
 
         Returns:
             Nats, and the gradient (d,); inf where the numbers overflow.
         """
         with np.errstate(all="ignore"):
             try:
-                value, gradient = self.log_joint(z)
+                value, gradient = self.log_joint(z, centred=centred)
             except OverflowError:
                 return math.inf, np.zeros_like(z)
         return (-value, -gradient) if math.isfinite(value) else (math.inf, np.zeros_like(z))

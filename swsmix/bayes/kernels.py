@@ -1,4 +1,4 @@
-"""The mixture's sums over the weights as one loop, compiled by numba (where it is installed)."""
+"""The mixture's term of the density, compiled by numba (where it is installed)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from swsmix.bayes import density
 from swsmix.bayes.layout import Array
 
 
@@ -42,5 +43,11 @@ def _loop(
     return value, by_w, count, first, second
 
 
-# Unwrapped: a type checker's import hook may have wrapped it.
-mixture_sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(_loop))
+def _compiled(function: Any) -> Any:
+    # Unwrapped: a type checker's import hook may have wrapped it.
+    return numba.njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
+
+
+mixture_at = _compiled(density.mixture_at)
+mixture_sums = _compiled(_loop)
+with_hyper_prior = _compiled(density.with_hyper_prior)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -51,8 +52,9 @@ def sample(
 
     Step size and mass matrix are adapted by Pyro during the warm-up (dual averaging, windows of
     Welford covariances); a trajectory is computed in numpy (`swsmix.bayes.trajectory`), and a
-    gradient by hand (`Joint.log_joint`). Interrupted by the user (KeyboardInterrupt), it returns
-    what has been drawn, with a warning. Chains advance in turn, so that all are equally long then.
+    gradient by hand (`Joint.log_joint`), in centred coordinates (`Joint.centre`). Interrupted by
+    the user (KeyboardInterrupt), it returns what has been drawn, with a warning. Chains advance in
+    turn, so that all are equally long then.
 
     Args:
         joint: the model.
@@ -190,7 +192,8 @@ def _chain(
     from pyro.infer.mcmc.adaptation import WarmupAdapter
 
     rng = np.random.default_rng([seed, chain])
-    potential = joint.potential
+    potential = functools.partial(joint.potential, centred=True)
+    z = joint.centre(z)
     state = trajectory.State(z, z, *potential(z))
     dense = options["metric"] == "dense"
     adapter = WarmupAdapter(
@@ -225,7 +228,8 @@ def _chain(
             adapter.step(iteration - 1, at, torch.tensor(draw.accept), {})
             if iteration in ends:
                 now = metric()
-        yield _Step(state.z, draw.accept, draw.steps, draw.diverged, state.energy, step_size)
+        z = joint.uncentre(state.z)
+        yield _Step(z, draw.accept, draw.steps, draw.diverged, state.energy, step_size)
 
 
 def _in_turn(

@@ -256,7 +256,8 @@ class Posterior:
 
         Returns:
             The largest R-hat and the smallest ESS of each quantity (of the log density, of the
-            noise, and of yours), divergences, mean acceptance and steps.
+            noise, and of yours; nan with one chain, or where nothing varies), divergences, mean
+            acceptance and steps.
         """
         every: list[tuple[str, Tensor]] = list(quantities)
         if self.layout.learns_noise:
@@ -266,8 +267,8 @@ class Posterior:
         found: dict[str, float] = {}
         for name, values in every:
             rhat, ess = diagnose(values)
-            found[f"R-hat of {name}"] = float(np.nanmax(rhat))
-            found[f"ESS of {name}"] = float(np.nanmin(ess))
+            found[f"R-hat of {name}"] = float(np.fmax.reduce(rhat, axis=None))
+            found[f"ESS of {name}"] = float(np.fmin.reduce(ess, axis=None))
         if "diverged" in self.steps:
             found["divergences"] = float(self.divergences)
             found["acceptance"] = float(self.steps["accept"].double().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pyro
@@ -93,32 +94,55 @@ class _Slope(torch.autograd.Function):
 class ByEntropy(poutine.messenger.Messenger):
     """Lets a mean-field guide be scored by its entropy instead of by its density at the draw.
 
-    E log q = -sum_i (log scale_i + log(2 pi e) / 2) is exact, without noise, and spares most
-    passes over the weights that Pyro's Normal and Delta make, forward and backward.
+    E log q = -sum_i (log scale_i + log(2 pi e) / 2) is exact, without noise. With the draw it is
+    one function of the guide's parameters, loc and log scale, that spares most passes over the
+    weights that Pyro's Normal and Delta make, forward and backward.
+
+    Args:
+        guide: Pyro's `AutoNormal`, with scales that are exponentials of their parameters.
     """
 
+    def __init__(self, guide: Any) -> None:
+        super().__init__()
+        self.guide = guide
+
     def _pyro_sample(self, message: Any) -> None:
-        fn = message["fn"]
-        if message["name"].endswith("_unconstrained"):
-            message["fn"] = _Scored(fn, -(fn.base_dist.scale.log() + _HALF_LOG_2PI_E).sum())
+        fn, name = message["fn"], message["name"]
+        if name.endswith("_unconstrained"):  # also how PyroModule names a parameter
+            loc, log_scale = (attrgetter(name)(m) for m in (self.guide.locs, self.guide.scales))
+            drawn, total = _Draw.apply(loc, log_scale)  # type: ignore[no-untyped-call]
+            message["fn"] = _Scored(fn, -(total + _HALF_LOG_2PI_E * loc.numel()), drawn)
         elif isinstance(fn, dist.Delta):
-            message["fn"] = _Scored(fn, fn.log_density)
+            message["fn"] = _Scored(fn, fn.log_density, fn.v)
+
+
+class _Draw(torch.autograd.Function):
+    """loc + exp(log_scale) noise, and the sum of log_scale."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.randn_like(loc).mul_(log_scale.exp())
+        ctx.save_for_backward(noise)
+        return loc + noise, log_scale.sum()
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor, above_sum: Tensor) -> tuple[Tensor, Tensor]:
+        (noise,) = ctx.saved_tensors
+        return above, torch.addcmul(above_sum, above, noise)
 
 
 class _Scored(dist.TorchDistribution):
-    """Another distribution's draws with a given score."""
+    """A draw that has been made, with a given score."""
 
     arg_constraints = {}  # noqa: RUF012
-
-    def __init__(self, base: Any, score: Tensor) -> None:
-        self.base, self.score = base, score
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
-
     has_rsample = True
 
+    def __init__(self, like: Any, score: Tensor, drawn: Tensor) -> None:
+        self.score, self.drawn = score, drawn
+        super().__init__(like.batch_shape, like.event_shape, validate_args=False)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        drawn: Tensor = self.base.rsample(torch.Size(sample_shape))
-        return drawn
+        return self.drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.score

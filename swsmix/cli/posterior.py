@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def described(posterior: Posterior) -> dict[str, float]:
     from swsmix import bayes
 
     facts: dict[str, float] = {"posterior draws": float(posterior.num_draws)}
-    facts |= posterior.summary()
+    facts |= {name: value for name, value in posterior.summary().items() if isfinite(value)}
     for group in posterior.layout.groups:
         found = bayes.clusters(posterior.thinned(400), group)
         of = "" if len(posterior.layout.groups) == 1 else f" of {group}"

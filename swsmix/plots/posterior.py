@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix.histogram import Array
+from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     BARS,
     FULL,
@@ -177,17 +178,18 @@ def membership_band(
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.4)
     grid = torch.linspace(*span, 200, dtype=torch.float64)
     gamma = _joint(grid, mixing, mean, std).softmax(-1)
-    colors = component_colors(mean.double().mean(0))
-    for j, color in enumerate(colors):
+    colors, lines = component_colors(mean.double().mean(0)), {}
+    for j in back_to_front(mixing.double().mean(0).numpy()):
+        color = colors[j]
         low, high = np.quantile(gamma[..., j].numpy(), [0.25, 0.75], axis=0)
         panel.fill_between(grid.numpy(), low, high, color=color, alpha=0.25, lw=0)
         centre = float(mean[:, j].mean())
-        panel.plot(
+        (lines[j],) = panel.plot(
             grid.numpy(), gamma[..., j].mean(0).numpy(), color=color, lw=1.0,
             label=f"{centre:.2g}".replace("-", "−"),
         )  # fmt: skip
     panel.set(xlim=span, ylim=(0, 1), xlabel="weight", ylabel="responsibility")
-    add_legend(panel, columns=8)
+    add_legend(panel, [lines[j] for j in sorted(lines)], columns=8)
     return figure
 
 
