@@ -91,7 +91,8 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
 
     Args:
         data: from `encode`.
-        max_weights: the most elements to allocate, all tensors together.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
 
     Returns:
         name -> tensor.
@@ -109,7 +110,8 @@ def decode_books(
 
     Args:
         data: from `encode`.
-        max_weights: the most elements to allocate, all tensors together.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
 
     Returns:
         name -> tensor, and the codebooks. Tensors that are stored value by value are in none.
@@ -136,6 +138,7 @@ def decode_books(
     reader = Reader(body.take(body.number()))
     player = Player(body.rest())
     state: dict[str, Tensor] = {}
+    names: list[str] = []
     codebooks: list[tuple[torch.dtype, Array]] = []
     book_of: dict[str, int] = {}
     earlier = Earlier()
@@ -146,10 +149,10 @@ def decode_books(
             raise ValueError(f"it is damaged: it holds {name!r} twice")
         kind = reader.number(_COPY)
         if kind == _COPY:
-            dtype, shape, original = _copied(reader, state)
+            dtype, shape, original = _copied(reader, names, state)
         else:
             dtype, shape = reader.tensor()
-        left -= math.prod(shape)
+        left -= max(math.prod(shape), 1)
         if left < 0:
             raise ValueError(
                 f"it holds more than max_weights = {max_weights:,} numbers: give a larger "
@@ -163,14 +166,15 @@ def decode_books(
             state[name] = _shaped(patterns, dtype, shape)
         if book is not None:
             book_of[name] = book
+        names.append(name)
     reader.check_end()
     player.check_end()
+    users: list[list[str]] = [[] for _ in codebooks]
+    for name, number in book_of.items():
+        users[number].append(name)
     books = [
-        Codebook(
-            from_patterns(values, dtype, values.shape),
-            tuple(name for name, own in book_of.items() if own == i),
-        )
-        for i, (dtype, values) in enumerate(codebooks)
+        Codebook(from_patterns(values, dtype, values.shape), tuple(own))
+        for (dtype, values), own in zip(codebooks, users, strict=True)
     ]
     return state, books
 
@@ -295,12 +299,12 @@ def _read_patterns(
 
 
 def _copied(
-    reader: Reader, state: Mapping[str, Tensor]
+    reader: Reader, names: list[str], state: Mapping[str, Tensor]
 ) -> tuple[torch.dtype, tuple[int, ...], str]:
     number = reader.number()
-    if number >= len(state):
+    if number >= len(names):
         raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-    original = list(state)[number]
+    original = names[number]
     return state[original].dtype, tuple(state[original].shape), original
 
 
@@ -348,4 +352,6 @@ def _check(name: str, t: Tensor) -> None:
         )
     if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise TypeError(f"{name} must be a dense tensor of {names}; got {t.dtype}, {t.layout}")
+        raise TypeError(
+            f"{name} must be a dense tensor of {names}: convert it first; got {t.dtype}, {t.layout}"
+        )

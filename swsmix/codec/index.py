@@ -50,7 +50,7 @@ class Earlier:
     """How dense the rows of the tensors before are: a layer's outputs are the next one's inputs."""
 
     def __init__(self) -> None:
-        self._rows: list[Array] = []
+        self._rows: dict[int, Array] = {}  # by their number, the latest last
 
     def add_(self, index: Array, num_values: int, shape: tuple[int, ...]) -> None:
         """Take note of a tensor."""
@@ -59,7 +59,8 @@ class Earlier:
         common = np.bincount(index, minlength=num_values).argmax()
         count = np.count_nonzero(index.reshape(shape[0], -1) != common, axis=1)
         columns = len(index) // shape[0]
-        self._rows.append(1 + log_density(count, columns, SIDES - 1))
+        self._rows.pop(shape[0], None)
+        self._rows[shape[0]] = 1 + log_density(count, columns, SIDES - 1)
 
     def of_columns(self, columns: int) -> Array:
         """A class of each column: that of the row it continues, in the last tensor that fits.
@@ -67,9 +68,9 @@ class Earlier:
         Returns:
             Numbers below `SIDES`; zeros if none fits.
         """
-        for rows in reversed(self._rows):
-            if columns % len(rows) == 0:
-                return np.repeat(rows, columns // len(rows))
+        for number, rows in reversed(self._rows.items()):
+            if columns % number == 0:
+                return np.repeat(rows, columns // number)
         return np.zeros(columns, np.int64)
 
 
