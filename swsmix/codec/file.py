@@ -188,7 +188,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
     found: dict[str, TensorSize] = {}
     writer.number(len(state))
     for position, (name, t) in enumerate(state.items()):
-        _check(name, t)
+        check(name, t)
         before = 8 * len(writer.data) + recorder.cost
         writer.name(name)
         patterns = to_patterns(t)
@@ -345,7 +345,12 @@ def _order(patterns: Array, dtype: torch.dtype) -> Array:
     return monotone
 
 
-def _check(name: str, t: Tensor) -> None:
+def check(name: str, t: Tensor) -> None:
+    """Check that a compressed file can hold a tensor.
+
+    Raises:
+        TypeError: if it is no dense tensor of a common dtype.
+    """
     if not isinstance(name, str) or not isinstance(t, Tensor):
         raise TypeError(
             f"a compressed file holds names and tensors; got {name!r} -> {type(t).__name__}"
