@@ -22,6 +22,8 @@ MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
+# Of the context models in one file, at a microsecond each: beyond, tensors are coded without.
+_MAX_DECISIONS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,8 @@ def _write_tensor(
     index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
     before = book.cost + 8 * len(book_writer.data)
     if len(values) > 1:
-        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier)
+        afford = _MAX_DECISIONS - recorder.decisions
+        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier, afford=afford)
     total = book.cost + 8 * len(book_writer.data)
     if total >= plain.cost + 8 * len(plain_writer.data):
         writer.data += plain_writer.data

@@ -87,6 +87,8 @@ def write_index(
     num_values: int,
     shape: tuple[int, ...],
     earlier: Earlier,
+    *,
+    afford: int,
 ) -> None:
     """Code component numbers with the model that makes them smallest.
 
@@ -97,6 +99,7 @@ def write_index(
         num_values: K, at least 2.
         shape: the tensor's.
         earlier: the tensors before.
+        afford: the most decisions that context models may take.
     """
     best = Recorder()
     model, settings = _COUNTED, list[int]()
@@ -105,8 +108,11 @@ def write_index(
     _code_zero_order(trial, _ADAPTIVE, len(index), num_values, index)
     if trial.cost < best.cost:
         best, model = trial, _ADAPTIVE
-    if num_values <= _MAX_VALUES:
-        common = int(np.bincount(index).argmax())
+    count = np.bincount(index)
+    common = int(count.argmax())
+    # Is it the commonest value, on which side of it, and which there: at most so many decisions.
+    need = len(index) + (len(index) - int(count[common])) * num_values.bit_length()
+    if num_values <= _MAX_VALUES and need <= afford:
         least = (1 - _WORTH) * best.cost - 24
         for scan in _choose_scans(index, num_values, shape, common, earlier):
             trial = Recorder()
