@@ -213,6 +213,9 @@ def compress_(
     steps = _steps_an_epoch(data, batch_size)
     names = select(model, include=include, exclude=exclude).names
     weights = resolve(model, names)
+    for name, p in weights.items():
+        if not torch.isfinite(p).all():
+            raise ValueError(f"{name} holds nan or inf: the network wants finite weights")
     # The unit of all stds: the spread of each tensor's pretrained weights.
     unit = {name: _spread(p) for name, p in weights.items()}
     histories: dict[str, History] = {}

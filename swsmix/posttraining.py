@@ -101,6 +101,11 @@ def packed_bytes(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]
 def _quantize(
     t: Tensor, k: int, method: Method, strength: float, zero: bool, seed: int
 ) -> Quantized:
+    largest = t.abs().max().item()
+    if largest and not 1e-6 < largest < 1e6:  # squares of weights like 1e30 are beyond float32
+        unit = 2.0 ** round(math.log2(largest))
+        near_one = _quantize((t.double() / unit).float(), k, method, strength, zero, seed)
+        return Quantized((near_one.codebook.double() * unit).to(t.dtype), near_one.index)
     w = t.reshape(-1).float()
     few = w[:: max(len(w) // _SAMPLE, 1)][:_SAMPLE].unique()
     if len(few) <= k and len(few := w.unique()) <= k:  # quantised already

@@ -251,7 +251,8 @@ def snapped_state(
         name -> tensor, in the order of the network's.
 
     Raises:
-        ValueError: if the prior is not over this network, or bias_bits is not 8 or 16.
+        ValueError: if the prior is not over this network, bias_bits is not 8 or 16, or a number
+            to be snapped is not finite.
     """
     if bias_bits not in (None, 8, 16):
         raise ValueError(f"bias_bits must be 8, 16 or None; got {bias_bits}")
@@ -275,6 +276,8 @@ def snapped_state(
         if name in inside:
             state[name] = inside[name].to(t.dtype)
         elif bias_bits is not None and t.is_floating_point() and name not in keep:
+            if name in parameters and not torch.isfinite(t).all():
+                raise ValueError(f"{name} holds nan or inf: {bias_bits} bits cannot hold it")
             state[name] = (
                 snap_to_grid(t, bias_bits) if name in parameters else t.bfloat16().to(t.dtype)
             )

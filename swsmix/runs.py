@@ -146,6 +146,19 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / _MARKER).is_file()
 
 
+def check_writable(path: Path) -> None:
+    """Check, before a long computation, that a file can be made there.
+
+    Raises:
+        FileNotFoundError: if its folder is not there.
+        IsADirectoryError: if it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} is not there")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file whole or not at all.
@@ -155,8 +168,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         A temporary path beside it, with the same suffix, renamed to `path` at the end.
+
+    Raises:
+        OSError: if its folder is not there, or it is a folder itself.
     """
     path = Path(path)
+    check_writable(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)

@@ -7,6 +7,7 @@ takes all its outputs and nothing else. Compare the outputs with `same_outputs` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -123,7 +124,10 @@ def same_outputs(
     for batch in inputs:
         a, b = before(batch), after(batch)
         scale = a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)
-        worst = max(worst, ((a - b).abs().max() / scale).item())
+        difference = ((a - b).abs().max() / scale).item()
+        worst = difference if math.isnan(difference) else max(worst, difference)
+        if math.isnan(worst):  # outputs that are nan or inf are never the same
+            break
     if not 0.0 <= worst <= tolerance:
         raise ValueError(
             "there are no inputs to compare the outputs on"

@@ -88,12 +88,14 @@ def main():
             rms = (squares / sum(t.numel() for t in large.values())).sqrt().item()
             return f"{rms:.2g} | {error(model, folder, labelled, known):.2f} |"
 
-        def add(label, size, measured):
-            rows.append(f"| {label} | {size:,} | {4 * numbers / size:.1f} | {measured}")
+        def add(label, size, measured, others="exact"):
+            ratio = 4 * numbers / size
+            rows.append(f"| {label} | {others} | {size:,} | {ratio:.1f} | {measured}")
             print(rows[-1], flush=True)
 
         add("float32", 4 * numbers, measure(state))
-        add("float16", 2 * numbers, measure({n: t.half().float() for n, t in state.items()}))
+        half = measure({n: t.half().float() for n, t in state.items()})
+        add("float16", 2 * numbers, half, "float16")
         for values in arguments.values:
             for method in ("kmeans", "mixture"):
                 found = quantize_state(large, values, method=method)
@@ -110,13 +112,13 @@ def main():
         "# A pretrained network: Magika's file types",
         "",
         f"{numbers:,} numbers, of which {sum(t.numel() for t in large.values()):,} weights in "
-        f"{len(large)} tensors are quantised; the others are exact and counted. Errors on "
+        f"{len(large)} tensors are quantised; the others are counted too. Errors on "
         f"{len(labelled):,} files of a Python installation, {len({e for _, e in labelled})} types. "
         "With so few files a difference of about 1.7 points or less tells nothing (one standard "
         "error of an error rate is 1.2 points). Made by `python tests/pretrained.py`.",
         "",
-        "| | bytes | x float32 | rms change of a weight | errors % |",
-        "|---|---:|---:|---:|---:|",
+        "| | biases etc. | bytes | x float32 | rms change of a weight | errors % |",
+        "|---|---|---:|---:|---:|---:|",
         *rows,
     ]
     arguments.out.write_text("\n".join(table) + "\n")

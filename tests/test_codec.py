@@ -16,7 +16,7 @@ from torch import nn
 
 from swsmix import MixturePrior, snap_
 from swsmix.codec import decode, encode, file, index, load_compressed, save_compressed, sizes
-from swsmix.codec.header import DTYPES
+from swsmix.codec.header import DTYPES, Writer
 from swsmix.quantize import snap_to_grid
 
 LIMIT = 1 << 20
@@ -243,6 +243,62 @@ def test_no_memory_is_taken_beyond_max_weights():
         decode(files[0], max_weights=1000)
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
+
+
+def table(write):
+    """The bytes of a file whose tensor table is written by a function."""
+    front, body = Writer(), Writer()
+    write(body)
+    front.number(len(body.data))
+    return repaired(b"SWSM\2" + front.data + body.data + bytes(4))
+
+
+def empty_tensor(writer):
+    for number in (0, 0, 1, 0, 0):  # values, float32, of one dimension, without elements, plain
+        writer.number(number)
+
+
+def test_names_take_no_memory_that_the_file_does_not_have():
+    def long(writer):
+        writer.number(1)
+        writer.number(20_000)
+        writer.number(0)
+        writer.number(60_000)
+        writer.data += b"a" * 60_000
+        new = writer._parts.__len__() + 1
+        for _ in range(19_999):
+            writer.number(new)
+        empty_tensor(writer)
+
+    def many(writer):  # each of a name of 60,000 bytes that the first has told
+        writer.number(1000)
+        for i in range(1000):
+            writer.name("a" * 60_000 + f".{i}")
+            writer._names = 0
+            empty_tensor(writer)
+
+    for write in (long, many):
+        data = table(write)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="names in the tensor table are too long"):
+            decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+        tracemalloc.stop()
+
+
+def test_a_name_that_could_not_be_read_back_is_refused_and_the_longest_comes_back():
+    longest = "a.é" + "." * 65_531
+    state = {longest: torch.zeros(3)}
+    assert same(decode(encode(state)), state)
+    with pytest.raises(ValueError, match="less than 65,536 bytes"):
+        encode({longest + "b": torch.zeros(3)})
+
+
+def test_tensors_without_elements_count_towards_max_weights_too():
+    data = encode({f"x{i}": torch.zeros(0) for i in range(100)})
+    assert len(decode(data, max_weights=100)) == 100
+    with pytest.raises(ValueError, match="max_weights = 99"):
+        decode(data, max_weights=99)
 
 
 def test_nothing_is_written_over_a_file_until_it_is_complete(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import QUICK, run
 
-from swsmix import checkpoints, load_run, nets
+from swsmix import MixturePrior, checkpoints, fit, load_run, nets
+from swsmix.cli import compress as command
 from swsmix.codec import load_compressed
 
 
@@ -69,6 +70,68 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     assert not list(tmp_path.glob("*.sws"))
     with pytest.raises(ValueError, match="must end in"):
         checkpoints.write(tmp_path / "x.txt", {})
+
+
+def test_tied_tensors_of_a_run_stay_tied_and_count_once(tmp_path, capsys):
+    net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Tanh(), torch.nn.Linear(9, 9))
+    net[2].weight = net[0].weight
+    prior = MixturePrior(net, 3)
+    x = torch.randn(20, 9)
+    fit(
+        net, torch.nn.functional.mse_loss, (x, x), epochs=1, prior=prior, progress=False,
+        optimizer=torch.optim.Adam(net.parameters()), run=tmp_path / "lr0.1",
+    )  # fmt: skip
+    command.compress(tmp_path / "lr0.1")
+    back = load_compressed(tmp_path / "lr0.1.sws")  # the dot begins no suffix
+    assert torch.equal(back["0.weight"], back["2.weight"])
+    assert len(back["2.weight"].unique()) <= 3
+    printed = capsys.readouterr().out
+    assert int(re.search(r"float32\s*│\s*([\d,]+)", printed)[1]) == 4 * (81 + 9 + 9)
+
+
+def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp_path):
+    path, small = tmp_path / "net.safetensors", tmp_path / "net.sws"
+    checkpoints.write(path, {"a": torch.randn(20, 20)})
+    before = path.read_bytes()
+    command.compress(path, quiet=True)
+    run("decompress", small, fails="net.safetensors is there already: name a file by --out")
+    assert path.read_bytes() == before
+    command.decompress(small, path, quiet=True)
+    assert path.read_bytes() != before
+    path.unlink()
+    command.decompress(small, quiet=True)
+    assert path.exists()
+
+
+def test_what_cannot_be_written_or_held_is_said_by_name_before_anything_is_written(tmp_path):
+    good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
+    torch.save({"a": torch.randn(20, 20), "b": torch.tensor([torch.nan])}, good)
+    torch.save({"a": torch.randn(20, 20).to(torch.float8_e4m3fn)}, bad)
+    for arguments, message in (
+        ({"source": good, "out": tmp_path / "no" / "x.sws"}, "the folder .*no is not there"),
+        ({"source": good, "out": tmp_path}, "it is a folder"),
+        ({"source": good, "bias_bits": 8}, "b holds nan or inf"),
+        ({"source": bad}, "a must be a dense tensor of float32.*convert it first"),
+    ):
+        with pytest.raises((OSError, ValueError, TypeError), match=message):
+            command.compress(**arguments)
+    with pytest.raises(OSError, match=r"the folder .*no is not there"):
+        command.decompress(good, tmp_path / "no" / "x.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt", "good.pt"]
+
+
+def test_the_table_says_how_biases_are_kept_and_which_matrices_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    state = {"a": torch.randn(20, 20), "few": torch.randn(4, 4), "b": torch.randn(9)}
+    checkpoints.write(tmp_path / "net.safetensors", state)
+    command.compress(tmp_path / "net.safetensors", tmp_path / "x.sws", bias_bits=8)
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
+    assert "8 bits" in rows[-1] and "exact" in rows[0]
+    assert "too few weights for 16 values: few" in printed
+    checkpoints.write(tmp_path / "empty.safetensors", {"a": torch.zeros(0, 4)})
+    command.compress(tmp_path / "empty.safetensors")
+    assert "float32" in capsys.readouterr().out
 
 
 def test_a_compressed_file_is_never_written_over_itself(tmp_path):

@@ -173,6 +173,13 @@ def test_data_without_a_length_and_a_resume_without_a_folder_are_refused():
         compressed(net, (x, y), resume=True)
 
 
+def test_weights_that_are_not_finite_are_named():
+    net, data, _ = problem()
+    net[2].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"2\.weight holds nan or inf"):
+        compressed(net, data)
+
+
 def two_values():
     """A layer of three weights, one of them held at zero, and a prior with a centre at 1."""
     net = nn.Linear(3, 1, bias=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix.codec import decode, encode, mixing, sizes
+from swsmix.codec import decode, encode, file, mixing, sizes
 from swsmix.codec.stream import (
     ONE,
     Player,
@@ -78,6 +78,18 @@ def test_dead_neurons_at_the_end_cost_next_to_nothing():
     more = torch.cat([w, torch.zeros(200, 80)])
     one, two = (sizes({"w": each})["w"].index_bits for each in (w, more))
     assert abs(two - one) < 64
+
+
+def test_a_file_has_so_many_decisions_that_it_takes_a_minute_at_most(monkeypatch):
+    state = {name: structured(seed=seed) for seed, name in enumerate("abc")}
+    full = sizes(state)
+    # Enough for the first, whose decisions are counted, and not for the next.
+    monkeypatch.setattr(file, "_MAX_DECISIONS", 3 * 4800)
+    limited = sizes(state)
+    assert limited["a"].index_bits == full["a"].index_bits < 0.8 * limited["a"].entropy_bits
+    assert limited["c"].index_bits > limited["c"].entropy_bits
+    back = decode(encode(state))
+    assert all(torch.equal(back[name], w) for name, w in state.items())
 
 
 def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():

@@ -54,6 +54,16 @@ def test_what_is_quantised_already_stays_as_it_is():
     assert torch.equal(quantize_state({"w": w}, 16)["w"].values, w)
 
 
+@pytest.mark.parametrize("method", ["mixture", "kmeans"])
+@pytest.mark.parametrize(("exponent", "dtype"), [(-100, torch.float32), (1000, torch.float64)])
+def test_tiny_and_huge_weights_are_quantised_as_others_are(method, exponent, dtype):
+    w = state()["w"].to(dtype)
+    one = quantize_state({"w": w}, 6, method=method)["w"]
+    other = quantize_state({"w": w * 2.0**exponent}, 6, method=method)["w"]
+    assert (one.index == other.index).double().mean() > 0.99
+    assert torch.allclose(other.codebook * 2.0**-exponent, one.codebook, rtol=1e-2)
+
+
 def test_packed_palettes_are_counted_in_whole_bytes():
     net = {"w": torch.randn(10, 33), "b": torch.zeros(7)}
     found = quantize_state(net, 5)

@@ -73,6 +73,16 @@ def test_a_wrong_activation_is_found_out():
         same_outputs(before, net, [])
 
 
+def test_outputs_that_are_not_finite_are_never_the_same():
+    net, _ = cases()["dense"]
+    broken = copy.deepcopy(net)
+    broken.fc3.bias.data[0] = torch.nan
+    x = torch.rand(4, 784)
+    for networks in ((net, broken), (broken, net), (broken, broken)):
+        with pytest.raises(ValueError, match="outputs differ by nan"):
+            same_outputs(*networks, [x, x])
+
+
 def test_layers_that_are_no_pair_are_refused():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(7, 2), nn.ReLU()

@@ -59,7 +59,11 @@ def compress(
     from swsmix.quantize import snapped_state
     from swsmix.snapping import Report, compare
 
-    out = out or source.with_suffix(".sws")
+    if out is None:
+        stem = source.stem
+        if source.is_dir():  # the dots in its name, such as lr0.1, begin no suffix
+            stem = source.name if source.name.strip(".") else source.resolve().name
+        out = source.parent / f"{stem}.sws"
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
     found = {}
@@ -72,7 +76,10 @@ def compress(
     if not quiet:
         if found:
             typer.echo(Report(compare(original, state, found), bias_bits, None, None))
-        _report(original, found, state, size, out, seed=seed)
+            small = [n for n, t in original.items() if t.is_floating_point() and t.ndim > 1]
+            if not checkpoint.mixtures and (small := [n for n in small if n not in found]):
+                typer.echo(f"too few weights for {values} values: {', '.join(small)}")
+        _report(original, found, state, size, out, bias_bits=bias_bits, seed=seed)
 
 
 @app.command()
@@ -80,7 +87,9 @@ def decompress(
     source: Annotated[Path, typer.Argument(help="A file of `swsmix compress`.")],
     out: Annotated[
         Path | None,
-        typer.Option(help=".safetensors or .pt; SOURCE with .safetensors by default."),
+        typer.Option(
+            help=".safetensors or .pt; SOURCE with .safetensors by default, if there is none yet."
+        ),
     ] = None,
     max_weights: Annotated[
         int, typer.Option(min=1, help="The most numbers to allocate; a larger file is refused.")
@@ -97,8 +106,12 @@ def decompress(
     """
     from swsmix import checkpoints
     from swsmix.codec import load_compressed
+    from swsmix.runs import check_writable
 
-    out = out or source.with_suffix(".safetensors")
+    if out is None:
+        out = _beside(source)
+    else:
+        check_writable(out)
     state = load_compressed(source, max_weights=max_weights)
     checkpoints.write(out, state)
     if not quiet:
@@ -106,14 +119,27 @@ def decompress(
         typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
 
 
+def _beside(source: Path) -> Path:
+    """Where a file comes back by default: never over another, most likely what was compressed."""
+    out = source.parent / f"{source.stem}.safetensors"
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: name a file by --out, it or another")
+    return out
+
+
 def _opened(source: Path, out: Path) -> Checkpoint:
     from swsmix import checkpoints
+    from swsmix.codec import check
+    from swsmix.runs import check_writable
 
-    if out == source:
+    if out.exists() and source.exists() and out.samefile(source) and not out.is_dir():
         raise ValueError(f"{out} would be written over itself: name another file by --out")
     checkpoint = checkpoints.read_network(source)
     if not checkpoint.tensors:
         raise ValueError(f"{source} holds no tensors")
+    check_writable(out)
+    for name, t in checkpoint.tensors.items():
+        check(name, t)
     return checkpoint
 
 
@@ -126,7 +152,29 @@ def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
         for name in checkpoint.groups[group]:
             w = checkpoint.tensors[name]
             found[name] = Quantized(mixture.mean.to(w.dtype), assign(mixture, w))
-    return found
+    # A tied tensor has its other names in the checkpoint too.
+    tied = _ties(checkpoint.tensors)
+    return found | {name: found[first] for name, first in tied.items() if first in found}
+
+
+def _ties(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Matrices that equal an earlier one bit for bit, as tied ones are stored: name -> its name."""
+    from zlib import crc32
+
+    from swsmix.codec.header import to_patterns
+
+    seen: dict[tuple[object, ...], list[str]] = {}
+    tied = {}
+    for name, t in tensors.items():
+        if t.ndim < 2 or not t.is_floating_point() or not t.any():
+            continue
+        patterns = to_patterns(t)
+        before = seen.setdefault((t.dtype, t.shape, crc32(patterns.data)), [])
+        same = [n for n in before if (to_patterns(tensors[n]) == patterns).all()]
+        if same:
+            tied[name] = same[0]
+        before.append(name)
+    return tied
 
 
 def _report(
@@ -136,6 +184,7 @@ def _report(
     size: int,
     out: Path,
     *,
+    bias_bits: int | None,
     seed: int,
 ) -> None:
     import gzip
@@ -147,14 +196,17 @@ def _report(
     from swsmix.codec.header import to_patterns
     from swsmix.posttraining import packed_bytes, quantize_state, snapped
 
-    plain = b"".join(to_patterns(t).tobytes() for t in original.values())
-    floats = sum(t.numel() for t in original.values() if t.is_floating_point())
-    rest = sum(t.nbytes for t in original.values() if not t.is_floating_point())
+    tied = _ties(original)
+    once = {n: t for n, t in original.items() if n not in tied}
+    plain = b"".join(to_patterns(t).tobytes() for t in once.values())
+    floats = sum(t.numel() for t in once.values() if t.is_floating_point())
+    rest = sum(t.nbytes for t in once.values() if not t.is_floating_point())
     full = 4 * floats + rest
-    rows: list[tuple[str, int, float | None]] = [
-        ("float32", full, 0.0),
-        ("float16", 2 * floats + rest, None),
-        ("gzip of the tensors as they are", len(gzip.compress(plain, 6, mtime=0)), 0.0),
+    kept = "exact" if bias_bits is None else f"{bias_bits} bits"
+    rows: list[tuple[str, int, str, float | None]] = [
+        ("float32", full, "exact", 0.0),
+        ("float16", 2 * floats + rest, "float16", None),
+        ("gzip of the tensors as they are", len(gzip.compress(plain, 6, mtime=0)), "exact", 0.0),
     ]
     if found:
         most = max(len(q.codebook) for q in found.values())
@@ -162,17 +214,20 @@ def _report(
         other = quantize_state(chosen, most, method="kmeans", seed=seed)
         palette = {n: state[n] for n in state if n not in found} | snapped(chosen, other)
         error = _error(original, palette, found)
+        packed = {n: t for n, t in palette.items() if n not in tied}
         rows += [
-            (f"k-means, {most} values, packed", packed_bytes(palette, other), error),
-            (f"k-means, {most} values, in this format", len(encode(palette)), error),
+            (f"k-means, {most} values, packed", packed_bytes(packed, other), kept, error),
+            (f"k-means, {most} values, in this format", len(encode(palette)), kept, error),
         ]
-    rows.append((f"{out}", size, _error(original, state, found)))
-    table = Table(title="whole network, biases and headers included", title_justify="left")
-    for column in ("", "bytes", "x float32", "rms error of the weights"):
+    rows.append((f"{out}", size, kept, _error(original, state, found)))
+    title = "whole network, biases and headers included; the error is that of the weights"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "bytes", "x float32", "biases etc.", "rms error"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    for name, count, deviation in rows:
+    for name, count, others, deviation in rows:
         shown = "" if deviation is None else f"{deviation:.3g}"
-        table.add_row(name, f"{count:,}", f"{full / count:.1f}", shown)
+        ratio = f"{full / count:.1f}" if count else ""
+        table.add_row(name, f"{count:,}", ratio, others, shown)
     Console(width=None).print(table)
 
 

@@ -22,6 +22,8 @@ MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
+# Of the context models in one file, at a microsecond each: beyond, tensors are coded without.
+_MAX_DECISIONS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
 
     Args:
         data: from `encode`.
-        max_weights: the most elements to allocate, all tensors together.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
 
     Returns:
         name -> tensor.
@@ -109,7 +112,8 @@ def decode_books(
 
     Args:
         data: from `encode`.
-        max_weights: the most elements to allocate, all tensors together.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
 
     Returns:
         name -> tensor, and the codebooks. Tensors that are stored value by value are in none.
@@ -136,6 +140,7 @@ def decode_books(
     reader = Reader(body.take(body.number()))
     player = Player(body.rest())
     state: dict[str, Tensor] = {}
+    names: list[str] = []
     codebooks: list[tuple[torch.dtype, Array]] = []
     book_of: dict[str, int] = {}
     earlier = Earlier()
@@ -146,10 +151,10 @@ def decode_books(
             raise ValueError(f"it is damaged: it holds {name!r} twice")
         kind = reader.number(_COPY)
         if kind == _COPY:
-            dtype, shape, original = _copied(reader, state)
+            dtype, shape, original = _copied(reader, names, state)
         else:
             dtype, shape = reader.tensor()
-        left -= math.prod(shape)
+        left -= max(math.prod(shape), 1)
         if left < 0:
             raise ValueError(
                 f"it holds more than max_weights = {max_weights:,} numbers: give a larger "
@@ -163,14 +168,15 @@ def decode_books(
             state[name] = _shaped(patterns, dtype, shape)
         if book is not None:
             book_of[name] = book
+        names.append(name)
     reader.check_end()
     player.check_end()
+    users: list[list[str]] = [[] for _ in codebooks]
+    for name, number in book_of.items():
+        users[number].append(name)
     books = [
-        Codebook(
-            from_patterns(values, dtype, values.shape),
-            tuple(name for name, own in book_of.items() if own == i),
-        )
-        for i, (dtype, values) in enumerate(codebooks)
+        Codebook(from_patterns(values, dtype, values.shape), tuple(own))
+        for (dtype, values), own in zip(codebooks, users, strict=True)
     ]
     return state, books
 
@@ -184,7 +190,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
     found: dict[str, TensorSize] = {}
     writer.number(len(state))
     for position, (name, t) in enumerate(state.items()):
-        _check(name, t)
+        check(name, t)
         before = 8 * len(writer.data) + recorder.cost
         writer.name(name)
         patterns = to_patterns(t)
@@ -251,7 +257,8 @@ def _write_tensor(
     index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
     before = book.cost + 8 * len(book_writer.data)
     if len(values) > 1:
-        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier)
+        afford = _MAX_DECISIONS - recorder.decisions
+        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier, afford=afford)
     total = book.cost + 8 * len(book_writer.data)
     if total >= plain.cost + 8 * len(plain_writer.data):
         writer.data += plain_writer.data
@@ -295,12 +302,12 @@ def _read_patterns(
 
 
 def _copied(
-    reader: Reader, state: Mapping[str, Tensor]
+    reader: Reader, names: list[str], state: Mapping[str, Tensor]
 ) -> tuple[torch.dtype, tuple[int, ...], str]:
     number = reader.number()
-    if number >= len(state):
+    if number >= len(names):
         raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-    original = list(state)[number]
+    original = names[number]
     return state[original].dtype, tuple(state[original].shape), original
 
 
@@ -341,11 +348,18 @@ def _order(patterns: Array, dtype: torch.dtype) -> Array:
     return monotone
 
 
-def _check(name: str, t: Tensor) -> None:
+def check(name: str, t: Tensor) -> None:
+    """Check that a compressed file can hold a tensor.
+
+    Raises:
+        TypeError: if it is no dense tensor of a common dtype.
+    """
     if not isinstance(name, str) or not isinstance(t, Tensor):
         raise TypeError(
             f"a compressed file holds names and tensors; got {name!r} -> {type(t).__name__}"
         )
     if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise TypeError(f"{name} must be a dense tensor of {names}; got {t.dtype}, {t.layout}")
+        raise TypeError(
+            f"{name} must be a dense tensor of {names}: convert it first; got {t.dtype}, {t.layout}"
+        )

@@ -22,6 +22,8 @@ _PARTS = (
 )  # fmt: skip
 _MAX_DIMENSIONS = 64
 _MAX_SIZE = 1 << 62
+_MAX_NAME = 1 << 16  # bytes of a name
+_MAX_NAMES = 1 << 24  # of all names
 
 
 class Writer:
@@ -30,6 +32,7 @@ class Writer:
     def __init__(self) -> None:
         self.data = bytearray()
         self._parts = {part: i for i, part in enumerate(_PARTS)}
+        self._names = 0
 
     def number(self, value: int) -> None:
         """A non-negative integer, seven bits a byte, the lowest first."""
@@ -43,7 +46,18 @@ class Writer:
         self.number(2 * value if value >= 0 else -2 * value - 1)
 
     def name(self, name: str) -> None:
-        """A name by its dotted parts, each a number if it occurred before."""
+        """A name by its dotted parts, each a number if it occurred before.
+
+        Raises:
+            ValueError: if the names are too long to be read back.
+        """
+        size = len(name.encode()) + 1
+        self._names += size
+        if size > _MAX_NAME or self._names > _MAX_NAMES:
+            raise ValueError(
+                f"a name has less than {_MAX_NAME:,} bytes, and all names {_MAX_NAMES:,} at most; "
+                f"got {size - 1:,} and {self._names:,}"
+            )
         parts = name.split(".")
         self.number(len(parts))
         for part in parts:
@@ -81,6 +95,7 @@ class Reader:
         self._data = data
         self._at = 0
         self._parts = list(_PARTS)
+        self._names = _MAX_NAMES
 
     def take(self, size: int) -> bytes:
         """The next bytes.
@@ -139,22 +154,28 @@ class Reader:
             The name.
 
         Raises:
-            ValueError: if it is no text.
+            ValueError: if it is no text, or too long: parts repeat at a byte each.
         """
-        parts = []
-        for _ in range(self.number(1 << 16)):
+        parts: list[str] = []
+        left = min(_MAX_NAME, self._names)
+        self._names -= left
+        for _ in range(self.number(_MAX_NAME)):
             known = self.number()
             if known > len(self._parts):
                 raise ValueError("a name in the tensor table refers to one that is not there")
             if known:
-                parts.append(self._parts[known - 1])
-                continue
-            try:
-                part = self.take(self.number(1 << 16)).decode()
-            except UnicodeDecodeError:
-                raise ValueError("a name in the tensor table is no UTF-8") from None
+                part = self._parts[known - 1]
+            else:
+                try:
+                    part = self.take(self.number(_MAX_NAME)).decode()
+                except UnicodeDecodeError:
+                    raise ValueError("a name in the tensor table is no UTF-8") from None
+                self._parts.append(part)
+            left -= len(part.encode()) + 1
+            if left < 0:
+                raise ValueError("the names in the tensor table are too long")
             parts.append(part)
-            self._parts.append(part)
+        self._names += left
         return ".".join(parts)
 
     def tensor(self) -> tuple[torch.dtype, tuple[int, ...]]:

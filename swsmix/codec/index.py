@@ -50,7 +50,7 @@ class Earlier:
     """How dense the rows of the tensors before are: a layer's outputs are the next one's inputs."""
 
     def __init__(self) -> None:
-        self._rows: list[Array] = []
+        self._rows: dict[int, Array] = {}  # by their number, the latest last
 
     def add_(self, index: Array, num_values: int, shape: tuple[int, ...]) -> None:
         """Take note of a tensor."""
@@ -59,7 +59,8 @@ class Earlier:
         common = np.bincount(index, minlength=num_values).argmax()
         count = np.count_nonzero(index.reshape(shape[0], -1) != common, axis=1)
         columns = len(index) // shape[0]
-        self._rows.append(1 + log_density(count, columns, SIDES - 1))
+        self._rows.pop(shape[0], None)
+        self._rows[shape[0]] = 1 + log_density(count, columns, SIDES - 1)
 
     def of_columns(self, columns: int) -> Array:
         """A class of each column: that of the row it continues, in the last tensor that fits.
@@ -67,9 +68,9 @@ class Earlier:
         Returns:
             Numbers below `SIDES`; zeros if none fits.
         """
-        for rows in reversed(self._rows):
-            if columns % len(rows) == 0:
-                return np.repeat(rows, columns // len(rows))
+        for number, rows in reversed(self._rows.items()):
+            if columns % number == 0:
+                return np.repeat(rows, columns // number)
         return np.zeros(columns, np.int64)
 
 
@@ -86,6 +87,8 @@ def write_index(
     num_values: int,
     shape: tuple[int, ...],
     earlier: Earlier,
+    *,
+    afford: int,
 ) -> None:
     """Code component numbers with the model that makes them smallest.
 
@@ -96,6 +99,7 @@ def write_index(
         num_values: K, at least 2.
         shape: the tensor's.
         earlier: the tensors before.
+        afford: the most decisions that context models may take.
     """
     best = Recorder()
     model, settings = _COUNTED, list[int]()
@@ -104,8 +108,11 @@ def write_index(
     _code_zero_order(trial, _ADAPTIVE, len(index), num_values, index)
     if trial.cost < best.cost:
         best, model = trial, _ADAPTIVE
-    if num_values <= _MAX_VALUES:
-        common = int(np.bincount(index).argmax())
+    count = np.bincount(index)
+    common = int(count.argmax())
+    # Is it the commonest value, on which side of it, and which there: at most so many decisions.
+    need = len(index) + (len(index) - int(count[common])) * num_values.bit_length()
+    if num_values <= _MAX_VALUES and need <= afford:
         least = (1 - _WORTH) * best.cost - 24
         for scan in _choose_scans(index, num_values, shape, common, earlier):
             trial = Recorder()

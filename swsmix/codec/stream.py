@@ -24,10 +24,11 @@ _CHUNK = 1 << 20
 
 
 class Recorder:
-    """Collects what is coded; `cost` is its ideal length in bits."""
+    """Collects what is coded; `cost` is its ideal length in bits, `decisions` their number."""
 
     def __init__(self) -> None:
         self.cost = 0.0
+        self.decisions = 0
         self._items: list[tuple[str, Array, Array]] = []
 
     def bits(self, probability: Array, bits: Array | None) -> Array:
@@ -39,6 +40,7 @@ class Recorder:
         assert bits is not None
         chosen = np.where(bits != 0, probability, ONE - probability)
         self.cost -= float(np.log2(chosen / ONE).sum())
+        self.decisions += len(bits)
         self._items.append(("bits", bits.astype(np.uint8), probability.astype(np.uint16)))
         return bits
 
@@ -59,6 +61,7 @@ class Recorder:
     def extend(self, other: Recorder) -> None:
         """Append what another recorder holds."""
         self.cost += other.cost
+        self.decisions += other.decisions
         self._items += other._items
 
     def to_bytes(self) -> bytes:
