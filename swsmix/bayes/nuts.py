@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from swsmix.bayes import trajectory
+from swsmix.bayes import checks, trajectory
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.layout import Array
 from swsmix.bayes.posterior import Posterior
@@ -42,7 +42,7 @@ def sample(
     start: Array | Sequence[Array] | None = None,
     jitter: float = 0.1,
     target_accept: float = 0.8,
-    metric: Metric = "diagonal",
+    metric: Metric | str = "diagonal",
     max_depth: int = 10,
     seed: int = 0,
     processes: int = 1,
@@ -90,8 +90,10 @@ def sample(
             raise ValueError(f"{name} must be at least {least}; got {value}")
     if not 0.0 < target_accept < 1.0:
         raise ValueError(f"target_accept must lie between 0 and 1; got {target_accept}")
+    if metric not in ("diagonal", "dense"):
+        raise ValueError(f"metric must be 'diagonal' or 'dense'; got {metric!r}")
     starts = _starts(joint, start, chains, jitter, seed)
-    _warn_if_untrained(joint)
+    checks.warn_if_untrained(joint.prior, "the warm-up has to find")
     warn_if_long(joint, starts[0], chains * (warmup + draws), min(processes, chains))
     options = {
         "target_accept": target_accept, "metric": metric, "max_depth": max_depth, "warmup": warmup,
@@ -173,16 +175,6 @@ def _starts(
                 f"the start of chain {chain} has no density: its log joint is not finite"
             )
     return found
-
-
-def _warn_if_untrained(joint: Joint) -> None:
-    moments = [b for n, b in joint.prior.named_buffers() if n.endswith("running_count")]
-    if joint.prior.mode == "em" and all(b.isnan().any() for b in moments):
-        warnings.warn(
-            "the prior has not taken an EM step: fit(...) the network under it first, or the "
-            "warm-up has to find what training would have found",
-            stacklevel=3,
-        )
 
 
 def _chain(
