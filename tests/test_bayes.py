@@ -477,7 +477,19 @@ def test_settings_of_the_sampler_are_checked():
             sample(joint, progress=False, **options)
 
 
-def test_an_interruption_keeps_the_finished_draws(monkeypatch):
+def interruption():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:  # what numba makes of one inside a compiled function
+        raise SystemError("returned a result with an exception set") from error
+
+
+def plain_interruption():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("raises", [plain_interruption, interruption])
+def test_an_interruption_keeps_the_finished_draws(monkeypatch, raises):
     from swsmix.bayes import nuts as module
 
     *_, joint, _, _ = conjugate()
@@ -487,7 +499,7 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch):
     def broken(*args):
         for number, step in enumerate(plain(*args)):
             if number == 3 * 30 + 3 * 17 + 1:  # two chains have 17 draws, one 18
-                raise KeyboardInterrupt
+                raises()
             yield step
 
     monkeypatch.setattr(module, "_in_turn", broken)
@@ -496,6 +508,20 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch):
     assert torch.equal(kept.z, whole.z[:, :17])
     with pytest.raises(KeyboardInterrupt):
         sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
+
+
+def test_another_error_of_compiled_code_is_no_interruption(monkeypatch):
+    from swsmix.bayes import nuts as module
+
+    *_, joint, _, _ = conjugate()
+
+    def broken(*_):
+        raise SystemError("not the user's")
+        yield
+
+    monkeypatch.setattr(module, "_in_turn", broken)
+    with pytest.raises(SystemError, match="not the user's"):
+        sample(joint, chains=1, draws=4, warmup=20, progress=False)
 
 
 def test_chains_are_functions_of_the_seed_alone_in_one_process_or_two():

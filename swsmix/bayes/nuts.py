@@ -107,10 +107,12 @@ def sample(
             for chain, iteration, step in _watched(steps, chains, warmup, draws, progress):
                 if iteration >= warmup:
                     kept[chain].append(step)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        if not _is_interruption(error):
+            raise
         lengths = sorted((len(c) for c in kept), reverse=True)
         if lengths[0] == 0:
-            raise
+            raise KeyboardInterrupt from error
         # Of the rectangles chains x draws that are complete, the largest.
         num = max(range(1, chains + 1), key=lambda n: n * lengths[n - 1])
         kept = [chain[: lengths[num - 1]] for chain in kept if len(chain) >= lengths[num - 1]][:num]
@@ -131,6 +133,13 @@ def sample(
         {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
         | {k: v for k, v in options.items() if k != "total"},
     )
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether the user wants to stop: caught in compiled code, that becomes a SystemError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def warn_if_long(joint: Joint, z: Array, transitions: int, processes: int) -> None:
