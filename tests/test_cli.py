@@ -248,7 +248,7 @@ def test_a_posterior_is_written_and_inspected(tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["facts"]["posterior draws"] == 50
     assert 0.0 <= results["facts"]["test targets in the 90 % interval (%)"] <= 100.0
-    assert 0.0 < results["facts"]["ESS of predictions"]
+    assert results["facts"]["ESS of predictions"] > 0.0
     for name in ("posterior-band.png", "posterior-mixture.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     printed = run("inspect", out, "--out", tmp_path / "look")

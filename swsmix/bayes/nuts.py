@@ -78,6 +78,7 @@ def sample(
     Raises:
         ValueError: for settings out of range, a start of another length, or one without a density.
         KeyboardInterrupt: if interrupted before any chain has a draw.
+        SystemError: if compiled code fails by itself.
     """
     for name, value, least in (
         ("chains", chains, 1),
