@@ -4,8 +4,8 @@
 Draw a mixture from its hyper-prior, weights from the mixture, data from the weights; sample the
 posterior; the rank of what was drawn among the posterior's draws must be uniform.
 
-    python tests/sbc.py                  400 simulations; writes tests/sbc.json
-    python tests/sbc.py --wrong          the same with a wrong hyper-prior: must fail
+    python tests/sbc.py            120 simulations; writes tests/sbc.json
+    python tests/sbc.py --wrong    60 with a wrong hyper-prior, tests/sbc-wrong.json: must fail
 """
 
 from __future__ import annotations
@@ -108,18 +108,19 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=400)
+    parser.add_argument("--simulations", type=int, help="120, or 60 of the wrong one")
     parser.add_argument("--wrong", action="store_true", help="a wrong hyper-prior: must fail")
     parser.add_argument("--out", type=Path, help="tests/sbc.json, or tests/sbc-wrong.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hyper = wrong(HYPER) if arguments.wrong else HYPER
     began, table, divergences = time.process_time(), [], 0
-    for seed in range(arguments.simulations):
+    simulations = arguments.simulations or (60 if arguments.wrong else 120)
+    for seed in range(simulations):
         row, diverged = ranks(seed, hyper=hyper)
         table.append(row)
         divergences += diverged
-        print(f"\r{seed + 1} of {arguments.simulations}", end="", file=sys.stderr, flush=True)
+        print(f"\r{seed + 1} of {simulations}", end="", file=sys.stderr, flush=True)
     values = uniformity(table)
     for name, p in zip(NAMES, values, strict=True):
         print(f"{name:>24}: p = {p:.3g}")

@@ -402,6 +402,9 @@ def test_bad_input_is_refused_and_the_message_says_how_to_mend_it():
         (lambda: Joint(nets.shift_net(), prior, x, y), "another network"),
         (lambda: Joint(net, prior, x[:0], y[:0]), "as many targets; got 0 and 0"),
         (lambda: Joint(net, prior, x, y[:3]), "got 12 and 3"),
+        (lambda: Joint(net, prior, x, y[0]), "a single number"),
+        (lambda: Joint(net, prior, x[:, :2], y), r"does not take inputs of shape \(12, 2\)"),
+        (lambda: Joint(net, prior, x.long(), y), "does not take inputs of .* torch.int64"),
         (lambda: Joint(net, prior, nan, y), "inputs hold 1 nan"),
         (lambda: Joint(net, prior, x, y * math.inf), "targets hold"),
         (lambda: Joint(net, prior, x, y[:, None]), r"nn.Flatten\(0\)"),
@@ -422,6 +425,28 @@ def test_bad_input_is_refused_and_the_message_says_how_to_mend_it():
         bad.hidden.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"hidden\.weight holds nan"):
         Joint(bad, good, x, y)
+    with pytest.warns(UserWarning, match="fitted to another network of the same shapes"):
+        Joint(nets.sunspot_net(hidden=3, lags=4, dtype=FLOAT), prior, x, y)
+
+
+def test_labels_and_cases_that_do_not_fit_are_refused():
+    net, x, y = nn.Linear(2, 3).double(), torch.randn(8, 2).double(), torch.arange(8) % 3
+    prior = MixturePrior(net, 2, hyper=HYPER)
+    joint = Joint(net, prior, x, y, likelihood="categorical")
+    drawn = Posterior(torch.from_numpy(joint.start())[None, None], joint.layout)
+    for labels in (y + 1, y - 1):  # the largest would be read past the outputs, -1 as the last
+        for call in (
+            lambda labels=labels: Joint(net, prior, x, labels, likelihood="categorical"),
+            lambda labels=labels: drawn.log_likelihood(net, x, labels),
+        ):
+            with pytest.raises(ValueError, match="class numbers from 0 to 2; got"):
+                call()
+    with pytest.raises(ValueError, match="got 8 and 5"):  # not the first five
+        drawn.log_likelihood(net, x, y[:5])
+    with pytest.raises(ValueError, match="does not take inputs"):
+        drawn.predict(net, x[:, :1])
+    with pytest.raises(ValueError, match="num must be at least 1"):
+        drawn.thinned(0)
 
 
 def test_an_untrained_prior_and_a_long_run_are_warned_about(monkeypatch):
@@ -445,13 +470,26 @@ def test_settings_of_the_sampler_are_checked():
         ({"chains": 0}, "chains must be at least 1"),
         ({"warmup": 3}, "warmup must be at least 20"),
         ({"target_accept": 1.0}, "between 0 and 1"),
+        ({"metric": "full"}, "'diagonal' or 'dense'; got 'full'"),
         ({"start": np.zeros(7)}, "start wants 2 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(joint, progress=False, **options)
 
 
-def test_an_interruption_keeps_the_finished_draws(monkeypatch):
+def interruption():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:  # what numba makes of one inside a compiled function
+        raise SystemError("returned a result with an exception set") from error
+
+
+def plain_interruption():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("raises", [plain_interruption, interruption])
+def test_an_interruption_keeps_the_finished_draws(monkeypatch, raises):
     from swsmix.bayes import nuts as module
 
     *_, joint, _, _ = conjugate()
@@ -461,7 +499,7 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch):
     def broken(*args):
         for number, step in enumerate(plain(*args)):
             if number == 3 * 30 + 3 * 17 + 1:  # two chains have 17 draws, one 18
-                raise KeyboardInterrupt
+                raises()
             yield step
 
     monkeypatch.setattr(module, "_in_turn", broken)
@@ -470,6 +508,20 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch):
     assert torch.equal(kept.z, whole.z[:, :17])
     with pytest.raises(KeyboardInterrupt):
         sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
+
+
+def test_another_error_of_compiled_code_is_no_interruption(monkeypatch):
+    from swsmix.bayes import nuts as module
+
+    *_, joint, _, _ = conjugate()
+
+    def broken(*_):
+        raise SystemError("not the user's")
+        yield
+
+    monkeypatch.setattr(module, "_in_turn", broken)
+    with pytest.raises(SystemError, match="not the user's"):
+        sample(joint, chains=1, draws=4, warmup=20, progress=False)
 
 
 def test_chains_are_functions_of_the_seed_alone_in_one_process_or_two():

@@ -19,7 +19,7 @@ FLOAT = torch.float64
 HYPER = HyperPrior(mean_count=0.2, std=0.3, std_count=4.0)
 
 
-def linear(pinned=True):
+def linear(pinned=True, stepped=True):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 3, generator=generator, dtype=FLOAT)
     y = x @ torch.tensor([0.5, -0.5, 0.0], dtype=FLOAT)
@@ -30,6 +30,8 @@ def linear(pinned=True):
         [1.0], [0.0], [0.6], pinned_mixing=pins, pinned_mean=pins, pinned_std=pins
     )
     prior = MixturePrior(net, initial=initial, hyper=HYPER)
+    if stepped:
+        prior.em_step_()
     return x, y, Joint(net, prior, x, y, noise_std=0.5)
 
 
@@ -92,6 +94,9 @@ def test_bad_settings_and_divergence_are_errors():
     ):
         with pytest.raises(ValueError, match=message):
             fit_guide(joint, progress=False, **options)
+    _, _, fresh = linear(stepped=False)
+    with pytest.warns(UserWarning, match="has not taken an EM step: .* the guide"):
+        fit_guide(fresh, epochs=1, draws=2, progress=False)
 
 
 def test_an_interrupted_guide_is_drawn_from(monkeypatch):

@@ -248,7 +248,9 @@ def test_a_posterior_is_written_and_inspected(tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["facts"]["posterior draws"] == 50
     assert 0.0 <= results["facts"]["test targets in the 90 % interval (%)"] <= 100.0
-    assert (out / "posterior-band.png").read_bytes().startswith(b"\x89PNG")
+    assert results["facts"]["ESS of predictions"] > 0.0
+    for name in ("posterior-band.png", "posterior-mixture.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     printed = run("inspect", out, "--out", tmp_path / "look")
     for words in ("posterior.safetensors", "ESS of energy", "divergences", "effective clusters"):
         assert words in printed
@@ -257,6 +259,25 @@ def test_a_posterior_is_written_and_inspected(tmp_path):
     run("train", *sampled, "--tau", 0, fails="--tau above 0")
     (out / "posterior.safetensors").write_bytes(b"damaged")
     run("inspect", out, "--no-figures", fails="is damaged")
+
+
+def test_an_interruption_before_any_draw_leaves_the_trained_run_whole(tmp_path):
+    out = tmp_path / "run"
+    interrupted = """
+from swsmix import bayes
+def sample(*_, **__):
+    raise KeyboardInterrupt
+bayes.sample = sample
+from swsmix.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted, *QUICK, "--posterior", "nuts", "--out", str(out)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 130 and "its posterior is not" in done.stderr
+    assert "soft weight-sharing" in json.loads((out / "results.json").read_text())["rows"]
+    assert (out / "clusters.png").is_file() and not (out / "posterior.safetensors").exists()
 
 
 def test_a_variational_posterior_too(tmp_path):

@@ -72,3 +72,5 @@ def test_the_calibration_curve_is_the_observed_coverage():
         plots.calibration({"test": [1.5]})
     with pytest.raises(ValueError, match="at least one"):
         plots.calibration({})
+    with pytest.raises(ValueError, match="4 labels; got 5"):
+        plots.calibration({str(number): ranks for number in range(5)})

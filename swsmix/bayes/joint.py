@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swsmix.bayes import density
+from swsmix.bayes import checks, density
 from swsmix.bayes.layout import Array, Components, Layout
 from swsmix.bayes.network import General, Plain, evaluator
 from swsmix.prior import MixturePrior
@@ -45,6 +45,7 @@ class Joint:
         other_std: of the normal prior on what the mixtures do not see, in units of the weights.
 
     Raises:
+        TypeError: if the data are no tensors.
         ValueError: if the prior is another network's; there are no data, or they are not finite,
             or do not fit; weights or mixtures are not finite; a density is improper (see
             `HyperPrior.mean_count`).
@@ -71,8 +72,8 @@ class Joint:
         noise_count: float = 1.0,
         other_std: float = 3.0,
     ) -> None:
-        _check_prior(net, prior)
-        _check_data(x, y, likelihood)
+        checks.same_network(net, prior)
+        checks.usable_data(x, y, likelihood)
         for name, value in (
             ("noise_std", noise_std),
             ("noise_scale", noise_scale),
@@ -115,10 +116,8 @@ class Joint:
         seen[np.concatenate(list(self._index.values()))] = True
         self.others = np.flatnonzero(~seen)
         for group, term in self.terms.items():
-            _check_proper(group, term)
-        with torch.no_grad():
-            shape = tuple(self.net(self.x[:2]).shape)
-        _check_outputs(shape, tuple(self.y[:2].shape), likelihood)
+            checks.proper(group, term)
+        checks.fitting(checks.output_shape(self.net, self.x), self.y, likelihood)
 
     @functools.cached_property
     def _compiled(self) -> tuple[Plain | General, Array]:
@@ -261,79 +260,3 @@ class _Potential(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return above * gradient, None
-
-
-def _check_prior(net: nn.Module, prior: MixturePrior) -> None:
-    parameters = dict(net.named_parameters(remove_duplicate=False))
-    for group, names in prior.selection.groups.items():
-        bound = prior.parameters_of(group)
-        for name in names:
-            if name not in parameters or parameters[name].shape != bound[name].shape:
-                got = tuple(parameters[name].shape) if name in parameters else list(parameters)
-                raise ValueError(
-                    f"the prior is over another network: its group {group!r} has {name} of shape "
-                    f"{tuple(bound[name].shape)}; the network has {got}: make the prior with "
-                    "MixturePrior(net, ...)"
-                )
-            if not parameters[name].requires_grad:
-                raise ValueError(f"{name} is under the prior but frozen: unfreeze it")
-    for name, tensor in (
-        *net.named_parameters(),
-        *prior.named_buffers(),
-        *prior.named_parameters(),
-    ):
-        if (
-            "running_" not in name
-            and tensor.is_floating_point()
-            and not torch.isfinite(tensor.detach().sum())
-        ):
-            raise ValueError(f"{name} holds nan or inf: training has diverged; start afresh")
-
-
-def _check_data(x: Tensor, y: Tensor, likelihood: str) -> None:
-    if likelihood not in ("gaussian", "categorical", "binary"):
-        raise ValueError(
-            f"likelihood must be 'gaussian', 'categorical' or 'binary'; got {likelihood!r}"
-        )
-    if not len(x) or len(x) != len(y):
-        raise ValueError(f"a posterior wants inputs and as many targets; got {len(x)} and {len(y)}")
-    for name, t in (("inputs", x), ("targets", y)):
-        if t.is_floating_point() and not torch.isfinite(t).all():
-            bad = int((~torch.isfinite(t)).sum())
-            raise ValueError(f"the {name} hold {bad} nan or inf among {t.numel()}: leave them out")
-    if likelihood == "binary" and not ((y == 0) | (y == 1)).all():
-        raise ValueError("the binary likelihood wants targets 0 and 1")
-    if likelihood == "categorical" and (y.is_floating_point() or y.ndim != 1 or y.min() < 0):
-        raise ValueError(
-            f"the categorical likelihood wants class numbers (n,); got {y.dtype}, {tuple(y.shape)}"
-        )
-
-
-def _check_outputs(out: tuple[int, ...], y: tuple[int, ...], likelihood: str) -> None:
-    wanted = (*y, "classes") if likelihood == "categorical" else y
-    if out != y if likelihood != "categorical" else (len(out) != 2 or out[0] != y[0]):
-        raise ValueError(
-            f"the {likelihood} likelihood wants outputs of shape {wanted}, as the targets; the "
-            f"network gives {out}: squeeze (n, 1) with nn.Flatten(0)"
-        )
-
-
-def _check_proper(group: str, term: density.MixtureTerm) -> None:
-    """A posterior that cannot be normalised is none: EM copes with it, no sampler does."""
-    hyper, tau = term.hyper, term.tau
-    if not tau > 0.0:
-        raise ValueError(f"tau of group {group!r} is 0: without a prior there is no posterior")
-    if (hyper.mean_count[term.free_mean] <= 0.0).any():
-        raise ValueError(
-            f"the means of group {group!r} have no prior (mean_count = 0): a component without "
-            "weights could lie anywhere, so that the posterior is improper. Give "
-            "MixturePrior(..., hyper=HyperPrior(mean=0, mean_count=0.1, ...)): means "
-            "within about sigma / sqrt(0.1) of 0"
-        )
-    # p(phi)^tau falls as v^-(tau (nu / 2 + 1) - (1 - tau) / 2) for large v, the mean integrated.
-    power = tau * (term.half + 1.0) - 0.5 * max(1.0 - tau, 0.0)
-    if (power <= 1.0).any():
-        raise ValueError(
-            f"tau = {tau:g} flattens the hyper-prior of group {group!r} until it is improper: "
-            f"give it std_count > {(3.0 / tau - 3.0):.3g} (a tempered posterior wants more of it)"
-        )

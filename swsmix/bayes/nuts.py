@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from swsmix.bayes import trajectory
+from swsmix.bayes import checks, trajectory
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.layout import Array
 from swsmix.bayes.posterior import Posterior
@@ -42,7 +42,7 @@ def sample(
     start: Array | Sequence[Array] | None = None,
     jitter: float = 0.1,
     target_accept: float = 0.8,
-    metric: Metric = "diagonal",
+    metric: Metric | str = "diagonal",
     max_depth: int = 10,
     seed: int = 0,
     processes: int = 1,
@@ -78,6 +78,7 @@ def sample(
     Raises:
         ValueError: for settings out of range, a start of another length, or one without a density.
         KeyboardInterrupt: if interrupted before any chain has a draw.
+        SystemError: if compiled code fails by itself.
     """
     for name, value, least in (
         ("chains", chains, 1),
@@ -90,8 +91,10 @@ def sample(
             raise ValueError(f"{name} must be at least {least}; got {value}")
     if not 0.0 < target_accept < 1.0:
         raise ValueError(f"target_accept must lie between 0 and 1; got {target_accept}")
+    if metric not in ("diagonal", "dense"):
+        raise ValueError(f"metric must be 'diagonal' or 'dense'; got {metric!r}")
     starts = _starts(joint, start, chains, jitter, seed)
-    _warn_if_untrained(joint)
+    checks.warn_if_untrained(joint.prior, "the warm-up has to find")
     warn_if_long(joint, starts[0], chains * (warmup + draws), min(processes, chains))
     options = {
         "target_accept": target_accept, "metric": metric, "max_depth": max_depth, "warmup": warmup,
@@ -105,10 +108,12 @@ def sample(
             for chain, iteration, step in _watched(steps, chains, warmup, draws, progress):
                 if iteration >= warmup:
                     kept[chain].append(step)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        if not _is_interruption(error):
+            raise
         lengths = sorted((len(c) for c in kept), reverse=True)
         if lengths[0] == 0:
-            raise
+            raise KeyboardInterrupt from error
         # Of the rectangles chains x draws that are complete, the largest.
         num = max(range(1, chains + 1), key=lambda n: n * lengths[n - 1])
         kept = [chain[: lengths[num - 1]] for chain in kept if len(chain) >= lengths[num - 1]][:num]
@@ -129,6 +134,13 @@ def sample(
         {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
         | {k: v for k, v in options.items() if k != "total"},
     )
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether the user wants to stop: caught in compiled code, that becomes a SystemError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def warn_if_long(joint: Joint, z: Array, transitions: int, processes: int) -> None:
@@ -173,16 +185,6 @@ def _starts(
                 f"the start of chain {chain} has no density: its log joint is not finite"
             )
     return found
-
-
-def _warn_if_untrained(joint: Joint) -> None:
-    moments = [b for n, b in joint.prior.named_buffers() if n.endswith("running_count")]
-    if joint.prior.mode == "em" and all(b.isnan().any() for b in moments):
-        warnings.warn(
-            "the prior has not taken an EM step: fit(...) the network under it first, or the "
-            "warm-up has to find what training would have found",
-            stacklevel=3,
-        )
 
 
 def _chain(

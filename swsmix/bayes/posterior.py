@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from swsmix.bayes import checks
 from swsmix.bayes.layout import Array, Layout
 from swsmix.mixture import GaussianMixture
 
@@ -131,7 +132,12 @@ class Posterior:
 
         Returns:
             A posterior.
+
+        Raises:
+            ValueError: if `num` is below 1.
         """
+        if num < 1:
+            raise ValueError(f"num must be at least 1; got {num}")
         every = max(1, -(-self.num_draws // num))
         steps = {name: t[:, ::every] for name, t in self.steps.items()}
         return Posterior(self.z[:, ::every], self.layout, steps, self.about)
@@ -151,7 +157,7 @@ class Posterior:
 
         Raises:
             ValueError: if the network has other parameters than the posterior is over, or x holds
-                nan or inf.
+                nan or inf, or is nothing that the network takes.
         """
         shapes = {n: tuple(p.shape) for n, p in net.named_parameters()}
         for name, shape in self.layout.parameters.items():
@@ -160,13 +166,13 @@ class Posterior:
                     f"the posterior is over a network with {name} of shape {shape}; this one has "
                     f"{shapes.get(name, list(shapes))}"
                 )
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise ValueError("the inputs hold nan or inf")
+        checks.finite(x, "inputs")
         like = next(net.parameters())
         x = x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
         training = net.training
         net.eval()
         try:
+            checks.output_shape(net, x)
             flat = self.z.reshape(-1, self.z.shape[-1]).to(like.device, like.dtype)
             rows = [functional_call(net, self.layout.network(z), (x,)).double().cpu() for z in flat]
         finally:
@@ -224,16 +230,15 @@ class Posterior:
             (chains, draws, n).
 
         Raises:
-            ValueError: as `outputs`, or if the targets do not fit the outputs.
+            TypeError: if the data are no tensors.
+            ValueError: as `outputs`; if the targets hold nan or inf, or do not fit the outputs.
         """
-        out = self.outputs(net, x)
+        checks.usable_data(x, y, self.layout.likelihood)
+        out, y = self.outputs(net, x), y.cpu()
+        checks.fitting(tuple(out.shape[2:]), y, self.layout.likelihood)
         if self.layout.likelihood == "categorical":
             index = y.long().expand(*out.shape[:2], -1)[..., None]
             return out.log_softmax(-1).gather(-1, index)[..., 0]
-        if out.shape[2:] != y.shape:
-            raise ValueError(
-                f"targets {tuple(y.shape)} want outputs of their shape; got {tuple(out.shape[2:])}"
-            )
         if self.layout.likelihood == "binary":
             log_p = y.double() * out - torch.nn.functional.softplus(out)
         else:

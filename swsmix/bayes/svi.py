@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from swsmix.bayes import checks
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.posterior import Posterior
 
@@ -75,6 +76,7 @@ def fit_guide(
             "lr and init_scale must be positive and kl_warmup lie in [0, 1]; got "
             f"{lr}, {init_scale}, {kl_warmup}"
         )
+    checks.warn_if_untrained(joint.prior, "the guide starts from noise and has to find")
     import pyro
     from rich.console import Console
     from rich.progress import track

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from swsmix.bayes import Posterior
     from swsmix.problems import Outcome, Problem
 
@@ -43,13 +45,13 @@ def check(method: Method | None, data: str, tau: float) -> None:
 def write(
     problem: Problem, outcome: Outcome, out: Path, *, data: str, method: Method, chains: int,
     draws: int, seed: int, quiet: bool,
-) -> dict[str, float]:  # fmt: skip
+) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     """Sample the posterior around a trained network, save it, and draw what it predicts.
 
     The means get a proper prior for it, N(0, sigma^2 / 0.05), and tau is 1, which is Bayes.
 
     Returns:
-        Facts for the table of results.
+        Facts for the table of results, and the names of the pictures.
     """
     from swsmix import bayes, plots
     from swsmix.prior import MixturePrior
@@ -76,6 +78,7 @@ def write(
     predicted = posterior.predict(outcome.net, x)
     mean = predicted.mean if regression else predicted.mean.logit()
     facts = {f"posterior mean, test {problem.measure_name}": float(problem.measure(mean, y))}
+    pictures = []
     if regression:
         for low, high in ((0.25, 0.75), (0.05, 0.95)):
             inside = (predicted.quantiles[low] <= y) & (y <= predicted.quantiles[high])
@@ -86,12 +89,21 @@ def write(
             _years(len(y)), predicted.quantiles, mean=predicted.mean, target=y
         )
         band.axes[0].set(xlabel="year", ylabel="sunspot number / 191")
-        plots.save(band, out / "posterior-band.png")
-    return facts | described(posterior)
+        pictures.append("posterior-band.png")
+        plots.save(band, out / pictures[-1])
+    for name, figure in drawn(posterior).items():
+        pictures.append(f"{name}.png")
+        plots.save(figure, out / pictures[-1])
+    predictions = ("predictions", posterior.outputs(outcome.net, problem.train[0]))
+    return facts | described(posterior, predictions), pictures
 
 
-def described(posterior: Posterior) -> dict[str, float]:
+def described(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[str, float]:
     """A posterior in a few numbers.
+
+    Args:
+        posterior: the draws.
+        quantities: what the chains should agree on, beside the noise and the energy.
 
     Returns:
         name -> number.
@@ -99,7 +111,8 @@ def described(posterior: Posterior) -> dict[str, float]:
     from swsmix import bayes
 
     facts: dict[str, float] = {"posterior draws": float(posterior.num_draws)}
-    facts |= {name: value for name, value in posterior.summary().items() if isfinite(value)}
+    summary = posterior.summary(*quantities)
+    facts |= {name: value for name, value in summary.items() if isfinite(value)}
     for group in posterior.layout.groups:
         found = bayes.clusters(posterior.thinned(400), group)
         of = "" if len(posterior.layout.groups) == 1 else f" of {group}"

@@ -225,14 +225,24 @@ def _run(
         raise typer.Exit(130) from None
     runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
-    if sampling["method"] is not None:
-        facts |= posteriors.write(
-            problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
-            **sampling,
-        )  # fmt: skip
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
     runs.save_json(out / "results.json", results)
     pictures = _draw(outcome, out)
+    if sampling["method"] is not None:
+        try:
+            found, more = posteriors.write(
+                problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
+                **sampling,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\ninterrupted: the training in {out}/ is whole, its posterior is not",
+                err=True,
+            )
+            raise typer.Exit(130) from None
+        facts |= found
+        pictures += more
+        runs.save_json(out / "results.json", results)
     if not quiet:
         _report(results, out, pictures)
 

@@ -209,7 +209,7 @@ def calibration(
         The figure.
 
     Raises:
-        ValueError: if there is nothing to show, or a rank lies outside [0, 1].
+        ValueError: if there is nothing to show, more than four labels, or a rank outside [0, 1].
     """
     from scipy.stats import binom
 
@@ -219,6 +219,8 @@ def calibration(
     nominal = np.linspace(0.0, 1.0, 101)
     panel.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     colors = (POSITIVE, "#0072b2", "#009e73", "#cc79a7")
+    if len(ranks) > len(colors):
+        raise ValueError(f"calibration has colours for {len(colors)} labels; got {len(ranks)}")
     for number, ((label, values), color) in enumerate(zip(ranks.items(), colors, strict=False)):
         p = np.asarray(values, dtype=float)
         if ((p < 0) | (p > 1)).any():
