@@ -122,3 +122,21 @@ def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
     assert result["size_bytes"] == file.stat().st_size < result["float32_bytes"] / 10
     written = figures.draw(results, pictures)
     assert {p.name for p in written} == {"pareto.png", "bands.png", "layers.png", "README.md"}
+
+
+def test_the_figures_weights_are_the_files_in_the_dense_networks_order():
+    results = figures.Results(HERE / "results")
+    for setting, name in (
+        ("lenet-300-100-shifted", "fc3.weight"),
+        ("lenet-5-caffe-shifted", "conv1.weight"),
+    ):
+        portrait = results.portrait(setting)
+        assert portrait is not None
+        before, after = (portrait.weights(when, name) for when in ("before", "after"))
+        snapped = portrait.snapped(name)
+        assert torch.equal(snapped.half().sort().values, after.half().sort().values)
+        # A weight that outlives the prior comes from a large one of its sign; those of the file,
+        # whose neurons are sorted, are paired with others.
+        alive = snapped != 0
+        agree = (snapped.sign() == before.sign())[alive].float().mean()
+        assert agree > 0.9 > (after.sign() == before.sign())[after != 0].float().mean()

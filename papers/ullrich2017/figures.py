@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import GaussianMixture, plots
 from swsmix.history import History
 from swsmix.plots.style import styled
+from swsmix.quantize import assign
 from swsmix.runs import replacing
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +73,11 @@ class Portrait:
         """The final mixture of a group."""
         return GaussianMixture(*(self.tensors[f"{w}/{group}"] for w in ("mixing", "mean", "std")))
 
+    def snapped(self, name: str) -> Tensor:
+        """A tensor's values in the order of its neurons before they were sorted for the file."""
+        mixture = self.mixture(name)
+        return mixture.mean[assign(mixture, self.weights("retrained", name))]
+
     def history(self, phase: str) -> History:
         """The history of a phase."""
         prefix = f"history/{phase}/"
@@ -92,7 +99,7 @@ def bands(results: Results) -> Figure | None:
     portrait = results.portrait("lenet-300-100-shifted")
     if portrait is None:
         return None
-    before, after = (portrait.weights(when, "fc1.weight") for when in ("before", "after"))
+    before, after = portrait.weights("before", "fc1.weight"), portrait.snapped("fc1.weight")
     return plots.before_after(before, after, portrait.mixture("fc1.weight"), width=4.5)
 
 
@@ -124,13 +131,6 @@ def pareto(results: Results) -> Figure | None:
         for r in cited:
             marker = "s" if r["unit"] == "bytes" else "x"
             panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
-        ranks = 3 if cited[-1]["ratio"] > 500 else 6
-        for i, r in enumerate(cited):  # the labels in ranks below, lest they overlap
-            panel.annotate(
-                short(r["method"]), (r["ratio"], r["error"]), xytext=(0, -14 - 8 * (i % ranks)),
-                textcoords="offset points", ha="center", fontsize=5.5, color=plots.NEUTRAL,
-                arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
-            )  # fmt: skip
         worst = max(r["error"] for r in cited)
         panel.set(
             xscale="log",
@@ -138,6 +138,12 @@ def pareto(results: Results) -> Figure | None:
             xlabel="compression (float32 bytes / bytes)",
             title=NETS[net],
         )
+        for axis in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+            axis("{x:g}")
+        panel.tick_params(axis="x", which="both", length=2.5, pad=3)
+        panel.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        panel.margins(x=0.1)
+        _names(panel, cited)
     panels[0].set_ylabel("errors on the test images (%)")
     keys = [
         *panels[0].get_legend_handles_labels()[0],
@@ -148,6 +154,22 @@ def pareto(results: Results) -> Figure | None:
     ]  # fmt: skip
     figure.legend(handles=keys, loc="outside upper center", ncols=4)
     return figure
+
+
+def _names(panel: Any, cited: list[dict[str, Any]]) -> None:
+    """The published points' names at the foot, each in the lowest line that has room for it."""
+    letter, points = 3.0, 72 / panel.figure.dpi  # a letter's width in points, and a pixel's
+    ends: list[float] = []
+    for r in cited:
+        name = short(r["method"])
+        at, half = points * panel.transData.transform((r["ratio"], 0))[0], letter * len(name) / 2
+        rank = next((i for i, end in enumerate(ends) if end < at - half), len(ends))
+        ends[rank : rank + 1] = [at + half]
+        panel.annotate(
+            name, (r["ratio"], r["error"]), (r["ratio"], 0.03 + 0.05 * rank),
+            textcoords=("data", "axes fraction"), ha="center", fontsize=5.5, color=plots.NEUTRAL,
+            arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
+        )  # fmt: skip
 
 
 def _points(panel: Any, rows: list[dict[str, Any]], form: str, **style: Any) -> None:
@@ -212,8 +234,12 @@ def filters(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
     grid = figure.subplots(2, 20)
-    both = [portrait.weights(w, "conv1.weight").view(20, 5, 5) for w in ("before", "after")]
-    for row, (weights, name) in enumerate(zip(both, ("dense", "coded"), strict=True)):
+    both = {
+        "dense": portrait.weights("before", "conv1.weight"),
+        "coded": portrait.snapped("conv1.weight"),
+    }
+    for row, (name, flat) in enumerate(both.items()):
+        weights = flat.view(20, 5, 5)
         top = weights.abs().max()
         for panel, image in zip(grid[row], weights, strict=True):
             panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)

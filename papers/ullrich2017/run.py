@@ -188,7 +188,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="a subset, one seed, few epochs")
     parser.add_argument("--figure", metavar="NAME", help="draw this figure alone, from results")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of the main rows (5)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of the main rows (3)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; one a core by default")
     parser.add_argument("--out", type=Path, metavar="DIR", help="instead of the checkout")
     arguments = parser.parse_args()

@@ -53,6 +53,7 @@ class Setting:
         batch_size: images a step.
         pretrain_epochs: epochs before the prior comes.
         retrain_epochs: of the single phase.
+        retrain_tau: the prior's strength in it.
         bias_bits: 8 puts the biases on a grid of 8 bits; None keeps them exactly.
         biases: whether the biases are under the prior too, instead.
         tau: factors of tau by tensor; 1 where there is none.
@@ -68,6 +69,7 @@ class Setting:
     batch_size: int = 256
     pretrain_epochs: int = 20
     retrain_epochs: int = 30
+    retrain_tau: float = 0.003
     bias_bits: int | None = 8
     biases: bool = False
     tau: tuple[tuple[str, float], ...] = ()
@@ -239,7 +241,7 @@ def compress(
     run = scratch / "runs" / f"{setting.name}-seed{seed}"
     options: dict[str, Any] = {"measure": errors, "validation": validation, "progress": False}
     if setting.recipe is None:
-        done = as_published(net, images, setting.retrain_epochs, run, options)
+        done = as_published(net, images, setting, run, options)
     else:
         done = compress_(
             net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
@@ -265,6 +267,7 @@ def compress(
         "distil": setting.distil,
         "seed": seed,
         "recipe": None if setting.recipe is None else asdict(setting.recipe),
+        "retrain_tau": None if setting.recipe is not None else setting.retrain_tau,
         "batch_size": setting.batch_size,
         "bias_bits": setting.bias_bits,
         "biases_under_prior": setting.biases,
@@ -316,12 +319,12 @@ def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
 
 
 def as_published(
-    net: nn.Module, images: Images, epochs: int, run: Path, options: dict[str, Any]
+    net: nn.Module, images: Images, setting: Setting, run: Path, options: dict[str, Any]
 ) -> Compressed:
     """The paper's single phase: one mixture of 17 for all layers, moved by gradient.
 
-    Learning rates, hyper-priors and pi_0 are the authors' published tutorial's; tau too (0.003),
-    where the paper's text and its code differ.
+    Learning rates, hyper-priors and pi_0 are the authors' published tutorial's; so is the default
+    of tau, where the paper's text and its code differ.
 
     Returns:
         As `compress_`.
@@ -346,10 +349,10 @@ def as_published(
     for name, p in trainable.named_parameters():
         (what,) = (w for w in rate if f".{w}." in name)
         groups.append({"params": [p], "lr": rate[what]})
-    schedule = Schedule(tau=0.003)
+    schedule = Schedule(tau=setting.retrain_tau)
     history = fit(
-        net, loss, images, optimizer=torch.optim.Adam(groups), epochs=epochs, prior=prior,
-        schedule=schedule, run=run, resume=True, measure_train=False, **options,
+        net, loss, images, optimizer=torch.optim.Adam(groups), epochs=setting.retrain_epochs,
+        prior=prior, schedule=schedule, run=run, resume=True, measure_train=False, **options,
     )  # fmt: skip
     merged = merge_components(trainable.plain_copy(), prior.flat_weights("all")).mixture
     prior = MixturePrior(net, initial=merged)
