@@ -104,7 +104,7 @@ def evidence(bayes: Lines, rolling: Lines) -> Figure:
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_xlabel("PSIS-LOO minus the best\n(nats, standard error)")
-    right.set_xlabel("arv over 1535;\ndot 1921-55, diamond 1956-79")
+    right.set_xlabel("arv over 1535 (dot 1921-55,\ndiamond 1956-79)")
     for ax in middle:
         ax.set_xlabel("held out, rolling origin,\nminus the best (nats)")
     for ax in (left, *middle, right):
