@@ -140,6 +140,11 @@ class _Growth:
         )  # fmt: skip
 
 
+# A trajectory that flies off overflows: its energy is then infinite, and it counts as diverged.
+_FLIES_OFF = np.errstate(over="ignore", invalid="ignore")
+
+
+@_FLIES_OFF
 def nuts(
     potential: Potential,
     start: State,
@@ -185,6 +190,7 @@ def nuts(
     return Draw(chosen, accept / max(steps, 1), steps, depth, diverged)
 
 
+@_FLIES_OFF
 def reasonable_step(
     potential: Potential, start: State, *, step: float, metric: Metric, rng: np.random.Generator
 ) -> float:
