@@ -322,7 +322,8 @@ class Posterior:
         try:
             with safe_open(path, "pt") as opened:
                 meta = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                names = opened.keys()  # a file, not a dictionary: it cannot be iterated over
+                tensors = {name: opened.get_tensor(name) for name in names}
         except Exception as error:  # safetensors raises its own and OSErrors
             raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
         if meta.get("format") != _FORMAT:

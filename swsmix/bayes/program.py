@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -38,7 +38,7 @@ class MixtureWeights(dist.TorchDistribution):
             gradient by the weights, and the value 0.
     """
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
 
     def __init__(
@@ -134,7 +134,7 @@ class _Draw(torch.autograd.Function):
 class _Scored(dist.TorchDistribution):
     """A draw that has been made, with a given score."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, like: Any, score: Tensor, drawn: Tensor) -> None:
