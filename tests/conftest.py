@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("swsmix", "beartype.beartype")  # before anything imports swsmix
@@ -20,6 +21,8 @@ def pytest_collection_modifyitems(config, items):
     missing = {}
     if not _has_mnist():
         missing["mnist"] = "SWSMIX_DATA names no folder with the MNIST files"
+    if not torch.cuda.is_available():
+        missing["gpu"] = "torch finds no CUDA device"
     absent = [name for name in _FRAMEWORKS if importlib.util.find_spec(name) is None]
     if absent:
         missing["frameworks"] = f"not installed: {', '.join(absent)}"
@@ -40,7 +43,6 @@ def pytest_collection_modifyitems(config, items):
 def run_folder(tmp_path_factory):
     """A run of three epochs; its prior sees one of the network's two weight matrices."""
     import cases
-    import torch
 
     from swsmix import MixturePrior, fit
 

@@ -146,9 +146,7 @@ class Joint:
             with torch.no_grad():
                 noise_std = (self.net(self.x) - self.y).square().mean().sqrt().item()
             noise_std = max(noise_std, 1e-3 * self.noise_scale)
-        z: Array = (
-            self.layout.pack(dict(self.net.named_parameters()), values, noise_std).cpu().numpy()
-        )
+        z: Array = self.layout.pack(dict(self.net.named_parameters()), values, noise_std).numpy()
         return z
 
     def centre(self, z: Array) -> Array:

@@ -231,19 +231,19 @@ class Layout:
             noise_std: sigma_y, if it is learned.
 
         Returns:
-            z (*batch, d) in float64.
+            z (*batch, d) in float64, on the CPU.
         """
         first, shape = next(iter(self.parameters.items()))
         batch = network[first].shape[: network[first].ndim - len(shape)]
-        parts = [network[n].detach().double().reshape(*batch, -1) for n in self.parameters]
+        parts = [network[n].detach().double().cpu().reshape(*batch, -1) for n in self.parameters]
         for group, c in self.components.items():
-            mixing, mean, std = (t.detach().double() for t in mixtures[group])
+            mixing, mean, std = (t.detach().double().cpu() for t in mixtures[group])
             free = [torch.from_numpy(index) for index in c.free]
             log_share = mixing[..., free[0]].clamp_min(1e-12).log()
             parts.append(log_share @ torch.from_numpy(basis(len(free[0]))))
             parts += [mean[..., free[1]], 2.0 * std[..., free[2]].log()]
         if self.learns_noise:
-            noise = torch.as_tensor(noise_std, dtype=torch.float64)
+            noise = torch.as_tensor(noise_std, dtype=torch.float64, device="cpu")
             parts.append(2.0 * noise.log().expand(batch)[..., None])
         return torch.cat(parts, -1)
 

@@ -27,14 +27,14 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from swsmix.tables.bits import bit_cells
-from swsmix.tables.cells import CHUNK, Cells, Error, Histogram, Room
+from swsmix.tables.cells import Cells, Error, Histogram, Room, chunk_on
 from swsmix.tables.direct import Mixture, alone, eager, plain
 from swsmix.tables.grid import grid_cells
 
@@ -72,7 +72,7 @@ def uncompiled() -> Iterator[None]:
         _COMPILED.reset(token)
 
 
-DIRECT = 1 << 16  # N x K up to which direct evaluation is about as fast
+DIRECT = 1 << 16  # N x K up to which direct evaluation is about as fast, on a processor
 
 
 @contextlib.contextmanager
@@ -131,11 +131,15 @@ class Tables:
 
     @functools.cached_property
     def _grid(self) -> Cells | None:
-        return grid_cells(self._mixture, self._tolerance) if self._tolerance else None
+        return self._cut(grid_cells)
 
     @functools.cached_property
     def _bits(self) -> Cells | None:
-        return bit_cells(self._mixture, self._tolerance) if self._tolerance else None
+        return self._cut(bit_cells)
+
+    def _cut(self, cut: Callable[[Mixture, float, torch.device], Cells | None]) -> Cells | None:
+        mixture = self._mixture
+        return cut(mixture.cpu(), self._tolerance, mixture.mean.device) if self._tolerance else None
 
     @property
     @plain
@@ -146,7 +150,8 @@ class Tables:
         return Error(*map(max, zip(rounding, *kinds, strict=True))) if kinds else rounding
 
     def _few(self, w: Tensor) -> bool:
-        return w.numel() * len(self._mixture.mean) <= DIRECT
+        limit = DIRECT if w.device.type == "cpu" else 16 * DIRECT  # there in one go
+        return w.numel() * len(self._mixture.mean) <= limit
 
     def _cells_for(self, w: Tensor) -> Cells | None:
         if self._few(w) or w.dtype != torch.float32:
@@ -156,7 +161,7 @@ class Tables:
     def _room(self, w: Tensor, *, curvature: bool = False) -> Room:
         """Scratch memory, kept: to get it anew from the system costs as much as the work in it."""
         room = self._rooms.get(curvature)
-        if room is None or room.floats.shape[1] < min(len(w), CHUNK):
+        if room is None or room.floats.shape[1] < min(len(w), chunk_on(w.device)):
             room = self._rooms[curvature] = Room(len(w), w.device, curvature=curvature)
         return room
 
@@ -165,9 +170,9 @@ class Tables:
         if self._few(w) or not self._grid or not self._bits:
             return self._mixture.slopes(w)
         out = w.new_empty(2, len(w))
-        room = Room(len(w), w.device, curvature=True)
-        for start in range(0, len(w), CHUNK):
-            part = slice(start, start + CHUNK)
+        room, size = Room(len(w), w.device, curvature=True), chunk_on(w.device)
+        for start in range(0, len(w), size):
+            part = slice(start, start + size)
             place = self._bits.address.find(w[part], room)
             found = self._bits.slopes(w[part], place, room, self._mixture.slopes)
             out[0, part], out[1, part] = found
@@ -178,9 +183,9 @@ class Tables:
     ) -> Iterator[Any]:
         """Chunk by chunk of flat weights: its place, f' and, if asked for, a."""
         cells = self._cells_for(w)
-        room = self._room(w, curvature=a) if cells else None
-        for start in range(0, len(w), CHUNK):
-            part = slice(start, start + CHUNK)
+        room, size = self._room(w, curvature=a) if cells else None, chunk_on(w.device)
+        for start in range(0, len(w), size):
+            part = slice(start, start + size)
             if cells and room:
                 place = cells.address.find(w[part], room)
                 yield part, *cells.slopes(w[part], place, room, self._beyond)
@@ -224,7 +229,7 @@ class Tables:
             return self._counted(w, cells)
         if w.dtype.itemsize == 2 and len(w) > 1 << 12:
             count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
-            for part in w.split(CHUNK):
+            for part in w.split(chunk_on(w.device)):
                 count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)
             used = count.nonzero()[:, 0]
             return self._mixture.sums(_all_halves(w.dtype, w.device)[used], count[used].double())
@@ -240,9 +245,10 @@ class Tables:
                 kernels.count_(histogram, w)
             else:
                 room = self._room(w)
-                for part in w.split(CHUNK):
+                for part in w.split(chunk_on(w.device)):
                     histogram.add_(*cells.address.find(part, room)[:2])
         value, moments, missing = histogram.sums()
+        value, moments = value.to(w.device), moments.to(w.device)
         if missing:
             gaps = w[cells.gaps(w)]
             harder = None if self._few(gaps) or cells is self._bits else self._bits

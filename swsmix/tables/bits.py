@@ -73,18 +73,23 @@ def _intervals(mixture: Mixture, tolerance: float) -> Intervals | None:
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
     halves = [0, *range(2 * zero, 2 * top + 1)]
-    edges = torch.tensor(halves, device=alive.device) << 22
+    edges = torch.tensor(halves) << 22
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
     return split(mixture, tolerance, start, width, sign, ends=_ends, smallest=64)
 
 
-def bit_cells(mixture: Mixture, tolerance: float) -> Cells | None:
+def bit_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cells | None:
     """The cells of a mixture by the bits.
 
     Tiny floats share one cell; so do huge ones, infinities and NaN. In that one and in open cells
     no line holds.
+
+    Args:
+        mixture: the mixture, on the CPU.
+        tolerance: what the certified bounds must meet.
+        device: where the weights are.
 
     Returns:
         The cells, or None if there would be too many.
@@ -92,7 +97,6 @@ def bit_cells(mixture: Mixture, tolerance: float) -> Cells | None:
     found = _intervals(mixture, tolerance)
     if found is None:
         return None
-    device = found.start.device
     third, line, rounding, parts = needs(found, tolerance)
     # Of a whole block, counted in its interval's length, which may be shorter.
     coarse = (rounding * (1 << 16) / found.width)[found.start > 0].nan_to_num(0.0)
@@ -107,16 +111,16 @@ def bit_cells(mixture: Mixture, tolerance: float) -> Cells | None:
     number = (int((found.start + found.width).max()) >> 16) - low + 2
     block = torch.where(found.start > 0, (found.start >> 16) - low + 1, 0)
     block += (found.sign > 0) * number
-    shifts = torch.full((2 * number,), 17, device=device)
+    shifts = torch.full((2 * number,), 17)
     shifts.scatter_reduce_(0, block, shift, "amin")
-    blocks = torch.arange(2 * number, device=device)
+    blocks = torch.arange(2 * number)
     shifts = shifts[torch.where(shifts < 17, blocks, 0).cummax(0).values]
     shifts[number - 1 :: number] = 16
     first = (1 << (16 - shifts)).cumsum(0) - (1 << (16 - shifts))
     if int(first[-1]) > MAX_CELLS:
         return None
     index, home = ranges(1 << (16 - shifts))
-    magnitude = (torch.arange(1 << 15, device=device) - (low - 1)).clamp(0, number - 1)
+    magnitude = (torch.arange(1 << 15) - (low - 1)).clamp(0, number - 1)
     packed = ((first << 5) | shifts).int()
 
     mark = torch.zeros_like(home)
@@ -148,9 +152,10 @@ def bit_cells(mixture: Mixture, tolerance: float) -> Cells | None:
     return Cells(
         mixture,
         found,
-        Bits(torch.cat([packed[magnitude], packed[magnitude + number]]), whole),
+        Bits(torch.cat([packed[magnitude], packed[magnitude + number]]).to(device), whole),
         Layout(owner, inner, ulp, middle, inner, shut),
         line=miss,
         value=value,
         part=part,
+        device=device,
     )

@@ -14,7 +14,7 @@ from swsmix.tables import taylor as polynomials
 from swsmix.tables.direct import Mixture
 from swsmix.tables.taylor import ORDER, Intervals
 
-CHUNK = 1 << 17  # weights at a time: their scratch stays in the cache
+CHUNK = 1 << 17  # weights at a time
 PACKED, COUNT = 1 << 22, 38  # a sum of so many numbers has so many bits, below their count
 Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights -> f' and a
 
@@ -43,13 +43,23 @@ class Needs(NamedTuple):
     parts: Tensor  # log2 of the number of parts
 
 
+def chunk_on(device: torch.device) -> int:
+    """How many weights to take at a time.
+
+    Returns:
+        Of a processor's, so many that their scratch stays in the cache. On a GPU more: there each
+        operation costs some ten microseconds before it starts.
+    """
+    return CHUNK if device.type == "cpu" else 16 * CHUNK
+
+
 def needs(found: Intervals, tolerance: float) -> Needs:
     """How finely the intervals must be cut for straight pieces of f' within the tolerance.
 
     Returns:
         The needs; of open intervals, no parts.
     """
-    n = torch.arange(3, ORDER + 1, device=found.start.device)[:, None]
+    n = torch.arange(3, ORDER + 1)[:, None]
     third = (n * (n - 1) * (n - 2) * 1.5 ** (n - 3) * found.taylor[3:].abs()).sum(0)
     third = third + found.rest / math.factorial(ORDER - 2)
     line = third / (2 * found.radius * found.floor)
@@ -63,7 +73,7 @@ class Room:
     """Scratch memory for a chunk of weights, reused so that it stays in the cache."""
 
     def __init__(self, n: int, device: torch.device, *, curvature: bool = False) -> None:
-        n = min(n, CHUNK)
+        n = min(n, chunk_on(device))
         self.ints = torch.empty(4, n, dtype=torch.int32, device=device)
         self.floats = torch.empty(3, n, device=device)
         self.lines = torch.empty(
@@ -96,6 +106,9 @@ class Layout(NamedTuple):
 class Cells:
     """The lines f' = level + step * coordinate of all cells; level is NaN where none holds.
 
+    They are certified on the CPU, in many short operations; the weights, and what these look up,
+    may be on a GPU.
+
     Args:
         mixture: the mixture.
         found: its intervals.
@@ -104,6 +117,7 @@ class Cells:
         line: the certified error of f', by interval.
         value: the certified error of f, by interval.
         part: the largest part of an interval that a cell takes, by interval.
+        device: where the weights are.
     """
 
     def __init__(
@@ -116,12 +130,14 @@ class Cells:
         line: Tensor,
         value: Tensor,
         part: Tensor,
+        device: torch.device,
     ) -> None:
         self.mixture, self.found, self.address, self.layout = mixture, found, address, layout
+        self.device, self.shut = device, layout.shut.to(device)
         self._errors = torch.stack([line + 2.0**-22, value]), part
-        order = torch.arange(1, ORDER + 1, device=found.start.device)[:, None]
+        order = torch.arange(1, ORDER + 1)[:, None]
         self._gradient = self._lines(found.taylor[1:] * order / found.radius)
-        self.lines = torch.stack(self._gradient, 1)
+        self.lines = torch.stack(self._gradient, 1).to(device)
 
     def _lines(self, taylor: Tensor) -> tuple[Tensor, Tensor]:
         """Level and step of the tangents at the cells' middles of the intervals' polynomials."""
@@ -140,14 +156,15 @@ class Cells:
     @functools.cached_property
     def both_lines(self) -> Tensor:
         """Level and step of f' and of a (cells, 4)."""
-        return torch.stack([*self._gradient, *self._lines(self._curvature[0])], 1)
+        curvature = self._lines(self._curvature[0])
+        return torch.stack([*self._gradient, *curvature], 1).to(self.device)
 
     @functools.cached_property
     def error(self) -> Error:
         """Certified bounds where the lines hold."""
         (errors, part), (taylor, rest, low) = self._errors, self._curvature
         shut = ~self.found.rest.isinf()
-        n = torch.arange(2, ORDER + 1, device=part.device)[:, None]
+        n = torch.arange(2, ORDER + 1)[:, None]
         bent = (n * (n - 1) * 1.5 ** (n - 2) * taylor[2:].abs()).sum(0)
         bent = bent + rest / math.factorial(ORDER - 1)
         miss = bent * part**2 / 2 + rest / math.factorial(ORDER + 1)
@@ -192,10 +209,10 @@ class Cells:
         Returns:
             Their indices.
         """
-        room, found = Room(len(w), w.device), []
-        for start in range(0, len(w), CHUNK):
-            cell, *_ = self.address.find(w[start : start + CHUNK], room)
-            found.append((~self.layout.shut.index_select(0, cell)).nonzero()[:, 0] + start)
+        room, found, size = Room(len(w), w.device), [], chunk_on(w.device)
+        for start in range(0, len(w), size):
+            cell, *_ = self.address.find(w[start : start + size], room)
+            found.append((~self.shut.index_select(0, cell)).nonzero()[:, 0] + start)
         return torch.cat(found)
 
 
@@ -207,8 +224,9 @@ class Histogram:
 
     def __init__(self, cells: Cells, n: int) -> None:
         self.cells, self.pending = cells, 0
-        total, device = len(cells.layout.owner), cells.layout.owner.device
-        self.room, self.wide = torch.empty(2, min(n, CHUNK), dtype=torch.int64, device=device)
+        total, device = len(cells.shut), cells.device
+        n = min(n, chunk_on(device))
+        self.room, self.wide = torch.empty(2, n, dtype=torch.int64, device=device)
         self.half = 1 << (cells.address.bits - 1)
         self.count, self.first, self.second, self.packed = torch.zeros(
             4, total, dtype=torch.int64, device=device
@@ -244,13 +262,14 @@ class Histogram:
         of t^n / q(t) in each interval, in which the components do not appear.
 
         Returns:
-            The value; count, first and second; and whether weights are missing.
+            The value; count, first and second; and whether weights are missing. On the CPU.
         """
         self.unpack_()
         cells, found, mixture = self.cells.layout, self.cells.found, self.cells.mixture
-        used = (self.count * cells.shut).nonzero()[:, 0]
+        used = (self.count * self.cells.shut).nonzero()[:, 0]
         raw = self.count, self.first, self.second
-        count, first, second = (each.index_select(0, used).double() for each in raw)
+        count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
+        used = used.cpu()
         first /= count
         spread = (second / count - (first - self.half) ** 2).clamp_min_(0.0).sqrt_()
         spread *= cells.ulp[used]

@@ -34,7 +34,8 @@ def alone() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        cpu, gpu = (torch.autocast(device, enabled=False) for device in ("cpu", "cuda"))
+        with torch.no_grad(), cpu, gpu:
             yield
     finally:
         torch.set_num_threads(threads)
@@ -78,7 +79,13 @@ class Mixture:
         self.log_ratio, self.d_scale = log_norm - self.log_norm, scale - self.scale
         self.shift, self.d_bend = scale * (self.centre - self.mean), scale**2 - self.scale**2
         self.shift_slope, self.precision = scale * self.shift, scale**2
-        self.rows = max(1, (1 << 15) // len(mixing))
+        at_once = 1 << (15 if mixing.device.type == "cpu" else 20)  # of N x K; see `chunk_on`
+        self.rows = max(1, at_once // len(mixing))
+
+    def cpu(self) -> Mixture:
+        """The same on the CPU."""
+        mine = self.mixing, self.mean, self.std
+        return self if self.mean.device.type == "cpu" else Mixture(*(each.cpu() for each in mine))
 
     def at(self, w: Tensor) -> Posterior:
         """What the mixture is at weights (n,)."""

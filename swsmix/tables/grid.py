@@ -48,8 +48,13 @@ def _bits(cells: int) -> int:
     return min(16, _UNITS + _FEW - cells)
 
 
-def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
+def grid_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cells | None:
     """The cells of a soft mixture, out to 16 of its widest stds beyond its means.
+
+    Args:
+        mixture: the mixture, on the CPU.
+        tolerance: what the certified bounds must meet.
+        device: where the weights are.
 
     Returns:
         The cells, or None if 65,536 of them are too few.
@@ -59,7 +64,6 @@ def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
     half = 2.0 ** math.frexp(far + 16 * mixture.std[alive].max().item())[1]
     if not 0 < half / std < 2**9 or not 1e-30 < half < 1e30:
         return None  # a straight piece takes about 0.01 std
-    device = alive.device
     unit = half * 2.0 ** (1 - _UNITS)
 
     def ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +71,8 @@ def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
         return inner, inner + width * unit
 
     first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
-    width = torch.full((1 << first,), 1 << (_UNITS - first), device=device)
-    start = torch.arange(1 << first, device=device) * width + 1  # 0 would never be split
+    width = torch.full((1 << first,), 1 << (_UNITS - first))
+    start = torch.arange(1 << first) * width + 1  # 0 would never be split
     found = split(mixture, tolerance, start, width, torch.ones_like(start), ends=ends, smallest=1)
     if found is None or bool(found.rest.isinf().any()):
         return None
@@ -93,8 +97,8 @@ def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
     miss = miss + rest * (ORDER + 1) / found.floor / found.radius
     value = (third * part**3 + rest) / found.size + trunc * swing
 
-    left = torch.arange(1 << cells, device=device, dtype=torch.float64) * (unit * 2**level) - half
-    owner = torch.zeros(1 << cells, dtype=torch.int64, device=device)
+    left = torch.arange(1 << cells, dtype=torch.float64) * (unit * 2**level) - half
+    owner = torch.zeros(1 << cells, dtype=torch.int64)
     owner[(found.start - 1) >> level] = 1
     owner = owner.cumsum(0) - 1
     radius, centre = (each.index_select(0, owner) for each in (found.radius, found.centre))
@@ -116,4 +120,5 @@ def grid_cells(mixture: Mixture, tolerance: float) -> Cells | None:
         line=miss,
         value=value,
         part=part,
+        device=device,
     )
