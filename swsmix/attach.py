@@ -278,29 +278,27 @@ class Attachment:
     @torch.no_grad()
     def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        entries: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
+        together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
         for name, p, group in self._held(optimizer):
             if p.grad is None:
                 continue  # the optimiser has not moved it, and has no step for it
             w, before = weights.local(p), self._before[name]
             step = _effective_step(optimizer.state[p], settings[id(p)], optimizer)
+            if w.numel() >= weights.SMALL:
+                scale = strength * self.prior.tau[group]
+                self.prior.tables_of(group).proximal_(w, before, step, scale)
+                continue
             second, *rates = step if isinstance(step, Adaptive) else (w, step)
-            entries.setdefault((group, *rates), []).append((w, before, second))
-        for (group, *rates), tensors in entries.items():
-            table, scale = self.prior.tables_of(group), strength * self.prior.tau[group]
-            for batch in weights.together(tensors):
-                w, before, second = batch[0]
-                if len(batch) > 1:
-                    w, before, second = (
-                        torch.cat([weights.flat_view(t) for t in column])
-                        for column in zip(*batch, strict=True)
-                    )
-                step = Adaptive(second, *rates) if len(rates) > 1 else rates[0]
-                table.proximal_(w, before, step, scale)
-                if len(batch) > 1:
-                    parts = w.split([target.numel() for target, *_ in batch])
-                    for (target, *_), moved in zip(batch, parts, strict=True):
-                        weights.flat_view(target).copy_(moved)
+            entry = weights.flat_view(w), weights.flat_view(before), weights.flat_view(second)
+            together.setdefault((group, *rates), []).append(entry)
+        for (group, *rates), small in together.items():  # in one call: a fixed cost is what counts
+            targets, befores, seconds = zip(*small, strict=True)
+            flat = torch.cat(targets)
+            step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
+            scale = strength * self.prior.tau[group]
+            self.prior.tables_of(group).proximal_(flat, torch.cat(befores), step, scale)
+            for w, moved in zip(targets, flat.split([len(w) for w in targets]), strict=True):
+                w.copy_(moved)
 
 
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()

@@ -251,13 +251,14 @@ class MixturePrior(nn.Module):
         pairs = [
             (weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None
         ]
-        for batch in weights.together(pairs):
-            if len(batch) == 1:
-                table.add_gradient_(batch[0][1], batch[0][0], scale)
-                continue
-            flat = torch.cat([w.reshape(-1) for w, _ in batch])
-            parts = table.gradient(flat).split([w.numel() for w, _ in batch])
-            for part, (w, grad) in zip(parts, batch, strict=True):
+        small = [(w, grad) for w, grad in pairs if w.numel() < weights.SMALL]
+        for w, grad in pairs:
+            if w.numel() >= weights.SMALL:
+                table.add_gradient_(grad, w, scale)
+        if small:
+            flat = torch.cat([w.reshape(-1) for w, _ in small])
+            parts = table.gradient(flat).split([w.numel() for w, _ in small])
+            for part, (w, grad) in zip(parts, small, strict=True):
                 grad.add_(part.view_as(w), alpha=scale)
 
     def _local(self, group: str) -> dict[str, Tensor]:

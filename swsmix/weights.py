@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 Patterns = str | Sequence[str]
 Groups = Literal["global", "tensor"] | Mapping[str, Patterns]
+# Tensors smaller than this are moved together: the fixed cost of each would be what counts.
+SMALL = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -183,35 +185,6 @@ def local(p: Tensor) -> Tensor:
     """
     shard: Tensor = p.to_local() if hasattr(p, "to_local") else p
     return shard
-
-
-def together(entries: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Batches of tensors: a large one is a batch of its own, small ones come together.
-
-    A fixed cost for each tensor is what small ones would otherwise pay. On a GPU, where it is
-    higher, two million elements are small; a batch has no more of them, so that memory is bounded.
-
-    Args:
-        entries: tuples of tensors, those of one tuple of one size.
-
-    Yields:
-        Each entry once.
-    """
-    batch: list[tuple[Tensor, ...]] = []
-    size = 0
-    for entry in entries:
-        number = entry[0].numel()
-        most = 1 << (17 if entry[0].device.type == "cpu" else 21)
-        if number >= most:
-            yield [entry]
-            continue
-        if batch and size + number > max(most, 1 << 20):
-            yield batch
-            batch, size = [], 0
-        batch.append(entry)
-        size += number
-    if batch:
-        yield batch
 
 
 def flat_view(t: Tensor) -> Tensor:

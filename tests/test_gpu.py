@@ -25,6 +25,16 @@ from swsmix.compress import Recipe, compress_
 
 pytestmark = pytest.mark.gpu
 
+
+@pytest.fixture(params=["triton", "torch"])
+def loops(request, monkeypatch):
+    """Who walks over the weights: Triton's kernels, or torch's operations."""
+    if request.param == "torch":
+        monkeypatch.setattr(tables, "_triton", lambda: None)
+    else:
+        pytest.importorskip("triton")
+
+
 every_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())
 
 
@@ -33,7 +43,7 @@ def on_gpu(mixture):
 
 
 @every_mixture
-def test_the_gradient_is_within_the_reported_bound_of_the_twin(mixture):
+def test_the_gradient_is_within_the_reported_bound_of_the_twin(mixture, loops):
     w = weights_of(mixture)
     _, exact, curvature, _ = twin(w, *mixture)
     table = tables.build(*on_gpu(mixture))
@@ -63,7 +73,7 @@ def test_gradients_in_other_precisions_are_the_processors(mixture, dtype):
 
 @every_mixture
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_the_proximal_step_is_the_processors(mixture, adaptive):
+def test_the_proximal_step_is_the_processors(mixture, adaptive, loops):
     at = weights_of(mixture)[1400:]
     second = torch.rand(at.shape, generator=torch.Generator().manual_seed(1))
     here, there = at + 1e-3, (at + 1e-3).cuda()
@@ -73,7 +83,7 @@ def test_the_proximal_step_is_the_processors(mixture, adaptive):
     torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-7)
 
 
-def test_no_memory_grows_with_the_number_of_weights():
+def test_no_memory_grows_with_the_number_of_weights(loops):
     mixture = on_gpu(MIXTURES["sixty-four"])
     w = 0.3 * torch.randn(80_000_000, device="cuda")
     out, peaks = torch.empty_like(w), []

@@ -1,6 +1,7 @@
 """The tables agree with a slow twin in float64, within the error that they report."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -59,13 +60,31 @@ MIXTURES = {
 }
 
 
-@pytest.fixture(params=["numba", "torch"])
+# The kernels of a GPU are interpreted on the processor, if Triton is told to before it is loaded.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=["numba", "torch", *["triton"] * INTERPRETED])
 def loops(request, monkeypatch):
-    """Who walks over the weights: loops compiled by numba, or torch's operations."""
+    """Who walks over the weights: numba's loops, torch's operations or Triton's kernels."""
     if request.param == "torch":
         monkeypatch.setattr(tables, "_compiled", lambda: None)
+    elif request.param == "triton":
+        monkeypatch.setattr(tables, "_fused", lambda *tensors: tables._triton())
     else:
         pytest.importorskip("numba")
+
+
+def test_the_gpus_kernels_keep_these_laws():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore::RuntimeWarning", __file__]
+    which = ["-k", "triton and (gradient_is_within or proximal or nan_gradients)"]
+    done = subprocess.run(
+        [*command, *which], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "45 passed" in done.stdout
 
 
 every_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())

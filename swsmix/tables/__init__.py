@@ -15,6 +15,9 @@ variable. They are tabulated once per mixture and looked up once per weight.
 5. **Count**. The value and the EM moments need only the number, the sum and the sum of squares of
    the weights in each cell: a histogram, then (intervals x K) work.
 
+The passes over the weights are loops compiled by numba (`kernels`) or, on a GPU, by Triton
+(`fused`); without these, operations of torch.
+
 The mathematics is in float64 and log space, the arithmetic per weight in float32. Weights in 16
 bits have tables of all their 65,536 values. Evaluated directly (`direct`), a chunk at a time: few
 weights, float64 weights, weights far beyond the mixture, weights between narrow components where
@@ -49,10 +52,28 @@ def _compiled() -> Any | None:
     return kernels
 
 
+@functools.cache
+def _triton() -> Any | None:
+    """The kernels of a GPU, if Triton is installed."""
+    try:
+        from swsmix.tables import fused
+    except ImportError:
+        return None
+    return fused
+
+
+def _are(device: str, tensors: tuple[Tensor, ...]) -> bool:
+    return all(each.device.type == device and each.dtype == torch.float32 for each in tensors)
+
+
 def _kernels(*tensors: Tensor) -> Any | None:
     """The compiled loops, if these tensors are for them."""
-    plain = (each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors)
-    return _compiled() if _COMPILED.get() and all(plain) else None
+    return _compiled() if _COMPILED.get() and _are("cpu", tensors) else None
+
+
+def _fused(*tensors: Tensor) -> Any | None:
+    """The kernels of a GPU, if these tensors are for them."""
+    return _triton() if _COMPILED.get() and _are("cuda", tensors) else None
 
 
 _COMPILED = contextvars.ContextVar("compiled", default=True)
@@ -60,7 +81,7 @@ _COMPILED = contextvars.ContextVar("compiled", default=True)
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Do without numba's loops: for a few passes they take longer to load than they save.
+    """Do without compiled loops: for a few passes they take longer to load than they save.
 
     Yields:
         Nothing; the results are the same.
@@ -202,6 +223,11 @@ class Tables:
     ) -> None:
         """Write f' of flat weights or, with a scale, add scale * f'."""
         cells, kernels = self._cells_for(w), _kernels(target, w)
+        if fused := _fused(target, w):
+            fused.write_gradient_(self._mixture, cells, target, w, scale)
+            if histogram:
+                self._count_(histogram, w)
+            return
         if not cells or not kernels:
             for part, slope in self._slopes(w, histogram):
                 if scale is None:
@@ -214,7 +240,7 @@ class Tables:
             slope = self._beyond(w[gaps])[0].float()
             target[gaps] = slope if scale is None else target[gaps] + scale * slope
         if histogram:
-            kernels.count_(histogram, w)
+            self._count_(histogram, w)
 
     def _halves(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The derivative f' and a of all the values of a 16-bit type, by their bits."""
@@ -235,18 +261,22 @@ class Tables:
             return self._mixture.sums(_all_halves(w.dtype, w.device)[used], count[used].double())
         return self._mixture.sums(w)
 
+    def _count_(self, histogram: Histogram, w: Tensor) -> None:
+        """Count flat weights into a histogram."""
+        if kernels := _kernels(w):
+            kernels.count_(histogram, w)
+            return
+        room = self._room(w)
+        for part in w.split(chunk_on(w.device)):
+            histogram.add_(*histogram.cells.address.find(part, room)[:2])
+
     def _counted(
         self, w: Tensor, cells: Cells, histogram: Histogram | None = None
     ) -> tuple[Tensor, Tensor]:
         """The same, from the histogram over the cells."""
         if histogram is None:
             histogram = Histogram(cells, len(w))
-            if kernels := _kernels(w):
-                kernels.count_(histogram, w)
-            else:
-                room = self._room(w)
-                for part in w.split(chunk_on(w.device)):
-                    histogram.add_(*cells.address.find(part, room)[:2])
+            self._count_(histogram, w)
         value, moments, missing = histogram.sums()
         value, moments = value.to(w.device), moments.to(w.device)
         if missing:
@@ -354,6 +384,9 @@ class Tables:
             cells, kernels = self._cells_for(where), _kernels(target, where, other)
             pull = functools.partial(_pull_, rate=rate * scale, eps=eps)
             second = None if second is None else other
+            if fused := _fused(target, where, other):
+                fused.proximal_(self._mixture, cells, target, where, second, rate * scale, eps)
+                return
             if not cells or not kernels:
                 for part, slope, a in self._slopes(where, a=True):
                     each = None if second is None else second[part]

@@ -82,6 +82,13 @@ class Mixture:
         at_once = 1 << (15 if mixing.device.type == "cpu" else 20)  # of N x K; see `chunk_on`
         self.rows = max(1, at_once // len(mixing))
 
+    @functools.cached_property
+    def packed(self) -> Tensor:
+        """Centre, scale, and five numbers a component, in a row: for the kernels in `fused`."""
+        each = [self.log_ratio, self.d_scale, self.shift, self.mean, self.precision]
+        whole = torch.stack([self.centre, self.scale])
+        return torch.cat([whole, torch.stack(each, 1).reshape(-1)])
+
     def cpu(self) -> Mixture:
         """The same on the CPU."""
         mine = self.mixing, self.mean, self.std

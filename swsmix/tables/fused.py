@@ -1,0 +1,188 @@
+"""The passes over the weights on a GPU, each as one Triton kernel (where Triton is installed).
+
+The same look-ups as in `cells`, without scratch memory or waiting for the GPU: a weight is read
+once, and once written. Where no line holds, the mixture is evaluated on the spot, in float64.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from swsmix.tables.bits import Bits
+from swsmix.tables.cells import Cells
+from swsmix.tables.direct import Mixture
+from swsmix.tables.grid import Grid
+
+_SIZE = 1024
+
+
+def write_gradient_(
+    mixture: Mixture, cells: Cells | None, target: Tensor, w: Tensor, scale: float | None
+) -> None:
+    """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
+
+    Args:
+        mixture: the mixture, on the GPU.
+        cells: its cells; None evaluates the mixture for every weight.
+        target: changed in place.
+        w: the weights.
+        scale: see above.
+    """
+    add, scale = scale is not None, 1.0 if scale is None else scale
+    lines = None if cells is None else cells.lines
+    where = _address(cells)
+    with torch.cuda.device_of(w):
+        _write_gradient[_blocks(w)](
+            target, w, len(w), mixture.packed, len(mixture.mean), lines, scale, *where,
+            add=add, how=_how(cells), size=_SIZE,
+        )  # fmt: skip
+
+
+def proximal_(
+    mixture: Mixture,
+    cells: Cells | None,
+    w: Tensor,
+    at: Tensor,
+    second: Tensor | None,
+    rate: float,
+    eps: float,
+) -> None:
+    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors.
+
+    Args:
+        mixture: the mixture, on the GPU.
+        cells: its cells; None evaluates the mixture for every weight.
+        w: the weights, changed in place.
+        at: see `Tables.proximal_`.
+        second: Adam's second moments, if there are any.
+        rate: the step size times the prior's strength.
+        eps: Adam's.
+    """
+    lines = None if cells is None else cells.both_lines
+    where = _address(cells)
+    with torch.cuda.device_of(w):
+        _proximal[_blocks(w)](
+            w, at, second, len(w), mixture.packed, len(mixture.mean), lines, rate, eps, *where,
+            adaptive=second is not None, how=_how(cells), size=_SIZE,
+        )  # fmt: skip
+
+
+def _blocks(w: Tensor) -> tuple[int]:
+    return (triton.cdiv(len(w), _SIZE),)
+
+
+def _how(cells: Cells | None) -> str:
+    return "direct" if cells is None else "grid" if isinstance(cells.address, Grid) else "bits"
+
+
+def _address(cells: Cells | None) -> tuple[Any, ...]:
+    if cells is None:
+        return None, False, 0, 0, 0.0
+    at = cells.address
+    if isinstance(at, Grid):
+        return None, at.whole, at.half, at.bits, at.scale
+    assert isinstance(at, Bits)
+    return at.block, at.whole, 0, at.bits, 0.0
+
+
+def _compiled(function: Any) -> Any:
+    # Unwrapped: a type checker's import hook may have wrapped it.
+    return triton.jit(inspect.unwrap(function))
+
+
+@_compiled
+def _find(w, block, whole, half, bits, scale, how: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Cell and coordinate; see `Grid.find` and `Bits.find`."""
+    if how == "grid":
+        place = w * scale
+        inside = tl.abs(place) < (half << bits) * 1.0  # not so for NaN
+        number = tl.where(inside, place, 0.0).to(tl.int32)
+        low = number & ((1 << bits) - 1)
+        cell = tl.where(inside, (number >> bits) + half, 0)
+        coordinate = tl.where(whole, place, low.to(tl.float32))
+    else:
+        raw = w.to(tl.int32, bitcast=True)
+        low = raw & 0xFFFF
+        entry = tl.load(block + ((raw >> 16) + 32768))
+        shift = entry & 31
+        part = low >> shift
+        cell = (entry >> 5) + part
+        coordinate = tl.where(whole, low, low - (part << shift)).to(tl.float32)
+    return cell, coordinate
+
+
+@_compiled
+def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
+    """The derivative f' and a by the mixture itself; see `Mixture.at`."""
+    w = w.to(tl.float64)
+    offset = w - tl.load(mixture)
+    z = offset * tl.load(mixture + 1)
+    top = tl.zeros_like(w) - 1e300
+    total, pull, a = tl.zeros_like(w), tl.zeros_like(w), tl.zeros_like(w)
+    for j in range(k):
+        row = mixture + 2 + 5 * j
+        dz = tl.load(row + 2) + offset * tl.load(row + 1)
+        log_gamma = tl.load(row) - 0.5 * dz * (dz + 2.0 * z)
+        higher = tl.maximum(top, log_gamma)
+        old, gamma = tl.exp(top - higher), tl.exp(log_gamma - higher)
+        precision = gamma * tl.load(row + 4)
+        total = total * old + gamma
+        pull = pull * old + precision * (w - tl.load(row + 3))
+        a = a * old + precision
+        top = higher
+    nothing = w - w  # NaN for what is not finite
+    return (pull / total + nothing).to(tl.float32), (a / total + nothing).to(tl.float32)
+
+
+@_compiled
+def _write_gradient(  # type: ignore[no-untyped-def]
+    target, w, n, mixture, k, lines, scale, block, whole, half, bits, grid,
+    add: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
+    here = i < n
+    x = tl.load(w + i, mask=here, other=0.0)
+    if how == "direct":
+        slope, _ = _exact(x, mixture, k)
+    else:
+        cell, coordinate = _find(x, block, whole, half, bits, grid, how)
+        slope = tl.load(lines + 2 * cell) + tl.load(lines + 2 * cell + 1) * coordinate
+        gap = slope != slope
+        if tl.max(gap.to(tl.int32), 0) > 0:
+            exact, _ = _exact(x, mixture, k)
+            slope = tl.where(gap, exact, slope)
+    if add:
+        slope = tl.load(target + i, mask=here) + scale * slope
+    tl.store(target + i, slope, mask=here)
+
+
+@_compiled
+def _proximal(  # type: ignore[no-untyped-def]
+    w, at, second, n, mixture, k, lines, rate, eps, block, whole, half, bits, grid,
+    adaptive: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
+    here = i < n
+    x = tl.load(at + i, mask=here, other=0.0)
+    if how == "direct":
+        slope, a = _exact(x, mixture, k)
+    else:
+        cell, coordinate = _find(x, block, whole, half, bits, grid, how)
+        line = lines + 4 * cell
+        slope = tl.load(line) + tl.load(line + 1) * coordinate
+        a = tl.load(line + 2) + tl.load(line + 3) * coordinate
+        gap = slope != slope
+        if tl.max(gap.to(tl.int32), 0) > 0:
+            exact, curvature = _exact(x, mixture, k)
+            slope, a = tl.where(gap, exact, slope), tl.where(gap, curvature, a)
+    inverse = 1.0
+    if adaptive:
+        inverse = tl.sqrt(tl.load(second + i, mask=here, other=0.0)) + eps
+    before = tl.load(w + i, mask=here)
+    tl.store(w + i, before + rate * (a * (x - before) - slope) / (inverse + rate * a), mask=here)
