@@ -19,6 +19,7 @@ from torch import Tensor
 
 from swsmix.em import HyperPrior, e_step, m_step_
 from swsmix.mixture import GaussianMixture
+from swsmix.progress import watched
 from swsmix.quantize import Quantized, assign
 
 Method = Literal["mixture", "kmeans"]
@@ -36,6 +37,7 @@ def quantize_state(
     strength: float = 1.0,
     zero: bool = False,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Quantized]:
     """Quantise every weight matrix of a state_dict, each with a codebook of its own.
 
@@ -49,6 +51,7 @@ def quantize_state(
             makes. The larger, the more it counts how common a value is: fewer bytes, more error.
         zero: keep one value at exactly 0.
         seed: for the start, and the sample of very many weights.
+        progress: show a progress bar over the tensors.
 
     Returns:
         name -> codebook and index.
@@ -64,7 +67,7 @@ def quantize_state(
     if num_values < 1:
         raise ValueError(f"num_values must be at least 1; got {num_values}")
     found = {}
-    for name, t in state.items():
+    for name, t in watched(state.items(), "quantising", shown=progress):
         if not t.is_floating_point() or t.ndim < 2 or t.numel() < 4 * num_values:
             continue
         if not torch.isfinite(t).all():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix.codec import decode, encode, file, mixing, sizes
+from swsmix.codec import decode, encode, file, index, mixing, sizes
 from swsmix.codec.stream import (
     ONE,
     Player,
@@ -51,6 +51,12 @@ def test_neighbours_in_an_image_are_found_by_their_stride():
     w = torch.from_numpy(blobs.reshape(40, 144)).float()
     size = sizes({"w": w})["w"]
     assert size.index_bits < 0.5 * size.entropy_bits
+
+
+def test_square_matrices_of_every_size_are_scanned_by_rows_and_by_columns():
+    for side in (2, 300, 1024, 1025, 1536, 2048, 4096, 1 << 14):
+        by_columns, by_rows = (index._scans((side, side))[kind] for kind in (0, 1))
+        assert by_columns == by_rows == (side, side)
 
 
 def test_the_rows_of_the_layer_before_tell_of_this_ones_columns():

@@ -18,6 +18,7 @@ LAYERS = [
         "schedule",
         "sharing",
         "noise",
+        "progress",
         "tables",
         "data",
         "evaluation",

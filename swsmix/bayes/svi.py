@@ -14,6 +14,7 @@ from torch import Tensor
 from swsmix.bayes import checks
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.posterior import Posterior
+from swsmix.progress import watched
 
 Guide = Literal["normal", "low-rank", "delta"]
 
@@ -78,8 +79,6 @@ def fit_guide(
         )
     checks.warn_if_untrained(joint.prior, "the guide starts from noise and has to find")
     import pyro
-    from rich.console import Console
-    from rich.progress import track
 
     from swsmix.bayes.program import z_of
 
@@ -97,12 +96,8 @@ def fit_guide(
         step, fitted = trainer(
             joint, guide=guide, init_scale=init_scale, lr=lr, mixture_every=mixture_every
         )
-        bar = track(
-            range(epochs), "SVI", console=Console(stderr=True), transient=True,
-            disable=not progress,
-        )  # fmt: skip
         try:
-            for epoch in bar:
+            for epoch in watched(range(epochs), "SVI", shown=progress):
                 order, losses = torch.randperm(len(x), device=device), []
                 for number in range(steps):
                     done = (epoch * steps + number) / (epochs * steps)

@@ -38,7 +38,7 @@ def compress(
         int | None, typer.Option(help="8 or 16: biases and norms coarser; exact by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Write a network to a file that really is smaller, and say how much.
 
@@ -69,10 +69,10 @@ def compress(
     found = {}
     if not lossless:
         found = _by_its_mixtures(checkpoint) or quantize_state(
-            original, values, zero=zero, seed=seed
+            original, values, zero=zero, seed=seed, progress=not quiet
         )
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
-    size = save_compressed(out, state)
+    size = save_compressed(out, state, progress=not quiet)
     if not quiet:
         if found:
             typer.echo(Report(compare(original, state, found), bias_bits, None, None))
@@ -211,13 +211,14 @@ def _report(
     if found:
         most = max(len(q.codebook) for q in found.values())
         chosen = {name: original[name] for name in found}
-        other = quantize_state(chosen, most, method="kmeans", seed=seed)
+        other = quantize_state(chosen, most, method="kmeans", seed=seed, progress=True)
         palette = {n: state[n] for n in state if n not in found} | snapped(chosen, other)
         error = _error(original, palette, found)
         packed = {n: t for n, t in palette.items() if n not in tied}
+        coded = len(encode(palette, progress=True))
         rows += [
             (f"k-means, {most} values, packed", packed_bytes(packed, other), kept, error),
-            (f"k-means, {most} values, in this format", len(encode(palette)), kept, error),
+            (f"k-means, {most} values, in this format", coded, kept, error),
         ]
     rows.append((f"{out}", size, kept, _error(original, state, found)))
     title = "whole network, biases and headers included; the error is that of the weights"

@@ -65,6 +65,7 @@ def save_compressed(
     prior: MixturePrior | None = None,
     *,
     bias_bits: int | None = None,
+    progress: bool = False,
 ) -> int:
     """Write a network to a small file, its weights snapped to the centres of its prior.
 
@@ -74,6 +75,7 @@ def save_compressed(
         prior: the prior on it; None if its weights are snapped already (or for no loss at all).
         bias_bits: snap the tensors outside the prior too, see `swsmix.quantize.snapped_state`;
             None keeps them exactly.
+        progress: show a progress bar over the tensors.
 
     Returns:
         The size of the file in bytes.
@@ -88,7 +90,7 @@ def save_compressed(
         >>> size < 3500, len(state["weight"].unique())  # 40,400 in float32
         (True, 4)
     """
-    data = encode(snapped_state(model, prior, bias_bits=bias_bits))
+    data = encode(snapped_state(model, prior, bias_bits=bias_bits), progress=progress)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return len(data)

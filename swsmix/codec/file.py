@@ -15,6 +15,7 @@ from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patter
 from swsmix.codec.index import Earlier, read_index, write_index
 from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
 from swsmix.codec.values import read_values, write_values
+from swsmix.progress import watched
 
 MAGIC = b"SWSM"
 VERSION = 2
@@ -22,8 +23,8 @@ MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
-# Of the context models in one file, at a microsecond each: beyond, tensors are coded without.
-_MAX_DECISIONS = 1 << 25
+# Of the context models in one file, at two microseconds each: beyond, tensors are coded without.
+_MAX_DECISIONS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Codebook:
     names: tuple[str, ...]
 
 
-def encode(state: Mapping[str, Tensor]) -> bytes:
+def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
     """A state_dict as the bytes of a compressed file; `decode` gives back every bit.
 
     Args:
         state: name -> tensor. Tensors of few distinct values (snapped ones) become a codebook
             and entropy-coded component numbers.
+        progress: show a progress bar over the tensors.
 
     Returns:
         The bytes, the same each time.
@@ -76,7 +78,7 @@ def encode(state: Mapping[str, Tensor]) -> bytes:
         >>> torch.equal(decode(encode(state))["weight"], state["weight"])
         True
     """
-    return _encode(state)[0]
+    return _encode(state, progress=progress)[0]
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, TensorSize]:
@@ -181,7 +183,9 @@ def decode_books(
     return state, books
 
 
-def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
+def _encode(
+    state: Mapping[str, Tensor], *, progress: bool = False
+) -> tuple[bytes, dict[str, TensorSize]]:
     writer, recorder = Writer(), Recorder()
     codebooks: list[tuple[torch.dtype, Array]] = []
     earlier = Earlier()
@@ -189,7 +193,7 @@ def _encode(state: Mapping[str, Tensor]) -> tuple[bytes, dict[str, TensorSize]]:
     all_patterns: list[Array] = []
     found: dict[str, TensorSize] = {}
     writer.number(len(state))
-    for position, (name, t) in enumerate(state.items()):
+    for position, (name, t) in enumerate(watched(state.items(), "coding", shown=progress)):
         check(name, t)
         before = 8 * len(writer.data) + recorder.cost
         writer.name(name)

@@ -7,7 +7,8 @@
 
 The scans of model 2: a tensor is a matrix of its first dimension (rows, a layer's outputs) by all
 the others (columns, its inputs); 0 steps through the columns, 1 through the rows, 2 through the
-second dimension (input channels), 3 through the tensor in memory order, in square shape.
+second dimension (input channels), 3 through the tensor in memory order, in square shape (only where
+each of the others has over 1,024 steps, and over one for 4,096 weights).
 """
 
 from __future__ import annotations
@@ -232,17 +233,13 @@ def _scans(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
         found = {_COLUMNS: (columns, rows), _ROWS: (rows, columns)}
     if len(shape) > 2:
         found[_CHANNELS] = (shape[1], size // shape[1])
-    most = min(max(1024, size >> 12), 64 + size // 32)
-    found = {
-        kind: (steps, lanes)
-        for kind, (steps, lanes) in found.items()
-        if steps <= most and lanes <= _MAX_LANES
-    }
-    if not found:
-        steps = min(math.isqrt(size - 1) + 1, most)
-        steps = max(steps, -(-size // _MAX_LANES))
-        found = {_FLAT: (steps, -(-size // steps))}
-    return found
+    found = {kind: scan for kind, scan in found.items() if scan[1] <= _MAX_LANES}
+    # Those of any square matrix; and few enough that the steps' fixed cost is not what counts.
+    most, few = (min(max(1024, size >> shift), 64 + size // 32) for shift in (10, 12))
+    if all(steps > few for steps, _ in found.values()):
+        steps = max(min(math.isqrt(size - 1) + 1, few), -(-size // _MAX_LANES))
+        found[_FLAT] = (steps, -(-size // steps))
+    return {kind: scan for kind, scan in found.items() if kind == _FLAT or scan[0] <= most}
 
 
 def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
