@@ -59,6 +59,28 @@ def test_square_matrices_of_every_size_are_scanned_by_rows_and_by_columns():
         assert by_columns == by_rows == (side, side)
 
 
+def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
+    tried = []
+    code = index._code_contexts
+
+    def watched(coder, choice, *rest, **part):
+        tried.append((choice.kind, "whole" if not part else "part"))
+        return code(coder, choice, *rest, **part)
+
+    monkeypatch.setattr(index, "_code_contexts", watched)
+    generator = torch.Generator().manual_seed(5)
+    dense = torch.randint(8, (300, 300), generator=generator).float()
+    assert sizes({"w": dense})["w"].index_bits < 1.02 * 90_000 * 3
+    assert len(set(tried)) == 1 and tried[0][1] == "part"
+    # Half of the rows are dead, and the middle of the others is like any other part.
+    pruned = dense * (torch.rand(300, 300, generator=generator) < 0.1)
+    pruned[:150] = 0.0
+    pruned = pruned[torch.randperm(300, generator=generator)]
+    size = sizes({"w": pruned})["w"]
+    assert size.index_bits < 0.9 * size.entropy_bits
+    assert "whole" in [extent for _, extent in tried]
+
+
 def test_the_rows_of_the_layer_before_tell_of_this_ones_columns():
     rates = np.where(np.arange(60) % 3 == 0, 0.8, 0.0)
     first = structured(60, 50, 1, rates)

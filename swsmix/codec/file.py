@@ -23,8 +23,9 @@ MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
-# Of the context models in one file, at two microseconds each: beyond, tensors are coded without.
-_MAX_DECISIONS = 1 << 24
+# Of the context models in one file, at two microseconds each, and as much again to try them:
+# beyond, tensors are coded without.
+_MAX_DECISIONS = 1 << 23
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ _MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
 _MAX_STRIDE = 1 << 10
 _LEAST = 256  # weights that context models could pay for
 _TRIAL = 1 << 16  # weights, from the middle, on which scans are tried
+_PATIENT = 1 << 14  # up to so many weights, every scan is tried, whatever the first one saves
 # The share of the bits that context models must save: they take their time, a microsecond a
 # weight, and as much again for each decision about a value that is not the commonest.
 _WORTH = 0.01
@@ -115,9 +116,10 @@ def write_index(
     need = len(index) + (len(index) - int(count[common])) * num_values.bit_length()
     if num_values <= _MAX_VALUES and need <= afford:
         least = (1 - _WORTH) * best.cost - 24
-        for scan in _choose_scans(index, num_values, shape, common, earlier):
-            trial = Recorder()
-            _code_contexts(trial, scan, common, num_values, shape, earlier, index)
+        for scan, done in _choose_scans(index, num_values, shape, common, earlier):
+            trial = done or Recorder()
+            if done is None:
+                _code_contexts(trial, scan, common, num_values, shape, earlier, index)
             if trial.cost < least:
                 kind = scan.kind + _IN_ORDER * scan.in_order
                 best, model, settings = trial, _CONTEXTS, [common, kind, scan.stride]
@@ -249,19 +251,26 @@ def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
 
 def _choose_scans(
     index: Array, num_values: int, shape: tuple[int, ...], common: int, earlier: Earlier
-) -> list[_Choice]:
+) -> list[tuple[_Choice, Recorder | None]]:
     """The scan and stride that do best on the weights in the middle, if they would do.
 
-    And the best of those whose lanes are born in order, of which a part tells nothing.
+    And the best of those whose lanes are born in order, of which a part tells nothing. Where the
+    quickest scan saves nothing, the others, which see the same rows and columns, are not tried. Of
+    a tensor that is uneven the middle does not tell: the pruned rows may lie elsewhere.
 
     Returns:
-        The choices to try in full: none to two, of a large tensor at most one.
+        The choices to try in full: none to two, of a large tensor at most one; and what has been
+        coded, where the middle is the whole.
     """
     if len(index) < _LEAST:
         return []
     costs: dict[_Choice, float] = {}
+    whole: dict[_Choice, Recorder] = {}
     in_order = set()
-    for kind, (steps, lanes) in _scans(shape).items():
+    even = not _uneven((index != common).reshape(shape[0] if shape else 1, -1))
+    for kind, (steps, lanes) in sorted(_scans(shape).items(), key=lambda item: item[1][0]):
+        if len(index) > _PATIENT and (even or whole) and costs and min(costs.values()) > 0:
+            return []
         matrix = _scanned(index, kind, shape, common)
         if _born_in_order(matrix != common):
             in_order.add(kind)
@@ -274,13 +283,36 @@ def _choose_scans(
             _code_contexts(trial, choice, common, num_values, shape, earlier, index, part=part)
             # What is saved; a window's own entropy may be far from the whole's.
             costs[choice] = trial.cost / (window * lanes) - entropy
+            if window == steps:
+                whole[choice] = trial
     ranked = sorted(costs, key=lambda choice: (costs[choice], choice))
+    saved = -costs[ranked[0]]
     chosen = ranked[:1]
     chosen += [choice._replace(in_order=True) for choice in ranked if choice.kind in in_order][:1]
+    if len(index) > _PATIENT and even and saved < 0:
+        return []
     if len(index) > _LARGE:
-        whole = entropy_bits(np.bincount(index)) / len(index)
-        return chosen[-1:] if costs[ranked[0]] <= -_WORTH_IF_LARGE * whole else []
-    return chosen
+        if saved < _WORTH_IF_LARGE * entropy_bits(np.bincount(index)) / len(index):
+            return []
+        chosen = chosen[-1:]
+    return [(choice, whole.get(choice)) for choice in chosen]
+
+
+def _uneven(flags: Array) -> bool:
+    """Whether rows, columns or neighbours differ from chance by six standard deviations."""
+    p = flags.mean()
+    if not 0.0 < p < 1.0:
+        return False
+    for each in (flags, flags.T):
+        count = np.count_nonzero(each, axis=1)
+        spread = count.var() / (each.shape[1] * p * (1 - p))
+        if spread > 1 + 6 * math.sqrt(2 / len(count)):
+            return True
+        pairs = np.count_nonzero(each[1:] & each[:-1])
+        number = each[1:].size
+        if abs(pairs - number * p * p) > 6 * math.sqrt(number * p * p + 1):
+            return True
+    return False
 
 
 def _born_in_order(flags: Array) -> bool:
