@@ -72,12 +72,12 @@ def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
     dense = torch.randint(8, (300, 300), generator=generator).float()
     assert sizes({"w": dense})["w"].index_bits < 1.02 * 90_000 * 3
     assert len(set(tried)) == 1 and tried[0][1] == "part"
-    # Half of the rows are dead, and the middle of the others is like any other part.
+    # Half of the rows are dead.
     pruned = dense * (torch.rand(300, 300, generator=generator) < 0.1)
     pruned[:150] = 0.0
     pruned = pruned[torch.randperm(300, generator=generator)]
     size = sizes({"w": pruned})["w"]
-    assert size.index_bits < 0.9 * size.entropy_bits
+    assert size.index_bits < 0.95 * size.entropy_bits
     assert "whole" in [extent for _, extent in tried]
 
 

@@ -125,16 +125,18 @@ def pareto(results: Results) -> Figure | None:
             (0, plots.NEGATIVE, "ours, no augmentation"),
         ):
             mine = [r for r in sweep if r["net"] == net and r["shift"] == shift]
-            _points(panel, mine, "o", ms=2.5, color=colour, alpha=0.4, mew=0, ls="")
-            _points(panel, chosen(mine), "-o", ms=3, color=colour, label=name)
+            front = chosen(mine)
+            rest = [r for r in mine if r not in front]
+            _points(panel, rest, "o", ms=2.5, color=colour, alpha=0.4, mew=0, ls="")
+            _points(panel, front, "-o", ms=3, color=colour, label=name)
         cited = sorted((r for r in published if r["net"] == net), key=lambda r: r["ratio"])
         for r in cited:
             marker = "s" if r["unit"] == "bytes" else "x"
             panel.plot(r["ratio"], r["error"], marker, ms=4, mfc="none", color=plots.NEUTRAL)
-        worst = max(r["error"] for r in cited)
+        errors = [r["compressed_test_error_percent"] for r in sweep if r["net"] == net]
         panel.set(
             xscale="log",
-            ylim=(0.0, 2.0 * worst),  # what lies above is of no use to anyone
+            ylim=(0.0, 1.08 * max(*errors, *(1.5 * r["error"] for r in cited))),
             xlabel="compression (float32 bytes / bytes)",
             title=NETS[net],
         )
@@ -147,28 +149,29 @@ def pareto(results: Results) -> Figure | None:
     panels[0].set_ylabel("errors on the test images (%)")
     keys = [
         *panels[0].get_legend_handles_labels()[0],
+        Line2D([], [], marker="o", ms=2.5, mew=0, ls="", alpha=0.4, color="black",
+               label="ours, not on the front"),
         Line2D([], [], marker="s", ms=4, mfc="none", ls="", color=plots.NEUTRAL,
-               label="published, bytes of a file"),
+               label="published, bytes"),
         Line2D([], [], marker="x", ms=4, ls="", color=plots.NEUTRAL,
                label="published, other units"),
     ]  # fmt: skip
-    figure.legend(handles=keys, loc="outside upper center", ncols=4)
+    figure.legend(handles=keys, loc="outside upper center", ncols=5)
     return figure
 
 
 def _names(panel: Any, cited: list[dict[str, Any]]) -> None:
-    """The published points' names at the foot, each in the lowest line that has room for it."""
-    letter, points = 3.0, 72 / panel.figure.dpi  # a letter's width in points, and a pixel's
-    ends: list[float] = []
+    """The published points' names at the foot, upright, side by side in the order of the points."""
+    width, points = 8.0, 72 / panel.figure.dpi  # a line's in points, and a pixel's
+    end = -math.inf
     for r in cited:
-        name = short(r["method"])
-        at, half = points * panel.transData.transform((r["ratio"], 0))[0], letter * len(name) / 2
-        rank = next((i for i, end in enumerate(ends) if end < at - half), len(ends))
-        ends[rank : rank + 1] = [at + half]
+        at = points * panel.transData.transform((r["ratio"], 0))[0]
+        end = max(at, end + width)
+        foot = panel.transData.inverted().transform((end / points, 0))[0]
         panel.annotate(
-            name, (r["ratio"], r["error"]), (r["ratio"], 0.03 + 0.05 * rank),
-            textcoords=("data", "axes fraction"), ha="center", fontsize=5.5, color=plots.NEUTRAL,
-            arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
+            short(r["method"]), (r["ratio"], r["error"]), (foot, 0.02),
+            textcoords=("data", "axes fraction"), ha="center", va="bottom", rotation=90, fontsize=5,
+            color=plots.NEUTRAL, arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
         )  # fmt: skip
 
 
