@@ -81,6 +81,27 @@ def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
     assert "whole" in [extent for _, extent in tried]
 
 
+def test_neurons_in_order_and_far_neighbours_are_found_though_the_first_scan_saves_nothing():
+    generator = torch.Generator().manual_seed(0)
+    w = (torch.rand(300, 100, generator=generator) < 0.02).float()
+    w = w[w.argmax(1).where(w.any(1), 100).argsort(stable=True)]
+    size = sizes({"w": w})["w"]
+    assert size.index_bits < 0.85 * size.entropy_bits
+    w = torch.randint(8, (200, 784), generator=generator).float()
+    same = torch.rand(200, 784, generator=generator) < 0.7
+    for column in range(28, 784):
+        w[:, column] = w[:, column - 28].where(same[:, column], w[:, column])
+    size = sizes({"w": w})["w"]
+    assert size.index_bits < 0.97 * size.entropy_bits
+
+
+def test_a_file_with_more_under_context_models_than_may_be_is_refused(monkeypatch):
+    data = encode({"w": structured()})
+    monkeypatch.setattr(file, "_MAX_IN_CONTEXT", 4799)
+    with pytest.raises(ValueError, match="more weights are under context models"):
+        decode(data)
+
+
 def test_the_rows_of_the_layer_before_tell_of_this_ones_columns():
     rates = np.where(np.arange(60) % 3 == 0, 0.8, 0.0)
     first = structured(60, 50, 1, rates)
@@ -108,11 +129,19 @@ def test_dead_neurons_at_the_end_cost_next_to_nothing():
     assert abs(two - one) < 64
 
 
-def test_a_file_has_so_many_decisions_that_it_takes_a_minute_at_most(monkeypatch):
+def test_coding_takes_a_minute_at_most(monkeypatch):
     state = {name: structured(seed=seed) for seed, name in enumerate("abc")}
     full = sizes(state)
+    efforts = []
+
+    def counted(left):
+        efforts.append(index.Effort(left))
+        return efforts[-1]
+
+    monkeypatch.setattr(file, "Effort", counted)
+    encode({"a": state["a"]})
     # Enough for the first, whose decisions are counted, and not for the next.
-    monkeypatch.setattr(file, "_MAX_DECISIONS", 3 * 4800)
+    monkeypatch.setattr(file, "_EFFORT", file._EFFORT - efforts[0].left)
     limited = sizes(state)
     assert limited["a"].index_bits == full["a"].index_bits < 0.8 * limited["a"].entropy_bits
     assert limited["c"].index_bits > limited["c"].entropy_bits

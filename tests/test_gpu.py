@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 def loops(request, monkeypatch):
     """Who walks over the weights: Triton's kernels, or torch's operations."""
     if request.param == "torch":
-        monkeypatch.setattr(tables, "_triton", lambda: None)
+        monkeypatch.setattr(tables, "_triton", lambda device: None)
     else:
         pytest.importorskip("triton")
 
@@ -158,7 +158,7 @@ def test_mixed_precision_with_a_gradient_scaler_trains(dtype):
     assert torch.isfinite(prior.mixtures["all"].std).all()
 
 
-def test_autocast_changes_nothing():
+def test_autocast_changes_nothing(loops):
     mixture, w = on_gpu(MIXTURES["typical"]), weights_of(MIXTURES["typical"]).cuda()
     plain = tables.build(*mixture).full(w)
     with torch.autocast("cuda", dtype=torch.bfloat16):

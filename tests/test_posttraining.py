@@ -28,6 +28,17 @@ def test_each_value_is_the_mean_of_its_weights(method, zero):
     assert not zero or q.codebook[0] == 0.0
 
 
+def test_a_progress_bar_changes_nothing_and_stays_off_standard_output(capsys):
+    net = state()
+    plain, watched = quantize_state(net, 4), quantize_state(net, 4, progress=True)
+    assert torch.equal(watched["w"].values, plain["w"].values)
+    net["w"] = plain["w"].values
+    assert encode(net, progress=True) == encode(net)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "quantising" in shown.err and "coding" in shown.err
+
+
 def test_kmeans_is_as_good_as_scipys_and_assigns_to_the_nearest():
     w = state()["w"]
     q = quantize_state({"w": w}, 8, method="kmeans")["w"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
-from swsmix.codec.index import Earlier, read_index, write_index
+from swsmix.codec.index import Earlier, Effort, read_index, write_index
 from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
 from swsmix.codec.values import read_values, write_values
 from swsmix.progress import watched
@@ -23,9 +23,9 @@ MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
-# Of the context models in one file, at two microseconds each, and as much again to try them:
-# beyond, tensors are coded without.
-_MAX_DECISIONS = 1 << 23
+# What trying context models may take in one file, half a minute; then tensors are coded without.
+_EFFORT = 1 << 24
+_MAX_IN_CONTEXT = 1 << 25  # weights that a file may have under them
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
 
     Args:
         state: name -> tensor. Tensors of few distinct values (snapped ones) become a codebook
-            and entropy-coded component numbers.
+            and entropy-coded component numbers, by context models for the first tensors that
+            these can be tried on in some half a minute.
         progress: show a progress bar over the tensors.
 
     Returns:
@@ -146,7 +147,7 @@ def decode_books(
     names: list[str] = []
     codebooks: list[tuple[torch.dtype, Array]] = []
     book_of: dict[str, int] = {}
-    earlier = Earlier()
+    earlier, effort = Earlier(), Effort(_MAX_IN_CONTEXT)
     left = max_weights
     for _ in range(reader.number(len(data))):
         name = reader.name()
@@ -167,7 +168,9 @@ def decode_books(
             state[name] = state[original].clone()
             book = book_of.get(original)
         else:
-            patterns, book = _read_patterns(reader, player, kind, dtype, shape, codebooks, earlier)
+            patterns, book = _read_patterns(
+                reader, player, kind, dtype, shape, codebooks, earlier, effort
+            )
             state[name] = _shaped(patterns, dtype, shape)
         if book is not None:
             book_of[name] = book
@@ -189,7 +192,7 @@ def _encode(
 ) -> tuple[bytes, dict[str, TensorSize]]:
     writer, recorder = Writer(), Recorder()
     codebooks: list[tuple[torch.dtype, Array]] = []
-    earlier = Earlier()
+    earlier, effort = Earlier(), Effort(_EFFORT)
     seen: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
     all_patterns: list[Array] = []
     found: dict[str, TensorSize] = {}
@@ -210,7 +213,7 @@ def _encode(
             writer.number(twin[0])
         else:
             num_values, index_bits, entropy = _write_tensor(
-                writer, recorder, t, patterns, codebooks, earlier
+                writer, recorder, t, patterns, codebooks, earlier, effort
             )
         bits = 8 * len(writer.data) + recorder.cost - before
         found[name] = TensorSize(len(patterns), num_values, bits, index_bits, entropy)
@@ -227,6 +230,7 @@ def _write_tensor(
     patterns: Array,
     codebooks: list[tuple[torch.dtype, Array]],
     earlier: Earlier,
+    effort: Effort,
 ) -> tuple[int, float, float]:
     """Write a tensor as a codebook and an index, or value by value; K, index bits, entropy."""
     values = _distinct(patterns, t.dtype)
@@ -262,8 +266,7 @@ def _write_tensor(
     index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
     before = book.cost + 8 * len(book_writer.data)
     if len(values) > 1:
-        afford = _MAX_DECISIONS - recorder.decisions
-        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier, afford=afford)
+        write_index(book_writer, book, index, len(values), tuple(t.shape), earlier, effort)
     total = book.cost + 8 * len(book_writer.data)
     if total >= plain.cost + 8 * len(plain_writer.data):
         writer.data += plain_writer.data
@@ -285,6 +288,7 @@ def _read_patterns(
     shape: tuple[int, ...],
     codebooks: list[tuple[torch.dtype, Array]],
     earlier: Earlier,
+    effort: Effort,
 ) -> tuple[Array, int | None]:
     """A tensor's bits, and the number of its codebook, if it has one."""
     size = math.prod(shape)
@@ -303,7 +307,7 @@ def _read_patterns(
         raise ValueError("it is damaged: a codebook is empty")
     if len(values) == 1:
         return np.broadcast_to(values, size), number
-    return values[read_index(reader, player, len(values), shape, earlier)], number
+    return values[read_index(reader, player, len(values), shape, earlier, effort)], number
 
 
 def _copied(

@@ -40,12 +40,32 @@ _MAX_STRIDE = 1 << 10
 _LEAST = 256  # weights that context models could pay for
 _TRIAL = 1 << 16  # weights, from the middle, on which scans are tried
 _PATIENT = 1 << 14  # up to so many weights, every scan is tried, whatever the first one saves
-# The share of the bits that context models must save: they take their time, a microsecond a
-# weight, and as much again for each decision about a value that is not the commonest.
+# The share of the bits that context models must save: they take their time, a microsecond or two a
+# weight, and as much again for each decision about a value that is not the commonest. Of a large
+# tensor that is a second or more.
 _WORTH = 0.01
 _WORTH_IF_LARGE = 0.05
 _LARGE = 1 << 20
 _SAMPLE = 1 << 20  # weights in which a stride is looked for
+
+
+class Effort:
+    """What may still be spent on context models in one file, in decisions of some microseconds.
+
+    It is counted and not measured, so that the same bytes come out everywhere.
+
+    Args:
+        left: so many decisions; when coding, a step of a scan counts as `STEP` of them.
+    """
+
+    STEP = 500
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def coded(self, recorder: Recorder, steps: int) -> None:
+        """Take off what has been coded."""
+        self.left -= recorder.decisions + self.STEP * steps
 
 
 class Earlier:
@@ -89,8 +109,7 @@ def write_index(
     num_values: int,
     shape: tuple[int, ...],
     earlier: Earlier,
-    *,
-    afford: int,
+    effort: Effort,
 ) -> None:
     """Code component numbers with the model that makes them smallest.
 
@@ -101,7 +120,7 @@ def write_index(
         num_values: K, at least 2.
         shape: the tensor's.
         earlier: the tensors before.
-        afford: the most decisions that context models may take.
+        effort: what trying context models may still take.
     """
     best = Recorder()
     model, settings = _COUNTED, list[int]()
@@ -114,12 +133,15 @@ def write_index(
     common = int(count.argmax())
     # Is it the commonest value, on which side of it, and which there: at most so many decisions.
     need = len(index) + (len(index) - int(count[common])) * num_values.bit_length()
-    if num_values <= _MAX_VALUES and need <= afford:
+    if num_values <= _MAX_VALUES:
         least = (1 - _WORTH) * best.cost - 24
-        for scan, done in _choose_scans(index, num_values, shape, common, earlier):
-            trial = done or Recorder()
+        for scan, done in _choose_scans(index, num_values, shape, common, earlier, effort):
+            trial, steps = done or Recorder(), _scans(shape)[scan.kind][0]
             if done is None:
+                if need + effort.STEP * steps > effort.left:
+                    break
                 _code_contexts(trial, scan, common, num_values, shape, earlier, index)
+                effort.coded(trial, steps)
             if trial.cost < least:
                 kind = scan.kind + _IN_ORDER * scan.in_order
                 best, model, settings = trial, _CONTEXTS, [common, kind, scan.stride]
@@ -131,7 +153,12 @@ def write_index(
 
 
 def read_index(
-    reader: Reader, coder: Coder, num_values: int, shape: tuple[int, ...], earlier: Earlier
+    reader: Reader,
+    coder: Coder,
+    num_values: int,
+    shape: tuple[int, ...],
+    earlier: Earlier,
+    effort: Effort,
 ) -> Array:
     """Read component numbers.
 
@@ -139,7 +166,8 @@ def read_index(
         Numbers below `num_values`, row-major.
 
     Raises:
-        ValueError: if the settings are impossible.
+        ValueError: if the settings are impossible, or more weights are under context models than
+            are left in `effort`.
     """
     model = reader.number(_CONTEXTS)
     if model != _CONTEXTS:
@@ -152,6 +180,9 @@ def read_index(
         stride = reader.number(_MAX_STRIDE)
         if kind not in _scans(shape) or not _strides_fit(stride, kind, shape):
             raise ValueError("a tensor cannot be scanned as its table says")
+        effort.left -= math.prod(shape)
+        if effort.left < 0:
+            raise ValueError("more weights are under context models than a file may have")
         scan = _Choice(kind, stride, bool(in_order))
         index = _code_contexts(coder, scan, common, num_values, shape, earlier, None)
     earlier.add_(index, num_values, shape)
@@ -250,13 +281,18 @@ def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
 
 
 def _choose_scans(
-    index: Array, num_values: int, shape: tuple[int, ...], common: int, earlier: Earlier
+    index: Array,
+    num_values: int,
+    shape: tuple[int, ...],
+    common: int,
+    earlier: Earlier,
+    effort: Effort,
 ) -> list[tuple[_Choice, Recorder | None]]:
     """The scan and stride that do best on the weights in the middle, if they would do.
 
-    And the best of those whose lanes are born in order, of which a part tells nothing. Where the
-    quickest scan saves nothing, the others, which see the same rows and columns, are not tried. Of
-    a tensor that is uneven the middle does not tell: the pruned rows may lie elsewhere.
+    And the best of those whose lanes are born in order, of which a part tells nothing. Of an even
+    tensor, where the quickest scan saves nothing, the others are not tried. Of a sparse tensor that
+    is uneven the middle does not tell: the pruned rows may lie elsewhere.
 
     Returns:
         The choices to try in full: none to two, of a large tensor at most one; and what has been
@@ -266,21 +302,24 @@ def _choose_scans(
         return []
     costs: dict[_Choice, float] = {}
     whole: dict[_Choice, Recorder] = {}
-    in_order = set()
-    even = not _uneven((index != common).reshape(shape[0] if shape else 1, -1))
-    for kind, (steps, lanes) in sorted(_scans(shape).items(), key=lambda item: item[1][0]):
-        if len(index) > _PATIENT and (even or whole) and costs and min(costs.values()) > 0:
+    scans = sorted(_scans(shape).items(), key=lambda item: item[1][0])
+    in_order = {k for k, _ in scans if _born_in_order(_scanned(index, k, shape, common) != common)}
+    flags = (index != common).reshape(shape[0] if shape else 1, -1)
+    even, dense = not in_order and not _uneven(flags), 2 * np.count_nonzero(flags) > len(index)
+    for kind, (steps, lanes) in scans:
+        if len(index) > _PATIENT and even and costs and min(costs.values()) > 0:
             return []
         matrix = _scanned(index, kind, shape, common)
-        if _born_in_order(matrix != common):
-            in_order.add(kind)
         window = min(steps, -(-_TRIAL // lanes))
         part = slice((steps - window) // 2, (steps + window) // 2)
         count = np.bincount(matrix[part].reshape(-1)).astype(np.float64)
         entropy = entropy_bits(count) / (window * lanes)
         for stride in _stride_candidates(matrix, common, kind):
+            if effort.left <= 0:
+                return []
             trial, choice = Recorder(), _Choice(kind, stride)
             _code_contexts(trial, choice, common, num_values, shape, earlier, index, part=part)
+            effort.coded(trial, window)
             # What is saved; a window's own entropy may be far from the whole's.
             costs[choice] = trial.cost / (window * lanes) - entropy
             if window == steps:
@@ -289,17 +328,23 @@ def _choose_scans(
     saved = -costs[ranked[0]]
     chosen = ranked[:1]
     chosen += [choice._replace(in_order=True) for choice in ranked if choice.kind in in_order][:1]
-    if len(index) > _PATIENT and even and saved < 0:
-        return []
-    if len(index) > _LARGE:
-        if saved < _WORTH_IF_LARGE * entropy_bits(np.bincount(index)) / len(index):
+    if len(index) > _TRIAL and (even or dense):
+        large = len(index) > _LARGE
+        if saved < large * _WORTH_IF_LARGE * entropy_bits(np.bincount(index)) / len(index):
             return []
+    if len(index) > _LARGE:
         chosen = chosen[-1:]
     return [(choice, whole.get(choice)) for choice in chosen]
 
 
 def _uneven(flags: Array) -> bool:
-    """Whether rows, columns or neighbours differ from chance by six standard deviations."""
+    """Whether rows, columns or neighbours differ from chance by six standard deviations.
+
+    Neighbours are those in a row and in a column, and up to 64 columns away (an image's width).
+
+    Returns:
+        Whether they do.
+    """
     p = flags.mean()
     if not 0.0 < p < 1.0:
         return False
@@ -308,9 +353,12 @@ def _uneven(flags: Array) -> bool:
         spread = count.var() / (each.shape[1] * p * (1 - p))
         if spread > 1 + 6 * math.sqrt(2 / len(count)):
             return True
-        pairs = np.count_nonzero(each[1:] & each[:-1])
-        number = each[1:].size
-        if abs(pairs - number * p * p) > 6 * math.sqrt(number * p * p + 1):
+    some = flags[: max(1, _SAMPLE // flags.shape[1])]
+    shifted = [(some[1:], some[:-1])]
+    shifted += [(some[:, d:], some[:, :-d]) for d in range(1, min(some.shape[1], 65))]
+    for one, other in shifted:
+        expected = one.size * p * p
+        if abs(np.count_nonzero(one & other) - expected) > 6 * math.sqrt(expected + 1):
             return True
     return False
 

@@ -30,6 +30,7 @@ import contextlib
 import contextvars
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -53,11 +54,21 @@ def _compiled() -> Any | None:
 
 
 @functools.cache
-def _triton() -> Any | None:
-    """The kernels of a GPU, if Triton is installed."""
+def _triton(device: torch.device) -> Any | None:
+    """The kernels of a GPU, if Triton is installed and works there: it wants a C compiler."""
     try:
         from swsmix.tables import fused
     except ImportError:
+        return None
+    try:
+        one = torch.ones(1, device=device)
+        fused.write_gradient_(Mixture(one, one, one), None, one.clone(), one, None)
+    except Exception as error:
+        warnings.warn(
+            f"Triton does not work on {device} ({error}): the prior is slower there, by the "
+            "operations of torch",
+            stacklevel=2,
+        )
         return None
     return fused
 
@@ -73,7 +84,7 @@ def _kernels(*tensors: Tensor) -> Any | None:
 
 def _fused(*tensors: Tensor) -> Any | None:
     """The kernels of a GPU, if these tensors are for them."""
-    return _triton() if _COMPILED.get() and _are("cuda", tensors) else None
+    return _triton(tensors[0].device) if _COMPILED.get() and _are("cuda", tensors) else None
 
 
 _COMPILED = contextvars.ContextVar("compiled", default=True)

@@ -73,7 +73,7 @@ def _intervals(mixture: Mixture, tolerance: float) -> Intervals | None:
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
     halves = [0, *range(2 * zero, 2 * top + 1)]
-    edges = torch.tensor(halves) << 22
+    edges = torch.tensor(halves, device="cpu") << 22
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
@@ -111,16 +111,16 @@ def bit_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cells
     number = (int((found.start + found.width).max()) >> 16) - low + 2
     block = torch.where(found.start > 0, (found.start >> 16) - low + 1, 0)
     block += (found.sign > 0) * number
-    shifts = torch.full((2 * number,), 17)
+    shifts = torch.full((2 * number,), 17, device="cpu")
     shifts.scatter_reduce_(0, block, shift, "amin")
-    blocks = torch.arange(2 * number)
+    blocks = torch.arange(2 * number, device="cpu")
     shifts = shifts[torch.where(shifts < 17, blocks, 0).cummax(0).values]
     shifts[number - 1 :: number] = 16
     first = (1 << (16 - shifts)).cumsum(0) - (1 << (16 - shifts))
     if int(first[-1]) > MAX_CELLS:
         return None
     index, home = ranges(1 << (16 - shifts))
-    magnitude = (torch.arange(1 << 15) - (low - 1)).clamp(0, number - 1)
+    magnitude = (torch.arange(1 << 15, device="cpu") - (low - 1)).clamp(0, number - 1)
     packed = ((first << 5) | shifts).int()
 
     mark = torch.zeros_like(home)

@@ -59,7 +59,7 @@ def needs(found: Intervals, tolerance: float) -> Needs:
     Returns:
         The needs; of open intervals, no parts.
     """
-    n = torch.arange(3, ORDER + 1)[:, None]
+    n = torch.arange(3, ORDER + 1, device="cpu")[:, None]
     third = (n * (n - 1) * (n - 2) * 1.5 ** (n - 3) * found.taylor[3:].abs()).sum(0)
     third = third + found.rest / math.factorial(ORDER - 2)
     line = third / (2 * found.radius * found.floor)
@@ -135,7 +135,7 @@ class Cells:
         self.mixture, self.found, self.address, self.layout = mixture, found, address, layout
         self.device, self.shut = device, layout.shut.to(device)
         self._errors = torch.stack([line + 2.0**-22, value]), part
-        order = torch.arange(1, ORDER + 1)[:, None]
+        order = torch.arange(1, ORDER + 1, device="cpu")[:, None]
         self._gradient = self._lines(found.taylor[1:] * order / found.radius)
         self.lines = torch.stack(self._gradient, 1).to(device)
 
@@ -164,7 +164,7 @@ class Cells:
         """Certified bounds where the lines hold."""
         (errors, part), (taylor, rest, low) = self._errors, self._curvature
         shut = ~self.found.rest.isinf()
-        n = torch.arange(2, ORDER + 1)[:, None]
+        n = torch.arange(2, ORDER + 1, device="cpu")[:, None]
         bent = (n * (n - 1) * 1.5 ** (n - 2) * taylor[2:].abs()).sum(0)
         bent = bent + rest / math.factorial(ORDER - 1)
         miss = bent * part**2 / 2 + rest / math.factorial(ORDER + 1)

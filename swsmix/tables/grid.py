@@ -71,8 +71,8 @@ def grid_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cell
         return inner, inner + width * unit
 
     first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
-    width = torch.full((1 << first,), 1 << (_UNITS - first))
-    start = torch.arange(1 << first) * width + 1  # 0 would never be split
+    width = torch.full((1 << first,), 1 << (_UNITS - first), device="cpu")
+    start = torch.arange(1 << first, device="cpu") * width + 1  # 0 would never be split
     found = split(mixture, tolerance, start, width, torch.ones_like(start), ends=ends, smallest=1)
     if found is None or bool(found.rest.isinf().any()):
         return None
@@ -97,8 +97,8 @@ def grid_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cell
     miss = miss + rest * (ORDER + 1) / found.floor / found.radius
     value = (third * part**3 + rest) / found.size + trunc * swing
 
-    left = torch.arange(1 << cells, dtype=torch.float64) * (unit * 2**level) - half
-    owner = torch.zeros(1 << cells, dtype=torch.int64)
+    left = torch.arange(1 << cells, dtype=torch.float64, device="cpu") * (unit * 2**level) - half
+    owner = torch.zeros(1 << cells, dtype=torch.int64, device="cpu")
     owner[(found.start - 1) >> level] = 1
     owner = owner.cumsum(0) - 1
     radius, centre = (each.index_select(0, owner) for each in (found.radius, found.centre))
