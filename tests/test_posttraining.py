@@ -28,7 +28,8 @@ def test_each_value_is_the_mean_of_its_weights(method, zero):
     assert not zero or q.codebook[0] == 0.0
 
 
-def test_a_progress_bar_changes_nothing_and_stays_off_standard_output(capsys):
+def test_a_progress_bar_changes_nothing_and_stays_off_standard_output(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
     net = state()
     plain, watched = quantize_state(net, 4), quantize_state(net, 4, progress=True)
     assert torch.equal(watched["w"].values, plain["w"].values)
