@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -244,10 +245,21 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads():
     assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.slow
-def test_twenty_five_million_weights_come_back():
+def six_sparse_matrices():
     rows = np.random.default_rng(0).random(2048) ** 3
-    state = {f"w{i}": structured(2048, 2048, i, rows) for i in range(6)}
+    return {f"w{i}": structured(2048, 2048, i, rows) for i in range(6)}
+
+
+def a_dense_resnet_50():
+    tensors = cases.resnet50(scale=1)
+    return {n: (2 * t / t.std()).round().clamp(-8, 7) if t.ndim > 1 else t
+            for n, t in tensors.items()}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [six_sparse_matrices, a_dense_resnet_50])
+def test_twenty_five_million_weights_come_back(make):
+    state = make()
     begin = time.process_time()  # of this process: others may be busy
     data = encode(state)
     middle = time.process_time()
