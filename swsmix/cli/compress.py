@@ -88,7 +88,8 @@ def decompress(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=".safetensors or .pt; SOURCE with .safetensors by default, if there is none yet."
+            help=".safetensors or .pt, replaced if it is there; SOURCE with .safetensors by "
+            "default, if there is none yet."
         ),
     ] = None,
     max_weights: Annotated[

@@ -93,6 +93,8 @@ def _about(folder: Path) -> str:
     minutes = paper["minutes"]
     pictures = folder.parents[1] / "figures" / folder.name
     results = sorted(p.name for p in (folder / "results").glob("*") if p.is_file())
+    if len(results) > 20:  # one a network, say
+        results = [f"{len(results)} files in {folder.parent.name}/{folder.name}/results"]
     lines = [
         f"{folder.name}: {paper['title']}",
         f"  {paper['citation']}",
@@ -102,6 +104,7 @@ def _about(folder: Path) -> str:
     names = [figure["name"] for figure in paper["figures"]]
     width = max(map(len, names), default=0)
     for figure in paper["figures"]:
-        mark = "there" if (pictures / f"{figure['name']}.png").is_file() else "-"
+        files = [pictures / f"{figure['name']}.{suffix}" for suffix in ("png", "gif")]
+        mark = "there" if any(file.is_file() for file in files) else "-"
         lines.append(f"  {figure['name']:<{width}}  {mark:<5}  {figure['counterpart']}")
     return "\n".join(lines)

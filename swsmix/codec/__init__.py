@@ -130,9 +130,13 @@ def load_books(
         The state_dict and the codebooks.
 
     Raises:
+        FileNotFoundError: if there is no file.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there") from None
     try:
         return decode_books(data, max_weights=max_weights)
     except ValueError as error:
