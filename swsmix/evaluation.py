@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeIs
 
 Batch = tuple[Tensor, Tensor]
 Data = Batch | Iterable[Batch]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def is_pair(data: Data) -> TypeGuard[Batch]:
+def is_pair(data: Data) -> TypeIs[Batch]:
     """Whether the data are two tensors, not batches."""
     return isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor)
 
@@ -64,6 +64,6 @@ def means(model: nn.Module, functions: tuple[Loss, ...], data: Data) -> list[flo
 
 def _batches(data: Data, size: int = 4096) -> Iterable[Batch]:
     if not is_pair(data):
-        return data  # type: ignore[return-value]
+        return data
     x, y = data
     return zip(x.split(size), y.split(size), strict=True)
