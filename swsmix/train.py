@@ -7,24 +7,20 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swsmix import runs
 from swsmix.attach import Attachment, Update, advance_
 from swsmix.evaluation import Batch, Data, Loss, is_pair, means
+from swsmix.fullbatch import METHODS, FullBatch, minimize_
 from swsmix.history import History
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
-
-FullBatch = Literal["l-bfgs", "cg"]
-
-_SCIPY = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
+from swsmix.stopping import EarlyStopping
 
 
 def fit(
@@ -124,7 +120,10 @@ def fit(
         model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations
     )
     job.lr_scheduler, job.seed = lr_scheduler, seed
-    history, done, best = History(), 0, _Best(patience, model, prior, loss)
+    parts = {"network": model, "prior": prior, "loss": loss}
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    stopping = EarlyStopping(modules, patience)
+    history, done = History(), 0
     began = time.monotonic()
 
     def record(epoch: int) -> None:
@@ -137,7 +136,7 @@ def fit(
 
     def save(epoch: int, *, final: bool = False) -> None:
         if folder is not None:
-            state = {"job": job.state_dict(), "best": best.state_dict()}
+            state = {"job": job.state_dict(), "best": stopping.state_dict()}
             runs.save_checkpoint(
                 folder,
                 epoch,
@@ -154,7 +153,7 @@ def fit(
             done, history = saved.epoch, saved.history
             runs.restore_(saved, model, prior)
             job.load_state_dict(saved.training["job"])
-            best.load_state_dict(saved.training["best"])
+            stopping.load_state_dict(saved.training["best"])
             began -= history.scalars["seconds"][-1]
             if done > epochs:
                 raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
@@ -164,19 +163,19 @@ def fit(
             record(0)
             save(0)
         for epoch in _progress(range(done + 1, epochs + 1), epochs, history, progress):
-            if best.stale:
+            if stopping.stale:
                 break
             job.epoch(epoch)
             record(epoch)
             job.schedule_rate(history)
-            best.see(history.scalars["validation_measure"][-1])
+            stopping.see(history.scalars["validation_measure"][-1])
             save(epoch)
             done = epoch
             if callback is not None:
                 callback(epoch, history)
     finally:
         job.close()
-    if best.restore_():
+    if stopping.restore_():
         record(done)  # the network that is returned is the last record's
     save(done, final=True)
     return history
@@ -218,7 +217,7 @@ class _Job:
             if p.requires_grad
         ]
         if isinstance(optimizer, str):
-            if optimizer not in _SCIPY:
+            if optimizer not in METHODS:
                 raise ValueError(
                     f"optimizer must be a torch optimiser, 'l-bfgs' or 'cg'; got {optimizer!r}"
                 )
@@ -288,44 +287,26 @@ class _Job:
             yield x[rows].to(device), y[rows].to(device)
 
     def _round(self, method: str) -> None:
-        from scipy.optimize import minimize
-
         moving = self.parameters
         if self.prior is not None and not self.schedule.mixture_moves_at(self.steps):
             held = set(map(id, self.prior.parameters()))
             moving = [p for p in moving if id(p) not in held]
-        device = moving[0].device
         assert is_pair(self.data)  # checked when the job was made
-        x, y = (part.to(device) for part in self.data)
+        x, y = (part.to(moving[0].device) for part in self.data)
         tau = self.schedule.tau_at(self.steps)
 
-        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            # In nats summed over the cases, since scipy's stopping rules are absolute.
-            _assign_(moving, flat)
+        def objective() -> Tensor:
             total = self.num_data * self.loss(self.model(x), y)
             if self.prior is not None and tau > 0.0:
                 total = total + tau * self.prior.penalty()
-            gradients = torch.autograd.grad(total, moving, allow_unused=True)
-            flat_gradient = [
-                (torch.zeros_like(p) if g is None else g).reshape(-1).double().cpu()
-                for p, g in zip(moving, gradients, strict=True)
-            ]
-            return total.item(), torch.cat(flat_gradient).numpy()
+            return total
 
-        start = torch.cat([p.detach().reshape(-1).double().cpu() for p in moving]).numpy()
-        options = {"maxiter": self.iterations, "gtol": 1e-9}
-        try:
-            result = minimize(objective, start, jac=True, method=_SCIPY[method], options=options)
-        except BaseException:
-            _assign_(moving, start)  # not a point of a line search
-            raise
-        if not np.isfinite(result.fun):
-            _assign_(moving, start)
+        end = minimize_(objective, moving, method=method, iterations=self.iterations)
+        if not math.isfinite(end):
             raise FloatingPointError(
-                f"the objective is {result.fun} in round {self.steps + 1}: lower tau, or raise "
+                f"the objective is {end} in round {self.steps + 1}: lower tau, or raise "
                 "std_count of the hyper-prior; the last checkpoint is intact"
             )
-        _assign_(moving, result.x)
         self.steps += 1
         if self.prior is not None:
             advance_(self.prior, self.schedule, self.steps)
@@ -405,49 +386,6 @@ class _Job:
             self.attachment.remove()
 
 
-class _Best:
-    """Early stopping: the best network, mixture and noise so far, by the validation measure."""
-
-    def __init__(
-        self, patience: int | None, model: nn.Module, prior: MixturePrior | None, loss: Loss
-    ) -> None:
-        self.patience = patience
-        modules = {"network": model, "prior": prior, "loss": loss}
-        self.modules = {n: m for n, m in modules.items() if isinstance(m, nn.Module)}
-        self.value, self.since = math.inf, 0
-        self.states: dict[str, dict[str, Tensor]] = {}
-
-    @property
-    def stale(self) -> bool:
-        return self.patience is not None and self.since >= self.patience
-
-    def see(self, value: float) -> None:
-        if self.patience is None:
-            return
-        self.since += 1
-        if value < self.value:
-            self.value, self.since = value, 0
-            self.states = {
-                name: {key: tensor.clone() for key, tensor in module.state_dict().items()}
-                for name, module in self.modules.items()
-            }
-
-    def restore_(self) -> bool:
-        """Go back to the best; False if there is none, or if it is the present."""
-        if not self.states or self.since == 0:
-            return False
-        for name, state in self.states.items():
-            self.modules[name].load_state_dict(state)
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("value", "since", "states")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
 def _count(data: Data, num_data: int | None) -> int:
     if is_pair(data) and len(data[0]) != len(data[1]):
         raise ValueError(f"x and y want one length; got {len(data[0])} and {len(data[1])}")
@@ -466,13 +404,6 @@ def _count(data: Data, num_data: int | None) -> int:
             "num_data, the number of training examples, cannot be read off the data: give it"
         )
     return len(dataset)
-
-
-@torch.no_grad()
-def _assign_(parameters: list[nn.Parameter], flat: NDArray[np.float64]) -> None:
-    parts = torch.from_numpy(flat).split([p.numel() for p in parameters])
-    for p, part in zip(parameters, parts, strict=True):
-        p.copy_(part.view_as(p))
 
 
 def _progress(
