@@ -22,6 +22,7 @@ from swsmix import (
 from swsmix.bayes import Joint, fit_guide
 from swsmix.codec import load_compressed, save_compressed
 from swsmix.compress import Recipe, compress_
+from swsmix.tables import backends
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.gpu
 def loops(request, monkeypatch):
     """Who walks over the weights: Triton's kernels, or torch's operations."""
     if request.param == "torch":
-        monkeypatch.setattr(tables, "_triton", lambda device: None)
+        monkeypatch.setattr(backends, "triton_kernels", lambda device: None)
     else:
         pytest.importorskip("triton")
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swsmix import tables
+from swsmix.tables import backends
 
 
 def spread(k, std):
@@ -68,9 +69,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def loops(request, monkeypatch):
     """Who walks over the weights: numba's loops, torch's operations or Triton's kernels."""
     if request.param == "torch":
-        monkeypatch.setattr(tables, "_compiled", lambda: None)
+        monkeypatch.setattr(backends, "numba_kernels", lambda: None)
     elif request.param == "triton":
-        monkeypatch.setattr(tables, "_fused", lambda *tensors: tables._triton(tensors[0].device))
+        monkeypatch.setattr(
+            backends, "triton_for", lambda *tensors: backends.triton_kernels(tensors[0].device)
+        )
     else:
         pytest.importorskip("numba")
 
@@ -82,10 +85,10 @@ def test_where_tritons_kernels_cannot_be_made_torch_does_without(monkeypatch):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(fused, "write_gradient_", broken)
-    tables._triton.cache_clear()
+    backends.triton_kernels.cache_clear()
     with pytest.warns(UserWarning, match="no C compiler.*the prior is slower"):
-        assert tables._triton(torch.device("cpu")) is None
-    tables._triton.cache_clear()
+        assert backends.triton_kernels(torch.device("cpu")) is None
+    backends.triton_kernels.cache_clear()
 
 
 def test_the_default_device_does_not_matter():
@@ -508,7 +511,7 @@ import sys, torch
 from pathlib import Path
 from swsmix import tables
 if "torch" in sys.argv[1]:
-    tables._compiled = lambda: None
+    tables.backends.numba_kernels = lambda: None
 torch.set_num_threads(1)
 def peak():  # of this process alone: getrusage would count its parent
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,0 +1,67 @@
+"""The penalty R(w), differentiable in the weights and in the mixture, by the tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swsmix.tables.direct import eager
+from swsmix.tables.lookup import Tables, build
+
+
+class _NegLogPrior(torch.autograd.Function):
+    """R with its derivatives by their formulas, so that the graph holds nothing of size N x K."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tables: Tables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
+    ) -> Tensor:
+        value, moments = tables.value_and_moments(w)
+        ctx.tables = tables
+        ctx.save_for_backward(w, mixing, mean, std, *moments)
+        return value.to(torch.promote_types(w.dtype, mean.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        w, mixing, mean, std, count, first, second = ctx.saved_tensors
+        slope = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.zeros_like(w)
+            ctx.tables.add_gradient_(slope, w, float(above))
+        parts = (
+            -count / torch.where(mixing > 0, mixing, math.inf).double(),
+            -first / std.double() ** 2,
+            count / std.double() - second / std.double() ** 3,
+        )
+        return None, slope, *((above * part).to(mean.dtype) for part in parts)
+
+
+@eager
+def neg_log_prior(
+    w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor, tables: Tables | None = None
+) -> Tensor:
+    """R(w) = -sum_i log p(w_i), differentiable (once) in all four, without N x K memory.
+
+        dR/dw_i = f'(w_i),  dR/dpi_j = -count_j / pi_j (0 where pi_j is),
+        dR/dmu_j = -first_j / sigma_j^2,  dR/dsigma_j = count_j / sigma_j - second_j / sigma_j^3
+
+    Args:
+        w: the weights, any shape.
+        mixing: pi (k,).
+        mean: mu (k,).
+        std: sigma (k,).
+        tables: the mixture's tables, if they are at hand.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ValueError: if weights are infinite or NaN.
+    """
+    tables = build(mixing, mean, std) if tables is None else tables
+    value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)  # type: ignore[no-untyped-call]
+    return value
