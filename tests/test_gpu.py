@@ -8,7 +8,7 @@ import sys
 import cases
 import pytest
 import torch
-from test_tables import MIXTURES, excess, twin, weights_of
+from tabulated import MIXTURES, excess, twin, weights_of
 from torch import nn
 
 from swsmix import (

@@ -9,57 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tabulated import MIXTURES, every_mixture, excess, twin, weights_of
 
 from swsmix import tables
 from swsmix.tables import backends
-
-
-def spread(k, std):
-    """k components of one std, nearly all of the mass on zero."""
-    mean = torch.cat([torch.zeros(1), torch.linspace(-0.6, 0.6, k - 1)])
-    mixing = torch.full((k,), 0.001 / (k - 1))
-    mixing[0] = 0.999
-    return mixing, mean, torch.full((k,), std)
-
-
-def ladder(k):
-    """Stds from 1e-4 to 0.3."""
-    mean = 0.3 * torch.randn(k, generator=torch.Generator().manual_seed(1))
-    return torch.full((k,), 1 / k), mean, torch.logspace(-4, math.log10(0.3), k)
-
-
-MIXTURES = {
-    "typical": spread(17, 0.05),
-    "spiked": (*spread(17, 0.02)[:2], torch.tensor([1e-3] + [0.02] * 16)),
-    "wide": (
-        torch.full((3,), 1 / 3),
-        torch.tensor([-2.0, 0.0, 2.0]),
-        torch.tensor([3.0, 5.0, 4.0]),
-    ),
-    "coinciding": (
-        torch.full((4,), 0.25),
-        torch.full((4,), 0.1),
-        torch.tensor([0.1, 0.1, 0.3, 0.1]),
-    ),
-    "sixty-four": spread(64, 0.02),
-    "sixty-four, hard": ladder(64),
-    "hard": ladder(17),
-    "quantised": spread(17, 2e-4),
-    "tied": (torch.full((3,), 1 / 3), torch.tensor([1.0, 0.0, 0.0]), torch.ones(3)),
-    "barely there": (
-        torch.ones(2) / 2,
-        torch.tensor([0.0, 0.056640625]),
-        torch.tensor([1.0, 0.00148560176]),
-    ),
-    "one": (torch.ones(1), torch.full((1,), 0.1), torch.full((1,), 0.1)),
-    "dead": (
-        torch.tensor([0.6, 0.4, 0.0]),
-        torch.tensor([0.0, 0.5, 0.2]),
-        torch.tensor([0.1, 0.2, 1e-4]),
-    ),
-    "opposed": (torch.tensor([0.5, 0.5]), torch.tensor([-0.5, 0.5]), torch.tensor([0.01, 0.01])),
-}
-
 
 # The kernels of a GPU are interpreted on the processor, if Triton is told to before it is loaded.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -117,42 +70,6 @@ def test_the_gpus_kernels_keep_these_laws():
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert f"{3 * len(MIXTURES) + 6} passed" in done.stdout
-
-
-every_mixture = pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES.keys())
-
-
-def weights_of(mixture, n=70_000, seed=0):
-    """Weights around the centres and between them, some far out, and exact zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing, mean, std = mixture
-    kind = torch.randint(len(mixing), (n,), generator=generator)
-    w = mean[kind] + 3 * std[kind] * torch.randn(n, generator=generator)
-    w[: n // 4] = torch.rand(n // 4, generator=generator) * 3 - 1.5
-    exponent = torch.rand(n // 50, generator=generator) * 60 - 42
-    w[: n // 50] = 10**exponent * torch.randn(n // 50, generator=generator).sign()
-    w[-n // 10 :] = 0.0
-    return w
-
-
-def twin(w, mixing, mean, std):
-    """f, f', a and the responsibilities, by the formulas, in float64; rows of w."""
-    mixing, mean, std = mixing.double(), mean.double(), std.double()
-    off = w.double()[:, None] - mean
-    joint = mixing.log() - std.log() - 0.5 * math.log(2 * math.pi) - 0.5 * (off / std) ** 2
-    gamma = joint.softmax(1)
-    return (
-        -joint.logsumexp(1),
-        (gamma * off / std**2).sum(1),
-        (gamma / std**2).sum(1),
-        torch.stack([(gamma * off**n).sum(0) for n in range(3)]),
-    )
-
-
-def excess(gradient, exact, curvature):
-    """The largest error of a gradient in the unit of the bound."""
-    scale = exact.abs() + curvature.sqrt()
-    return float(((gradient.double() - exact).abs() / scale).max())
 
 
 @every_mixture
@@ -412,51 +329,6 @@ def test_direct_agrees_with_the_twin():
     assert torch.allclose(torch.stack([*full.moments]), moments, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["typical", "spiked", "coinciding", "wide"])
-def test_gradcheck_of_neg_log_prior(name):
-    mixing, mean, std = (each.double()[:5] for each in MIXTURES[name])
-    mixture = [
-        (mixing / mixing.sum()).requires_grad_(),
-        mean.requires_grad_(),
-        std.requires_grad_(),
-    ]
-    w = torch.linspace(-0.4, 0.4, 7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(tables.neg_log_prior, (w, *mixture), eps=1e-7, rtol=1e-4)
-
-
-def test_neg_log_prior_of_many_weights_has_the_twins_gradients():
-    mixture = [each.clone().requires_grad_() for each in MIXTURES["typical"]]
-    w = (0.1 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    loss = tables.neg_log_prior(w, *mixture)
-    found = torch.autograd.grad(2 * loss, [w, *mixture])
-    off = w.double()[:, None] - mixture[1].double()
-    joint = (
-        mixture[0].double().log()
-        - mixture[2].double().log()
-        - 0.5 * (off / mixture[2].double()) ** 2
-    )
-    exact = -(joint - 0.5 * math.log(2 * math.pi)).logsumexp(1).sum()
-    assert torch.allclose(loss.double(), exact, rtol=1e-6)
-    for a, b in zip(found, torch.autograd.grad(2 * exact, [w, *mixture]), strict=True):
-        assert float((a - b).norm()) <= 1e-5 * float(b.norm())
-
-
-def test_zero_mixing_has_a_finite_gradient():
-    mixture = [each.clone().requires_grad_() for each in MIXTURES["dead"]]
-    tables.neg_log_prior(
-        torch.randn(100, generator=torch.Generator().manual_seed(0)), *mixture
-    ).backward()
-    assert all(bool(each.grad.isfinite().all()) for each in mixture)
-
-
-def test_moments_are_not_made_for_a_fixed_mixture(monkeypatch):
-    w = torch.zeros(100, requires_grad=True)
-    mixture = MIXTURES["typical"]
-    assert tables.neg_log_prior(w, *mixture).grad_fn is not None
-    with torch.no_grad():
-        assert tables.neg_log_prior(w, *mixture).grad_fn is None
-
-
 @pytest.mark.parametrize("n", [100, 60_000])
 def test_autocast_changes_nothing(n):
     w, mixture = weights_of(MIXTURES["spiked"])[1400 : 1400 + n], MIXTURES["spiked"]
@@ -466,20 +338,6 @@ def test_autocast_changes_nothing(n):
         loss = tables.neg_log_prior(w, *mixture)
     assert torch.equal(plain.gradient, cast.gradient) and torch.equal(plain.value, cast.value)
     assert loss.dtype == torch.float32 and torch.allclose(loss.double(), plain.value)
-
-
-# torch.compile itself asks its inputs for their gradient.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_losses_may_call_it():
-    mixture = MIXTURES["typical"]
-
-    @torch.compile(backend="eager")
-    def loss(w):
-        return tables.neg_log_prior(w, *mixture) + (w * 2).square().sum()
-
-    w = (0.1 * torch.randn(1000, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    (found,) = torch.autograd.grad(loss(w), w)
-    assert torch.allclose(found, 8 * w + tables.build(*mixture).gradient(w), rtol=1e-5)
 
 
 def test_the_number_of_threads_is_as_before_even_after_an_error():
