@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from swsmix import tables, weights
 from swsmix.em import HyperPrior, Moments, e_step, log_hyper_prior, m_step_
+from swsmix.member import Member
 from swsmix.mixture import GaussianMixture, Initialisation
 from swsmix.schedule import Schedule
 from swsmix.tables import Tables
@@ -122,7 +123,7 @@ class MixturePrior(nn.Module):
                 chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
             if mode == "gradient":
                 mixture.trainable_()
-            self.groups[_key(group)] = _Member(mixture, chosen)
+            self.groups[_key(group)] = Member(mixture, chosen)
 
     def _check_sizes(self, num_components: int | Mapping[str, int]) -> None:
         wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
@@ -150,9 +151,9 @@ class MixturePrior(nn.Module):
         """The hyper-priors by group."""
         return {group: self._member(group).hyper for group in self.selection.groups}
 
-    def _member(self, group: str) -> _Member:
+    def _member(self, group: str) -> Member:
         member = self.groups[_key(group)]
-        assert isinstance(member, _Member)
+        assert isinstance(member, Member)
         return member
 
     def parameters_of(self, group: str) -> dict[str, nn.Parameter]:
@@ -472,50 +473,6 @@ class MixturePrior(nn.Module):
         if strict and mode != self.mode:
             raise ValueError(f"the prior was saved with mode={mode!r}, this one has {self.mode!r}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-class _Member(nn.Module):
-    """A mixture with its hyper-prior and its running moments: one group's state."""
-
-    def __init__(self, mixture: GaussianMixture, hyper: HyperPrior) -> None:
-        super().__init__()
-        self.mixture = mixture
-        for name, value in hyper.expanded(mixture).items():
-            self.register_buffer(f"hyper_{name}", value.clone())
-        for name in _MOMENTS:
-            empty = torch.full_like(self.hyper_std, torch.nan)
-            self.register_buffer(f"running_{name}", empty)
-
-    hyper_std: Tensor
-    running_count: Tensor
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Member:
-        # Statistics follow the mixture to its device, but stay in float64.
-        own = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in own.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(self.mixture.mean.device)
-        return self
-
-    @property
-    def hyper(self) -> HyperPrior:
-        prefix = "hyper_"
-        values = {n[len(prefix) :]: b for n, b in self.named_buffers() if n.startswith(prefix)}
-        return HyperPrior(**values)
-
-    @property
-    def running(self) -> Moments | None:
-        if self.running_count.isnan().any():
-            return None
-        return Moments(*(getattr(self, f"running_{name}").clone() for name in _MOMENTS))
-
-    def keep_(self, moments: Moments) -> None:
-        for name in _MOMENTS:
-            getattr(self, f"running_{name}").copy_(getattr(moments, name))
-
-
-_MOMENTS = ("centre", "count", "first", "second")
 
 
 def _of(value: T | Mapping[str, T], group: str, what: str) -> T:

@@ -28,7 +28,7 @@ LAYERS = [
         "nets",
     },
     {"em", "histogram", "regions", "transforms"},
-    {"history"},
+    {"history", "member"},
     {"plots", "attach", "tensorboard", "clustering"},
     {"prior"},
     {"quantize", "runs"},
