@@ -102,6 +102,14 @@ SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
 """Draws from the posterior, averaged: one component is a Gaussian prior of unknown std."""
 
 
+# name -> what differs from the first row of `bayes.SETTINGS` with 8 components, target acceptance.
+POSTERIOR: dict[str, tuple[dict[str, Any], float]] = {
+    "nu = 2": ({}, 0.8),
+    "nu = 2, target acceptance .95": ({}, 0.95),
+    "nu = 10": ({"std_count": 10.0}, 0.8),
+    "nu = 30": ({"std_count": 30.0}, 0.8),
+}
+
 EVIDENCE = {
     f"evidence: {scale}, {text}": setting | {"scale": SCALES[scale]}
     for scale in ("/191", "/100")

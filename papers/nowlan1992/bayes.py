@@ -126,7 +126,13 @@ def em_fit(cases: Cases, setting: Setting) -> GaussianMixture:
 
 
 def posterior(
-    setting: Setting, x: Tensor, y: Tensor, length: Length, *, seed: int = 0
+    setting: Setting,
+    x: Tensor,
+    y: Tensor,
+    length: Length,
+    *,
+    seed: int = 0,
+    target_accept: float = 0.8,
 ) -> tuple[Posterior, nn.Module]:
     """Sample the posterior given cases in sunspot numbers.
 
@@ -136,18 +142,20 @@ def posterior(
     joint, starts = joints(setting, x, y, length.chains)
     drawn = sample(
         joint, chains=length.chains, draws=length.draws, warmup=length.warmup,
-        start=starts.numpy(), jitter=0.01, seed=seed, max_depth=length.max_depth, progress=False,
+        start=starts.numpy(), jitter=0.01, seed=seed, target_accept=target_accept,
+        max_depth=length.max_depth, progress=False,
     )  # fmt: skip
     return drawn, joint.net
 
 
 SETTINGS = {
     "8 components, full Bayes": Setting(components=8),
+    "8 components, nu = 10": Setting(components=8, std_count=10.0),
     "8 components, empirical Bayes": Setting(components=8, fixed=True),
     "one Gaussian, full Bayes": Setting(components=1),
     "3 components, full Bayes": Setting(components=3),
 }
-LENGTHS = {"bayes": Length(), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
+LENGTHS = {"bayes": Length(draws=4000), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
 BANDS = {50: (0.25, 0.75), 90: (0.05, 0.95)}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

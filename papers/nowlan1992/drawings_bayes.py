@@ -17,6 +17,7 @@ COLORS = {
     "one Gaussian, full Bayes": "#0072b2",
     "3 components, full Bayes": "#e69f00",
     "8 components, full Bayes": "#d55e00",
+    "8 components, nu = 10": "#cc79a7",
     "8 components, empirical Bayes": "#009e73",
 }
 OTHERS = ("soft-sharing, 8 components, em", "soft-sharing, 8 components, gradient", "weight decay")

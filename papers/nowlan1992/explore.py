@@ -4,6 +4,7 @@
     python papers/nowlan1992/explore.py shift       data sets 1000-1005, ten restarts
     python papers/nowlan1992/explore.py sunspots    held-out training years, seeds 100-105
     python papers/nowlan1992/explore.py evidence    does evidence rank seeds?
+    python papers/nowlan1992/explore.py posterior   do its chains agree?
     python papers/nowlan1992/explore.py rules       how well rules of selection choose
 
 Nothing here reads a year after 1920 or a data set of the run. What is in the log is not run again.
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor
 
-from papers.nowlan1992 import attempts, shift, sunspots
+from papers.nowlan1992 import attempts, bayes, shift, sunspots
 from papers.nowlan1992.forecasts import FLOAT, Scale, digits, numbers, predict
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
@@ -34,6 +35,7 @@ from papers.nowlan1992.penalties import Decay, Elimination
 from papers.nowlan1992.run import Unit, work_off
 from papers.nowlan1992.sampling import sample
 from swsmix import data
+from swsmix.bayes import loo
 
 HERE = Path(__file__).resolve().parent
 
@@ -145,6 +147,26 @@ def evidence(setting: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]
     }
 
 
+def mixing(options: Mapping[str, Any], target_accept: float) -> dict[str, Any]:
+    """Do four chains of the posterior of 8 components, given all training years, agree?
+
+    Returns:
+        The diagnostics of `Posterior.summary`, PSIS-LOO in nats, and the posterior median of the
+        narrowest component's std.
+    """
+    setting = bayes.Setting(**options)
+    x, y = numbers(*data.SUNSPOT_SPLITS["train"])
+    drawn, net = bayes.posterior(setting, x, y, bayes.Length(), seed=1, target_accept=target_accept)
+    scale = Scale(divisor=setting.divisor)
+    x, y = scale.there(x), scale.there(y)
+    found = drawn.summary(("predictions", drawn.outputs(net, x)))
+    density = loo(bayes.in_numbers(drawn.log_likelihood(net, x, y), setting))
+    return {name: float(f"{value:.4g}") for name, value in found.items()} | {
+        "PSIS-LOO": round(density.elpd, 1),
+        "narrowest std": digits(drawn.mixture().std.amin(-1).median()),
+    }
+
+
 def shift_attempt(
     name: str, method: str, options: Mapping[str, Any], seeds: Sequence[int], restarts: int = 10
 ) -> dict[str, Any]:
@@ -200,6 +222,11 @@ def units(what: str) -> list[Unit]:
             for text in [", ".join(f"{k} {v}" for k, v in options.items())]
             for key in [f"{name}: {method}, {text}"]
         ]
+    if what == "posterior":
+        return [
+            Unit("posterior", key, mixing, tried, {}, {"setting": tried[0], "accept": tried[1]})
+            for key, tried in attempts.POSTERIOR.items()
+        ]
     return [
         Unit("sunspots", key, attempt, (name, setting, SEEDS), {}, {"setting": setting})
         for key, (name, setting) in (attempts.SAMPLED | attempts.sunspots()).items()
@@ -211,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["shift", "sunspots", "evidence", "rules"])
+    parser.add_argument("what", choices=["shift", "sunspots", "evidence", "posterior", "rules"])
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     if asked.what == "rules":
