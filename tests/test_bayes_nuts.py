@@ -151,21 +151,21 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch, raises):
     from swsmix.bayes import nuts as module
 
     *_, joint, _, _ = conjugate()
-    whole = sample(joint, chains=3, draws=40, warmup=30, seed=4, progress=False)
+    whole = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
     plain = module._in_turn
 
     def broken(*args):
         for number, step in enumerate(plain(*args)):
-            if number == 3 * 30 + 3 * 17 + 1:  # two chains have 17 draws, one 18
+            if number == 3 * 60 + 3 * 17 + 1:  # two chains have 17 draws, one 18
                 raises()
             yield step
 
     monkeypatch.setattr(module, "_in_turn", broken)
     with pytest.warns(UserWarning, match="interrupted: 3 of 3 chains with 17 of 40 draws"):
-        kept = sample(joint, chains=3, draws=40, warmup=30, seed=4, progress=False)
+        kept = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
     assert torch.equal(kept.z, whole.z[:, :17])
     with pytest.raises(KeyboardInterrupt):
-        sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
+        sample(joint, chains=3, draws=40, warmup=90, seed=4, progress=False)
 
 
 def test_another_error_of_compiled_code_is_no_interruption(monkeypatch):
@@ -197,10 +197,32 @@ def test_chains_are_functions_of_the_seed_alone_in_one_process_or_two():
     *_, joint, _, _ = conjugate()
     state = torch.random.get_rng_state()
     runs = [
-        sample(joint, chains=2, draws=10, warmup=20, seed=s, processes=p, progress=False).z
+        sample(joint, chains=2, draws=10, warmup=60, seed=s, processes=p, progress=False).z
         for s, p in ((1, 1), (1, 2), (2, 1))
     ]
     assert torch.allclose(runs[0], runs[1], rtol=0.0, atol=1e-6)
     assert not torch.allclose(runs[0], runs[2], rtol=0.0, atol=1e-2)
     assert not torch.equal(runs[0][0], runs[0][1])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("every", "warned"), [(1, True), (8, True), (15, False), (200, False)])
+def test_many_divergences_are_warned_about(monkeypatch, every, warned):
+    from swsmix.bayes import nuts as module
+
+    *_, joint, _, _ = conjugate()
+    plain = module._in_turn
+
+    def diverging(*args):
+        for number, (chain, iteration, step) in enumerate(plain(*args)):
+            yield chain, iteration, step._replace(diverged=number % every == 0)
+
+    monkeypatch.setattr(module, "_in_turn", diverging)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn = sample(joint, chains=1, draws=101, warmup=60, progress=False)
+    messages = [str(w.message) for w in caught]
+    assert (
+        any(f"{drawn.divergences} of 101 draws" in m and "target_accept" in m for m in messages)
+        == warned
+    )

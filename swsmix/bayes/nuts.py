@@ -21,6 +21,7 @@ from swsmix.bayes.posterior import Posterior
 # A transition takes about this many leapfrog steps; the estimate of the time starts from it.
 _TYPICAL_STEPS = 128
 _LONG_SECONDS = 1800.0
+_FEW, _MANY = 10, 0.01  # divergences that go without a warning: so many, or a share
 Metric = Literal["diagonal", "dense"]
 
 
@@ -127,13 +128,22 @@ def sample(
         for name in ("accept", "steps", "diverged", "energy", "step_size")
     }
     z = torch.from_numpy(np.array([[s.z for s in chain] for chain in kept]))
-    return Posterior(
+    drawn = Posterior(
         z,
         joint.layout,
         stacked,
         {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
         | {k: v for k, v in options.items() if k != "total"},
     )
+    if drawn.divergences > max(_FEW, _MANY * drawn.num_draws):
+        warnings.warn(
+            f"{drawn.divergences:,} of {drawn.num_draws:,} draws are from trajectories that "
+            "diverged: parts of the posterior may be missing (Betancourt 2017). Warm up longer "
+            f"(warmup is {warmup}), raise target_accept (it is {target_accept:g}), or keep the "
+            "components from getting narrow, by std or std_count of the hyper-prior",
+            stacklevel=2,
+        )
+    return drawn
 
 
 def _is_interruption(error: BaseException | None) -> bool:
