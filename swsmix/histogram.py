@@ -24,7 +24,12 @@ _CHUNK = 1 << 18
 
 def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
     """The weights as finite vectors, views where they can be, or an error that says what to do."""
-    given = [weights] if isinstance(weights, Tensor) else list(weights)
+    given = [weights] if isinstance(weights, Tensor | np.ndarray) else list(weights)
+    if foreign := sorted({type(w).__name__ for w in given if not isinstance(w, Tensor)}):
+        raise TypeError(
+            f"{name}: wanted a tensor or several, got {', '.join(foreign)}: make a tensor of it by "
+            "torch.as_tensor()"
+        )
     flat = [w.detach().reshape(-1) for w in given if w.numel()]
     if not flat:
         shapes = [tuple(w.shape) for w in given]

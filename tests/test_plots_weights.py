@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -310,3 +312,37 @@ def test_before_after_margins_count_all_weights_and_dots_are_the_same_few_each_t
         assert counts.sum() == pytest.approx(100_000)
         middles = (data.edges[1:] + data.edges[:-1]) / 2
         assert counts @ middles / 1e5 == pytest.approx(w.mean().item() + shift, abs=1e-3)
+
+
+# --- what is no tensor ---
+
+
+ARRAYS = """
+import numpy as np, torch
+from swsmix import GaussianMixture, plots
+mixture = GaussianMixture([1.0], [0.0], [1.0])
+array = np.zeros((2, 2))
+for name, draw in {
+    "weights": lambda: plots.clusters(array, mixture),
+    "weights ": lambda: plots.clusters([torch.zeros(2), array], mixture),
+    "weights  ": lambda: plots.responsibilities(mixture, array),
+    "final": lambda: plots.before_after(torch.zeros(4), array, mixture),
+    "fc": lambda: plots.layers({"fc": array}, {"fc": mixture}),
+    "weight_matrix": lambda: plots.hinton(array),
+}.items():
+    try:
+        draw()
+    except TypeError as error:
+        assert str(error).startswith(f"{name.strip()}: wanted a tensor"), (name, error)
+        assert "got ndarray" in str(error) and "as_tensor" in str(error), (name, error)
+    else:
+        raise SystemExit(f"{name} was drawn")
+"""
+
+
+def test_an_array_is_refused_with_what_to_do_about_it():
+    """In a process of its own: here beartype would refuse it first, in words of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", ARRAYS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
