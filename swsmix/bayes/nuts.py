@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -21,7 +22,7 @@ from swsmix.bayes.posterior import Posterior
 # A transition takes about this many leapfrog steps; the estimate of the time starts from it.
 _TYPICAL_STEPS = 128
 _LONG_SECONDS = 1800.0
-_FEW, _MANY = 10, 0.01  # divergences that go without a warning: so many, or a share
+_FEW, _MANY = 10, 0.01  # no warning up to so many divergences, or this share of the draws
 Metric = Literal["diagonal", "dense"]
 
 
@@ -74,7 +75,8 @@ def sample(
         progress: show a progress bar.
 
     Returns:
-        The posterior.
+        The posterior. A warning is given if more than 10 draws, and more than 1 %, are from
+        trajectories that diverged; `Posterior.divergences` counts them all.
 
     Raises:
         ValueError: for settings out of range, a start of another length, or one without a density.
@@ -279,8 +281,11 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     numbered = list(enumerate(starts))
+    # A copy goes: tensors sent to a process move into shared memory, and the arrays that view
+    # them, ours and the user's, would be left with memory that is freed.
+    sent = copy.deepcopy(joint)
     workers = [
-        context.Process(target=_work, args=(queue, joint, part, seed, options), daemon=True)
+        context.Process(target=_work, args=(queue, sent, part, seed, options), daemon=True)
         for part in (numbered[n::processes] for n in range(processes))
         if part
     ]

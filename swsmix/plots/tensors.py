@@ -59,13 +59,18 @@ def hinton(
         The figure.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: if the tensor is no matrix, holds more than 65,536 weights, or `scale` is not
             positive.
 
     Example:
         >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
     """
-    flat = flat_weights(weight_matrix, "weight_matrix")
+    if not isinstance(weight_matrix, torch.Tensor):
+        raise TypeError(
+            f"weight_matrix: wanted a tensor, got {type(weight_matrix).__name__}: pass "
+            "torch.as_tensor(w)"
+        )
     shape = tuple(weight_matrix.shape)
     if len(shape) != 2 or weight_matrix.numel() > _MAX_SQUARES:
         raise ValueError(
@@ -74,7 +79,8 @@ def hinton(
         )
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: wanted a positive magnitude, got {scale}: leave it out")
-    value, (rows, columns) = flat[0].double().cpu().numpy(), shape
+    (w,) = flat = flat_weights(weight_matrix, "weight_matrix")
+    value, (rows, columns) = w.double().cpu().numpy(), shape
     full = scale or float(np.abs(value).max()) or 1.0
     half = 0.48 * np.sqrt(np.minimum(np.abs(value) / full, 1))
     y, x = np.divmod(np.arange(len(value)), columns)
