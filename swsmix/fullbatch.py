@@ -31,11 +31,14 @@ def minimize_(
         objective: a scalar that depends on the parameters; on the scale of nats summed over the
             cases, since scipy's stopping rules are absolute.
         parameters: those that move.
-        method: a key of `METHODS`.
+        method: `"l-bfgs"` or `"cg"`.
         iterations: how many at most.
 
     Returns:
         The objective at the end. If it is not finite, the parameters are where they started.
+
+    Raises:
+        ValueError: for another method.
 
     Example:
         >>> w = torch.tensor([3.0, -1.0], requires_grad=True)
@@ -44,6 +47,9 @@ def minimize_(
         tensor([1., 1.])
     """
     from scipy.optimize import minimize
+
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}; got {method!r}")
 
     def value_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         _assign_(parameters, flat)

@@ -6,7 +6,7 @@ neither join nor copy them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,14 @@ _CHUNK = 1 << 18
 
 def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
     """The weights as finite vectors, views where they can be, or an error that says what to do."""
-    given = [weights] if isinstance(weights, Tensor) else list(weights)
+    single = isinstance(weights, Tensor | Mapping | np.ndarray) or not isinstance(weights, Iterable)
+    given: list[Any] = [weights] if single else list(weights)
+    for w in given:
+        if not isinstance(w, Tensor):
+            raise TypeError(
+                f"{name}: wanted a tensor or a list of tensors, got {type(w).__name__}: "
+                + ("pass list(w.values())" if isinstance(w, Mapping) else "pass torch.as_tensor(w)")
+            )
     flat = [w.detach().reshape(-1) for w in given if w.numel()]
     if not flat:
         shapes = [tuple(w.shape) for w in given]

@@ -120,8 +120,8 @@ def fit(
         model, loss, data, optimizer, prior, schedule, update, num_data, batch_size, iterations
     )
     job.lr_scheduler, job.seed = lr_scheduler, seed
-    parts = {"network": model, "prior": prior, "loss": loss}
-    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    trained = {"network": model, "prior": prior, "loss": loss}
+    modules = {name: each for name, each in trained.items() if isinstance(each, nn.Module)}
     stopping = EarlyStopping(modules, patience)
     history, done = History(), 0
     began = time.monotonic()

@@ -37,6 +37,7 @@ def conjugate():
         20, generator=generator, dtype=FLOAT
     )
     net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten(0)).double()
+    nn.init.normal_(net[0].weight, std=0.5, generator=generator)
     gaussian = GaussianMixture(
         [1.0], [0.2], [0.5], pinned_mixing=[True], pinned_mean=[True], pinned_std=[True]
     )

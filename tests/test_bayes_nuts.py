@@ -151,21 +151,21 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch, raises):
     from swsmix.bayes import nuts as module
 
     *_, joint, _, _ = conjugate()
-    whole = sample(joint, chains=3, draws=40, warmup=30, seed=4, progress=False)
+    whole = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
     plain = module._in_turn
 
     def broken(*args):
         for number, step in enumerate(plain(*args)):
-            if number == 3 * 30 + 3 * 17 + 1:  # two chains have 17 draws, one 18
+            if number == 3 * 60 + 3 * 17 + 1:  # two chains have 17 draws, one 18
                 raises()
             yield step
 
     monkeypatch.setattr(module, "_in_turn", broken)
     with pytest.warns(UserWarning, match="interrupted: 3 of 3 chains with 17 of 40 draws"):
-        kept = sample(joint, chains=3, draws=40, warmup=30, seed=4, progress=False)
+        kept = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
     assert torch.equal(kept.z, whole.z[:, :17])
     with pytest.raises(KeyboardInterrupt):
-        sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
+        sample(joint, chains=3, draws=40, warmup=90, seed=4, progress=False)
 
 
 def test_another_error_of_compiled_code_is_no_interruption(monkeypatch):
@@ -196,11 +196,34 @@ def test_a_trajectory_that_overflows_has_diverged_and_stays_where_it_was():
 def test_chains_are_functions_of_the_seed_alone_in_one_process_or_two():
     *_, joint, _, _ = conjugate()
     state = torch.random.get_rng_state()
+    before, at = joint.log_joint(joint.start())[0], joint.start()
     runs = [
-        sample(joint, chains=2, draws=10, warmup=20, seed=s, processes=p, progress=False).z
+        sample(joint, chains=2, draws=10, warmup=60, seed=s, processes=p, progress=False).z
         for s, p in ((1, 1), (1, 2), (2, 1))
     ]
+    assert joint.log_joint(at)[0] == pytest.approx(before)  # what went to the processes was a copy
     assert torch.allclose(runs[0], runs[1], rtol=0.0, atol=1e-6)
     assert not torch.allclose(runs[0], runs[2], rtol=0.0, atol=1e-2)
     assert not torch.equal(runs[0][0], runs[0][1])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("diverged", "draws"), [(10, 50), (15, 1500)])
+def test_more_than_ten_divergences_and_one_in_a_hundred_are_warned_about(
+    monkeypatch, diverged, draws
+):
+    from swsmix.bayes import nuts as module
+
+    *_, joint, _, _ = conjugate()
+    plain = module._in_turn
+
+    def diverging(*args):
+        for chain, iteration, step in plain(*args):
+            yield chain, iteration, step._replace(diverged=60 <= iteration < 60 + diverged)
+
+    monkeypatch.setattr(module, "_in_turn", diverging)
+    options = {"chains": 1, "draws": draws, "warmup": 60, "max_depth": 3, "progress": False}
+    assert sample(joint, **options).divergences == diverged  # and no warning, which is an error
+    diverged += 1
+    with pytest.warns(UserWarning, match=f"{diverged} of {draws:,} draws.*target_accept"):
+        sample(joint, **options)

@@ -73,7 +73,7 @@ def test_labels_and_cases_that_do_not_fit_are_refused():
 
 def test_a_posterior_survives_its_file_and_damage_is_an_error(tmp_path):
     net, x, _, joint, *_ = conjugate()
-    drawn = sample(joint, chains=2, draws=20, warmup=20, progress=False)
+    drawn = sample(joint, chains=2, draws=20, warmup=60, progress=False)
     path = tmp_path / "posterior.safetensors"
     drawn.save(path)
     back = Posterior.load(path)

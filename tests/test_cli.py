@@ -240,7 +240,18 @@ def test_live_and_tensorboard_watch_a_run(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_posterior_is_written_and_inspected(tmp_path):
+def test_a_warning_is_one_line_without_its_source():
+    code = """
+import sys, warnings, swsmix.cli
+module = sys.modules["swsmix.cli.app"]
+module.app = lambda: warnings.warn("take care", stacklevel=2)
+module.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "swsmix: take care\n"
+
+
+def test_a_posterior_is_written_and_inspected(tmp_path, monkeypatch):
     out = tmp_path / "run"
     sampled = ("--posterior", "nuts", "--chains", 1, "--draws", 50)
     printed = run(*QUICK, "--out", out, *sampled, "--quiet")
@@ -256,6 +267,7 @@ def test_a_posterior_is_written_and_inspected(tmp_path):
         assert words in printed
     assert (tmp_path / "look" / "posterior-mixture.png").is_file()
     other = ("train", "--out", tmp_path / "other", *sampled)
+    monkeypatch.setenv("SWSMIX_DATA", str(tmp_path / "none"))  # refused before data are wanted
     run(*other, "--data", "mnist", fails="--posterior is for the small problems")
     run(*other, "--tau", 0, fails="--tau above 0")
     (out / "posterior.safetensors").write_bytes(b"damaged")

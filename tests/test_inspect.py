@@ -180,9 +180,10 @@ def test_25_million_weights_take_at_most_twice_their_size(tmp_path, network):
     A first process inspects a tiny file and says which modules that took; a second one imports
     them, reads its resident memory, inspects the large file, and reads the highest it had. The
     libraries' code is read from disk page by page, as it is first run; how much at a time is up to
-    the kernel, so all of it belongs to the base. The large file is mapped: its pages count. So do
-    the figures: about 50 MB for the ResNet-50's 161 tensors, however few their weights are; the
-    12 largest have a panel each.
+    the kernel, so all of it belongs to the base (a tenth of a megabyte too much: the peak is at the
+    last figure but one). The large file is mapped: its pages count. So do the figures: about 50 MB
+    for the ResNet-50's 161 tensors, however few their weights are; the 12 largest have a panel
+    each.
     """
     torch.save(network(scale=1), tmp_path / "big.pt")
     torch.save(network(scale=8), tmp_path / "tiny.pt")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -310,3 +312,40 @@ def test_before_after_margins_count_all_weights_and_dots_are_the_same_few_each_t
         assert counts.sum() == pytest.approx(100_000)
         middles = (data.edges[1:] + data.edges[:-1]) / 2
         assert counts @ middles / 1e5 == pytest.approx(w.mean().item() + shift, abs=1e-3)
+
+
+# --- what is no tensor ---
+
+
+FOREIGN = """
+import numpy as np, torch
+from swsmix import GaussianMixture, plots
+mixture, array = GaussianMixture([1.0], [0.0], [1.0]), np.zeros((2, 2))
+mend = "ndarray: pass torch.as_tensor(w)"
+for draw, argument, end in (
+    (lambda: plots.clusters(array, mixture), "weights", mend),
+    (lambda: plots.clusters([torch.zeros(2), array], mixture), "weights", mend),
+    (lambda: plots.responsibilities(mixture, array), "weights", mend),
+    (lambda: plots.before_after(torch.zeros(4), array, mixture), "final", mend),
+    (lambda: plots.layers({"fc": array}, {"fc": mixture}), "fc", mend),
+    (lambda: plots.hinton(array), "weight_matrix", mend),
+    (lambda: plots.clusters({"fc": torch.zeros(2)}, mixture), "weights",
+     "dict: pass list(w.values())"),
+    (lambda: plots.clusters(3.0, mixture), "weights", "float: pass torch.as_tensor(w)"),
+):
+    try:
+        draw()
+    except TypeError as error:
+        assert str(error).startswith(f"{argument}: wanted a tensor"), error
+        assert str(error).endswith(end), error
+    else:
+        raise SystemExit(f"{argument} was drawn")
+"""
+
+
+def test_what_is_no_tensor_is_refused_with_what_to_do_about_it():
+    """In a process of its own: here beartype would refuse it first, in words of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

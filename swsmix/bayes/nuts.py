@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -21,6 +22,7 @@ from swsmix.bayes.posterior import Posterior
 # A transition takes about this many leapfrog steps; the estimate of the time starts from it.
 _TYPICAL_STEPS = 128
 _LONG_SECONDS = 1800.0
+_FEW, _MANY = 10, 0.01  # no warning up to so many divergences, or this share of the draws
 Metric = Literal["diagonal", "dense"]
 
 
@@ -73,7 +75,8 @@ def sample(
         progress: show a progress bar.
 
     Returns:
-        The posterior.
+        The posterior. A warning is given if more than 10 draws, and more than 1 %, are from
+        trajectories that diverged; `Posterior.divergences` counts them all.
 
     Raises:
         ValueError: for settings out of range, a start of another length, or one without a density.
@@ -127,13 +130,22 @@ def sample(
         for name in ("accept", "steps", "diverged", "energy", "step_size")
     }
     z = torch.from_numpy(np.array([[s.z for s in chain] for chain in kept]))
-    return Posterior(
+    drawn = Posterior(
         z,
         joint.layout,
         stacked,
         {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
         | {k: v for k, v in options.items() if k != "total"},
     )
+    if drawn.divergences > max(_FEW, _MANY * drawn.num_draws):
+        warnings.warn(
+            f"{drawn.divergences:,} of {drawn.num_draws:,} draws are from trajectories that "
+            "diverged: parts of the posterior may be missing (Betancourt 2017). Warm up longer "
+            f"(warmup is {warmup}), raise target_accept (it is {target_accept:g}), or keep the "
+            "components from getting narrow, by std or std_count of the hyper-prior",
+            stacklevel=2,
+        )
+    return drawn
 
 
 def _is_interruption(error: BaseException | None) -> bool:
@@ -269,8 +281,11 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     numbered = list(enumerate(starts))
+    # A copy goes: tensors sent to a process move into shared memory, and the arrays that view
+    # them, ours and the user's, would be left with memory that is freed.
+    sent = copy.deepcopy(joint)
     workers = [
-        context.Process(target=_work, args=(queue, joint, part, seed, options), daemon=True)
+        context.Process(target=_work, args=(queue, sent, part, seed, options), daemon=True)
         for part in (numbered[n::processes] for n in range(processes))
         if part
     ]

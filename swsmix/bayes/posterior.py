@@ -86,7 +86,7 @@ class Posterior:
 
     @property
     def divergences(self) -> int:
-        """The number of draws whose trajectory diverged: any are a warning (Betancourt 2017)."""
+        """The number of draws whose trajectory diverged; any are a bad sign (Betancourt 2017)."""
         return int(self.steps["diverged"].sum()) if "diverged" in self.steps else 0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -34,8 +35,19 @@ def _main(
     pass
 
 
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    return f"swsmix: {message}\n"
+
+
 def main() -> None:
-    """The console script: errors are one clear line."""
+    """The console script: errors and warnings are one clear line."""
+    warnings.formatwarning = _one_line
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:

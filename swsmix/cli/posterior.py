@@ -25,8 +25,8 @@ class Method(StrEnum):
     svi = "svi"
 
 
-def check(method: Method | None, data: str, tau: float) -> None:
-    """Refuse what has no posterior before anything is trained.
+def check(method: Method | None, data: str, tau: float | None) -> None:
+    """Refuse what has no posterior before anything is loaded or trained; tau None is the default.
 
     Raises:
         ValueError: for a large problem, or a strength of 0.
@@ -38,7 +38,7 @@ def check(method: Method | None, data: str, tau: float) -> None:
             f"--posterior is for the small problems, {' and '.join(_SMALL)}; for {data} use "
             "swsmix.bayes.fit_guide in Python"
         )
-    if not tau > 0.0:
+    if tau is not None and not tau > 0.0:
         raise ValueError("--posterior wants a prior: --tau above 0")
 
 

@@ -177,6 +177,7 @@ def _run(
 
     if live and quiet:
         raise ValueError("--live shows the training and --quiet nothing: give one of them")
+    posteriors.check(sampling["method"], settings["data"], settings["tau"])
     try:
         torch.empty(0, device=settings["device"])
     except (RuntimeError, AssertionError) as error:
@@ -200,7 +201,6 @@ def _run(
         "tau": schedule.tau,
         "em_every": schedule.em_every,
     }
-    posteriors.check(sampling["method"], settings["data"], schedule.tau)
     if not resume:
         runs.save_config(out, settings)
 

@@ -59,12 +59,18 @@ def hinton(
         The figure.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: if the tensor is no matrix, holds more than 65,536 weights, or `scale` is not
             positive.
 
     Example:
         >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
     """
+    if not isinstance(weight_matrix, torch.Tensor):
+        raise TypeError(
+            f"weight_matrix: wanted a tensor, got {type(weight_matrix).__name__}: pass "
+            "torch.as_tensor(w)"
+        )
     shape = tuple(weight_matrix.shape)
     if len(shape) != 2 or weight_matrix.numel() > _MAX_SQUARES:
         raise ValueError(
