@@ -83,7 +83,7 @@ def test_the_score_reads_no_year_after_1920(monkeypatch):
     found = bayes.score("one Gaussian, full Bayes", bayes.Length(1, 4, 20, 2))
     assert found["cases"] == [35, 35, 35]
     with pytest.raises(AssertionError):  # the watch works
-        bayes.final("one Gaussian, full Bayes", bayes.Length(1, 60, 20, 1))
+        bayes.final("one Gaussian, full Bayes", bayes.Length(1, 4, 20, 1))
 
 
 def test_figures_and_table_are_made_from_the_lines_alone(lines, tmp_path):

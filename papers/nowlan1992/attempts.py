@@ -102,12 +102,14 @@ SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
 """Draws from the posterior, averaged: one component is a Gaussian prior of unknown std."""
 
 
-# name -> what differs from the first row of `bayes.SETTINGS` with 8 components, target acceptance.
-POSTERIOR: dict[str, tuple[dict[str, Any], float]] = {
-    "nu = 2": ({}, 0.8),
-    "nu = 2, target acceptance .95": ({}, 0.95),
-    "nu = 10": ({"std_count": 10.0}, 0.8),
-    "nu = 30": ({"std_count": 30.0}, 0.8),
+# name -> nu of 8 components, target acceptance, draws a chain.
+POSTERIOR = {
+    "nu = 2, target acceptance .95, 4000 draws": (2.0, 0.95, 4000),
+    "nu = 10, target acceptance .95, 4000 draws": (10.0, 0.95, 4000),
+    "nu = 2": (2.0, 0.8, 1000),
+    "nu = 2, target acceptance .95": (2.0, 0.95, 1000),
+    "nu = 10": (10.0, 0.8, 1000),
+    "nu = 30": (30.0, 0.8, 1000),
 }
 
 EVIDENCE = {

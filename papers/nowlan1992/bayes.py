@@ -40,6 +40,7 @@ class Setting:
         other_std: of the biases' normal prior.
         tau: 1 is Bayes.
         fixed: empirical Bayes: hold the mixture at the EM fit of one net (`sunspots.SHARING`).
+        target_accept: of the sampler's steps.
     """
 
     components: int = 8
@@ -51,6 +52,7 @@ class Setting:
     other_std: float = 3.0
     tau: float = 1.0
     fixed: bool = False
+    target_accept: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,6 @@ def posterior(
     length: Length,
     *,
     seed: int = 0,
-    target_accept: float = 0.8,
 ) -> tuple[Posterior, nn.Module]:
     """Sample the posterior given cases in sunspot numbers.
 
@@ -142,7 +143,7 @@ def posterior(
     joint, starts = joints(setting, x, y, length.chains)
     drawn = sample(
         joint, chains=length.chains, draws=length.draws, warmup=length.warmup,
-        start=starts.numpy(), jitter=0.01, seed=seed, target_accept=target_accept,
+        start=starts.numpy(), jitter=0.01, seed=seed, target_accept=setting.target_accept,
         max_depth=length.max_depth, progress=False,
     )  # fmt: skip
     return drawn, joint.net
@@ -150,7 +151,7 @@ def posterior(
 
 SETTINGS = {
     "8 components, full Bayes": Setting(components=8),
-    "8 components, nu = 10": Setting(components=8, std_count=10.0),
+    "8 components, nu = 10": Setting(components=8, std_count=10.0, target_accept=0.95),
     "8 components, empirical Bayes": Setting(components=8, fixed=True),
     "one Gaussian, full Bayes": Setting(components=1),
     "3 components, full Bayes": Setting(components=3),

@@ -147,21 +147,22 @@ def evidence(setting: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]
     }
 
 
-def mixing(options: Mapping[str, Any], target_accept: float) -> dict[str, Any]:
+def mixing(std_count: float, target_accept: float, draws: int) -> dict[str, Any]:
     """Do four chains of the posterior of 8 components, given all training years, agree?
 
     Returns:
-        The diagnostics of `Posterior.summary`, PSIS-LOO in nats, and the posterior median of the
-        narrowest component's std.
+        The diagnostics of `Posterior.summary`, divergences by chain, PSIS-LOO in nats, and the
+        posterior median of the narrowest component's std.
     """
-    setting = bayes.Setting(**options)
+    setting = bayes.Setting(std_count=std_count, target_accept=target_accept)
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
-    drawn, net = bayes.posterior(setting, x, y, bayes.Length(), seed=1, target_accept=target_accept)
+    drawn, net = bayes.posterior(setting, x, y, bayes.Length(draws=draws), seed=1)
     scale = Scale(divisor=setting.divisor)
     x, y = scale.there(x), scale.there(y)
     found = drawn.summary(("predictions", drawn.outputs(net, x)))
     density = loo(bayes.in_numbers(drawn.log_likelihood(net, x, y), setting))
     return {name: float(f"{value:.4g}") for name, value in found.items()} | {
+        "by chain": drawn.steps["diverged"].sum(1).tolist(),
         "PSIS-LOO": round(density.elpd, 1),
         "narrowest std": digits(drawn.mixture().std.amin(-1).median()),
     }
@@ -224,7 +225,7 @@ def units(what: str) -> list[Unit]:
         ]
     if what == "posterior":
         return [
-            Unit("posterior", key, mixing, tried, {}, {"setting": tried[0], "accept": tried[1]})
+            Unit("posterior", key, mixing, tried, {}, {"tried": [*tried]})
             for key, tried in attempts.POSTERIOR.items()
         ]
     return [
