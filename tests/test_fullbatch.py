@@ -33,6 +33,11 @@ def test_a_quadratic_ends_where_its_linear_system_says(method, n, seed):
     assert end == pytest.approx(objective().item())
 
 
+def test_another_method_is_refused_and_the_message_lists_those_there_are():
+    with pytest.raises(ValueError, match="'l-bfgs', 'cg'; got 'newton'"):
+        minimize_(lambda: torch.zeros(()), [torch.zeros(1)], method="newton", iterations=1)
+
+
 @METHOD
 def test_types_shapes_and_parameters_that_do_not_matter_are_kept(method):
     w = torch.full((2, 3), 4.0, requires_grad=True)

@@ -56,7 +56,7 @@ def loo(log_likelihood: Float[Tensor, "chains draws n"]) -> Predictive:
     Reference:
         Vehtari, Gelman & Gabry 2017; computed by ArviZ.
     """
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+    from arviz_stats.base.array import array_stats
 
     draws = _checked(log_likelihood)
     if draws.shape[0] * draws.shape[1] < 50:

@@ -385,7 +385,7 @@ def diagnose(values: Tensor | Array) -> tuple[Array, Array]:
     Returns:
         Two arrays of the remaining shape; nan where nothing varies.
     """
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+    from arviz_stats.base.array import array_stats
 
     draws = np.asarray(values, dtype=np.float64)
     if draws.shape[1] < 4:
