@@ -324,6 +324,7 @@ mixture, array = GaussianMixture([1.0], [0.0], [1.0]), np.zeros((2, 2))
 mend = "ndarray: pass torch.as_tensor(w)"
 for draw, argument, end in (
     (lambda: plots.clusters(array, mixture), "weights", mend),
+    (lambda: plots.clusters(array[0], mixture), "weights", mend),
     (lambda: plots.clusters([torch.zeros(2), array], mixture), "weights", mend),
     (lambda: plots.responsibilities(mixture, array), "weights", mend),
     (lambda: plots.before_after(torch.zeros(4), array, mixture), "final", mend),
