@@ -5,41 +5,28 @@ Two ways to let the prior move the weights, at strength t = tau / num_data:
 `"gradient"` adds t dR/dw to each gradient before the optimiser's step, exactly as if the penalty
 had been added to the loss.
 
-`"proximal"` lets the optimiser step on the data loss alone and then makes the closed-form step on
-the EM majoriser of R, which is quadratic in w:
-
-    a_i = sum_j gamma_ij / sigma_j^2,   b_i = sum_j gamma_ij mu_j / sigma_j^2,
-    w_i <- (w_i + eta_i t b_i) / (1 + eta_i t a_i)
-
-with gamma taken at the weights before the optimiser's step, and eta_i the optimiser's own
-effective step for that weight. It is stable for every sigma and every step size, and it has the
-fixed points of the explicit gradient: w* = (w* - eta g + eta t b) / (1 + eta t a) says that
-g + t (a w* - b) = 0. (AdamW's decay, itself a step outside the gradient, shifts the two a little
-differently.) A tensor that got no gradient from the loss is not moved.
+`"proximal"` lets the optimiser step on the data loss alone and then makes the proximal step of
+`swsmix.proximal`, stable for every sigma. A tensor that got no gradient from the loss is not moved.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
-from swsmix import weights
+from swsmix import _shards, proximal
 from swsmix.schedule import Schedule
-from swsmix.tables import Adaptive
+from swsmix.selection import resolve
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
 Update = Literal["gradient", "proximal"]
-# Optimisers whose effective step is known. They also make no use of the loss that a closure
-# returns, so that its value need not be computed.
-_KNOWN = (SGD, Adam, AdamW)
 
 
 class Attachment:
@@ -88,7 +75,7 @@ class Attachment:
             raise ValueError(f"num_data must be positive; got {num_data}")
         if update is None:
             known = prior.mode == "em" and all(
-                isinstance(_unwrapped(o), _KNOWN) for o in optimizers
+                isinstance(_unwrapped(o), proximal.KNOWN) for o in optimizers
             )
             update = "proximal" if known else "gradient"
         if update not in ("gradient", "proximal"):
@@ -126,7 +113,7 @@ class Attachment:
                 "the other attachment first (fit makes one of its own)"
             )
         held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
-        wanted = weights.resolve(self.prior._model[0], self.prior.selection.names)
+        wanted = resolve(self.prior._model[0], self.prior.selection.names)
         missing = [name for name, p in wanted.items() if id(p) not in held]
         if missing:
             raise ValueError(
@@ -147,7 +134,7 @@ class Attachment:
             if self.prior.mode == "gradient":
                 raise ValueError("the proximal step wants mode='em'; use update='gradient'")
             for optimizer in self._optimizers:
-                if not isinstance(optimizer, _KNOWN):
+                if not isinstance(optimizer, proximal.KNOWN):
                     raise ValueError(
                         "the proximal step wants SGD, Adam or AdamW, whose "
                         f"effective step is known; got {type(optimizer).__name__}: use "
@@ -189,7 +176,7 @@ class Attachment:
         if self.update == "proximal":
             # gamma belongs to the weights before the step; only then is the fixed point exact.
             for name, p, _ in self._held(optimizer):
-                w, kept = weights.local(p).detach(), self._kept.get(name)
+                w, kept = _shards.local(p).detach(), self._kept.get(name)
                 if kept is None or _make(kept) != _make(w):
                     kept = self._kept[name] = torch.empty_like(w)
                 self._before[name] = kept.copy_(w)
@@ -203,8 +190,8 @@ class Attachment:
             # A closure zeroes the gradients, hence after it; and each time.
             loss = closure()
             self._add_gradient(optimizer, strength)
-            if loss is None or isinstance(optimizer, _KNOWN):
-                return loss
+            if loss is None or isinstance(optimizer, proximal.KNOWN):
+                return loss  # these make no use of the value
             with torch.no_grad():
                 return loss + strength * self.prior.penalty().to(loss)
 
@@ -217,7 +204,8 @@ class Attachment:
             self._before.clear()
             return
         if self._before:
-            self._proximal_step(optimizer, self.schedule.tau_at(self.tick) / self.num_data)
+            strength = self.schedule.tau_at(self.tick) / self.num_data
+            proximal.step_(self.prior, optimizer, self._held(optimizer), self._before, strength)
             self._before.clear()
         self._waiting.discard(id(optimizer))
         if self._waiting:
@@ -275,31 +263,6 @@ class Attachment:
                 gradient = strength * self._joint[id(p)]
                 p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
-    @torch.no_grad()
-    def _proximal_step(self, optimizer: Optimizer, strength: float) -> None:
-        settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
-        for name, p, group in self._held(optimizer):
-            if p.grad is None:
-                continue  # the optimiser has not moved it, and has no step for it
-            w, before = weights.local(p), self._before[name]
-            step = _effective_step(optimizer.state[p], settings[id(p)], optimizer)
-            if w.numel() >= weights.SMALL:
-                scale = strength * self.prior.tau[group]
-                self.prior.tables_of(group).proximal_(w, before, step, scale)
-                continue
-            second, *rates = step if isinstance(step, Adaptive) else (w, step)
-            entry = weights.flat_view(w), weights.flat_view(before), weights.flat_view(second)
-            together.setdefault((group, *rates), []).append(entry)
-        for (group, *rates), small in together.items():  # in one call: a fixed cost is what counts
-            targets, befores, seconds = zip(*small, strict=True)
-            flat = torch.cat(targets)
-            step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
-            scale = strength * self.prior.tau[group]
-            self.prior.tables_of(group).proximal_(flat, torch.cat(befores), step, scale)
-            for w, moved in zip(targets, flat.split([len(w) for w in targets]), strict=True):
-                w.copy_(moved)
-
 
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
@@ -343,17 +306,3 @@ def _skipped(optimizer: Optimizer) -> bool:
     # A fused optimiser runs its hooks even for the steps that a gradient scaler skips.
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf)
-
-
-def _effective_step(
-    state: dict[str, Any], settings: dict[str, Any], optimizer: Optimizer
-) -> float | Adaptive:
-    """eta: how far the optimiser moves a weight for a constant unit gradient."""
-    lr = float(settings["lr"])
-    if isinstance(optimizer, SGD):
-        momentum, dampening = settings["momentum"], settings["dampening"]
-        return float(lr * (1.0 - dampening) / (1.0 - momentum)) if momentum else lr
-    second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
-    # lr / (sqrt(v / correction) + eps)
-    root = math.sqrt(1.0 - settings["betas"][1] ** float(state["step"]))
-    return Adaptive(weights.local(second), lr * root, settings["eps"] * root)

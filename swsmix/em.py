@@ -1,4 +1,4 @@
-"""EM for the mixture: moments, the E step that takes them, the M step that uses them up.
+"""EM for the mixture: the E step sums up the weights (`Moments`), the M step fits the mixture.
 
 One EM step is `m_step_(mixture, e_step(mixture, w), hyper)`.
 
@@ -10,11 +10,12 @@ mode, so that EM and gradient descent have the same stationary points.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from swsmix import tables
 from swsmix.mixture import GaussianMixture
@@ -322,3 +323,55 @@ def fit_mixture_(
         if moved.abs().max() <= tolerance:
             return step
     return max_steps
+
+
+_MOMENTS = ("centre", "count", "first", "second")
+
+
+class EMState(nn.Module):
+    """What EM keeps from step to step: a mixture, its hyper-prior and its running moments.
+
+    Args:
+        mixture: its components.
+        hyper: the hyper-prior of its M step.
+    """
+
+    def __init__(self, mixture: GaussianMixture, hyper: HyperPrior) -> None:
+        super().__init__()
+        self.mixture = mixture
+        for name, value in hyper.expanded(mixture).items():
+            self.register_buffer(f"hyper_{name}", value.clone())
+        for name in _MOMENTS:
+            empty = torch.full_like(self.hyper_std, torch.nan)
+            self.register_buffer(f"running_{name}", empty)
+
+    hyper_std: Tensor
+    running_count: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMState:
+        # Statistics follow the mixture to its device, but stay in float64.
+        own = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in own.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(self.mixture.mean.device)
+        return self
+
+    @property
+    def hyper(self) -> HyperPrior:
+        """The hyper-prior."""
+        prefix = "hyper_"
+        values = {n[len(prefix) :]: b for n, b in self.named_buffers() if n.startswith(prefix)}
+        return HyperPrior(**values)
+
+    @property
+    def running(self) -> Moments | None:
+        """The running moments; None before the first EM step."""
+        if self.running_count.isnan().any():
+            return None
+        return Moments(*(getattr(self, f"running_{name}").clone() for name in _MOMENTS))
+
+    def keep_(self, moments: Moments) -> None:
+        """Make these the running moments."""
+        for name in _MOMENTS:
+            getattr(self, f"running_{name}").copy_(getattr(moments, name))

@@ -12,19 +12,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Initialisation = Literal["spread", "quantiles", "kmeans"]
+from swsmix.start import Initialisation, components_for
+
 Vector = Real[Tensor, " k"] | Sequence[float]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-# k-means and quantiles see at most this many weights: more do not move the start.
-_MAX_INIT_WEIGHTS = 200_000
 
 
 class GaussianMixture(nn.Module):
@@ -230,20 +228,14 @@ class GaussianMixture(nn.Module):
             tensor([-1.,  0.,  1.])
         """
         w = w.detach().reshape(-1)
-        _check_initialisation(w, num_components, method, zero, zero_mixing)
+        mixing, mean, std = components_for(
+            w, num_components, method=method, zero=zero, zero_mixing=zero_mixing, seed=seed
+        )
         dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-        sample = _subsample(w, seed).double().cpu()
-        mixing, mean, std = _place(sample, num_components - zero, method, seed)
-        if zero:
-            share = 1.0 / num_components if zero_mixing is None else zero_mixing
-            narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
-            mixing = torch.cat([torch.tensor([share]).double(), (1.0 - share) * mixing])
-            mean = torch.cat([torch.zeros(1).double(), mean])
-            std = torch.cat([narrow.reshape(1), std])
         first = torch.zeros(num_components, dtype=torch.bool)
         first[0] = zero
         return cls(
-            (mixing / mixing.sum() if zero_mixing is None else mixing).to(w.device, dtype),
+            mixing.to(w.device, dtype),
             mean.to(w.device, dtype),
             std.to(w.device, dtype),
             pinned_mean=first,
@@ -333,65 +325,3 @@ class _Softmax(_Pinned):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value.clamp_min(torch.finfo(value.dtype).tiny).log()
-
-
-def _check_initialisation(
-    w: Tensor, num_components: int, method: str, zero: bool, zero_mixing: float | None
-) -> None:
-    if not torch.isfinite(w).all():
-        bad = int((~torch.isfinite(w)).sum())
-        raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1; got {num_components}")
-    if num_components > len(w):
-        raise ValueError(
-            f"a mixture of {num_components} components wants at least as many weights; got "
-            f"{len(w)}: use fewer components"
-        )
-    if method not in ("spread", "quantiles", "kmeans"):
-        raise ValueError(f"method must be 'spread', 'quantiles' or 'kmeans'; got {method!r}")
-    if zero_mixing is not None and not (zero and 0.0 < zero_mixing < 1.0 and num_components > 1):
-        raise ValueError(
-            "zero_mixing fixes the mixing proportion of the zero component: it wants zero=True, "
-            f"num_components >= 2 and a value between 0 and 1; got zero={zero}, "
-            f"num_components={num_components}, zero_mixing={zero_mixing}"
-        )
-
-
-def _subsample(w: Tensor, seed: int) -> Tensor:
-    if len(w) <= _MAX_INIT_WEIGHTS:
-        return w
-    chosen = torch.randint(
-        len(w), (_MAX_INIT_WEIGHTS,), generator=torch.Generator().manual_seed(seed)
-    )
-    # The extremes belong to it, so that "spread" covers the whole range.
-    ends = torch.stack([w.argmin(), w.argmax()])
-    return w[torch.cat([chosen.to(w.device), ends])]
-
-
-def _place(w: Tensor, k: int, method: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mixing, mean and std of k components on the weights w (n,), float64 on the CPU."""
-    scale = w.std(correction=0).item() or max(w.abs().max().item(), 1.0) * 1e-2
-    if k == 0:
-        return w.new_zeros(0), w.new_zeros(0), w.new_zeros(0)
-    if method == "spread" or k == 1:
-        low, high = w.min().item(), w.max().item()
-        mean = torch.linspace(low, high, k).to(w) if k > 1 else w.mean().reshape(1)
-        spacing = (high - low) / (k - 1) if k > 1 else 0.0
-        return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
-    if method == "quantiles" or len(w.unique()) <= k:  # k-means++ wants k distinct values
-        rank = torch.arange(len(w)) * k // len(w)
-        share = torch.empty_like(rank)
-        share[w.argsort(stable=True)] = rank
-    else:
-        from scipy.cluster.vq import kmeans2
-
-        _, labels = kmeans2(w.numpy()[:, None], k, minit="++", rng=seed, missing="raise")
-        share = torch.from_numpy(labels).long()
-    size = torch.bincount(share, minlength=k).double()
-    mean = torch.zeros(k).to(w).index_add_(0, share, w) / size.clamp_min(1.0)
-    second = torch.zeros(k).to(w).index_add_(0, share, (w - mean[share]).square())
-    std = (second / size.clamp_min(1.0)).sqrt().clamp_min(scale * 1e-2 / k)
-    mixing = size.clamp_min(1e-3) / size.clamp_min(1e-3).sum()
-    order = mean.argsort()
-    return mixing[order], mean[order], std[order]

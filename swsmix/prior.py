@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swsmix import tables, weights
-from swsmix.em import HyperPrior, Moments, e_step, log_hyper_prior, m_step_
-from swsmix.member import Member
-from swsmix.mixture import GaussianMixture, Initialisation
+from swsmix import _shards, tables
+from swsmix.attach import Attachment, Update
+from swsmix.em import EMState, HyperPrior, Moments, e_step, log_hyper_prior, m_step_
+from swsmix.mixture import GaussianMixture
 from swsmix.schedule import Schedule
+from swsmix.selection import Groups, Patterns, resolve, select
+from swsmix.start import Initialisation
 from swsmix.tables import Tables
-
-if TYPE_CHECKING:
-    from swsmix.attach import Attachment, Update
 
 Mode = Literal["em", "gradient"]
 T = TypeVar("T")
@@ -74,9 +73,9 @@ class MixturePrior(nn.Module):
         model: nn.Module,
         num_components: int | Mapping[str, int] = 16,
         *,
-        groups: weights.Groups = "global",
-        include: weights.Patterns | None = None,
-        exclude: weights.Patterns = (),
+        groups: Groups = "global",
+        include: Patterns | None = None,
+        exclude: Patterns = (),
         tau: float | Mapping[str, float] = 1.0,
         mode: Mode = "em",
         zero: bool = False,
@@ -92,7 +91,7 @@ class MixturePrior(nn.Module):
         self.mode = mode
         # The tables of each mixture, with the tensors and versions they were built from.
         self._tables: dict[str, tuple[list[tuple[Tensor, int]], Tables]] = {}
-        self.selection = weights.select(model, include=include, exclude=exclude, groups=groups)
+        self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
         self.tau = {group: _of(tau, group, "tau") for group in self.selection.groups}
         for group, value in self.tau.items():
@@ -123,7 +122,7 @@ class MixturePrior(nn.Module):
                 chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
             if mode == "gradient":
                 mixture.trainable_()
-            self.groups[_key(group)] = Member(mixture, chosen)
+            self.groups[_key(group)] = EMState(mixture, chosen)
 
     def _check_sizes(self, num_components: int | Mapping[str, int]) -> None:
         wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
@@ -144,17 +143,17 @@ class MixturePrior(nn.Module):
     @property
     def mixtures(self) -> dict[str, GaussianMixture]:
         """The mixtures by group."""
-        return {group: self._member(group).mixture for group in self.selection.groups}
+        return {group: self._state(group).mixture for group in self.selection.groups}
 
     @property
     def hyper_priors(self) -> dict[str, HyperPrior]:
         """The hyper-priors by group."""
-        return {group: self._member(group).hyper for group in self.selection.groups}
+        return {group: self._state(group).hyper for group in self.selection.groups}
 
-    def _member(self, group: str) -> Member:
-        member = self.groups[_key(group)]
-        assert isinstance(member, Member)
-        return member
+    def _state(self, group: str) -> EMState:
+        state = self.groups[_key(group)]
+        assert isinstance(state, EMState)
+        return state
 
     def parameters_of(self, group: str) -> dict[str, nn.Parameter]:
         """The network's parameters under the mixture of a group, by name.
@@ -162,7 +161,7 @@ class MixturePrior(nn.Module):
         Returns:
             name -> parameter, looked up afresh.
         """
-        return weights.resolve(self._model[0], self.selection.groups[group])
+        return resolve(self._model[0], self.selection.groups[group])
 
     def flat_weights(self, group: str) -> Float[Tensor, " n"]:
         """A copy of the weights of a group as one vector, in the order of the names.
@@ -171,7 +170,7 @@ class MixturePrior(nn.Module):
             The weights (n,).
         """
         params = self.parameters_of(group).values()
-        return torch.cat([weights.whole(p.detach()).reshape(-1) for p in params])
+        return torch.cat([_shards.whole(p.detach()).reshape(-1) for p in params])
 
     # -- the penalty --------------------------------------------------------------------------
 
@@ -203,23 +202,23 @@ class MixturePrior(nn.Module):
         return total
 
     def _nll(self, group: str) -> Tensor:
-        m = self._member(group).mixture
+        m = self._state(group).mixture
         total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
         for shards, parts in self._pieces(group):
             # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
             pi, mu, sigma = (
-                weights.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)
+                _shards.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)
             )
             table = self.tables_of(group) if self.mode == "em" else None
             here = torch.stack([tables.neg_log_prior(w, pi, mu, sigma, table) for w in parts]).sum()
             # The value is everyone's, the gradient belongs to the shard.
-            everywhere = weights.sum_over_(here.detach().clone(), shards)
+            everywhere = _shards.sum_over_(here.detach().clone(), shards)
             total = total + (here + (everywhere - here.detach()) if shards else here)
         return total
 
     def _log_hyper_prior(self, group: str) -> Tensor:
-        member = self._member(group)
-        return log_hyper_prior(member.mixture, member.hyper).to(member.mixture.mean.dtype)
+        state = self._state(group)
+        return log_hyper_prior(state.mixture, state.hyper).to(state.mixture.mean.dtype)
 
     def tables_of(self, group: str) -> Tables:
         """The tabulated scalar functions of a group's mixture, rebuilt when the mixture changed.
@@ -227,7 +226,7 @@ class MixturePrior(nn.Module):
         Returns:
             The tables, valid until the next change of the mixture.
         """
-        mixture = self._member(group).mixture
+        mixture = self._state(group).mixture
         current = [(t, t._version) for t in (mixture.mixing, mixture.mean, mixture.std)]
         built = self._tables.get(group)
         if built is None or any(
@@ -250,11 +249,11 @@ class MixturePrior(nn.Module):
         """
         table, scale = self.tables_of(group), strength * self.tau[group]
         pairs = [
-            (weights.local(p.detach()), weights.local(p.grad)) for p in params if p.grad is not None
+            (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
         ]
-        small = [(w, grad) for w, grad in pairs if w.numel() < weights.SMALL]
+        small = [(w, grad) for w, grad in pairs if w.numel() < _shards.SMALL]
         for w, grad in pairs:
-            if w.numel() >= weights.SMALL:
+            if w.numel() >= _shards.SMALL:
                 table.add_gradient_(grad, w, scale)
         if small:
             flat = torch.cat([w.reshape(-1) for w, _ in small])
@@ -264,15 +263,15 @@ class MixturePrior(nn.Module):
 
     def _local(self, group: str) -> dict[str, Tensor]:
         """The group's parameters; of a sharded one, the part on this machine."""
-        return {name: weights.local(p) for name, p in self.parameters_of(group).items()}
+        return {name: _shards.local(p) for name, p in self.parameters_of(group).items()}
 
     def _pieces(self, group: str) -> Iterator[tuple[tuple[Any, ...], list[Tensor]]]:
         """The group's weights as flat tensors, by the process groups that shard them."""
         by_shards: dict[tuple[Any, ...], list[Tensor]] = {}
         for p in self.parameters_of(group).values():
-            by_shards.setdefault(weights.shard_groups(p), []).append(weights.local(p))
+            by_shards.setdefault(_shards.shard_groups(p), []).append(_shards.local(p))
         for shards, local in by_shards.items():
-            yield shards, list(weights.pieces(local, _SMALL))
+            yield shards, list(_shards.pieces(local, _SMALL))
 
     # -- EM -----------------------------------------------------------------------------------
 
@@ -299,12 +298,12 @@ class MixturePrior(nn.Module):
             )
         fresh = {group: self.moments(group) for group in self.selection.groups}
         for group, moments in fresh.items():
-            member = self._member(group)
-            running = member.running
+            state = self._state(group)
+            running = state.running
             if rate < 1.0 and running is not None:
                 moments = running.damped(moments, rate)
-            m_step_(member.mixture, moments, member.hyper)
-            member.keep_(moments)
+            m_step_(state.mixture, moments, state.hyper)
+            state.keep_(moments)
 
     @torch.no_grad()
     def moments(self, group: str) -> Moments:
@@ -316,7 +315,7 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if weights are not finite, or not on the mixture's device.
         """
-        mixture = self._member(group).mixture
+        mixture = self._state(group).mixture
         self.check_weights(group)
         total: Moments | None = None
         table = self.tables_of(group) if self.mode == "em" else None
@@ -324,7 +323,7 @@ class MixturePrior(nn.Module):
             here = functools.reduce(operator.add, (e_step(mixture, w, table) for w in parts))
             if shards:  # each process has seen its shard only
                 sums = torch.stack([here.count, here.first, here.second])
-                here = Moments(here.centre, *weights.sum_over_(sums, shards))
+                here = Moments(here.centre, *_shards.sum_over_(sums, shards))
             total = here if total is None else total + here
         assert total is not None
         return total
@@ -335,7 +334,7 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if not; the message names the tensor.
         """
-        device = self._member(group).mixture.mean.device
+        device = self._state(group).mixture.mean.device
         for name, w in self._local(group).items():
             if w.device != device:
                 raise ValueError(
@@ -392,8 +391,6 @@ class MixturePrior(nn.Module):
             >>> attachment = MixturePrior(net, 4).attach(optimizer, num_data=1000, em_every=10)
             >>> attachment.remove()
         """
-        from swsmix.attach import Attachment
-
         if schedule is not None and (tau is not None or em_every is not None):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
         given: dict[str, Any] = {"tau": tau, "em_every": em_every}
@@ -413,7 +410,7 @@ class MixturePrior(nn.Module):
         """
         result = {}
         for group in self.selection.groups:
-            mixture = self._member(group).mixture
+            mixture = self._state(group).mixture
             for name, w in self._local(group).items():
                 result[name] = mixture.responsibilities(w.detach().to(mixture.mean.dtype)).detach()
         return result
@@ -429,7 +426,7 @@ class MixturePrior(nn.Module):
         """
         lines = []
         for group in self.selection.groups:
-            mixture = self._member(group).mixture
+            mixture = self._state(group).mixture
             local = self._local(group)
             total = sum(w.numel() for w in local.values())
             lines.append(

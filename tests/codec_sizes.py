@@ -4,8 +4,8 @@ Takes any checkpoint (a compressed file, safetensors, a run folder), of snapped 
 tensor: what it takes in the file, its component numbers' bytes, their zero-order entropy (each
 tensor's own, tables of counts not included) and the share of it that the contexts save. Seconds
 are processor time. `--sort` first folds dead neurons and sorts the others (see
-`swsmix.transforms`) in LeNet-300-100 and LeNet-5-Caffe; `--benchmark` encodes and decodes a
-network of 25 million made-up weights instead.
+`swsmix.compression.transforms`) in LeNet-300-100 and LeNet-5-Caffe; `--benchmark` encodes and
+decodes a network of 25 million made-up weights instead.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from swsmix import checkpoints, nets
 from swsmix.codec import decode, encode, sizes
-from swsmix.transforms import fold_dead_neurons_, sort_neurons_
+from swsmix.compression.transforms import fold_dead_neurons_, sort_neurons_
+from swsmix.inspection import checkpoints
+from swsmix.problems import nets
 
 NETS = {
     "fc3.weight": (nets.lenet_300_100, ("fc1", "fc2", "fc3")),

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from swsmix import MixturePrior, Schedule, fit, nets, plots, snap_
-from swsmix.evaluation import evaluate
-from swsmix.mnist import mnist, mnist_tensors
-from swsmix.quantize import assign
+from swsmix import MixturePrior, Schedule, fit, plots, snap_
+from swsmix.compression.snap import assign
+from swsmix.problems import nets
+from swsmix.problems.mnist import mnist, mnist_tensors
+from swsmix.training.evaluation import evaluate
 
 FIGURES = Path(__file__).parent.parent / "figures"
 STDS = (0.03, 0.01, 0.003, 0.001, 0.0003)

@@ -16,7 +16,7 @@ FIGURES = Path(__file__).parent.parent / "figures"
 SETUP = """\
 import torch
 from swsmix import load_run, plots
-from swsmix.quantize import assign, bits_per_weight
+from swsmix.compression.snap import assign, bits_per_weight
 
 run = load_run("runs/sunspots")  # after `swsmix train`
 history, mixture = run.history, run.mixtures["all"]

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from swsmix import GaussianMixture, HyperPrior, MixturePrior, nets
+from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.bayes import Joint
+from swsmix.problems import nets
 
 FLOAT = torch.float64
 HYPER = HyperPrior(concentration=1.5, mean=0.1, mean_count=0.3, std=0.2, std_count=3.0)

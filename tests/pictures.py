@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 
 from swsmix import plots
-from swsmix.history import History
 from swsmix.mixture import GaussianMixture
+from swsmix.training.history import History
 
 MIXTURE = GaussianMixture([0.2, 0.5, 0.0, 0.3], [-0.5, 0.0, 0.2, 0.6], [0.05, 0.02, 0.1, 0.04])
 LIVE = [0, 1, 3]

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from swsmix.codec import decode, encode
-from swsmix.posttraining import packed_bytes, quantize_state, snapped
+from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
 
 EXTENSIONS = (
     "py", "html", "css", "js", "json", "md", "c", "h", "cpp", "yaml", "xml", "csv", "svg", "toml",

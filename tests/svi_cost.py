@@ -16,9 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from swsmix import GaussianMixture, HyperPrior, MixturePrior, nets
+from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.bayes import Joint
 from swsmix.bayes.svi import trainer
+from swsmix.problems import nets
 
 
 def seconds(step, rounds):

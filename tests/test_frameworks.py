@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import MixturePrior, weights
+from swsmix import MixturePrior, _shards
 
 NUM_DATA, TAU, EM_EVERY, STEPS = 48, 2.0, 4, 12
 
@@ -334,7 +334,7 @@ def test_strided_shards_are_shards():
     stand_in = torch.zeros(2)
     stand_in.placements = (_StridedShard(0, split_factor=2), Replicate(), Shard(0))
     stand_in.device_mesh = SimpleNamespace(get_group=lambda i: f"group {i}")
-    assert weights.shard_groups(stand_in) == ("group 0", "group 2")
+    assert _shards.shard_groups(stand_in) == ("group 0", "group 2")
 
 
 @pytest.mark.parametrize("wrong", [{"tau": 2 * distributed.TAU}, {"moments": 2}])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from swsmix import plots, problems
+from swsmix import plots
+from swsmix.problems import recipes as problems
 
 
 def test_the_gallery_is_up_to_date_and_its_pictures_are_there():

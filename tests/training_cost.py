@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swsmix import MixturePrior
-from swsmix.nets import lenet_300_100
+from swsmix.problems.nets import lenet_300_100
 
 
 class Block(nn.Module):

@@ -21,9 +21,10 @@ from papers.nowlan1992.methods import sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay
 from papers.nowlan1992.sunspots import HIDDEN, SHARING, folds
-from swsmix import GaussianMixture, HyperPrior, MixturePrior, data, nets
+from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.bayes import Joint, Posterior, clusters, held_out, loo, sample
 from swsmix.em import fit_mixture_
+from swsmix.problems import data, nets
 
 
 @dataclass(frozen=True)

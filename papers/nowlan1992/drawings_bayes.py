@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from papers.nowlan1992.drawings_nets import Lines, plain_style
-from swsmix import data, plots
+from swsmix import plots
+from swsmix.problems import data
 
 ANSWER = "8 components, full Bayes"
 COLORS = {

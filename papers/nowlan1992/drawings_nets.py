@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from swsmix import GaussianMixture, plots
-from swsmix.history import History
+from swsmix.training.history import History
 
 Lines = Mapping[str, Mapping[str, Any]]
 

@@ -13,7 +13,8 @@ from papers.nowlan1992 import selection
 from papers.nowlan1992.drawings_nets import Lines, plain_style
 from papers.nowlan1992.intervals import estimate
 from papers.nowlan1992.tables import published
-from swsmix import data, plots
+from swsmix import plots
+from swsmix.problems import data
 
 _WIDEST = 0.2  # arv; what lies beyond is written at the edge
 _ARVS = (0.1, 0.12, 0.15, 0.2)

@@ -34,8 +34,8 @@ from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination
 from papers.nowlan1992.run import Unit, work_off
 from papers.nowlan1992.sampling import sample
-from swsmix import data
 from swsmix.bayes import loo
+from swsmix.problems import data
 
 HERE = Path(__file__).resolve().parent
 

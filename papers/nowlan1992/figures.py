@@ -20,7 +20,7 @@ from papers.nowlan1992 import (
 )
 from papers.nowlan1992.intervals import compare
 from swsmix import plots
-from swsmix.runs import replacing
+from swsmix._files import replacing
 
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]

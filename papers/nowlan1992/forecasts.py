@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from papers.nowlan1992.nets import Cases
-from swsmix import data
+from swsmix.problems import data
 
 Forecast = Callable[[Tensor], Tensor]
 FLOAT = torch.float64

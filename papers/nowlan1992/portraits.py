@@ -12,7 +12,7 @@ from papers.nowlan1992 import forecasts, shift, sunspots
 from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, Likelihood, train
 from papers.nowlan1992.penalties import Decay, Sharing
-from swsmix import data
+from swsmix.problems import data
 
 SHARED = {
     f"{problem}-{components}-{mode}": (problem, components, mode)

@@ -16,7 +16,7 @@ from scipy.stats import rankdata, spearmanr
 
 from papers.nowlan1992.forecasts import numbers
 from papers.nowlan1992.sunspots import folds
-from swsmix import data
+from swsmix.problems import data
 
 Array = NDArray[np.float64]
 RULES: dict[str, Callable[[Array], Array]] = {

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots
-from swsmix.runs import replacing, save_json
+from swsmix._files import replacing, save_json
 
 HERE = Path(__file__).resolve().parent
 ROOT, SEEDS = HERE.parents[1], 20

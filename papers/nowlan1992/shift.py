@@ -17,7 +17,7 @@ from torch import Tensor
 from papers.nowlan1992.methods import Recipe, sharing, snapshots
 from papers.nowlan1992.nets import Cases, Likelihood, train
 from papers.nowlan1992.penalties import Decay, Elimination
-from swsmix import data
+from swsmix.problems import data
 
 HIDDEN, FOLDS = 10, 5
 STOPS = (2, 3, 5, 7, 10, 15, 20, 30, 45, 70, 100, 150, 230, 350)
@@ -29,7 +29,7 @@ class Setting:
 
     Attributes:
         num_cases: training cases.
-        coding: of the bits, see `swsmix.data.shift`.
+        coding: of the bits, see `swsmix.problems.data.shift`.
         likelihood: of the labels (0, 1), or of the targets (-1, 1) if Gaussian.
         squashed: the output unit is a tanh.
         noise: sigma_y, fixed: a net that fits its 100 cases would make a learned one vanish.

@@ -33,7 +33,7 @@ from papers.nowlan1992.methods import Recipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
 from papers.nowlan1992.sampling import sample
-from swsmix import data
+from swsmix.problems import data
 
 HIDDEN = 8
 Setting = Mapping[str, Any]

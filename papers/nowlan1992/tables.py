@@ -12,7 +12,7 @@ import torch
 
 from papers.nowlan1992 import selection
 from papers.nowlan1992.intervals import Comparison, compare, estimate
-from swsmix import data
+from swsmix.problems import data
 
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from papers.ullrich2017 import run, settings, work
-from swsmix.compress import Recipe
+from swsmix.compression.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

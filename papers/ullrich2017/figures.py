@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import GaussianMixture, plots
-from swsmix.history import History
+from swsmix._files import replacing
+from swsmix.compression.snap import assign
 from swsmix.plots.style import styled
-from swsmix.quantize import assign
-from swsmix.runs import replacing
+from swsmix.training.history import History
 
 HERE = Path(__file__).resolve().parent
 NETS = {"lenet-300-100": "LeNet-300-100", "lenet-5-caffe": "LeNet-5-Caffe"}

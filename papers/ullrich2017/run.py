@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from papers.ullrich2017 import figures, settings, work
-from swsmix.mnist import mnist
-from swsmix.runs import save_json
+from swsmix._files import save_json
+from swsmix.problems.mnist import mnist
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

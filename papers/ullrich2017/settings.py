@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from papers.ullrich2017.work import Setting
-from swsmix.compress import Recipe
+from swsmix.compression.recipe import Recipe
 
 NUM_SEEDS = 3
 QUICK_IMAGES = 6_000

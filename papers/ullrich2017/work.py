@@ -16,16 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, nets, snap_
-from swsmix.codec import encode, load_compressed, save_compressed
-from swsmix.compress import Compressed, Recipe, compress_
-from swsmix.evaluation import evaluate
-from swsmix.history import History
+from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, snap_
+from swsmix._files import replacing
+from swsmix.codec import encode, load_compressed
+from swsmix.compression import save_compressed
+from swsmix.compression.recipe import Compressed, Recipe, compress_
+from swsmix.compression.snap import bits_per_weight, merge_components, snap_to_grid
+from swsmix.compression.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 from swsmix.mixture import GaussianMixture
-from swsmix.mnist import mnist
-from swsmix.quantize import bits_per_weight, merge_components, snap_to_grid
-from swsmix.runs import replacing
-from swsmix.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
+from swsmix.problems import nets
+from swsmix.problems.mnist import mnist
+from swsmix.training.evaluation import evaluate
+from swsmix.training.history import History
 
 NETS = {"lenet-300-100": nets.lenet_300_100, "lenet-5-caffe": nets.lenet_5_caffe}
 # Layers whose neurons the next one alone takes, and the activation between them.

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from swsmix._files import replacing
 from swsmix.bayes import checks
 from swsmix.bayes.layout import Array, Layout
 from swsmix.mixture import GaussianMixture
@@ -289,8 +290,6 @@ class Posterior:
             path: the file.
         """
         from safetensors.torch import save_file
-
-        from swsmix.runs import replacing
 
         about = {
             "format": _FORMAT,

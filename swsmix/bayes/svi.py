@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from swsmix._progress import watched
 from swsmix.bayes import checks
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.posterior import Posterior
-from swsmix.progress import watched
 
 Guide = Literal["normal", "low-rank", "delta"]
 

@@ -51,7 +51,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        from swsmix.labels import visible
+        from swsmix._labels import visible
 
         # Names from a foreign checkpoint may be in the message.
         typer.echo("\n".join(visible(line) for line in f"swsmix: {error}".split("\n")), err=True)

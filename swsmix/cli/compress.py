@@ -12,8 +12,8 @@ from swsmix.cli.app import app
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from swsmix.checkpoints import Checkpoint
-    from swsmix.quantize import Quantized
+    from swsmix.compression.snap import Quantized
+    from swsmix.inspection.checkpoints import Checkpoint
 
 
 @app.command()
@@ -54,10 +54,10 @@ def compress(
 
     - `swsmix compress snapped.pt --lossless --out small.sws`
     """
-    from swsmix.codec import save_compressed
-    from swsmix.posttraining import quantize_state, snapped
-    from swsmix.quantize import snapped_state
-    from swsmix.snapping import Report, compare
+    from swsmix.compression import save_compressed
+    from swsmix.compression.codebooks import quantize_state, snapped
+    from swsmix.compression.report import Report, compare
+    from swsmix.compression.snap import snapped_state
 
     if out is None:
         stem = source.stem
@@ -107,9 +107,9 @@ def decompress(
 
     - `swsmix decompress model.sws --out model.pt`
     """
-    from swsmix import checkpoints
+    from swsmix._files import check_writable
     from swsmix.codec import load_compressed
-    from swsmix.runs import check_writable
+    from swsmix.inspection import checkpoints
 
     if out is None:
         out = _beside(source)
@@ -131,9 +131,9 @@ def _beside(source: Path) -> Path:
 
 
 def _opened(source: Path, out: Path) -> Checkpoint:
-    from swsmix import checkpoints
+    from swsmix._files import check_writable
     from swsmix.codec import check
-    from swsmix.runs import check_writable
+    from swsmix.inspection import checkpoints
 
     if out.exists() and source.exists() and out.samefile(source) and not out.is_dir():
         raise ValueError(f"{out} would be written over itself: name another file by --out")
@@ -148,7 +148,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
 
 def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
     """A run's tensors under the prior, by the components of their mixtures; none of a file."""
-    from swsmix.quantize import Quantized, assign
+    from swsmix.compression.snap import Quantized, assign
 
     found = {}
     for group, mixture in checkpoint.mixtures.items():
@@ -197,7 +197,7 @@ def _report(
 
     from swsmix.codec import encode
     from swsmix.codec.header import to_patterns
-    from swsmix.posttraining import packed_bytes, quantize_state, snapped
+    from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
 
     tied = _ties(original)
     once = {n: t for n, t in original.items() if n not in tied}

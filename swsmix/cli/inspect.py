@@ -85,9 +85,10 @@ def inspect(
     import torch
     from rich.console import Console
 
-    from swsmix import checkpoints, report
-    from swsmix.inspect import inspect as look
-    from swsmix.labels import file_name, visible
+    from swsmix import inspection as report
+    from swsmix._labels import file_name, visible
+    from swsmix.inspection import checkpoints
+    from swsmix.inspection.inspect import inspect as look
 
     writes = figures or html or animate
     out = _folder(path, out)
@@ -119,9 +120,7 @@ def inspect(
     written: list[str] = []
     pictures = _saved(inspection, out, form if figures else None, written, quiet=quiet)
     if html:
-        from swsmix import runs
-
-        with runs.replacing(out / "report.html") as temporary:
+        with replacing(out / "report.html") as temporary:
             temporary.write_text(report.page(inspection, pictures), encoding="utf-8")
         written.append("report.html")
     for _ in pictures:  # those that no page has asked for
@@ -154,8 +153,9 @@ def _saved(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from swsmix import plots, report
-    from swsmix.labels import file_name, visible
+    from swsmix import inspection as report
+    from swsmix import plots
+    from swsmix._labels import file_name, visible
 
     columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
@@ -185,7 +185,7 @@ def _check_history(checkpoint: Any, *, chosen: bool) -> None:
 
 def _films(inspection: Any, out: Path) -> list[str]:
     from swsmix import plots
-    from swsmix.labels import file_name
+    from swsmix._labels import file_name
 
     history = inspection.history
     names = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from swsmix.bayes import Posterior
-    from swsmix.problems import Outcome, Problem
+    from swsmix.problems.recipes import Outcome, Problem
 
 FILE = "posterior.safetensors"
 _SMALL = ("sunspots", "shift")
@@ -153,7 +153,7 @@ def drawn(posterior: Posterior) -> dict[str, Any]:
 def _years(number: int) -> Any:
     import torch
 
-    from swsmix.data import SUNSPOT_SPLITS
+    from swsmix.problems.data import SUNSPOT_SPLITS
 
     first = SUNSPOT_SPLITS["test"][0]
     return torch.arange(first, first + number).double()

@@ -119,11 +119,11 @@ def train(
         "dtype": dtype.value,
         "baseline": baseline,
     }
-    from swsmix import runs
+    from swsmix.training import runs
 
     callbacks = []
     if tensorboard is not None:
-        from swsmix.tensorboard import tensorboard as log_to
+        from swsmix.training.loggers import tensorboard as log_to
 
         callbacks.append(log_to(tensorboard))
     out = out or Path("runs") / data.value
@@ -173,7 +173,8 @@ def _run(
 ) -> None:
     import torch
 
-    from swsmix import problems, runs
+    from swsmix.problems import recipes as problems
+    from swsmix.training import runs
 
     if live and quiet:
         raise ValueError("--live shows the training and --quiet nothing: give one of them")
@@ -226,7 +227,7 @@ def _run(
     runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
-    runs.save_json(out / "results.json", results)
+    save_json(out / "results.json", results)
     pictures = _draw(outcome, out)
     if sampling["method"] is not None:
         try:
@@ -242,7 +243,7 @@ def _run(
             raise typer.Exit(130) from None
         facts |= found
         pictures += more
-        runs.save_json(out / "results.json", results)
+        save_json(out / "results.json", results)
     if not quiet:
         _report(results, out, pictures)
 
@@ -252,7 +253,7 @@ def _callback(
     callbacks: list[Callable[[int, Any], None]], *, live: bool
 ) -> Iterator[Callable[[int, Any], None]]:
     """All callbacks as one; with `live`, the view in the terminal is the last of them."""
-    from swsmix import report
+    from swsmix import inspection as report
 
     with report.watch() if live else nullcontext() as view:
         every = [*callbacks, *([view] if view else [])]

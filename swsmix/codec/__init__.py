@@ -1,4 +1,4 @@
-"""Networks in files that really are smaller: `save_compressed` and `load_compressed`, bit for bit.
+"""The format of compressed files: tensors of few values to bytes and back, bit for bit.
 
 The file, version 2. Numbers are unsigned, seven bits a byte, the lowest first; a signed z is
 stored as 2z or -2z - 1.
@@ -24,10 +24,9 @@ Its size is the number to print: `len(encode(state))` bytes are the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from swsmix.codec.file import (
     MAGIC,
@@ -40,9 +39,6 @@ from swsmix.codec.file import (
     encode,
     sizes,
 )
-from swsmix.prior import MixturePrior
-from swsmix.quantize import snapped_state
-from swsmix.runs import replacing
 
 __all__ = [
     "MAGIC",
@@ -54,52 +50,14 @@ __all__ = [
     "encode",
     "load_books",
     "load_compressed",
-    "save_compressed",
     "sizes",
 ]
-
-
-def save_compressed(
-    path: str | os.PathLike[str],
-    model: nn.Module | Mapping[str, Tensor],
-    prior: MixturePrior | None = None,
-    *,
-    bias_bits: int | None = None,
-    progress: bool = False,
-) -> int:
-    """Write a network to a small file, its weights snapped to the centres of its prior.
-
-    Args:
-        path: the file; written whole or not at all.
-        model: the network, which stays as it is, or a state_dict.
-        prior: the prior on it; None if its weights are snapped already (or for no loss at all).
-        bias_bits: snap the tensors outside the prior too, see `swsmix.quantize.snapped_state`;
-            None keeps them exactly.
-        progress: show a progress bar over the tensors.
-
-    Returns:
-        The size of the file in bytes.
-
-    Example:
-        >>> import tempfile, torch
-        >>> net = nn.Linear(100, 100)
-        >>> prior = MixturePrior(net, num_components=4)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     size = save_compressed(f"{folder}/net.sws", net, prior)
-        ...     state = load_compressed(f"{folder}/net.sws")
-        >>> size < 3500, len(state["weight"].unique())  # 40,400 in float32
-        (True, 4)
-    """
-    data = encode(snapped_state(model, prior, bias_bits=bias_bits), progress=progress)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return len(data)
 
 
 def load_compressed(
     path: str | os.PathLike[str], *, max_weights: int = MAX_WEIGHTS
 ) -> dict[str, Tensor]:
-    """Read a network from a file of `save_compressed`.
+    """Read a network from a file of `swsmix.compression.save_compressed`.
 
     Nothing in the file is trusted: a damaged or hostile one gives an error. The same bytes give
     the same tensors on every machine.

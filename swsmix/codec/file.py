@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix._progress import watched
 from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
 from swsmix.codec.index import Earlier, Effort, read_index, write_index
 from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
 from swsmix.codec.values import read_values, write_values
-from swsmix.progress import watched
 
 MAGIC = b"SWSM"
 VERSION = 2

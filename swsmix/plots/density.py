@@ -13,11 +13,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from swsmix.histogram import Array, Parameters, chunks
-from swsmix.labels import format_number
+from swsmix._histogram import Array, Parameters, chunks
+from swsmix._labels import format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.style import BARS, GREY, INK, root_figure
-from swsmix.regions import decision_regions
+from swsmix.tables.regions import decision_regions
 
 
 def most_responsible(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:

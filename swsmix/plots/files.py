@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from swsmix.history import History
+from swsmix._files import replacing
 from swsmix.plots.density import back_to_front, density_panel, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
 from swsmix.plots.training import clock, film, group_of, series
-
-
-# A temporary name beside `path`, renamed to it at the end: all of the file, or none.
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from swsmix.training.history import History
 
 
 @styled
@@ -57,7 +44,7 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
     if kind not in METADATA:
         raise ValueError(f"path: wanted .png, .pdf or .svg, got {path.name!r}: change its suffix")
     settle(figure)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
     return path
 
@@ -137,7 +124,7 @@ def animate_collapse(
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
         figure.set_layout_engine("none")  # the first frame's layout, so that nothing jumps
     hold = max(0.02, seconds / len(frames))
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if kind == ".gif":
             _write_gif(frames, temporary, hold)
         else:

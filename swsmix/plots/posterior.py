@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from swsmix.histogram import Array
+from swsmix._histogram import Array
 from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     BARS,

@@ -19,8 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
-from swsmix.histogram import Array
-from swsmix.labels import shorten, visible
+from swsmix._histogram import Array
+from swsmix._labels import shorten, visible
 
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
 NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"

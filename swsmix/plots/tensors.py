@@ -11,8 +11,8 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from swsmix.histogram import flat_weights, histogram, parameters_of, span
-from swsmix.labels import distinct, format_number
+from swsmix._histogram import flat_weights, histogram, parameters_of, span
+from swsmix._labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     density_panel,

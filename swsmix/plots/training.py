@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from swsmix.histogram import MAX_BINS, Array, bin_edges
-from swsmix.history import History
-from swsmix.labels import format_number
+from swsmix._histogram import MAX_BINS, Array, bin_edges
+from swsmix._labels import format_number
 from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     FULL,
@@ -29,6 +28,7 @@ from swsmix.plots.style import (
     styled,
     unshared,
 )
+from swsmix.training.history import History
 
 
 def group_of(history: History, group: str | None, what: str) -> str:

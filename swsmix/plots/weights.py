@@ -11,8 +11,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from swsmix.histogram import Array, chunks, flat_weights, histogram, parameters_of, span
-from swsmix.labels import distinct, format_number
+from swsmix._histogram import Array, chunks, flat_weights, histogram, parameters_of, span
+from swsmix._labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     bends,

@@ -1,0 +1,5 @@
+"""`python -m swsmix`."""
+
+from swsmix.cli import main
+
+main()

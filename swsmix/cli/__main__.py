@@ -1,5 +1,0 @@
-"""`python -m swsmix.cli`."""
-
-from swsmix.cli import main
-
-main()

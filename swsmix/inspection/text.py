@@ -1,0 +1,298 @@
+"""Weights and mixtures as text: a histogram of block characters, and tables for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from swsmix._histogram import Array
+from swsmix._labels import distinct, number_of, shorten, visible
+from swsmix.inspection.inspect import Inspection, Layer
+from swsmix.mixture import GaussianMixture
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+_GROUPS = 4  # whose histogram and components are shown
+_NAMES = 6  # of tensors left out for one reason
+_GAP, _MIN_BINS = 2, 8  # columns between the columns of the table, and of the smallest histogram
+_BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
+
+
+def bars(counts: Array, *, rows: int = 1, ascii_only: bool = False) -> list[str]:
+    """A histogram as lines of block characters, the height the logarithm of 1 + count.
+
+    An empty bin is blank and a bin with a single weight is not.
+
+    Args:
+        counts: weights in each bin (bins,), one character a bin.
+        rows: lines.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        The lines, the top one first.
+
+    Example:
+        >>> bars(np.array([0, 1, 3, 1000]))
+        [' ▁▂█']
+    """
+    shades = _ASCII if ascii_only else _BLOCKS
+    height = np.log1p(counts) / np.log1p(max(counts.max(), 1)) * 8 * rows
+    eighths = np.where(counts > 0, np.maximum(np.round(height), 1), 0)
+    levels = [np.clip(eighths - 8 * row, 0, 8).astype(int) for row in reversed(range(rows))]
+    return ["".join(shades[i] for i in level) for level in levels]
+
+
+def rebin(counts: Array, bins: int) -> Array:
+    """A histogram on at most `bins` equal bins, by adding up neighbours: no count is split.
+
+    Args:
+        counts: weights in each bin.
+        bins: at most so many.
+
+    Returns:
+        Fewer bins, with the same total over the same range but for empty bins at the end.
+    """
+    size = -(-len(counts) // bins)
+    padded = np.pad(counts, (0, -len(counts) % size))
+    total: Array = padded.reshape(-1, size).sum(1)
+    return total
+
+
+def histogram_text(
+    counts: Array,
+    edges: Array,
+    mixture: GaussianMixture,
+    *,
+    rows: int = 6,
+    width: int = 72,
+    ascii_only: bool = False,
+) -> Text:
+    """The text histogram with the live centres below it, in the colours of the figures.
+
+    Args:
+        counts: weights in each bin (bins,).
+        edges: of the bins (bins + 1,).
+        mixture: whose centres to mark.
+        rows: lines of bars.
+        width: columns, at most.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        Lines for rich's `print`.
+    """
+    from rich.text import Text
+
+    from swsmix.plots import component_colors
+
+    size = -(-len(counts) // width)
+    small = rebin(counts, width)
+    step = size * (edges[1] - edges[0])
+    text = Text(no_wrap=True)
+    for line in bars(small, rows=rows, ascii_only=ascii_only):
+        text.append(line.rstrip() + "\n")
+    marks: list[tuple[str, str]] = [(" ", "")] * len(small)
+    colors = component_colors(mixture.mean)
+    for j in mixture.mixing.argsort().tolist():  # the largest last, on top
+        place = int((float(mixture.mean[j]) - edges[0]) / step)
+        if mixture.mixing[j] > 0 and 0 <= place <= len(marks):  # either end is within
+            marks[min(place, len(marks) - 1)] = ("^" if ascii_only else "▲", colors[j])
+    for mark, color in marks:
+        text.append(mark, color)
+    low, high = distinct([edges[0], edges[0] + step * len(small)], _plain)
+    text.append(f"\n{low}{high:>{max(len(small) - len(low), len(high) + 1)}}")
+    return text
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}"
+
+
+def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
+    """The components of a mixture, one a row, in the order of the means.
+
+    Args:
+        mixture: the mixture (k components).
+        claimed: the number of weights of each component (k,), claimed or expected.
+        size: the number of weights.
+
+    Returns:
+        A table for rich's `print`.
+    """
+    from rich.table import Table
+
+    from swsmix.plots import component_colors
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("mean", "std", "mixing", "weights", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    colors = component_colors(mixture.mean)
+    means = distinct(mixture.mean.tolist(), _plain)
+    for j in torch.argsort(mixture.mean, stable=True).tolist():
+        table.add_row(
+            f"[{colors[j]}]#[/]",
+            means[j],
+            *(f"{float(v):.3g}" for v in (mixture.std[j], mixture.mixing[j])),
+            f"{claimed[j]:,.0f}",
+            f"{100 * claimed[j] / size:.1f} %",
+        )
+    return table
+
+
+def layer_table(
+    layers: Sequence[Layer], *, width: int = 120, ascii_only: bool = False
+) -> RenderableType:
+    """Tensors: size, clusters, entropy, non-zero, shares, a histogram a line high, shape.
+
+    Shares are in the order of the centres. In a narrow terminal the shape goes first, then the
+    histogram; where the rest does not fit either, each tensor gets lines of its own.
+
+    Args:
+        layers: from an inspection.
+        width: columns.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        Something for rich's `print`.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [_cells(layer, ascii_only) for layer in layers]
+    wide = {n: max(len(n), *(len(row[n]) for row in rows)) for n in rows[0]}
+    numbers = ("weights", "clusters", "bits", "non-zero")
+    name, shares = min(wide["tensor"], 20), min(wide["shares, %"], 14)
+    left = width - name - shares - _GAP - sum(_GAP + wide[column] for column in numbers)
+    if left < 0:
+        return Text("\n").join(_stacked(row, width, ascii_only) for row in rows)
+    more = min(left, min(wide["shares, %"], 24) - shares)
+    shares, left = shares + more, left - more
+    more = min(left, min(wide["tensor"], 32) - name)
+    name, left = name + more, left - more
+    histogram = min(left - _GAP, 24) if left >= _GAP + _MIN_BINS else 0
+    left -= (_GAP + histogram) * bool(histogram)
+    shape = left >= _GAP + wide["shape"]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table.add_column("tensor", no_wrap=True, min_width=name)
+    columns = [*(["shape"] if shape else []), *numbers]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True, min_width=wide[column])
+    if histogram:
+        table.add_column("histogram", no_wrap=True, min_width=histogram)
+    table.add_column("shares, %", overflow="fold", min_width=shares)
+    for layer, row in zip(layers, rows, strict=True):
+        bar = bars(rebin(layer.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
+        table.add_row(
+            Text(shorten(layer.name, name, ascii_only=ascii_only)),
+            *(row[column] for column in columns),
+            *([Text(bar)] if histogram else []),
+            Text(row["shares, %"]),
+        )
+    return table
+
+
+def _cells(layer: Layer, ascii_only: bool) -> dict[str, str]:
+    return {
+        "tensor": visible(layer.name, ascii_only=ascii_only),
+        "shape": "x".join(map(str, layer.weights.shape)),
+        "weights": f"{layer.size:,}",
+        "clusters": str(layer.num_clusters),
+        "bits": f"{layer.bits_per_weight:.2f}",
+        "non-zero": f"{100 * layer.nonzero / layer.size:.1f} %",
+        "shares, %": " ".join(percent(share) for share in layer.shares),
+    }
+
+
+def _stacked(row: dict[str, str], width: int, ascii_only: bool) -> Text:
+    """A tensor on lines of its own, for a terminal too narrow for a table."""
+    from rich.text import Text
+
+    facts = [number_of(int(row["weights"].replace(",", "")), "weight")]
+    facts += [number_of(int(row["clusters"]), "cluster"), f"{row['bits']} bits"]
+    facts += [f"{row['non-zero']} non-zero"]
+    body = [
+        part
+        for line in ("; ".join(facts), f"shares, %: {row['shares, %']}")
+        for part in textwrap.wrap(line, max(width - 2, 1), break_on_hyphens=False)
+    ]
+    name = shorten(row["tensor"], width, ascii_only=ascii_only)
+    return Text("\n  ".join([name, *body]))
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; `.` for none at all and `<1` for little.
+
+    Returns:
+        At most three characters.
+
+    Example:
+        >>> [percent(s) for s in (0.0, 0.001, 0.42, 1.0)]
+        ['.', '<1', '42', '100']
+    """
+    return "." if share == 0 else "<1" if share < 0.005 else f"{100 * share:.0f}"
+
+
+def terminal(
+    inspection: Inspection, *, width: int = 120, ascii_only: bool = False
+) -> RenderableType:
+    """All that `swsmix inspect` prints of an inspection.
+
+    Of more than 4 mixtures the 4 largest are shown, and then one table of the tensors of all.
+
+    Args:
+        inspection: the inspection.
+        width: of the terminal, in columns.
+        ascii_only: for terminals without Unicode.
+
+    Returns:
+        Something for rich's `print`.
+    """
+    from rich.console import Group as Stack
+    from rich.text import Text
+
+    def shown(text: str) -> str:
+        return visible(text, ascii_only=ascii_only)
+
+    parts: list[RenderableType] = [Text(shown(inspection.title), "bold")]
+    chart = min(width, 72)
+    many = len(inspection.groups) > _GROUPS
+    largest = {g.name for g in sorted(inspection.groups, key=lambda g: -g.size)[:_GROUPS]}
+    for group in inspection.groups:
+        if group.name not in largest:
+            continue
+        weights = number_of(group.size, "weight")
+        parts += [
+            Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}\n"),
+            Text("height: log(1 + weights); triangles: centres", "dim"),
+            histogram_text(
+                group.counts, group.edges, group.mixture, width=chart, ascii_only=ascii_only
+            ),
+            Text(""),
+            mixture_table(group.mixture, group.claimed, group.size),
+        ]
+        if not many:
+            parts += [Text(""), layer_table(group.layers, width=width, ascii_only=ascii_only)]
+    if many:
+        every = [layer for layer, _ in inspection.layers]
+        said = f"\nthe {_GROUPS} largest of {len(inspection.groups)} mixtures are shown above; "
+        parts += [
+            Text(f"{said}the tensors of all:\n"),
+            layer_table(every, width=width, ascii_only=ascii_only),
+        ]
+    if inspection.left_out:
+        parts.append(Text(""))
+    reasons: dict[str, list[str]] = {}
+    for name, why in inspection.left_out.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        some = (shorten(name, max(width - 2, 1), ascii_only=ascii_only) for name in names[:_NAMES])
+        parts.append(Text(f"left out ({shown(why)}): {', '.join(some)}{more}"))
+    return Stack(*parts)

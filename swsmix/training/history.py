@@ -1,0 +1,156 @@
+"""The history of a training run, as plain data from which every picture can be redrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
+from swsmix.tables.regions import decision_regions
+
+NUM_BINS = 256
+
+
+@dataclass(repr=False)
+class History:
+    """What happened in training: one record for the start and one after every epoch or round.
+
+    Attributes:
+        scalars: name -> one float a record. `fit` writes `epoch`, `step`, `seconds`, `tau`,
+            `data_loss` (mean nats a case), `nll` (R(w), nats, all groups), `hyper_prior`
+            (-log p(phi), nats), `objective` (data_loss + tau / num_data * (nll + hyper_prior)),
+            `train_measure` and `validation_measure` (nan where there is none).
+        series: group -> name -> one tensor a record: `mixing`, `mean`, `std`, `count` (N_j, the
+            expected number of weights of each component), `claimed` (the number of weights for
+            which each is the most responsible), each (k,), and the weight histogram as
+            `bin_counts` (bins,) and `bin_edges` (bins + 1,).
+        initial: group -> the weights before training, flattened (n,).
+
+    Example:
+        >>> history = History()
+        >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
+        >>> w = torch.tensor([0.0, 1.0, 1.1])
+        >>> history.record({"epoch": 0.0}, {"all": (w, mixture, torch.tensor([1.0, 2.0]))})
+        >>> history.stacked("all", "mean")
+        tensor([[0., 1.]], dtype=torch.float64)
+    """
+
+    scalars: dict[str, list[float]] = field(default_factory=dict)
+    series: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
+    initial: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the prior's mixtures."""
+        return tuple(self.series)
+
+    def __repr__(self) -> str:
+        """In one line; its tensors would fill the screen."""
+        return f"History({len(self)} records, groups {list(self.groups)}, {list(self.scalars)})"
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(next(iter(self.scalars.values()), []))
+
+    def record(
+        self,
+        scalars: Mapping[str, float | int],
+        groups: dict[str, tuple[Tensor, GaussianMixture, Tensor]],
+    ) -> None:
+        """Append one record.
+
+        Args:
+            scalars: the record's scalars, the same names every time.
+            groups: group -> (weights (n,), mixture, N_j (k,)).
+
+        Raises:
+            FloatingPointError: if weights are nan or inf; nothing is recorded then.
+        """
+        for group, (weights, _, _) in groups.items():
+            if bad := int((~weights.isfinite()).sum()):
+                raise FloatingPointError(
+                    f"{bad:,} of the {weights.numel():,} weights of {group!r} are nan or inf, and "
+                    "cannot be recorded: lower the learning rate or tau"
+                )
+        for name, value in scalars.items():
+            self.scalars.setdefault(name, []).append(float(value))
+        for group, (weights, mixture, count) in groups.items():
+            claimed = decision_regions(mixture).count(weights)
+            weights = weights.detach().reshape(-1).float().cpu()
+            self.initial.setdefault(group, weights.clone())
+            bin_counts, bin_edges = torch.histogram(weights, NUM_BINS)
+            entry = {
+                "mixing": mixture.mixing,
+                "mean": mixture.mean,
+                "std": mixture.std,
+                "count": count,
+                "claimed": claimed,
+                "bin_counts": bin_counts,
+                "bin_edges": bin_edges,
+            }
+            columns = self.series.setdefault(group, {name: [] for name in entry})
+            for name in columns:  # a run of an older version has no claims
+                columns[name].append(entry[name].detach().double().cpu().clone())
+
+    def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:
+        """One series of a group as a tensor with a leading axis of records.
+
+        Returns:
+            The records, stacked.
+
+        Raises:
+            KeyError: if there is no such group or series; the message lists what there is.
+        """
+        if group not in self.series:
+            raise KeyError(f"no group {group!r} in this history; it has {list(self.series)}")
+        if name not in self.series[group]:
+            raise KeyError(f"no series {name!r}; there are {list(self.series[group])}")
+        return torch.stack(self.series[group][name])
+
+    def claimed(self, group: str) -> Float[Tensor, "records k"]:
+        """The number of weights for which each component is the most responsible, at each record.
+
+        Returns:
+            The claims; of a run that was recorded without them, the expected numbers N_j.
+        """
+        recorded = "claimed" in self.series.get(group, {})
+        return self.stacked(group, "claimed" if recorded else "count")
+
+    def num_clusters(self, group: str) -> Float[Tensor, " records"]:
+        """The number of clusters, components that claim at least one weight, at each record.
+
+        Of components that are the same only one claims weights: duplicates are one cluster.
+
+        Returns:
+            The numbers.
+        """
+        return (self.claimed(group) >= 1).sum(1).double()
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The history as a flat dictionary of tensors, for safetensors."""
+        tensors = {
+            f"scalars/{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.scalars.items()
+        }
+        tensors |= {f"initial/{group}": w for group, w in self.initial.items()}
+        for group, columns in self.series.items():
+            for name in columns:
+                tensors[f"{name}/{group}"] = self.stacked(group, name)
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> History:
+        """The inverse of `to_tensors`."""
+        history = cls()
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "scalars":
+                history.scalars[name] = value.tolist()
+            elif kind == "initial":
+                history.initial[name] = value
+            else:
+                history.series.setdefault(name, {})[kind] = list(value)
+        return history

@@ -1,0 +1,144 @@
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_cli import QUICK, run
+
+from swsmix import MixturePrior, fit, load_run
+from swsmix.cli import compress as command
+from swsmix.codec import load_compressed
+from swsmix.inspection import checkpoints
+from swsmix.problems import nets
+
+
+def test_a_run_is_compressed_to_the_size_that_is_printed_and_comes_back_snapped(tmp_path):
+    folder = tmp_path / "run"
+    run(*QUICK, "--data", "shift", "-q", "--out", folder)
+    printed = run("compress", folder)
+    small = tmp_path / "run.sws"
+    size = int(re.search(r"run\.sws\s*│\s*([\d,]+)", printed)[1].replace(",", ""))
+    assert small.stat().st_size == size
+    for words in ("float32", "float16", "gzip", "k-means", "packed", "bits/weight", "exact"):
+        assert words in printed
+    run("decompress", small, "--out", tmp_path / "back.pt")
+    net = nets.shift_net()
+    net.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True))
+    centres = torch.cat([m.mean for m in load_run(folder).mixtures.values()]).float()
+    weights = torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.ndim > 1])
+    assert torch.isin(weights, centres).all()
+    biases = {n: t for n, t in load_run(folder).network.items() if t.ndim < 2}
+    assert all(torch.equal(net.state_dict()[n], t) for n, t in biases.items())
+
+
+@pytest.mark.parametrize("kind", ["net.safetensors", "net.pt", "nested.pth"])
+def test_a_foreign_checkpoint_is_compressed_and_comes_back(tmp_path, kind):
+    state = {"a.weight": torch.randn(30, 20), "a.bias": torch.randn(30), "n": torch.tensor(5)}
+    path = tmp_path / kind
+    if kind.endswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "state_dict": state} if kind.startswith("nested") else state, path)
+    run("compress", path, "--values", 4, "--bias-bits", 8, "-q")
+    run("decompress", path.with_suffix(".sws"), "--out", tmp_path / "back.safetensors", "-q")
+    back = load_file(tmp_path / "back.safetensors")
+    assert sorted(back) == sorted(state) and back["n"] == 5
+    assert len(back["a.weight"].unique()) == 4
+    assert not torch.equal(back["a.bias"], state["a.bias"])
+    assert torch.allclose(back["a.bias"], state["a.bias"], atol=0.05)
+    assert "little gained: these weights are not snapped" in run("compress", path, "--lossless")
+    whole = load_compressed(path.with_suffix(".sws"))
+    assert all(torch.equal(whole[n], t) for n, t in state.items())
+
+
+def test_the_network_alone_is_compressed_of_what_a_trainer_keeps_beside_it(tmp_path):
+    state = {"a.weight": torch.randn(30, 20)}
+    average = {"a.weight": torch.randn(30, 20)}
+    torch.save({"ema": average, "model": state, "lr": 0.1}, tmp_path / "all.pt")
+    run("compress", tmp_path / "all.pt", "--lossless", "-q")
+    whole = load_compressed(tmp_path / "all.sws")
+    assert list(whole) == ["a.weight"] and torch.equal(whole["a.weight"], state["a.weight"])
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
+    torch.save({"lr": 0.1}, tmp_path / "none.pt")
+    (tmp_path / "text.safetensors").write_text("hello")
+    run("compress", tmp_path / "module.pt", fails="it wants to run pickled code")
+    run("compress", tmp_path / "none.pt", fails="holds no tensors")
+    run("compress", tmp_path / "text.safetensors", fails="no checkpoint that swsmix can read")
+    run("compress", tmp_path / "missing.pt", fails="missing.pt is not there")
+    run("decompress", tmp_path / "none.pt", fails="not a swsmix file")
+    assert not list(tmp_path.glob("*.sws"))
+    with pytest.raises(ValueError, match="must end in"):
+        checkpoints.write(tmp_path / "x.txt", {})
+
+
+def test_tied_tensors_of_a_run_stay_tied_and_count_once(tmp_path, capsys):
+    net = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Tanh(), torch.nn.Linear(9, 9))
+    net[2].weight = net[0].weight
+    prior = MixturePrior(net, 3)
+    x = torch.randn(20, 9)
+    fit(
+        net, torch.nn.functional.mse_loss, (x, x), epochs=1, prior=prior, progress=False,
+        optimizer=torch.optim.Adam(net.parameters()), run=tmp_path / "lr0.1",
+    )  # fmt: skip
+    command.compress(tmp_path / "lr0.1")
+    back = load_compressed(tmp_path / "lr0.1.sws")  # the dot begins no suffix
+    assert torch.equal(back["0.weight"], back["2.weight"])
+    assert len(back["2.weight"].unique()) <= 3
+    printed = capsys.readouterr().out
+    assert int(re.search(r"float32\s*│\s*([\d,]+)", printed)[1]) == 4 * (81 + 9 + 9)
+
+
+def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp_path):
+    path, small = tmp_path / "net.safetensors", tmp_path / "net.sws"
+    checkpoints.write(path, {"a": torch.randn(20, 20)})
+    before = path.read_bytes()
+    command.compress(path, quiet=True)
+    run("decompress", small, fails="net.safetensors is there already: name a file by --out")
+    assert path.read_bytes() == before
+    command.decompress(small, path, quiet=True)
+    assert path.read_bytes() != before
+    path.unlink()
+    command.decompress(small, quiet=True)
+    assert path.exists()
+
+
+def test_what_cannot_be_written_or_held_is_said_by_name_before_anything_is_written(tmp_path):
+    good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
+    torch.save({"a": torch.randn(20, 20), "b": torch.tensor([torch.nan])}, good)
+    torch.save({"a": torch.randn(20, 20).to(torch.float8_e4m3fn)}, bad)
+    for arguments, message in (
+        ({"source": good, "out": tmp_path / "no" / "x.sws"}, "the folder .*no is not there"),
+        ({"source": good, "out": tmp_path}, "it is a folder"),
+        ({"source": good, "bias_bits": 8}, "b holds nan or inf"),
+        ({"source": bad}, "a must be a dense tensor of float32.*convert it first"),
+    ):
+        with pytest.raises((OSError, ValueError, TypeError), match=message):
+            command.compress(**arguments)
+    with pytest.raises(OSError, match=r"the folder .*no is not there"):
+        command.decompress(good, tmp_path / "no" / "x.pt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt", "good.pt"]
+
+
+def test_the_table_says_how_biases_are_kept_and_which_matrices_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    state = {"a": torch.randn(20, 20), "few": torch.randn(4, 4), "b": torch.randn(9)}
+    checkpoints.write(tmp_path / "net.safetensors", state)
+    command.compress(tmp_path / "net.safetensors", tmp_path / "x.sws", bias_bits=8)
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
+    assert "8 bits" in rows[-1] and "exact" in rows[0]
+    assert "too few weights for 16 values: few" in printed
+    checkpoints.write(tmp_path / "empty.safetensors", {"a": torch.zeros(0, 4)})
+    command.compress(tmp_path / "empty.safetensors")
+    assert "float32" in capsys.readouterr().out
+
+
+def test_a_compressed_file_is_never_written_over_itself(tmp_path):
+    checkpoints.write(tmp_path / "net.safetensors", {"a": torch.randn(8, 8)})
+    run("compress", tmp_path / "net.safetensors", "-q")
+    before = (tmp_path / "net.sws").read_bytes()
+    run("compress", tmp_path / "net.sws", fails="written over itself")
+    assert (tmp_path / "net.sws").read_bytes() == before

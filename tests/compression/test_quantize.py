@@ -1,0 +1,240 @@
+import copy
+import math
+
+import cases
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from swsmix import GaussianMixture, MixturePrior, snap_
+from swsmix.compression.centres import refine_, tie
+from swsmix.compression.report import snapping_report
+from swsmix.compression.snap import (
+    assign,
+    bits_per_weight,
+    merge_components,
+    quantize,
+    snap_to_grid,
+    snapped_state,
+    within_share,
+)
+
+
+@pytest.mark.parametrize("name", cases.mixtures())
+def test_each_weight_goes_to_its_most_responsible_component(name):
+    mixture, w = cases.mixtures()[name], cases.weights()
+    assert torch.equal(assign(mixture, w), mixture.responsibilities(w).argmax(-1))
+
+
+def test_snapping_leaves_at_most_k_values_and_the_rest_of_the_network_alone():
+    net = nn.Sequential(nn.Linear(20, 10), nn.Linear(10, 5))
+    biases = [layer.bias.detach().clone() for layer in net]
+    prior = MixturePrior(net, 4)
+    prior.em_step_()
+    index = snap_(prior)
+    values = prior.flat_weights("all").unique()
+    assert len(values) <= 4 and set(values.tolist()) <= set(prior.mixtures["all"].mean.tolist())
+    assert torch.equal(net[0].weight, prior.mixtures["all"].mean[index["0.weight"]])
+    assert all(torch.equal(layer.bias, b) for layer, b in zip(net, biases, strict=True))
+
+
+def test_snapping_is_idempotent_once_the_clusters_are_tight():
+    net = nn.Linear(40, 40)
+    prior = MixturePrior(net, 4)
+    prior.mixtures["all"].cap_std_(0.01)
+    first = snap_(prior)
+    weight = net.weight.detach().clone()
+    assert torch.equal(snap_(prior)["weight"], first["weight"]) and torch.equal(net.weight, weight)
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=200))
+def test_bits_per_weight_is_the_entropy_of_the_shares(index):
+    share = [index.count(v) / len(index) for v in set(index)]
+    expected = -sum(p * math.log2(p) for p in share)
+    assert bits_per_weight(torch.tensor(index)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_within_share_is_one_for_one_component_and_zero_for_collapsed_weights():
+    w = cases.weights()
+    one = cases.mixtures()["one"]
+    one.mean.fill_(w.mean().item())
+    assert within_share(one, w) == pytest.approx(1.0)
+    typical = cases.mixtures()["typical"]
+    assert within_share(typical, typical.mean[assign(typical, w)]) == 0.0
+    assert 0.0 < within_share(typical, w) < 1.0
+
+
+def test_weights_that_are_not_finite_are_not_snapped():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    prior = MixturePrior(net, 2, groups="tensor")
+    net[1].weight.data[0, 0] = torch.nan
+    before = net[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"1 of the 16 weights of 1\.weight are nan or inf"):
+        snap_(prior)
+    assert torch.equal(net[0].weight, before)  # not half of them either
+
+
+def test_merging_keeps_mass_mean_and_variance_of_the_whole_mixture():
+    mixture = GaussianMixture([0.3, 0.2, 0.5], [0.0, 0.1, 2.0], [0.5, 0.7, 0.3])
+    merged = merge_components(mixture, cases.weights(), threshold=1.0)
+    assert merged.parts == ((0, 1), (2,))
+    for one, two in ((mixture.distribution(), merged.mixture.distribution()),):
+        assert torch.allclose(one.mean, two.mean) and torch.allclose(one.variance, two.variance)
+    spread = (0.3 * 0.5**2 + 0.2 * 0.7**2) / 0.5  # without the spread between the means
+    assert merged.mixture.std[0] ** 2 > spread
+
+
+def test_the_loss_of_merging_is_the_rise_of_the_penalty():
+    w = cases.weights()
+    mixture = cases.mixtures()["coinciding"]
+    merged = merge_components(mixture, w)
+    old, new = mixture.log_prob(w).sum(), merged.mixture.log_prob(w).sum()
+    assert merged.loss == pytest.approx((old - new).item(), abs=1e-9)
+    assert merged.parts == ((0, 1), (2,), (3,))
+
+
+def test_equal_components_merge_for_free_and_far_ones_stay():
+    mixture = GaussianMixture([0.5, 0.25, 0.25], [0.0, 1.0, 1.0], [0.1, 0.1, 0.1])
+    for by in ("kl", "overlap"):
+        merged = merge_components(mixture, cases.weights(), by=by)
+        assert merged.parts == ((0,), (1, 2)) and merged.loss == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("by", ["kl", "overlap"])
+def test_the_distance_is_the_one_of_the_densities(by):
+    a, b = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.4, 1.3)
+    x = torch.linspace(-15.0, 15.0, 200_001).double()
+    if by == "kl":
+        kl = torch.distributions.kl_divergence
+        distance = (0.5 * (kl(a, b) + kl(b, a))).item()
+        below, above = distance * 1.001, distance * 0.999
+    else:
+        coefficient = torch.trapezoid((0.5 * (a.log_prob(x) + b.log_prob(x))).exp(), x).item()
+        below, above = coefficient * 0.999, coefficient * 1.001
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 0.4], [1.0, 1.3])
+    w = cases.weights()
+    assert len(merge_components(mixture, w, by=by, threshold=below).parts) == 1
+    assert len(merge_components(mixture, w, by=by, threshold=above).parts) == 2
+
+
+def test_pins_survive_merging():
+    mixture = GaussianMixture(
+        [0.9, 0.05, 0.05], [0.0, 0.001, 1.0], [0.1] * 3, pinned_mean=[True, False, False]
+    )
+    merged = merge_components(mixture, cases.weights()).mixture
+    assert merged.mean.tolist() == [0.0, 1.0] and merged.pinned_mean.tolist() == [True, False]
+    both = GaussianMixture([0.5, 0.5], [0.0, 1e-9], [1.0, 1.0], pinned_mean=[True, True])
+    assert len(merge_components(both, cases.weights()).parts) == 2
+
+
+def test_impossible_thresholds_are_refused():
+    mixture = cases.mixtures()["one"]
+    with pytest.raises(ValueError, match="impossible"):
+        merge_components(mixture, cases.weights(), by="overlap", threshold=1.5)
+
+
+def test_quantized_tensors_of_a_group_share_a_codebook_and_leave_the_network_alone():
+    net = nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 7))
+    before = net[0].weight.detach().clone()
+    prior = MixturePrior(net, 4)
+    found = quantize(prior)
+    assert found["0.weight"].codebook is found["1.weight"].codebook
+    assert torch.equal(net[0].weight, before)
+    snap_(prior)
+    assert all(torch.equal(net.get_parameter(n), q.values) for n, q in found.items())
+
+
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), st.sampled_from([2, 8, 16])
+)
+def test_a_grid_has_few_steps_and_errs_by_half_a_step(values, bits):
+    t = torch.tensor(values)
+    snapped = snap_to_grid(t, bits).double()
+    step = 2.0 ** math.ceil(math.log2(max(t.abs().max().item(), 1e-300) / (2 ** (bits - 1) - 1)))
+    assert ((snapped / step) == (snapped / step).round()).all()
+    assert (snapped / step).abs().max() <= 2 ** (bits - 1) - 1
+    assert ((snapped - t.double()).abs() <= step / 2 * (1 + 1e-6)).all()
+    assert torch.equal(snap_to_grid(snapped, bits), snapped)
+
+
+def test_the_snapped_state_follows_ties_and_treats_the_rest_as_asked():
+    net = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6)})
+    net["b"].weight = net["a"].weight
+    net["norm"].running_var.uniform_(1e-4, 1.0)
+    prior = MixturePrior(net, 3)
+    exact, coarse = (snapped_state(net, prior, bias_bits=bits) for bits in (None, 8))
+    assert len(exact["a.weight"].unique()) <= 3
+    assert torch.equal(exact["a.weight"], exact["b.weight"])
+    assert torch.equal(exact["a.bias"], net["a"].bias)
+    assert not torch.equal(coarse["a.bias"], exact["a.bias"])
+    ratio = coarse["norm.running_var"] / net["norm"].running_var
+    assert ((ratio - 1.0).abs() < 2**-8).all()
+    with pytest.raises(ValueError, match="8, 16 or None"):
+        snapped_state(net, prior, bias_bits=4)
+    with pytest.raises(ValueError, match="which the model does not have"):
+        snapped_state({"x": torch.ones(2)}, prior)
+
+
+def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 10, generator=generator)
+    y = torch.tanh(x @ torch.randn(10, 3, generator=generator))
+    net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+    prior = MixturePrior(net, 8, zero=True)
+    found = quantize(prior)
+    snap_(prior)
+    before = nn.functional.mse_loss(net(x), y).item()
+    refined = refine_(net, found, nn.functional.mse_loss, [(x, y)] * 200, lr=1e-2)
+    assert nn.functional.mse_loss(net(x), y).item() < 0.9 * before
+    assert refined["0.weight"].codebook is refined["2.weight"].codebook
+    for name, q in refined.items():
+        assert torch.equal(q.index, found[name].index)
+        assert torch.equal((q.values == 0), (found[name].values == 0))
+        assert torch.equal(net.get_parameter(name), q.values)
+
+
+def test_tied_weights_in_any_loop_move_as_refined_centres_do():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator).double()
+    y = x[:, :2] * x[:, 1:3]
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    prior = MixturePrior(net, 4, groups="tensor", zero=True)
+    found = quantize(prior)
+    snap_(prior)
+    twin = copy.deepcopy(net)
+    refine_(net, found, nn.functional.mse_loss, [(x, y)] * 20, lr=1e-2)
+    handles = [tie(twin.get_parameter(name), q.index) for name, q in found.items()]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(twin(x), y).backward()
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-10), name
+
+
+def test_the_report_says_what_snapping_does():
+    net = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 5))
+    prior = MixturePrior(net, 4, zero=True)
+    old = {n: p.detach().clone() for n, p in net.named_parameters()}
+    report = snapping_report(net, prior, measure=lambda m: m[0].weight.double().sum().item())
+    assert torch.equal(net[0].weight, old["0.weight"])
+    index = snap_(prior)
+    for row in report.tensors:
+        new = net.get_parameter(row.name).detach()
+        assert row.distinct == len(new.unique()) and row.numel == new.numel()
+        assert row.nonzero == pytest.approx((new != 0).double().mean().item())
+        assert row.mse == pytest.approx((new - old[row.name]).double().square().mean().item())
+        assert row.largest == pytest.approx((new - old[row.name]).abs().max().item())
+        assert row.bits == pytest.approx(bits_per_weight(index[row.name]))
+    assert report.after == pytest.approx(net[0].weight.double().sum().item())
+    assert "0.weight" in str(report) and "exact" in str(report)

@@ -1,0 +1,204 @@
+import pickle
+
+import cases
+import pytest
+import torch
+from torch import nn
+
+from swsmix import MixturePrior, load_run
+from swsmix.training import runs
+from swsmix.training.history import History
+
+
+def saved(path, epoch=1, **options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    net[1].weight = nn.Parameter(net[1].weight.detach().t())  # not contiguous
+    prior = MixturePrior(net, 3)
+    prior.em_step_()
+    history = History()
+    entry = {"all": (prior.flat_weights("all"), prior.mixtures["all"], torch.ones(3))}
+    history.record({"epoch": 0.0}, entry)
+    runs.save_checkpoint(
+        path, epoch, network=net, prior=prior, history=history, training={"tick": 7}, **options
+    )
+    return net, prior
+
+
+def test_what_is_saved_is_read_back_bit_for_bit(tmp_path):
+    net, prior = saved(tmp_path)
+    run = load_run(tmp_path)
+    assert run.epoch == 1 and run.training["tick"] == 7
+    assert all(torch.equal(run.network[k], v) for k, v in net.state_dict().items())
+    assert all(torch.equal(run.prior[k], v) for k, v in prior.state_dict().items())
+    assert torch.equal(run.mixtures["all"].mean, prior.mixtures["all"].mean.double())
+
+
+def test_a_newer_checkpoint_replaces_the_older_and_an_outdated_outcome(tmp_path):
+    saved(tmp_path, 1)
+    saved(tmp_path, 1, final=True)
+    assert load_run(tmp_path).folder.name == "final"
+    assert load_run(tmp_path, resumable=True).folder.name == "checkpoint-000001"
+    saved(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.glob("*-*[0-9]")) == ["checkpoint-000002"]
+    assert not (tmp_path / "final").exists()
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path, 2)
+    monkeypatch.undo()
+    assert load_run(tmp_path).epoch == 1
+    assert {p.name for p in tmp_path.iterdir()} == {".swsmix-run", "checkpoint-000001"}
+
+
+def test_an_interrupted_file_leaves_the_old_one(tmp_path):
+    file = tmp_path / "results.json"
+    runs.save_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.save_json(file, {"a": object()})
+    assert file.read_text() == '{\n  "a": 1\n}\n' and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "name", ["network.safetensors", "prior.safetensors", "history.safetensors", "training.pt"]
+)
+@pytest.mark.parametrize("damage", ["missing", "cut", "garbage", "empty"])
+def test_missing_and_damaged_files_are_named(tmp_path, name, damage):
+    saved(tmp_path)
+    file = tmp_path / "checkpoint-000001" / name
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(
+            {"cut": data[: len(data) // 2], "garbage": b"\x80\x04." * 99, "empty": b""}[damage]
+        )
+    with pytest.raises(ValueError, match="lacks" if damage == "missing" else "damaged") as caught:
+        load_run(tmp_path)
+    assert name in str(caught.value)
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("code from a checkpoint was run",)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, capsys):
+    saved(tmp_path)
+    for write in (
+        lambda f: f.write_bytes(pickle.dumps(Payload())),
+        lambda f: torch.save({"epoch": 1, "bad": Payload()}, f),
+    ):
+        write(tmp_path / "checkpoint-000001" / "training.pt")
+        with pytest.raises(ValueError, match=r"training.pt is damaged"):
+            load_run(tmp_path)
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_network_does_not_fit(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match="does not fit"):
+        runs.restore_(load_run(tmp_path), nn.Linear(2, 2), None)
+
+
+def test_folders_are_never_overwritten_without_being_asked(tmp_path):
+    run = tmp_path / "run"
+    saved(run)
+    with pytest.raises(FileExistsError, match="continue it"), runs.new_run(run):
+        raise AssertionError
+    with pytest.raises(FileExistsError, match="continue it"):
+        runs.claim(run)
+    assert load_run(run).epoch == 1
+
+
+def test_an_old_run_is_deleted_only_once_the_new_one_has_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    saved(run, 1)
+    with pytest.raises(ZeroDivisionError), runs.new_run(run, force=True):
+        raise ZeroDivisionError
+    assert load_run(run).epoch == 1
+    with runs.new_run(run, force=True):
+        saved(run, 7)
+    assert load_run(run).epoch == 7
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_run_that_came_to_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), runs.new_run(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", "config.toml", "checkpoint-500/model.bin", "final/mine"]
+)
+def test_what_is_no_run_folder_is_not_touched_even_by_force(tmp_path, name):
+    file = tmp_path / "other" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("years of work")
+    for folder in (tmp_path / "other", file):
+        with (
+            pytest.raises(FileExistsError, match="not a run folder"),
+            runs.new_run(folder, force=True),
+        ):
+            raise AssertionError
+    with pytest.raises(FileExistsError, match="not a run folder"):
+        saved(tmp_path / "other")
+    assert file.read_text() == "years of work"
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write the run folder"):
+        runs.claim(tmp_path / "file" / "run")
+
+
+def test_a_tied_network_loads_strictly_from_its_run(tmp_path):
+    def tied():
+        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        net[1].weight = net[0].weight
+        return net
+
+    net = tied()
+    runs.save_checkpoint(tmp_path, 1, network=net, prior=None, history=History(), training={})
+    other = tied()
+    other.load_state_dict(load_run(tmp_path).network)
+    assert torch.equal(other[1].weight, net[0].weight)
+
+
+def test_missing_runs_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        load_run(tmp_path)
+
+
+def test_configs_round_trip_without_what_is_none(tmp_path):
+    runs.save_config(tmp_path, {"seed": 3, "tau": 0.5, "data": "sunspots", "net": None})
+    assert runs.load_config(tmp_path) == {"seed": 3, "tau": 0.5, "data": "sunspots"}
+    (tmp_path / "config.toml").write_text("seed = = 3")
+    with pytest.raises(ValueError, match=r"config.toml is damaged"):
+        runs.load_config(tmp_path)
+
+
+def test_histories_round_trip_with_dotted_and_slashed_group_names():
+    mixture = cases.mixtures()["typical"]
+    history = History()
+    for epoch in range(3):
+        history.record(
+            {"epoch": epoch, "data_loss": float("nan")},
+            {g: (cases.weights(), mixture, torch.ones(3)) for g in ("fc1.weight", "a/b", "all")},
+        )
+    again = History.from_tensors(history.to_tensors())
+    assert again.groups == history.groups and again.scalars["epoch"] == [0, 1, 2]
+    for group in history.groups:
+        assert torch.equal(again.initial[group], history.initial[group])
+        for name in history.series[group]:
+            assert torch.equal(again.stacked(group, name), history.stacked(group, name))
+    with pytest.raises(KeyError, match=r"fc1\.weight"):
+        history.stacked("fc2", "mean")
+    with pytest.raises(KeyError, match="bin_counts"):
+        history.stacked("all", "colour")
