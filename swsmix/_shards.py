@@ -26,18 +26,25 @@ def local(p: Tensor) -> Tensor:
     return shard
 
 
-def flat_view(t: Tensor) -> Tensor:
-    """A dense tensor as a vector that shares its storage, in memory order.
+def flat_like(w: Tensor, *others: Tensor) -> list[Tensor]:
+    """Tensors of one shape as vectors in one order: the memory order of `w`, channels-last too.
 
-    Tensors of the same shape and strides (a weight, its copy, its optimiser state) come out in
-    the same order, channels-last ones too.
-
-    Returns:
-        A view (n,).
+    Views where the memory allows it; copies of tensors with gaps (a slice of a larger one) or of
+    another memory order.
     """
+    order = _memory_order(w)
+    return [t.permute(order).reshape(-1) for t in (w, *others)]
+
+
+def write_flat_(w: Tensor, flat: Tensor) -> None:
+    """Copy a vector in the order of `flat_like` back into its tensor."""
+    target = w.permute(_memory_order(w))
+    target.copy_(flat.view(target.shape))
+
+
+def _memory_order(t: Tensor) -> list[int]:
     strides = t.stride()
-    order = sorted(range(t.ndim), key=lambda axis: (-strides[axis], axis))
-    return t.permute(order).view(-1)
+    return sorted(range(t.ndim), key=lambda axis: (-strides[axis], axis))
 
 
 def whole(p: Tensor) -> Tensor:

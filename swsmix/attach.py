@@ -11,8 +11,9 @@ had been added to the loss.
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -73,10 +74,11 @@ class Attachment:
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
+        held = {id(p) for p in resolve(prior._model[0], prior.selection.names).values()}
+        held |= {id(p) for p in prior.parameters()}
+        self._optimizers = [inner for o in optimizers for inner in _innermost(o, held)]
         if update is None:
-            known = prior.mode == "em" and all(
-                isinstance(_unwrapped(o), proximal.KNOWN) for o in optimizers
-            )
+            known = prior.mode == "em" and all(map(proximal.is_known, self._optimizers))
             update = "proximal" if known else "gradient"
         if update not in ("gradient", "proximal"):
             raise ValueError(f"update must be 'gradient' or 'proximal'; got {update!r}")
@@ -85,13 +87,12 @@ class Attachment:
         self.schedule = schedule
         self.update = update
         self.tick = 0
-        self._optimizers = [_unwrapped(optimizer) for optimizer in optimizers]
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self._check()
-        self._number = {id(o): len(self._names(o)) for o in self._optimizers}
+        self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         _LIVE.add(self)
         self._handles = [
             handle
@@ -101,6 +102,7 @@ class Attachment:
                 optimizer.register_step_post_hook(self._after_step),
             )
         ]
+        self._watch = _Watch(self)
 
     def _check(self) -> None:
         mine = set(map(id, self._optimizers))
@@ -132,44 +134,45 @@ class Attachment:
             raise ValueError("the prior is minimised; got an optimiser with maximize=True")
         if self.update == "proximal":
             if self.prior.mode == "gradient":
-                raise ValueError("the proximal step wants mode='em'; use update='gradient'")
+                raise ValueError("the proximal step needs mode='em'; use update='gradient'")
             for optimizer in self._optimizers:
-                if not isinstance(optimizer, proximal.KNOWN):
+                if not proximal.is_known(optimizer):
                     raise ValueError(
-                        "the proximal step wants SGD, Adam or AdamW, whose "
-                        f"effective step is known; got {type(optimizer).__name__}: use "
-                        "update='gradient'"
+                        "the proximal step needs the own step of SGD (momentum below 1), Adam or "
+                        f"AdamW, whose effective step is known; got {type(optimizer).__name__}: "
+                        "use update='gradient'"
                     )
 
     def remove(self) -> None:
         """Take the prior out of the optimisers; the mixtures stay as they are."""
         for handle in self._handles:
             handle.remove()
+        self._watch.remove()
         self._before.clear()
         self._kept.clear()
         _LIVE.discard(self)
 
     def state_dict(self) -> dict[str, int]:
-        """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`.
-
-        Returns:
-            A dictionary for `load_state_dict`.
-        """
+        """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`."""
         return {"tick": self.tick}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set the clock.
-
-        Args:
-            state: from `state_dict`.
-        """
+        """Set the clock to that of a `state_dict`."""
         self.tick = state["tick"]
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Refuse to be copied or pickled: a copy would be hooked into no optimiser."""
+        raise TypeError(
+            "an attachment is bound to its optimiser and cannot be copied or pickled: copy the "
+            "prior and the optimiser, attach the one to the other, and load_state_dict the clock"
+        )
 
     # -- the hooks ----------------------------------------------------------------------------
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._watch.inside = True
         strength = self.schedule.tau_at(self.tick) / self.num_data
         if strength == 0.0 or _skipped(optimizer):
             return None
@@ -177,7 +180,7 @@ class Attachment:
             # gamma belongs to the weights before the step; only then is the fixed point exact.
             for name, p, _ in self._held(optimizer):
                 w, kept = _shards.local(p).detach(), self._kept.get(name)
-                if kept is None or _make(kept) != _make(w):
+                if kept is None or _memory_of(kept) != _memory_of(w):
                     kept = self._kept[name] = torch.empty_like(w)
                 self._before[name] = kept.copy_(w)
             return None
@@ -190,7 +193,7 @@ class Attachment:
             # A closure zeroes the gradients, hence after it; and each time.
             loss = closure()
             self._add_gradient(optimizer, strength)
-            if loss is None or isinstance(optimizer, proximal.KNOWN):
+            if loss is None or proximal.is_known(optimizer):
                 return loss  # these make no use of the value
             with torch.no_grad():
                 return loss + strength * self.prior.penalty().to(loss)
@@ -200,22 +203,37 @@ class Attachment:
         return args, {**kwargs, "closure": with_penalty}
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        self._watch.inside = False
         if _skipped(optimizer):
             self._before.clear()
             return
         if self._before:
             strength = self.schedule.tau_at(self.tick) / self.num_data
-            proximal.step_(self.prior, optimizer, self._held(optimizer), self._before, strength)
+            held = self._held(optimizer)
+            unknown = proximal.step_(self.prior, optimizer, held, self._before, strength)
             self._before.clear()
+            if unknown:
+                self._fall_back(optimizer, unknown)
         self._waiting.discard(id(optimizer))
         if self._waiting:
             return
         self._waiting = set(map(id, self._optimizers))
         self._joint.clear()
         self.tick += 1
+        self._watch.backwards = 0
         advance_(self.prior, self.schedule, self.tick)
 
-    def _names(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
+    def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:
+        self.update = "gradient"
+        self._kept.clear()
+        warnings.warn(
+            f"the effective step of {type(optimizer).__name__} is not known or not finite for "
+            f"{names}: from now on the prior's gradient is added to the data's "
+            "(update='gradient')",
+            stacklevel=4,
+        )
+
+    def _members(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
         held = {id(p) for p in _parameters(optimizer)}
         return [
             (name, p, group)
@@ -225,15 +243,11 @@ class Attachment:
         ]
 
     def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
-        """The prior's tensors in this optimiser, those frozen since then left out.
-
-        Returns:
-            name, parameter, group of the prior.
-        """
-        found = self._names(optimizer)
-        if len(found) != self._number[id(optimizer)]:
+        """Name, parameter and group of the prior's tensors in this optimiser; frozen ones omitted."""
+        members = self._members(optimizer)
+        if len(members) != self._number[id(optimizer)]:
             self._check()  # a Parameter was replaced: say which one
-        return [entry for entry in found if entry[1].requires_grad]
+        return [entry for entry in members if entry[1].requires_grad]
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer, strength: float) -> None:
@@ -247,6 +261,9 @@ class Attachment:
             for p in params:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
+                elif p.grad.is_sparse:  # the sum of a sparse and the prior's dense one
+                    _check_takes_dense(optimizer)
+                    p.grad = p.grad.to_dense()
             self.prior.add_gradient_(group, params, strength)
 
     def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
@@ -261,6 +278,9 @@ class Attachment:
         for p in _parameters(optimizer):
             if id(p) in self._joint:
                 gradient = strength * self._joint[id(p)]
+                if p.grad is not None and p.grad.is_sparse:
+                    _check_takes_dense(optimizer)
+                    p.grad = p.grad.to_dense()
                 p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
@@ -283,13 +303,103 @@ def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
             mixture.cap_std_(cap, floor=schedule.std_floor * cap)
 
 
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    # Accelerate and Lightning wrap optimisers in such that have no hooks of their own.
-    inner = getattr(optimizer, "optimizer", None)
-    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
+class _Watch:
+    """Says so when the weights move and the attachment never ticks: its optimiser does not step.
+
+    Some wrappers move the weights by themselves and never call the `step` that has the hooks.
+    Counted are the backward passes since the last tick; a look at a few weights says whether they
+    have moved.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.backwards = 0
+        self.inside = False  # a closure may be evaluated many times within one step
+        self._attachment = weakref.ref(attachment)
+        self._start: Tensor | None = None
+        name = attachment.prior.selection.names[0]
+        self._parameter = resolve(attachment.prior._model[0], [name])[name]
+        self.handle: Any = None
+        if self._parameter.is_leaf and self._parameter.requires_grad:
+            self.handle = self._parameter.register_post_accumulate_grad_hook(self._after_backward)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    def _after_backward(self, _: Tensor) -> None:
+        attachment = self._attachment()
+        if attachment is None:
+            self.remove()
+            return
+        if self.inside:
+            return
+        self.backwards += 1
+        if self.backwards == 1:
+            self._start = self._few_weights()
+        elif self.backwards % 16 == 0 and self._start is not None:
+            if torch.equal(self._few_weights(), self._start):
+                return  # gradients are being accumulated
+            self.remove()
+            waiting = [
+                type(o).__name__ for o in attachment._optimizers if id(o) in attachment._waiting
+            ]
+            warnings.warn(
+                f"the prior has been at rest for {self.backwards} backward passes although the "
+                f"weights have moved: the step of {waiting} was not called (tick "
+                f"{attachment.tick}). Attach the prior to the optimiser whose .step() moves the "
+                "weights",
+                stacklevel=2,
+            )
+
+    def _few_weights(self) -> Tensor:
+        w = _shards.local(self._parameter.detach()).reshape(-1)
+        return w[:: max(1, len(w) // 64)][:64].clone()
 
 
-def _make(t: Tensor) -> tuple[Any, ...]:
+def _innermost(optimizer: Any, held: set[int], seen: tuple[int, ...] = ()) -> Iterator[Optimizer]:
+    """The optimisers that make the steps within a wrapper, at any depth, or the given one itself.
+
+    Accelerate, Lightning, SAM and others keep the optimiser that they wrap in an attribute; the
+    wrappers have no hooks of their own, or their `step` is never called.
+
+    Raises:
+        TypeError: if there is no optimiser.
+    """
+    named = [getattr(optimizer, name, None) for name in ("optimizer", "base_optimizer")]
+    kept = [*getattr(optimizer, "__dict__", {}).values(), *named]
+    several = (v if isinstance(v, list | tuple) else [v] for v in kept)
+    inner = {
+        id(o): o
+        for values in several
+        for o in values
+        if isinstance(o, Optimizer)
+        and id(o) not in (*seen, id(optimizer))
+        and any(id(p) in held for p in _parameters(o))
+    }
+    if inner:
+        for each in inner.values():
+            yield from _innermost(each, held, (*seen, id(optimizer)))
+    elif isinstance(optimizer, Optimizer):
+        yield optimizer
+    else:
+        raise TypeError(
+            "attach needs a torch.optim.Optimizer, or a wrapper that keeps one in an attribute; "
+            f"got {type(optimizer).__name__}"
+        )
+
+
+def _check_takes_dense(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            "the prior pulls at every weight, so its gradient is dense, and SparseAdam takes "
+            "sparse gradients only: use Adam or Adagrad, or leave the embedding out of the prior "
+            "with exclude="
+        )
+
+
+def _memory_of(t: Tensor) -> tuple[Any, ...]:
     return t.shape, t.stride(), t.dtype, t.device
 
 

@@ -103,7 +103,7 @@ class HyperPrior:
         pi ~ Dirichlet(alpha),  mu_j | sigma_j ~ N(m_j, sigma_j^2 / kappa_j),
         sigma_j^2 ~ scaled-inverse-chi^2(nu_j, s_j^2)
 
-    Each value is one number or one a component (k,).
+    Each value is one number, or one per component (k,).
 
     Attributes:
         concentration: alpha >= 1. The default, 2, is Laplace's rule: each component owns one
@@ -145,10 +145,7 @@ class HyperPrior:
                 raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {value}")
 
     def expanded(self, mixture: GaussianMixture) -> dict[str, Tensor]:
-        """One float64 value a component, on the mixture's device.
-
-        Returns:
-            name -> (k,).
+        """Each value as float64 (k,), on the mixture's device, by name.
 
         Raises:
             ValueError: if a value has another number of components.
@@ -160,8 +157,8 @@ class HyperPrior:
             )
             if value.ndim and value.shape != mixture.mean.shape:
                 raise ValueError(
-                    f"{field.name} of the HyperPrior wants one value or {mixture.num_components} "
-                    f"(one a component); got shape {tuple(value.shape)}"
+                    f"{field.name} of the HyperPrior needs one value or {mixture.num_components} "
+                    f"(one per component); got shape {tuple(value.shape)}"
                 )
             tensors[field.name] = value.expand(mixture.num_components)
         return tensors

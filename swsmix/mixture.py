@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Real
@@ -22,6 +23,7 @@ from swsmix.start import Initialisation, components_for
 
 Vector = Real[Tensor, " k"] | Sequence[float]
 
+_PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -67,28 +69,29 @@ class GaussianMixture(nn.Module):
         pinned_std: Bool[Tensor, " k"] | Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
+        with torch.inference_mode(False):  # tensors made inside it could never change again
+            self._set(mixing, mean, std, pinned_mixing, pinned_mean, pinned_std)
+        self._check()
+
+    def _set(self, mixing: Any, mean: Any, std: Any, *pins: Any) -> None:
         like = [v for v in (mixing, mean, std) if isinstance(v, Tensor)]
         real = [v.dtype for v in like if v.is_floating_point()] or [torch.float64]
         dtype = functools.reduce(torch.promote_types, real)
-        device = like[0].device if like else None
+        device = like[0].device if like else torch.device("cpu")
         for name, value in (("mixing", mixing), ("mean", mean), ("std", std)):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
             self.register_buffer(name, tensor)
-        for name, pinned in (
-            ("pinned_mixing", pinned_mixing),
-            ("pinned_mean", pinned_mean),
-            ("pinned_std", pinned_std),
-        ):
-            none = torch.zeros(len(self.mean) if self.mean.ndim else 0, dtype=torch.bool)
-            mask = none if pinned is None else torch.as_tensor(pinned, dtype=torch.bool)
-            self.register_buffer(name, mask.to(self.mean.device).clone())
-        self._check()
+        for name, pinned in zip(_PINS, pins, strict=True):
+            mask = torch.as_tensor(
+                [False] * self.mean.numel() if pinned is None else pinned, dtype=torch.bool
+            )
+            self.register_buffer(name, mask.to(device).clone())
 
     def _check(self) -> None:
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
         if len(set(shapes.values())) != 1 or self.mean.ndim != 1 or len(self.mean) == 0:
             raise ValueError(
-                "a mixture wants mixing, mean, std (and pins) of one shape (k,), k >= 1; got "
+                "a mixture needs mixing, mean, std (and pins) of one shape (k,), k >= 1; got "
                 f"{shapes}"
             )
         for name in ("mixing", "mean", "std"):
@@ -120,15 +123,11 @@ class GaussianMixture(nn.Module):
         Returns:
             A mixture that shares nothing with this one.
         """
-        pins = {n: getattr(self, n) for n in ("pinned_mixing", "pinned_mean", "pinned_std")}
+        pins = {name: getattr(self, name) for name in _PINS}
         return GaussianMixture(self.mixing, self.mean, self.std, **pins)
 
     def extra_repr(self) -> str:
-        """The size and the pins, for `print`.
-
-        Returns:
-            One line.
-        """
+        """The size and the pins, for `print`."""
         pins = {n: int(getattr(self, n).sum()) for n in ("pinned_mixing", "pinned_mean")}
         return f"num_components={self.num_components}, " + ", ".join(
             f"{k}={v}" for k, v in pins.items()
@@ -232,7 +231,7 @@ class GaussianMixture(nn.Module):
             w, num_components, method=method, zero=zero, zero_mixing=zero_mixing, seed=seed
         )
         dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-        first = torch.zeros(num_components, dtype=torch.bool)
+        first = torch.zeros(num_components, dtype=torch.bool, device="cpu")
         first[0] = zero
         return cls(
             mixing.to(w.device, dtype),

@@ -36,10 +36,11 @@ class GaussianNoise(nn.Module):
         super().__init__()
         if not std > 0.0:
             raise ValueError(f"std must be positive; got {std}")
-        self.log_variance = nn.Parameter(torch.tensor(2.0 * math.log(std)), requires_grad=learned)
+        start = torch.tensor(2.0 * math.log(std), dtype=torch.float32)
+        self.log_variance = nn.Parameter(start, requires_grad=learned)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
-        """The mean over the batch, in nats a number predicted.
+        """The mean over the batch, in nats per predicted number.
 
         Returns:
             A scalar.
@@ -49,7 +50,7 @@ class GaussianNoise(nn.Module):
         """
         if prediction.shape != target.shape:
             raise ValueError(
-                f"prediction and target want one shape; got {tuple(prediction.shape)} and "
+                f"prediction and target need one shape; got {tuple(prediction.shape)} and "
                 f"{tuple(target.shape)}"
             )
         error = (prediction - target).square() / self.log_variance.exp()

@@ -37,8 +37,9 @@ class MixturePrior(nn.Module):
 
     Args:
         model: the network.
-        num_components: K of each mixture, the zero component included; one number or one a group.
-        groups: `"global"` (one mixture), `"tensor"` (one a tensor), or group -> name patterns.
+        num_components: K of each mixture, the zero component included; one for all groups, or
+            group -> K.
+        groups: `"global"` (one mixture), `"tensor"` (one per tensor), or group -> name patterns.
         include: patterns of the parameters to take (shell-style, `"fc*.weight"`); by default
             every trainable floating-point parameter of at least two dimensions.
         exclude: patterns of the parameters to leave out.
@@ -89,8 +90,8 @@ class MixturePrior(nn.Module):
         if mode not in ("em", "gradient"):
             raise ValueError(f"mode must be 'em' or 'gradient'; got {mode!r}")
         self.mode = mode
-        # The tables of each mixture, with the tensors and versions they were built from.
-        self._tables: dict[str, tuple[list[tuple[Tensor, int]], Tables]] = {}
+        # The tables of each mixture, with the values (3, k) that they were built from.
+        self._tables: dict[str, tuple[Tensor, Tables]] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
         self.tau = {group: _of(tau, group, "tau") for group in self.selection.groups}
@@ -102,27 +103,28 @@ class MixturePrior(nn.Module):
         self.groups = nn.ModuleDict()
         if initial is None:
             self._check_sizes(num_components)
-        for group in self.selection.groups:
-            w = self.flat_weights(group)
-            if initial is None:
-                mixture = GaussianMixture.from_weights(
-                    w,
-                    _of(num_components, group, "num_components"),
-                    method=method,
-                    zero=zero,
-                    zero_mixing=zero_mixing,
-                    seed=seed,
-                )
-            else:
-                dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-                mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
-            chosen = hyper if hyper is None else _of(hyper, group, "hyper")
-            if chosen is None:
-                scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
-                chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
-            if mode == "gradient":
-                mixture.trainable_()
-            self.groups[_key(group)] = EMState(mixture, chosen)
+        with torch.inference_mode(False):  # what is made inside it could never change again
+            for group in self.selection.groups:
+                w = self.flat_weights(group)
+                if initial is None:
+                    mixture = GaussianMixture.from_weights(
+                        w,
+                        _of(num_components, group, "num_components"),
+                        method=method,
+                        zero=zero,
+                        zero_mixing=zero_mixing,
+                        seed=seed,
+                    )
+                else:
+                    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+                    mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
+                chosen = hyper if hyper is None else _of(hyper, group, "hyper")
+                if chosen is None:
+                    scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
+                    chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
+                if mode == "gradient":
+                    mixture.trainable_()
+                self.groups[_key(group)] = EMState(mixture, chosen)
 
     def _check_sizes(self, num_components: int | Mapping[str, int]) -> None:
         wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
@@ -133,7 +135,7 @@ class MixturePrior(nn.Module):
         }
         if small:
             raise ValueError(
-                "a mixture wants at least as many weights as components; these groups have fewer: "
+                "a mixture needs at least as many weights as components; these groups have fewer: "
                 + ", ".join(f"{g!r} ({n} weights, K = {wanted[g]})" for g, n in small.items())
                 + ": use fewer components, or share a mixture between tensors with groups="
             )
@@ -196,7 +198,7 @@ class MixturePrior(nn.Module):
         Returns:
             A scalar.
         """
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float32)
         for group, parts in self.terms().items():
             total = total.to(parts["nll"]) + self.tau[group] * (parts["nll"] + parts["hyper_prior"])
         return total
@@ -221,20 +223,24 @@ class MixturePrior(nn.Module):
         return log_hyper_prior(state.mixture, state.hyper).to(state.mixture.mean.dtype)
 
     def tables_of(self, group: str) -> Tables:
-        """The tabulated scalar functions of a group's mixture, rebuilt when the mixture changed.
-
-        Returns:
-            The tables, valid until the next change of the mixture.
-        """
+        """The tabulated scalar functions of a group's mixture, built again when it has changed."""
         mixture = self._state(group).mixture
-        current = [(t, t._version) for t in (mixture.mixing, mixture.mean, mixture.std)]
-        built = self._tables.get(group)
-        if built is None or any(
-            a is not b or v != u for (a, v), (b, u) in zip(current, built[0], strict=True)
-        ):
-            table = tables.build(*(t.detach() for t, _ in current))
-            built = self._tables[group] = (current, table)
-        return built[1]
+        # The values decide, not the tensors' version counters: `.data`, inference mode and
+        # copies go past those.
+        with torch.no_grad(), torch.inference_mode(False):
+            now = torch.stack([mixture.mixing, mixture.mean, mixture.std])
+            built = self._tables.get(group)
+            if (
+                built is None
+                or (now.dtype, now.device) != (built[0].dtype, built[0].device)
+                or not torch.equal(now, built[0])
+            ):
+                built = self._tables[group] = now, tables.build(*now)
+            return built[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the tables, which are large and quickly made again."""
+        return {**self.__dict__, "_tables": {}}
 
     @torch.no_grad()
     def add_gradient_(self, group: str, params: Sequence[nn.Parameter], strength: float) -> None:
@@ -395,9 +401,7 @@ class MixturePrior(nn.Module):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
         given: dict[str, Any] = {"tau": tau, "em_every": em_every}
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
-        optimizers = (
-            [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-        )
+        optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
         return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
 
     # -- what it says -------------------------------------------------------------------------

@@ -17,8 +17,9 @@ batching of small tensors.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +32,7 @@ from swsmix.tables import Adaptive
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
-# Optimisers whose effective step is known.
-KNOWN = (SGD, Adam, AdamW)
+Step = float | Adaptive
 
 
 @torch.no_grad()
@@ -42,50 +42,114 @@ def step_(
     held: Sequence[tuple[str, nn.Parameter, str]],
     before: Mapping[str, Tensor],
     strength: float,
-) -> None:
+) -> list[str]:
     """The proximal step on the tensors that an optimiser has just moved, in place.
 
     Args:
         prior: the prior.
-        optimizer: one of `KNOWN`.
+        optimizer: one whose effective step is known.
         held: name, parameter and group of the prior's tensors in it; those without a gradient
             stay, since the optimiser has not moved them and has no step size for them.
         before: name -> the weights before the optimiser's step.
         strength: t = tau / num_data.
+
+    Returns:
+        The names of the tensors that stayed because their effective step is not known, or not
+        finite.
     """
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    together: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, Tensor]]] = {}
+    together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
+    unknown = []
     for name, p, group in held:
-        if p.grad is None:
-            continue  # the optimiser has not moved it, and has no step for it
+        if p.grad is None or name not in before:
+            continue
         w, old = _shards.local(p), before[name]
-        step = effective_step(optimizer.state[p], settings[id(p)], optimizer)
-        if w.numel() >= _shards.SMALL:
+        step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
+        if step is None:
+            unknown.append(name)
+        elif w.numel() >= _shards.SMALL:
             scale = strength * prior.tau[group]
             prior.tables_of(group).proximal_(w, old, step, scale)
-            continue
-        second, *rates = step if isinstance(step, Adaptive) else (w, step)
-        entry = _shards.flat_view(w), _shards.flat_view(old), _shards.flat_view(second)
-        together.setdefault((group, *rates), []).append(entry)
-    for (group, *rates), small in together.items():  # in one call: a fixed cost is what counts
-        targets, befores, seconds = zip(*small, strict=True)
-        flat = torch.cat(targets)
+        else:
+            second, *rates = step if isinstance(step, Adaptive) else (w, step)
+            entry = w, _shards.flat_like(w, old, second)
+            together.setdefault((group, *rates), []).append(entry)
+    for (group, *rates), small in together.items():  # one call: the fixed cost per call dominates
+        targets, befores, seconds = zip(*(flat for _, flat in small), strict=True)
+        moved = torch.cat(targets)
         step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
         scale = strength * prior.tau[group]
-        prior.tables_of(group).proximal_(flat, torch.cat(befores), step, scale)
-        for w, moved in zip(targets, flat.split([len(w) for w in targets]), strict=True):
-            w.copy_(moved)
+        prior.tables_of(group).proximal_(moved, torch.cat(befores), step, scale)
+        parts = moved.split([len(flat) for flat in targets])
+        for (w, _), part in zip(small, parts, strict=True):
+            _shards.write_flat_(w, part)
+    return unknown
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether an optimiser's effective step is known: by its `step` function, not by its class.
+
+    A subclass of Adam with a step of its own is not Adam.
+    """
+    return _step_function(optimizer) in _EFFECTIVE_STEPS and all(
+        _has_finite_step(optimizer, settings) for settings in optimizer.param_groups
+    )
 
 
 def effective_step(
-    state: dict[str, Any], settings: dict[str, Any], optimizer: Optimizer
-) -> float | Adaptive:
-    """eta: how far the optimiser moves a weight for a constant unit gradient."""
-    lr = float(settings["lr"])
-    if isinstance(optimizer, SGD):
-        momentum, dampening = settings["momentum"], settings["dampening"]
-        return float(lr * (1.0 - dampening) / (1.0 - momentum)) if momentum else lr
+    optimizer: Optimizer, state: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Step | None:
+    """eta: how far the optimiser moves a weight for a constant unit gradient.
+
+        SGD    lr (1 - dampening) / (1 - momentum)
+        Adam   lr / (sqrt(v / correction) + eps)
+
+    Args:
+        optimizer: the optimiser.
+        state: its state of the tensor.
+        settings: the tensor's parameter group.
+
+    Returns:
+        The step; None where it is not known, or not finite (a momentum of 1).
+    """
+    formula = _EFFECTIVE_STEPS.get(_step_function(optimizer))
+    if formula is None:
+        return None
+    try:
+        step = formula(state, settings)
+    except (KeyError, ZeroDivisionError):
+        return None
+    numbers = step[1:] if isinstance(step, Adaptive) else (step,)
+    return step if all(map(math.isfinite, numbers)) else None
+
+
+def _sgd(_: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
+    lr, momentum = float(settings["lr"]), float(settings["momentum"])
+    return lr * (1.0 - float(settings["dampening"])) / (1.0 - momentum) if momentum else lr
+
+
+def _adam(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
     second = state["max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"]
-    # lr / (sqrt(v / correction) + eps)
-    root = math.sqrt(1.0 - settings["betas"][1] ** float(state["step"]))
-    return Adaptive(_shards.local(second), lr * root, settings["eps"] * root)
+    # lr / (sqrt(v / correction) + eps), numerator and denominator times sqrt(correction)
+    root = math.sqrt(1.0 - float(settings["betas"][1]) ** float(state["step"]))
+    return Adaptive(_shards.local(second), float(settings["lr"]) * root, settings["eps"] * root)
+
+
+def _step_function(optimizer: Optimizer) -> Callable[..., Any]:
+    """The optimiser's own `step`, without what torch and the schedulers wrap around it."""
+    step = inspect.unwrap(optimizer.step)
+    function: Callable[..., Any] = getattr(step, "__func__", step)
+    return function
+
+
+def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
+    if _EFFECTIVE_STEPS[_step_function(optimizer)] is _sgd:
+        return effective_step(optimizer, {}, settings) is not None
+    return math.isfinite(float(settings["lr"]))
+
+
+_EFFECTIVE_STEPS: dict[Callable[..., Any], Callable[..., Step]] = {
+    inspect.unwrap(SGD.step): _sgd,
+    inspect.unwrap(Adam.step): _adam,
+    inspect.unwrap(AdamW.step): _adam,
+}

@@ -28,7 +28,7 @@ class Schedule:
         em_rate: rho of the running moments in (0, 1]; 1 uses fresh moments alone.
         std_start: from `anneal_start` on, stds above a cap are cut down to it every `em_every`
             ticks; the cap falls geometrically from `std_start` to `std_end` in `anneal` ticks.
-            One value, or one a group of the prior. None: no cap.
+            One value, or one per group of the prior. None: no cap.
         std_end: the last cap, in units of the weights; as `std_start`.
         std_floor: stds below this share of the cap are raised to it; at 1 the schedule alone
             decides them, so that no component closes early. Pinned stds stay in any case.
@@ -67,18 +67,18 @@ class Schedule:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be at least 0 ticks; got {getattr(self, name)}")
         if (self.std_start is None) != (self.std_end is None):
-            raise ValueError("annealing wants both std_start and std_end")
+            raise ValueError("annealing needs both std_start and std_end")
         if not 0.0 <= self.std_floor <= 1.0:
             raise ValueError(f"std_floor must lie in [0, 1]; got {self.std_floor}")
         for start, end in zip(_values(self.std_start), _values(self.std_end), strict=True):
             if not float("inf") > start >= end > 0.0:
-                raise ValueError(f"annealing wants std_start >= std_end > 0; got {start} and {end}")
+                raise ValueError(f"annealing needs std_start >= std_end > 0; got {start} and {end}")
         for one, other in ((self.std_start, self.std_end), (self.std_end, self.std_start)):
             if isinstance(one, Mapping) and (
                 not isinstance(other, Mapping) or list(one) != list(other)
             ):
                 raise ValueError(
-                    "std_start and std_end want one value both, or the same groups in the same "
+                    "std_start and std_end need one value each, or the same groups in the same "
                     f"order; got {self.std_start} and {self.std_end}"
                 )
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 Patterns = str | Sequence[str]
 Groups = Literal["global", "tensor"] | Mapping[str, Patterns]
@@ -59,9 +60,10 @@ def select(
         The selection.
 
     Raises:
-        TypeError: if a parameter that was asked for is not floating-point.
+        TypeError: if a parameter that was asked for is not floating-point, or is of an 8-bit type.
         ValueError: if nothing is selected, a pattern matches nothing, a parameter that was asked
-            for is frozen, or one belongs to two groups.
+            for is frozen, one belongs to two groups, one has no values yet (lazy modules, the meta
+            device), or the network computes its weight from the parameter (weight_norm, pruning).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
@@ -79,6 +81,7 @@ def select(
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(f"the model {type(model).__name__} has no parameters to put a prior on")
+    _check_shapes(parameters)
     excluded = set(_matching(parameters, exclude, "exclude"))
 
     if not isinstance(groups, str):
@@ -91,6 +94,8 @@ def select(
         asked = {"all": [n for n, p in parameters.items() if _is_weight(p)]}
     chosen = {g: [n for n in names if n not in excluded] for g, names in asked.items()}
     _check_chosen(parameters, chosen)
+    if groups in ("global", "tensor") and include is None:
+        _check_computed(model, chosen["all"])
     if groups == "tensor":
         chosen = {name: [name] for name in chosen["all"]}
 
@@ -125,6 +130,46 @@ def _is_weight(p: nn.Parameter) -> bool:
     return p.is_floating_point() and p.requires_grad and p.ndim >= 2
 
 
+def _check_shapes(parameters: Mapping[str, nn.Parameter]) -> None:
+    lazy = [n for n, p in parameters.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{lazy} of a lazy module have no shape yet: call the model once on a batch, then make "
+            "the prior"
+        )
+
+
+def _check_computed(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse parameters from which the network computes the weight that it uses."""
+    computed = {name: how for name in names if (how := _computed_by(model, name))}
+    if computed:
+        raise ValueError(
+            "the network does not use these parameters as they are, it computes its weights from "
+            f"them: {computed}. A prior on them would not shape the weights that it uses. Remove "
+            "the parametrization (torch.nn.utils.parametrize.remove_parametrizations, "
+            "remove_weight_norm, remove_spectral_norm, or prune.remove), or leave them out with "
+            "exclude=, or name them in include= to put the prior on the parameters themselves"
+        )
+
+
+def _computed_by(model: nn.Module, name: str) -> str | None:
+    """What computes a weight from this parameter; None if the network uses it as it is."""
+    *path, leaf = name.split(".")
+    if "parametrizations" in path and leaf.startswith("original"):
+        owner = path[: path.index("parametrizations")]
+        steps = model.get_submodule(".".join(path))
+        kinds = "+".join(type(step).__name__.lstrip("_") for step in steps.children())
+        return f"{kinds} of {'.'.join([*owner, path[-1]])}"
+    module = model.get_submodule(".".join(path))
+    # The older ones: torch.nn.utils.weight_norm, spectral_norm and prune keep `weight_v`,
+    # `weight_orig` and compute a plain attribute `weight` before each forward pass.
+    for suffix, how in (("_v", "weight_norm"), ("_g", "weight_norm"), ("_orig", "spectral_norm")):
+        base = leaf.removesuffix(suffix)
+        if base != leaf and base in vars(module) and isinstance(vars(module)[base], Tensor):
+            return f"{'prune' if f'{base}_mask' in module._buffers else how} of {base}"
+    return None
+
+
 def _why_left_out(p: nn.Parameter, *, asked_for: object) -> str:
     if not p.is_floating_point():
         return f"not floating-point ({p.dtype})"
@@ -153,12 +198,22 @@ def _check_chosen(
     for group, names in chosen.items():
         if not names:
             raise ValueError(
-                f"the prior would see no tensor in group {group!r}: it wants trainable "
+                f"the prior would see no tensor in group {group!r}: it needs trainable "
                 "floating-point parameters of at least two dimensions, or patterns in include=; "
                 f"there are { {n: tuple(p.shape) for n, p in parameters.items()} }"
             )
         for name in names:
             p = parameters[name]
+            if p.is_meta:
+                raise ValueError(
+                    f"{name} is on the meta device, without values: load the weights "
+                    "(model.to_empty(device=...), then load_state_dict), then make the prior"
+                )
+            if p.is_floating_point() and p.element_size() < 2:
+                raise TypeError(
+                    f"{name} is {p.dtype}, a storage type without arithmetic: convert it first "
+                    "(model.to(torch.bfloat16)), or leave it out with exclude="
+                )
             if not p.is_floating_point():
                 raise TypeError(
                     f"the prior is over real numbers; {name} is {p.dtype}: leave it out "

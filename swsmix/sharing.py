@@ -78,7 +78,7 @@ def _as_soft(memberships: Tensor, w: Tensor, mean: Tensor) -> Tensor:
     if not memberships.is_floating_point():
         if memberships.shape != w.shape:
             raise ValueError(
-                f"hard memberships want one group's number a weight, shape {tuple(w.shape)}; got "
+                f"hard memberships need one group number per weight, shape {tuple(w.shape)}; got "
                 f"{tuple(memberships.shape)}"
             )
         if memberships.numel() and not 0 <= memberships.min() <= memberships.max() < len(mean):
@@ -89,7 +89,7 @@ def _as_soft(memberships: Tensor, w: Tensor, mean: Tensor) -> Tensor:
         return functional.one_hot(memberships.long(), len(mean)).to(w.dtype)
     if memberships.shape != (*w.shape, len(mean)):
         raise ValueError(
-            f"soft memberships want shape {(*w.shape, len(mean))} (weights, groups); got "
+            f"soft memberships need shape {(*w.shape, len(mean))} (weights, groups); got "
             f"{tuple(memberships.shape)}"
         )
     off = (memberships.detach().double().sum(-1) - 1.0).abs()

@@ -51,8 +51,8 @@ def components_for(
     if zero:
         share = 1.0 / num_components if zero_mixing is None else zero_mixing
         narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
-        mixing = torch.cat([torch.tensor([share]).double(), (1.0 - share) * mixing])
-        mean = torch.cat([torch.zeros(1).double(), mean])
+        mixing = torch.cat([mixing.new_tensor([share]), (1.0 - share) * mixing])
+        mean = torch.cat([mean.new_zeros(1), mean])
         std = torch.cat([narrow.reshape(1), std])
     return mixing / mixing.sum() if zero_mixing is None else mixing, mean, std
 
@@ -67,14 +67,14 @@ def _check(
         raise ValueError(f"num_components must be at least 1; got {num_components}")
     if num_components > len(w):
         raise ValueError(
-            f"a mixture of {num_components} components wants at least as many weights; got "
+            f"a mixture of {num_components} components needs at least as many weights; got "
             f"{len(w)}: use fewer components"
         )
     if method not in ("spread", "quantiles", "kmeans"):
         raise ValueError(f"method must be 'spread', 'quantiles' or 'kmeans'; got {method!r}")
     if zero_mixing is not None and not (zero and 0.0 < zero_mixing < 1.0 and num_components > 1):
         raise ValueError(
-            "zero_mixing fixes the mixing proportion of the zero component: it wants zero=True, "
+            "zero_mixing fixes the mixing proportion of the zero component: it needs zero=True, "
             f"num_components >= 2 and a value between 0 and 1; got zero={zero}, "
             f"num_components={num_components}, zero_mixing={zero_mixing}"
         )
@@ -83,7 +83,8 @@ def _check(
 def _subsample(w: Tensor, seed: int) -> Tensor:
     if len(w) <= _SAMPLE:
         return w
-    chosen = torch.randint(len(w), (_SAMPLE,), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    chosen = torch.randint(len(w), (_SAMPLE,), generator=generator, device="cpu")
     # The extremes belong to it, so that "spread" covers the whole range.
     ends = torch.stack([w.argmin(), w.argmax()])
     return w[torch.cat([chosen.to(w.device), ends])]
@@ -96,11 +97,12 @@ def _place(w: Tensor, k: int, method: str, seed: int) -> Components:
         return w.new_zeros(0), w.new_zeros(0), w.new_zeros(0)
     if method == "spread" or k == 1:
         low, high = w.min().item(), w.max().item()
-        mean = torch.linspace(low, high, k).to(w) if k > 1 else w.mean().reshape(1)
+        even = torch.linspace(low, high, k, dtype=w.dtype, device=w.device)
+        mean = even if k > 1 else w.mean().reshape(1)
         spacing = (high - low) / (k - 1) if k > 1 else 0.0
         return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
-    if method == "quantiles" or len(w.unique()) <= k:  # k-means++ wants k distinct values
-        rank = torch.arange(len(w)) * k // len(w)
+    if method == "quantiles" or len(w.unique()) <= k:  # k-means++ needs k distinct values
+        rank = torch.arange(len(w), device=w.device) * k // len(w)
         share = torch.empty_like(rank)
         share[w.argsort(stable=True)] = rank
     else:
@@ -109,8 +111,8 @@ def _place(w: Tensor, k: int, method: str, seed: int) -> Components:
         _, labels = kmeans2(w.numpy()[:, None], k, minit="++", rng=seed, missing="raise")
         share = torch.from_numpy(labels).long()
     size = torch.bincount(share, minlength=k).double()
-    mean = torch.zeros(k).to(w).index_add_(0, share, w) / size.clamp_min(1.0)
-    second = torch.zeros(k).to(w).index_add_(0, share, (w - mean[share]).square())
+    mean = w.new_zeros(k).index_add_(0, share, w) / size.clamp_min(1.0)
+    second = w.new_zeros(k).index_add_(0, share, (w - mean[share]).square())
     std = (second / size.clamp_min(1.0)).sqrt().clamp_min(scale * 1e-2 / k)
     mixing = size.clamp_min(1e-3) / size.clamp_min(1e-3).sum()
     order = mean.argsort()
