@@ -1,5 +1,8 @@
 """Nothing has changed: today's code against the golden files, see golden/make.py."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from golden import make
@@ -7,6 +10,20 @@ from golden import make
 from swsmix.codec import decode, encode, load_compressed
 
 FILES = sorted(path.stem for path in (make.HERE / "codec").glob("*.sws"))
+
+
+def close(found, golden):
+    """The same keys in the same order; numbers up to rounding, all else the same."""
+    assert list(found) == list(golden)
+    for key, wanted in golden.items():
+        if all(isinstance(v, float) for v in wanted):
+            np.testing.assert_allclose(found[key], wanted, rtol=1e-6, atol=1e-6, err_msg=key)
+        else:
+            assert found[key] == wanted, key
+
+
+def of_run(name):
+    return {k: v for k, v in make.read("runs").items() if k.startswith(f"{name}/")}
 
 
 def test_seven_files_are_there():
@@ -32,3 +49,25 @@ def test_decoding_gives_the_same_tensors(name):
 
 def bits(t):
     return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", make.RUNS)
+def test_a_run_folder_of_then_is_read_restored_and_continued(name, tmp_path):
+    path = tmp_path / name
+    shutil.copytree(make.HERE / "runs" / name, path)
+    found = make.loaded(name, path) | make.restored(name, path) | make.resumed(name, path)
+    close(found, of_run(name))
+
+
+@pytest.mark.parametrize("name", make.RUNS)
+def test_a_run_made_now_is_that_of_then(name, tmp_path):
+    path = tmp_path / name
+    make.trained(name, path, make.EPOCHS)
+    shutil.copy(make.HERE / "runs" / name / "config.toml", path)
+    found = make.loaded(name, path)
+    close(found, {key: value for key, value in of_run(name).items() if key in found})
+    files = [
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        for folder in (path, make.HERE / "runs" / name)
+    ]
+    assert files[0] == files[1]
