@@ -71,3 +71,7 @@ def test_a_run_made_now_is_that_of_then(name, tmp_path):
         for folder in (path, make.HERE / "runs" / name)
     ]
     assert files[0] == files[1]
+
+
+def test_the_keys_of_a_priors_state_are_the_same():
+    assert list(make.keys().items()) == list(make.read("keys").items())
