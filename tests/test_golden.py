@@ -75,3 +75,22 @@ def test_a_run_made_now_is_that_of_then(name, tmp_path):
 
 def test_the_keys_of_a_priors_state_are_the_same():
     assert list(make.keys().items()) == list(make.read("keys").items())
+
+
+def test_the_papers_tables_are_the_same_and_those_committed():
+    texts = make.indices()
+    assert make.digests(texts) == make.read("tables")
+    for name, text in texts.items():
+        assert text == (make.FIGURES / name / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_same_numbers_are_drawn():
+    found, golden = make.drawings(), make.read("drawings")
+    assert list(found) == list(golden)
+    for key, wanted in golden.items():
+        assert found[key][:2] == wanted[:2], key  # how many, and how many finite
+        size = abs(wanted[3])  # their root mean square
+        np.testing.assert_allclose(
+            found[key][2:], wanted[2:], rtol=1e-6, atol=1e-6 * size, err_msg=key
+        )
