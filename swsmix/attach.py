@@ -243,7 +243,7 @@ class Attachment:
         ]
 
     def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
-        """Name, parameter and group of the prior's tensors in this optimiser; frozen ones omitted."""
+        """Name, parameter and group of the prior's tensors in this optimiser, unless frozen."""
         members = self._members(optimizer)
         if len(members) != self._number[id(optimizer)]:
             self._check()  # a Parameter was replaced: say which one

@@ -37,10 +37,10 @@ from swsmix import (
     plots,
 )
 from swsmix.codec import encode
-from swsmix.history import History
-from swsmix.posttraining import quantize_state, snapped
-from swsmix.quantize import snapped_state
-from swsmix.runs import restore_, save_config
+from swsmix.compression.codebooks import quantize_state, snapped
+from swsmix.compression.snap import snapped_state
+from swsmix.training.history import History
+from swsmix.training.runs import restore_, save_config
 
 HERE = Path(__file__).resolve().parent
 FIGURES = HERE.parents[1] / "figures"
