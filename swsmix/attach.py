@@ -59,6 +59,7 @@ class Attachment:
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
 
     Raises:
+        TypeError: if one is no optimiser and keeps none.
         ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
             update is unknown, or the proximal step is asked for where it cannot be made.
     """
@@ -66,7 +67,7 @@ class Attachment:
     def __init__(
         self,
         prior: MixturePrior,
-        optimizers: Sequence[Optimizer],
+        optimizers: Sequence[object],
         *,
         num_data: int,
         schedule: Schedule,
@@ -374,7 +375,8 @@ def _innermost(optimizer: Any, held: set[int], seen: tuple[int, ...] = ()) -> It
         id(o): o
         for values in several
         for o in values
-        if isinstance(o, Optimizer)
+        if hasattr(o, "param_groups")
+        and hasattr(o, "step")
         and id(o) not in (*seen, id(optimizer))
         and any(id(p) in held for p in _parameters(o))
     }
@@ -403,7 +405,7 @@ def _memory_of(t: Tensor) -> tuple[Any, ...]:
     return t.shape, t.stride(), t.dtype, t.device
 
 
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -138,7 +138,11 @@ class HyperPrior:
             ("std", 0.0, True),
             ("std_count", 0.0, True),
         ):
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            value = getattr(self, name)
+            where = (
+                value.device if isinstance(value, Tensor) else "cpu"
+            )  # not a default of the user's
+            value = torch.as_tensor(value, dtype=torch.float64, device=where)
             inside = (value > low if strict else value >= low) & value.isfinite()
             if not inside.all():
                 sign = ">" if strict else ">="

@@ -82,10 +82,9 @@ class GaussianMixture(nn.Module):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
             self.register_buffer(name, tensor)
         for name, pinned in zip(_PINS, pins, strict=True):
-            mask = torch.as_tensor(
-                [False] * self.mean.numel() if pinned is None else pinned, dtype=torch.bool
-            )
-            self.register_buffer(name, mask.to(device).clone())
+            mask = [False] * self.mean.numel() if pinned is None else pinned
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+            self.register_buffer(name, mask.clone())
 
     def _check(self) -> None:
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}

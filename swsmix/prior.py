@@ -198,7 +198,7 @@ class MixturePrior(nn.Module):
         Returns:
             A scalar.
         """
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device="cpu")
         for group, parts in self.terms().items():
             total = total.to(parts["nll"]) + self.tau[group] * (parts["nll"] + parts["hyper_prior"])
         return total
@@ -359,7 +359,7 @@ class MixturePrior(nn.Module):
 
     def attach(
         self,
-        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
+        optimizer: object,
         *,
         num_data: int,
         tau: float | None = None,
@@ -374,7 +374,8 @@ class MixturePrior(nn.Module):
         `swsmix.attach.Attachment` for clipping, scalers, closures and several optimisers.
 
         Args:
-            optimizer: the optimiser, or several that share the prior's tensors.
+            optimizer: the optimiser, a wrapper that keeps it in an attribute (Accelerate,
+                Lightning, SAM), or several that share the prior's tensors.
             num_data: the number of training examples (tokens for a language model) over which
                 your loss is a mean; 1 if your loss is a sum over all of them.
             tau: the strength of the prior, for `Schedule(tau=...)`; 1 is Bayes.
@@ -388,6 +389,7 @@ class MixturePrior(nn.Module):
             The attachment; `.remove()` takes the prior out again.
 
         Raises:
+            TypeError: if there is no optimiser in what was given.
             ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, or
                 the schedule is given twice.
 

@@ -18,7 +18,7 @@ def components_for(
     w: Float[Tensor, " n"],
     num_components: int,
     *,
-    method: Initialisation,
+    method: str,
     zero: bool,
     zero_mixing: float | None,
     seed: int,

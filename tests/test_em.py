@@ -317,7 +317,7 @@ def test_impossible_hyper_priors_are_refused(values, message):
 
 
 def test_a_hyper_prior_for_another_number_of_components_is_refused():
-    with pytest.raises(ValueError, match="one a component"):
+    with pytest.raises(ValueError, match="one per component"):
         m_step_(start(4), e_step(start(4), cases.weights()), HyperPrior(std=torch.ones(3)))
 
 

@@ -193,7 +193,7 @@ def test_the_gradient_flows_through_tied_and_non_contiguous_weights():
         ({"num_components": 9, "groups": "tensor"}, "'2.weight' .8 weights, K = 9..*groups="),
         ({"tau": -1.0}, "tau of group 'all' must be finite and at least 0; got -1"),
         ({"tau": {"b": 1.0}}, "no entry for the group 'all'"),
-        ({"hyper": HyperPrior(std=torch.ones(3))}, "one a component"),
+        ({"hyper": HyperPrior(std=torch.ones(3))}, "one per component"),
     ],
 )
 def test_impossible_priors_are_refused_with_the_reason(options, message):
