@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.fixture(params=["numba", "torch", *["triton"] * INTERPRETED])
 def loops(request, monkeypatch):
-    """Who walks over the weights: numba's loops, torch's operations or Triton's kernels."""
+    """What passes over the weights: numba's loops, torch's operations or Triton's loops."""
     if request.param == "torch":
         monkeypatch.setattr(backends, "numba_kernels", lambda: None)
     elif request.param == "triton":
