@@ -201,10 +201,10 @@ class _CommonOrNot:
         now, stride, lanes = step + past.pad, self.scan.stride, self.scan.lanes
         count = 2 * past.step_count[now - 1] + past.step_count[now - 2]
         if stride <= 2:
-            return count, 3 * lanes
+            return int(count), 3 * lanes
         count += 2 * past.step_count[now - stride]
         count += past.step_count[now - stride - 1] + past.step_count[now - stride + 1]
-        return count, 7 * lanes
+        return int(count), 7 * lanes
 
 
 class _LaneStarts:

@@ -71,9 +71,8 @@ class ExactMixture:
         self.log_ratio, self.d_scale = log_norm - self.log_norm, scale - self.scale
         self.shift, self.d_bend = scale * (self.centre - self.mean), scale**2 - self.scale**2
         self.shift_slope, self.precision = scale * self.shift, scale**2
-        at_once = 1 << (
-            15 if mixing.device.type == "cpu" else 20
-        )  # entries of N x K; see `chunk_on`
+        # Entries of N x K; on a GPU more, see `chunk_on`.
+        at_once = 1 << (15 if mixing.device.type == "cpu" else 20)
         self.rows = max(1, at_once // len(mixing))
 
     @functools.cached_property

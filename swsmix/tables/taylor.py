@@ -3,8 +3,8 @@
 On an interval c + t, |t| <= r, write p(c + t) / p(c) = exp(-u t - a t^2 / 2) q(t),
 q(t) = sum_j gamma_j exp(-x_j t - y_j t^2 / 2), with slopes x and bends y centred under the
 responsibilities gamma at c. Jensen: q >= 1. Hence gamma_j(c + t) <= gamma_j max_t exp(-x_j t -
-y_j t^2 / 2), which bounds every derivative of f on the *whole* interval, so that no
-spike hides between probes. Intervals are split until their polynomial is certified.
+y_j t^2 / 2), which bounds every derivative of f on the *whole* interval, so that no spike
+hides between probes. Intervals are split until their polynomial is certified.
 """
 
 from __future__ import annotations
