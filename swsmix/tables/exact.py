@@ -16,7 +16,11 @@ T = TypeVar("T")
 
 
 def eager(method: Callable[P, T]) -> Callable[P, T]:
-    """The same method, but torch.compile does not look inside: it breaks its graph there."""
+    """A graph break in torch.compile.
+
+    Returns:
+        The same method.
+    """
     return cast(Callable[P, T], torch.compiler.disable(method))
 
 
