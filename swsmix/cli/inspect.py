@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix._files import replacing
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 

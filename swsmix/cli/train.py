@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix._files import save_json
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
