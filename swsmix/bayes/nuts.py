@@ -122,8 +122,8 @@ def sample(
         warnings.warn(
             f"{posterior.divergences:,} of {posterior.num_draws:,} draws are from trajectories "
             "that diverged: parts of the posterior may be missing (Betancourt 2017). Warm up "
-            f"longer (warmup is {warmup}), raise target_accept (it is {target_accept:g}), or keep the "
-            "components from becoming narrow, by std or std_count of the hyper-prior",
+            f"longer (warmup is {warmup}), raise target_accept (it is {target_accept:g}), or keep "
+            "the components from becoming narrow, by std or std_count of the hyper-prior",
             stacklevel=2,
         )
     return posterior
