@@ -79,9 +79,6 @@ def held_out(log_likelihood: Float[Tensor, "chains draws n"]) -> PredictiveScore
     Args:
         log_likelihood: from `Posterior.log_likelihood` on new cases.
 
-    Returns:
-        The estimate.
-
     Raises:
         ValueError: if a number is not finite, or there are fewer than 2 cases.
     """

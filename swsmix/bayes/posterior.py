@@ -155,9 +155,6 @@ class Posterior:
                 intervals.
             seed: seed of the noise.
 
-        Returns:
-            The prediction.
-
         Raises:
             ValueError: for a quantile outside (0, 1), another network, or inputs with nan or inf.
         """

@@ -64,9 +64,6 @@ def read(path: Path) -> Checkpoint:
         path: a run folder, a checkpoint in it, a PyTorch or safetensors file, a compressed file,
             or a folder of those (the shards of one network).
 
-    Returns:
-        The checkpoint.
-
     Raises:
         FileNotFoundError: if there is nothing of that name.
         ValueError: if it is no checkpoint, damaged, or holds pickled code.

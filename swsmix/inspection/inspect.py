@@ -173,9 +173,6 @@ def inspect(
             `exclude` imply it.
         seed: seed of the sample that a mixture of very many weights is fitted to; 0 by default.
 
-    Returns:
-        The inspection.
-
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if it cannot be read, a pattern matches no tensor, K < 1, K or the seed is given

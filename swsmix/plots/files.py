@@ -33,9 +33,6 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
         path: the file, .png, .pdf or .svg.
         dpi: dots per inch of PNGs, and of rasterised parts in the other formats.
 
-    Returns:
-        The path.
-
     Raises:
         ValueError: for another suffix.
 
@@ -71,9 +68,6 @@ def animate_collapse(
         seconds: the length of the film; the last frame stays for two seconds more.
         max_frames: the largest number of records shown, evenly spaced.
         width: width of the picture, in inches of 120 pixels.
-
-    Returns:
-        The path.
 
     Raises:
         ValueError: for another suffix, or if ffmpeg is missing.

@@ -54,9 +54,6 @@ def predictive_band(
         width: width of the figure, in inches.
         ax: axes to draw into.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: if a quantile is missing, or the lengths differ.
     """
@@ -107,9 +104,6 @@ def mixture_band(
         log: whether the density axis is logarithmic.
         width: width of the figure, in inches.
         ax: axes to draw into.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if there are no weights, or one is not finite.
@@ -166,9 +160,6 @@ def membership_band(
         width: width of the figure, in inches.
         ax: axes to draw into.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: if the span is empty.
     """
@@ -205,9 +196,6 @@ def calibration(
             uniform if the predictions are calibrated. The band is for the first label.
         width: width of the figure, in inches.
         ax: axes to draw into.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if a label has no ranks, there are more than four labels, or a rank is outside

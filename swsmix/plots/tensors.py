@@ -55,9 +55,6 @@ def hinton(
         ax: one Axes.
         width: width of the figure, in inches.
 
-    Returns:
-        The figure.
-
     Raises:
         TypeError: if weight_matrix is not a tensor.
         ValueError: if it is not a matrix, holds more than 65,536 weights, or `scale` is not
@@ -149,9 +146,6 @@ def layers(
         ax: one Axes per tensor.
         width: width of the figure, in inches.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: if there are no tensors, or a name has no mixture.
 
@@ -195,9 +189,6 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
         named_bits: name -> bits per weight.
         ax: one Axes.
         width: width of the figure, in inches.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if there are no tensors, or a value is negative or not finite.

@@ -107,9 +107,6 @@ def trajectories(
         ax: four Axes.
         width: width of the figure, in inches; below 5 the panels are stacked.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = trajectories(history)  # doctest: +SKIP
     """
@@ -174,9 +171,6 @@ def collapse(
         ax: one Axes.
         width: width of the figure, in inches.
 
-    Returns:
-        The figure.
-
     Example:
         >>> figure = collapse(history)  # doctest: +SKIP
     """
@@ -225,9 +219,6 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
         history: the history of a run, with the scalars that `fit` writes.
         ax: two Axes.
         width: width of the figure, in inches; below 5 the panels are stacked.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if the history is empty or lacks one of the scalars.

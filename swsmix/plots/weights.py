@@ -61,9 +61,6 @@ def clusters(
         ax: two Axes, linear and log.
         width: width of the figure, in inches; below 5 the panels are stacked.
 
-    Returns:
-        The figure.
-
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = clusters(torch.tensor([0.0, 0.1, 0.9]), mixture)
@@ -111,9 +108,6 @@ def responsibilities(
             bar in the colour of its most responsible component.
         ax: one Axes, or two with weights.
         width: width of the figure, in inches.
-
-    Returns:
-        The figure.
 
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
@@ -192,9 +186,6 @@ def before_after(
         mixture: the final mixture (k components).
         ax: one Axes; the margins are drawn beside it.
         width: width of the figure, in inches.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if the numbers of weights differ.

@@ -96,9 +96,6 @@ class Sunspots:
             name: "train", "test", "late" or "confirm".
             normaliser: a variance in sunspot numbers squared; report it with the result.
 
-        Returns:
-            The average relative variance, a pure number.
-
         Example:
             >>> data = sunspots()
             >>> x, y = data.split("train")
@@ -181,9 +178,6 @@ def arv(
         scale: the divisor of both; 1 if they are sunspot numbers.
         normaliser: a variance in sunspot numbers squared: `VARIANCE_1535` (the papers') or
             `VARIANCE_1700_1979` (2.6 % smaller). Report it with the result.
-
-    Returns:
-        The average relative variance, a pure number.
 
     Raises:
         ValueError: if the shapes differ, there is no case, or a scale is not positive and finite.

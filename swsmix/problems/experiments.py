@@ -65,9 +65,6 @@ def train(
         baseline: train the weight-decay networks too.
         baseline_progress: show a progress bar for each of them.
         callback: as in `fit`.
-
-    Returns:
-        The outcome.
     """
     problem = replace(
         problem,

@@ -79,9 +79,6 @@ def load_problem(
         seed: seed of the shift problem's cases.
         dtype: dtype of data and network.
 
-    Returns:
-        The problem.
-
     Raises:
         ValueError: if there is no such problem or network.
 
