@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-_NAMES = (  # in the order in which a newcomer needs them
+_NAMES = (
     "training",
     "regularisation",
     "compression",
@@ -22,7 +22,10 @@ _NAMES = (  # in the order in which a newcomer needs them
 
 
 def names() -> tuple[str, ...]:
-    """The names of all guides, in reading order.
+    """The names of all guides.
+
+    Returns:
+        The names, in the order in which a newcomer needs them.
 
     Example:
         >>> names()[:2]
