@@ -12,9 +12,10 @@ counts the clusters in use.
     posterior = sample(joint)
     predicted = posterior.predict(model, new, quantiles=(0.05, 0.95))
 
-The densities are over pi and sigma^2, as everywhere in swsmix, so that the joint density has the
-stationary points of EM and of gradient descent. Pyro is imported when a chain or a guide starts,
-not before.
+`swsmix guide posterior` has the script. The densities are over pi and sigma^2, as everywhere in
+swsmix, so that the joint density has the stationary points of EM and of gradient descent.
+Components have no names: `Posterior.mixture` sorts them by their means, draw by draw. Pyro is
+imported when a chain or a guide starts, not before.
 
     joint         Joint: the log joint density and its gradient
     layout        the layout of z, the one vector that a sampler moves

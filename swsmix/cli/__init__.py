@@ -1,6 +1,9 @@
-"""The command line: `swsmix train`, `inspect`, `compress`, `decompress`, `reproduce`."""
+"""The command line: `swsmix train`, `inspect`, `compress`, `decompress`, `reproduce`, `guide`.
 
-from swsmix.cli import compress, inspect, reproduce, train  # each registers its commands on `app`
+Nothing here imports torch before a command runs, so that `--help` and `guide` answer at once.
+"""
+
+from swsmix.cli import compress, guide, inspect, reproduce, train  # each registers its commands
 from swsmix.cli.app import app, main
 
-__all__ = ["app", "compress", "inspect", "main", "reproduce", "train"]
+__all__ = ["app", "compress", "guide", "inspect", "main", "reproduce", "train"]

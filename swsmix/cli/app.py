@@ -1,4 +1,4 @@
-"""The command line: one module a command, all on one `app`."""
+"""The command line: one module per command, all on one `app`."""
 
 from __future__ import annotations
 
