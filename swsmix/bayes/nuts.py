@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from swsmix._progress import watched
 from swsmix.bayes import checks, trajectory
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.layout import Array
@@ -320,30 +321,10 @@ def _watched(
     progress: bool,
 ) -> Generator[tuple[int, int, _Step], None, None]:
     """The steps as they come, with a progress bar."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not progress
-    ) as bar:
-        task = bar.add_task("NUTS", total=chains * (warmup + draws))
-        diverged = leaps = 0
-        for chain, iteration, step in steps:
-            late = iteration >= warmup
-            diverged, leaps = diverged + (step.diverged and late), step.steps
-            bar.update(
-                task, advance=1,
-                description=f"NUTS, {'draws' if late else 'warm-up'}: {leaps} steps, "
-                f"{diverged} divergences",
-            )  # fmt: skip
-            yield chain, iteration, step
+    divergences, text = 0, ""
+    bar = watched(steps, "NUTS", shown=progress, total=chains * (warmup + draws), note=lambda: text)
+    for chain, iteration, step in bar:
+        drawing = iteration >= warmup
+        divergences += step.diverged and drawing
+        text = f"{'draws' if drawing else 'warm-up'}: {step.steps} steps, {divergences} divergences"
+        yield chain, iteration, step
