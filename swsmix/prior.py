@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,6 +23,21 @@ Mode = Literal["em", "gradient"]
 T = TypeVar("T")
 # Tensors smaller than this are counted together; copying larger ones would cost memory.
 _SMALL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A prior at the current weights: the penalty and the E step, without a graph.
+
+    Attributes:
+        penalty: sum_groups tau_g (R(w; phi) - log p(phi)), in nats, a scalar.
+        terms: group -> `"nll"`, R(w; phi), and `"hyper_prior"`, -log p(phi), in nats.
+        moments: group -> the moments of its E step, centred on the mixture's means.
+    """
+
+    penalty: Float[Tensor, ""]
+    terms: dict[str, dict[str, Float[Tensor, ""]]]
+    moments: dict[str, Moments]
 
 
 class MixturePrior(nn.Module):
@@ -198,10 +212,56 @@ class MixturePrior(nn.Module):
         Returns:
             A scalar.
         """
+        return self._penalty_of(self.terms())
+
+    def _penalty_of(self, terms: dict[str, dict[str, Tensor]]) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device="cpu")
-        for group, parts in self.terms().items():
+        for group, parts in terms.items():
             total = total.to(parts["nll"]) + self.tau[group] * (parts["nll"] + parts["hyper_prior"])
         return total
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """The penalty, its terms and every group's moments, from one pass over the weights.
+
+        What `penalty`, `terms` and `moments` return, for reports: it takes a third of the time of
+        the three, but has no gradient.
+
+        Returns:
+            An `Evaluation`.
+
+        Raises:
+            ValueError: if weights are not finite, or not on their mixture's device.
+
+        Example:
+            >>> prior = MixturePrior(nn.Linear(20, 10), num_components=4)
+            >>> state = prior.evaluate()
+            >>> round(state.moments["all"].count.sum().item())
+            200
+            >>> bool(state.penalty == prior.penalty())
+            True
+        """
+        terms, moments = {}, {}
+        for group in self.selection.groups:
+            nll, moments[group] = self._nll_and_moments(group)
+            terms[group] = {"nll": nll, "hyper_prior": -self._log_hyper_prior(group)}
+        return Evaluation(self._penalty_of(terms), terms, moments)
+
+    def _nll_and_moments(self, group: str) -> tuple[Tensor, Moments]:
+        """R and the E step of one group over all its tensors (and shards), without a graph."""
+        self.check_weights(group)
+        mean, table = self._state(group).mixture.mean.detach(), self.tables_of(group)
+        nll, total = mean.new_zeros(()), mean.new_zeros(3, len(mean), dtype=torch.float64)
+        for shards, parts in self._pieces(group):
+            values, sums = [], torch.zeros_like(total)
+            for w in parts:
+                value, moments = table.value_and_moments(w)
+                values.append(value.to(torch.promote_types(w.dtype, mean.dtype)))
+                sums += torch.stack(moments)
+            # Each process has seen its shard only.
+            nll = nll + _shards.sum_over_(torch.stack(values).sum(), shards)
+            total += _shards.sum_over_(sums, shards)
+        return nll, Moments(mean.double(), *total)
 
     def _nll(self, group: str) -> Tensor:
         m = self._state(group).mixture
@@ -321,18 +381,7 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if weights are not finite, or not on the mixture's device.
         """
-        mixture = self._state(group).mixture
-        self.check_weights(group)
-        total: Moments | None = None
-        table = self.tables_of(group) if self.mode == "em" else None
-        for shards, parts in self._pieces(group):
-            here = functools.reduce(operator.add, (e_step(mixture, w, table) for w in parts))
-            if shards:  # each process has seen its shard only
-                sums = torch.stack([here.count, here.first, here.second])
-                here = Moments(here.centre, *_shards.sum_over_(sums, shards))
-            total = here if total is None else total + here
-        assert total is not None
-        return total
+        return self._nll_and_moments(group)[1]
 
     def check_weights(self, group: str) -> None:
         """Check that a group's weights are finite and on their mixture's device.

@@ -91,6 +91,20 @@ def test_the_root_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_no_name_of_the_root_loads_the_compiler_of_torch():
+    # It doubles the time of the import. Torch's optimisers load it when one is made.
+    code = (
+        "import sys, swsmix\n"
+        "for name in swsmix.__all__: getattr(swsmix, name)\n"
+        "import torch\n"
+        "prior = swsmix.MixturePrior(torch.nn.Linear(40, 50), 3)\n"
+        "prior.em_step_(), prior.penalty().backward()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_root_holds_about_ten_names_all_of_them_documented():
     assert len(swsmix.__all__) <= 12
     assert all(getattr(swsmix, name).__doc__ for name in swsmix.__all__)

@@ -5,8 +5,9 @@ import reference
 import torch
 from torch import nn
 
+import swsmix.prior
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
-from swsmix.em import log_hyper_prior
+from swsmix.em import e_step, log_hyper_prior
 
 
 def net(seed=0, dtype=torch.float64):
@@ -37,6 +38,45 @@ def test_the_penalty_is_the_naive_sum_over_its_groups(mode, groups):
     assert prior.penalty().item() == pytest.approx(
         0.5 * sum((t["nll"] + t["hyper_prior"]).item() for t in terms.values()), rel=1e-12
     )
+
+
+@MODES
+@GROUPS
+def test_an_evaluation_is_the_penalty_its_terms_and_the_moments_bit_for_bit(mode, groups):
+    prior = MixturePrior(net(), 4, groups=groups, mode=mode, tau=0.3)
+    state = prior.evaluate()
+    assert torch.equal(state.penalty, prior.penalty())
+    assert not state.penalty.requires_grad
+    assert state.terms.keys() == state.moments.keys() == prior.mixtures.keys()
+    for group, terms in prior.terms().items():
+        assert state.terms[group].keys() == terms.keys()
+        assert all(torch.equal(state.terms[group][name], terms[name]) for name in terms)
+        w, mixture = prior.flat_weights(group), prior.mixtures[group]
+        alone = e_step(mixture, w)
+        for name in ("centre", "count", "first", "second"):
+            moment = getattr(state.moments[group], name)
+            assert torch.equal(moment, getattr(prior.moments(group), name))
+            torch.testing.assert_close(moment, getattr(alone, name), rtol=1e-10, atol=1e-12)
+
+
+@MODES
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_evaluation_adds_up_large_and_small_tensors_of_any_type(mode, dtype, monkeypatch):
+    monkeypatch.setattr(swsmix.prior, "_SMALL", 50)  # one tensor above, one below
+    prior = MixturePrior(net(dtype=dtype), 4, mode=mode)
+    state = prior.evaluate()
+    assert torch.equal(state.penalty, prior.penalty())
+    assert state.moments["all"].count.sum().item() == pytest.approx(104)
+
+
+@MODES
+def test_an_evaluation_of_weights_that_are_not_finite_names_the_tensor(mode):
+    model = net()
+    prior = MixturePrior(model, 3, mode=mode)
+    with torch.no_grad():
+        model[2].weight[0, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of the 8 weights of 2.weight are nan or inf"):
+        prior.evaluate()
 
 
 @MODES

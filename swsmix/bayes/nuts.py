@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from swsmix._progress import watched
 from swsmix.bayes import checks
 from swsmix.bayes.chains import Transition, in_processes, in_turn
 from swsmix.bayes.joint import Joint
@@ -207,30 +208,12 @@ def _with_progress(
     progress: bool,
 ) -> Generator[tuple[int, int, Transition], None, None]:
     """The same transitions, with a progress bar."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not progress
-    ) as bar:
-        task = bar.add_task("NUTS", total=chains * (warmup + draws))
-        diverged = 0
-        for chain, iteration, transition in transitions:
-            warm = iteration >= warmup
-            diverged += transition.diverged and warm
-            bar.update(
-                task, advance=1,
-                description=f"NUTS, {'draws' if warm else 'warm-up'}: {transition.steps} steps, "
-                f"{diverged} divergences",
-            )  # fmt: skip
-            yield chain, iteration, transition
+    divergences, text = 0, ""
+    total = chains * (warmup + draws)
+    bar = watched(transitions, "NUTS", shown=progress, total=total, note=lambda: text)
+    for chain, iteration, transition in bar:
+        drawing = iteration >= warmup
+        divergences += transition.diverged and drawing
+        phase = "draws" if drawing else "warm-up"
+        text = f"{phase}: {transition.steps} steps, {divergences} divergences"
+        yield chain, iteration, transition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
@@ -16,12 +17,22 @@ T = TypeVar("T")
 
 
 def eager(method: Callable[P, T]) -> Callable[P, T]:
-    """A graph break in torch.compile.
+    """A graph break in torch.compile, which is not loaded for it: that takes seconds.
 
     Returns:
         The same method.
     """
-    return cast(Callable[P, T], torch.compiler.disable(method))
+    disabled: list[Callable[P, T]] = []  # a list: torch.compile may trace this at the first call
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        if "torch._dynamo" not in sys.modules:  # then nothing is being compiled
+            return method(*args, **kwargs)
+        if not disabled:
+            disabled.append(cast(Callable[P, T], torch.compiler.disable(method)))
+        return disabled[0](*args, **kwargs)
+
+    return wrapped
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The history of a training run, as plain data from which every picture can be redrawn."""
+"""The history of a training run, as plain data from which every figure can be redrawn."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class History:
     """What happened in training: one record for the start and one after every epoch or round.
 
     Attributes:
-        scalars: name -> one float a record. `fit` writes `epoch`, `step`, `seconds`, `tau`,
-            `data_loss` (mean nats a case), `nll` (R(w), nats, all groups), `hyper_prior`
-            (-log p(phi), nats), `objective` (data_loss + tau / num_data * (nll + hyper_prior)),
+        scalars: name -> one float per record. `fit` writes `epoch`, `step`, `seconds`, `tau`,
+            `data_loss` (mean nats per case), `nll` (R(w), nats, all groups), `hyper_prior`
+            (-log p(phi), nats), `objective` (data_loss + tau / num_data * the penalty),
             `train_measure` and `validation_measure` (nan where there is none).
-        series: group -> name -> one tensor a record: `mixing`, `mean`, `std`, `count` (N_j, the
+        series: group -> name -> one tensor per record: `mixing`, `mean`, `std`, `count` (N_j, the
             expected number of weights of each component), `claimed` (the number of weights for
-            which each is the most responsible), each (k,), and the weight histogram as
+            which it is the most responsible), each (k,), and the weight histogram as
             `bin_counts` (bins,) and `bin_edges` (bins + 1,).
         initial: group -> the weights before training, flattened (n,).
 
@@ -49,7 +49,7 @@ class History:
         return tuple(self.series)
 
     def __repr__(self) -> str:
-        """In one line; its tensors would fill the screen."""
+        """One line; its tensors would fill the screen."""
         return f"History({len(self)} records, groups {list(self.groups)}, {list(self.scalars)})"
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class History:
                 "bin_edges": bin_edges,
             }
             columns = self.series.setdefault(group, {name: [] for name in entry})
-            for name in columns:  # a run of an older version has no claims
+            for name in columns:  # a resumed run of an older version has no `claimed`
                 columns[name].append(entry[name].detach().double().cpu().clone())
 
     def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:

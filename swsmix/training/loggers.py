@@ -1,4 +1,4 @@
-"""Training, watched in TensorBoard, for those who have it: `pip install "swsmix[tensorboard]"`."""
+"""The history in TensorBoard, which `pip install "swsmix[tensorboard]"` brings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from swsmix.training.history import History
 
 
 def tensorboard(folder: str | os.PathLike[str]) -> Callable[[int, History], None]:
-    """A callback for `fit` that writes the history to TensorBoard, record by record.
+    """A callback for `fit` that writes the history to TensorBoard, one record at a time.
 
     Scalars: the loss terms and measures under `loss/`, and for each mixture and component
     `GROUP/mean/J`, `GROUP/std/J`, `GROUP/mixing/J` and `GROUP/count/J` (N_j), and
-    `GROUP/clusters`; the weights' histograms as `GROUP/weights`. The step is the epoch. Nothing is
-    recomputed, so that it takes the history of an old run too:
+    `GROUP/clusters`; the weights' histograms as `GROUP/weights`. The step is the epoch. It
+    reads the history alone, so that an old run can be written too:
     `tensorboard("logs")(0, load_run(path).history)`.
 
     Args:

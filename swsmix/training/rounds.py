@@ -1,18 +1,122 @@
-"""Full-batch minimisers of `scipy.optimize` on torch parameters: the way of the 1992 paper."""
+"""Training in full-batch rounds of L-BFGS or conjugate gradients, as in the 1992 paper.
+
+The minimisers are those of `scipy.optimize`; between two rounds the mixture makes its EM step.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from swsmix.attach import advance_
+from swsmix.prior import MixturePrior
+from swsmix.schedule import Schedule
+from swsmix.training.evaluation import Data, Loss, is_pair
 
 FullBatch = Literal["l-bfgs", "cg"]
 
 METHODS = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
+
+
+class RoundTrainer:
+    """An epoch is one round of iterations; the interface is that of `Trainer`.
+
+    Args:
+        model: the network.
+        loss: the mean negative log likelihood.
+        data: two tensors.
+        method: `"l-bfgs"` or `"cg"`.
+        num_data: the number of training examples.
+        prior: part of the objective, if any.
+        schedule: of the prior, its clock counts rounds; an EM step in every round by default.
+        iterations: how many at most in one round.
+
+    Raises:
+        ValueError: for another method, and for data in batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Data,
+        method: str,
+        *,
+        num_data: int,
+        prior: MixturePrior | None = None,
+        schedule: Schedule | None = None,
+        iterations: int = 40,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(
+                f"optimizer must be a torch optimiser, 'l-bfgs' or 'cg'; got {method!r}"
+            )
+        if not is_pair(data):
+            raise ValueError(f"{method!r} is full-batch: it needs the data as two tensors (x, y)")
+        self.model, self.loss, self.data, self.prior = model, loss, data, prior
+        self.method, self.iterations, self.num_data = method, iterations, num_data
+        self.schedule = schedule or Schedule(em_every=1)
+        self.steps = 0
+
+    @property
+    def tick(self) -> int:
+        """The number of rounds."""
+        return self.steps
+
+    def epoch(self, number: int) -> None:
+        """One round, then what the schedule asks of the mixtures.
+
+        Raises:
+            FloatingPointError: if the objective is not finite at its end.
+        """
+        self.model.train()
+        moving = self._moving()
+        x, y = (part.to(moving[0].device) for part in self.data)
+        tau = self.schedule.tau_at(self.steps)
+
+        def objective() -> Tensor:
+            total = self.num_data * self.loss(self.model(x), y)
+            if self.prior is not None and tau > 0.0:
+                total = total + tau * self.prior.penalty()
+            return total
+
+        end = minimize_(objective, moving, method=self.method, iterations=self.iterations)
+        if not math.isfinite(end):
+            raise FloatingPointError(
+                f"the objective is {end} in round {self.steps + 1}: lower tau, or raise "
+                "std_count of the hyper-prior; the last checkpoint is intact"
+            )
+        self.steps += 1
+        if self.prior is not None:
+            advance_(self.prior, self.schedule, self.steps)
+
+    def _moving(self) -> list[Tensor]:
+        """The parameters that move in this round: those of the mixtures not always."""
+        modules: list[Any] = [self.model, self.loss]
+        if self.prior is not None and self.schedule.mixture_moves_at(self.steps):
+            modules.append(self.prior)
+        parameters = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
+        return [p for p in parameters if p.requires_grad]
+
+    def adapt_rate(self, score: float) -> None:
+        """Nothing: a round has no learning rate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of rounds."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.steps = state["steps"]
+
+    def close(self) -> None:
+        """Nothing: there is no optimiser to let go of."""
 
 
 def minimize_(

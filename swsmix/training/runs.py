@@ -1,17 +1,17 @@
-"""The run folder: config, checkpoints, history, results; whole or not at all.
+"""The run folder: config, checkpoints, history, results, each written whole or not at all.
 
     RUN/config.toml              how the run was made
     RUN/checkpoint-000012/       the newest checkpoint, after epoch or round 12
         network.safetensors      the network's state
-        prior.safetensors        the mixtures, hyper-priors and running moments; which tensors
-                                 each mixture is of
+        prior.safetensors        the mixtures, hyper-priors and running moments; the names of the
+                                 tensors under each mixture
         history.safetensors      the history up to here
         training.pt              optimiser, generators, clock (torch.load, weights_only=True)
     RUN/final/                   the same four, as `fit` returned them, once it has ended
     RUN/*.json, *.png            results and pictures
 
-Files and checkpoints are written beside their place and then renamed: an interruption leaves the
-old ones. Nothing is ever unpickled.
+Files and checkpoints are written beside their place and then renamed, so that an interruption
+leaves the old ones. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swsmix._files import replacing
+from swsmix._files import replacing as replacing
+from swsmix._files import save_json as save_json
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
 
@@ -80,7 +81,7 @@ class Run:
 
 
 def claim(path: str | os.PathLike[str]) -> Path:
-    """Make a run folder, or take an empty one; what others left there is never touched.
+    """Make a run folder, or take an empty one; nothing that is in it is ever overwritten.
 
     Args:
         path: where.
@@ -130,7 +131,7 @@ def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Pa
     try:
         yield path
     finally:
-        if not has_checkpoint(path):  # it came to nothing
+        if not has_checkpoint(path):  # the new run wrote nothing
             shutil.rmtree(path)
             if aside.exists():
                 aside.rename(path)
@@ -142,13 +143,13 @@ def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a folder was made by `claim` or `save_checkpoint`.
 
     Returns:
-        True if it carries their mark.
+        True if it holds their marker file.
     """
     return (Path(path) / _MARKER).is_file()
 
 
 def save_config(path: Path, config: dict[str, Any]) -> None:
-    """Write `config.toml` into a run folder; entries that are None are left out.
+    """Write `config.toml` into a run folder; entries that are None are omitted.
 
     Args:
         path: the run folder.
@@ -157,8 +158,7 @@ def save_config(path: Path, config: dict[str, Any]) -> None:
     import tomli_w
 
     with replacing(path / "config.toml") as temporary:
-        plain = {key: value for key, value in config.items() if value is not None}
-        temporary.write_text(tomli_w.dumps(plain))
+        temporary.write_text(tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
 
 
 def load_config(path: Path) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if not final:
-        # What is older than the newest checkpoint, an outcome too, no longer holds.
+        # Older checkpoints, and an outcome written before this one, are out of date.
         for old in (*_checkpoints(path), path / _FINAL):
             if old != target and old.exists():
                 shutil.rmtree(old)
@@ -247,13 +247,13 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         ValueError: if a file of the checkpoint is missing or damaged; it is named.
     """
     path = Path(path)
-    found = [path] if (path / "network.safetensors").is_file() else _checkpoints(path)
+    checkpoints = [path] if (path / "network.safetensors").is_file() else _checkpoints(path)
     if not resumable and (path / _FINAL).is_dir():
-        found = [path / _FINAL]
-    if not found:
+        checkpoints = [path / _FINAL]
+    if not checkpoints:
         what = "is not there" if not path.exists() else "has no checkpoint"
         raise FileNotFoundError(f"the run folder {path} {what}")
-    folder = found[-1]
+    folder = checkpoints[-1]
     training = _read(folder / "training.pt", _load_training)
     return Run(
         path=path,
@@ -269,7 +269,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
 
 
 def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
-    """Load a run's network and prior into fresh ones of the same make.
+    """Load a run's network and prior into new ones of the same architecture.
 
     Args:
         run: from `load_run`.
@@ -318,4 +318,4 @@ def _read(file: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         return reader(file)
     except Exception as error:
         # torch.load raises pickle.UnpicklingError, zip errors and more for damaged files.
-        raise ValueError(f"{file} is damaged or not of its kind: {error}") from error
+        raise ValueError(f"{file} is damaged, or another kind of file: {error}") from error

@@ -36,7 +36,7 @@ class EarlyStopping:
         return self.patience is not None and self.since >= self.patience
 
     def see(self, value: float) -> None:
-        """Take note of an epoch's value; lower is better."""
+        """Take an epoch's value into account; lower is better."""
         if self.patience is None:
             return
         self.since += 1
@@ -51,7 +51,7 @@ class EarlyStopping:
         """Go back to the best state.
 
         Returns:
-            Whether anything changed: not if there is none, or if it is the present.
+            Whether anything changed: not without a best state, nor if the current one is it.
         """
         if not self.states or self.since == 0:
             return False

@@ -1,12 +1,15 @@
-"""Full-batch minimisers: they find minima, and what they cannot end they leave as it was."""
+"""Full-batch minimisers find minima, and change nothing when they fail; rounds of them."""
 
 import math
 
 import pytest
 import torch
+from fits import problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from swsmix import GaussianNoise, HyperPrior, MixturePrior, fit
 from swsmix.training.rounds import METHODS, minimize_
 
 METHOD = pytest.mark.parametrize("method", METHODS)
@@ -80,3 +83,55 @@ def test_an_end_that_is_not_finite_is_told_and_changes_nothing(method):
 
     assert minimize_(objective, [w], method=method, iterations=50) == -math.inf
     assert torch.equal(w.detach(), torch.tensor([3.0, -2.0]))
+
+
+# -- rounds of them in fit ----------------------------------------------------------------
+
+
+def linear():
+    """A linear problem, where full-batch training really converges."""
+    _, (x, y), _ = problem()
+    net = nn.Linear(4, 1).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.5, 0.4, -0.3, -0.2]]))
+    return net, x.double(), y.double()
+
+
+def test_full_batch_training_ends_where_data_and_prior_balance():
+    net, x, y = linear()
+    loss = GaussianNoise(0.3).double()
+    prior = MixturePrior(net, 2, hyper=HyperPrior(std=0.1))
+    options = {"optimizer": "l-bfgs", "iterations": 50, "epochs": 60, "progress": False}
+    fit(net, loss, (x, y), prior=prior, **options)
+    objective = len(x) * loss(net(x), y) + prior.penalty()
+    gradient = torch.autograd.grad(objective, [*net.parameters(), *loss.parameters()])
+    (pull,) = torch.autograd.grad(prior.penalty(), net.weight)
+    assert pull.abs().max() > 0.1  # the prior does pull there
+    assert max(g.abs().max() for g in gradient) < 1e-3 * pull.abs().max()
+    mean = prior.mixtures["all"].mean.clone()
+    prior.em_step_()
+    torch.testing.assert_close(prior.mixtures["all"].mean, mean, atol=1e-5, rtol=0)
+
+
+def test_learned_noise_is_the_root_mean_squared_residual_at_the_optimum():
+    net, x, y = linear()
+    loss = GaussianNoise(1.0).double()
+    fit(net, loss, (x, y), optimizer="l-bfgs", iterations=50, epochs=2, progress=False)
+    rms = (net(x) - y).square().mean().sqrt().item()
+    assert loss.std == pytest.approx(rms, rel=1e-5)
+
+
+def test_ctrl_c_in_a_full_batch_round_leaves_no_line_search_point():
+    net, (x, y), _ = problem()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    calls = []
+
+    def loss(prediction, target):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return (prediction - target).square().mean()
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, loss, (x, y), optimizer="l-bfgs", epochs=1, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

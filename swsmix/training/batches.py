@@ -1,0 +1,152 @@
+"""Training by an optimiser over mini-batches; the prior is attached to its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from swsmix.attach import Attachment, Update
+from swsmix.prior import MixturePrior
+from swsmix.schedule import Schedule
+from swsmix.training.evaluation import Batch, Data, Loss, is_pair
+
+
+class BatchTrainer:
+    """An epoch is one pass over the batches; the interface is that of `Trainer`.
+
+    Args:
+        model: the network.
+        loss: the mean negative log likelihood of a batch.
+        data: two tensors, shuffled anew in each epoch, or batches.
+        optimizer: over the parameters of the model, of the loss and, in mode "gradient", of the
+            prior.
+        num_data: the number of training examples.
+        prior: attached to the optimiser, if any.
+        schedule: of the prior; `Schedule()` by default.
+        update: how the prior moves the weights, see `MixturePrior.attach`.
+        batch_size: for two tensors.
+        lr_scheduler: stepped after every epoch.
+        seed: for shuffling.
+
+    Raises:
+        ValueError: if the optimiser does not hold the parameters that it must.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Data,
+        optimizer: Optimizer,
+        *,
+        num_data: int,
+        prior: MixturePrior | None = None,
+        schedule: Schedule | None = None,
+        update: Update | None = None,
+        batch_size: int = 128,
+        lr_scheduler: LRScheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_held(optimizer, model, loss)
+        self.model, self.loss, self.data, self.prior = model, loss, data, prior
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.num_data, self.batch_size, self.seed = num_data, batch_size, seed
+        self.schedule = schedule or Schedule()
+        self.steps = 0
+        self.attachment: Attachment | None = None
+        if prior is not None:
+            self.attachment = prior.attach(
+                optimizer, num_data=num_data, schedule=self.schedule, update=update
+            )
+
+    @property
+    def tick(self) -> int:
+        """The attachment's clock, or the number of steps."""
+        return self.steps if self.attachment is None else self.attachment.tick
+
+    def epoch(self, number: int) -> None:
+        """One pass over the batches.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+            ValueError: if there is no batch.
+        """
+        self.model.train()
+        before = self.steps
+        for x, y in self._batches(number):
+            self.optimizer.zero_grad()
+            value = self.loss(self.model(x), y)
+            if not torch.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value.item()} at step {self.steps}: lower the learning rate or "
+                    "tau; the last checkpoint is intact"
+                )
+            value.backward()
+            self.optimizer.step()
+            self.steps += 1
+        if self.steps == before:
+            raise ValueError(
+                "the data gave no batch: give two tensors, a list of batches or a DataLoader, "
+                "which can be iterated over in every epoch"
+            )
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        device = next(self.model.parameters()).device
+        if not is_pair(self.data):
+            yield from ((x.to(device), y.to(device)) for x, y in self.data)
+            return
+        x, y = self.data
+        # Seeded by the epoch, so that the order needs no state of its own.
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        for rows in torch.randperm(len(x), generator=shuffle).split(self.batch_size):
+            yield x[rows].to(device), y[rows].to(device)
+
+    def adapt_rate(self, score: float) -> None:
+        """Step the learning-rate scheduler."""
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.step(score)
+        elif self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimiser, of the clock and of the learning-rate scheduler."""
+        return {"steps": self.steps, **{k: part.state_dict() for k, part in self._parts().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.steps = state["steps"]
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "optimizer": self.optimizer,
+            "attachment": self.attachment,
+            "lr_scheduler": self.lr_scheduler,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def close(self) -> None:
+        """Take the prior out of the optimiser."""
+        if self.attachment is not None:
+            self.attachment.remove()
+
+
+def _check_held(optimizer: Optimizer, model: nn.Module, loss: Loss) -> None:
+    """Check that an optimiser holds parameters of the model, and all of the loss."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            "the optimiser holds no parameter of this model: make it over model.parameters()"
+        )
+    of_loss = loss.parameters() if isinstance(loss, nn.Module) else ()
+    if any(p.requires_grad and id(p) not in held for p in of_loss):
+        raise ValueError(
+            "the loss has parameters that the optimiser does not hold: make it over "
+            "[*model.parameters(), *loss.parameters()]"
+        )

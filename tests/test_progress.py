@@ -1,0 +1,50 @@
+"""The progress bar: every item once and in order, on standard error, or nothing at all."""
+
+import subprocess
+import sys
+
+import pytest
+
+from swsmix._progress import watched
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("items", [[], [3, 1, 2], range(5), {"a": 1}.items()])
+def test_the_items_come_as_they_are_and_standard_output_stays_empty(shown, items, capfd):
+    assert list(watched(items, "[bold]label", shown=shown, transient=False)) == list(items)
+    written = capfd.readouterr()
+    assert written.out == ""
+    assert ("[bold]label" in written.err) == shown
+    assert (f"{len(items)}/{len(items)}" in written.err) == shown
+
+
+def test_a_resumed_bar_counts_what_was_done_before_and_carries_its_note(capfd):
+    taken = []
+    bar = watched(
+        iter("ab"), shown=True, total=5, done=3, note=lambda: f"taken {taken}", transient=False
+    )
+    for item in bar:
+        taken.append(item)
+    error = capfd.readouterr().err
+    assert "5/5" in error and "taken ['a', 'b']" in error
+
+
+def test_a_transient_bar_leaves_nothing_where_there_is_no_terminal(capfd):
+    list(watched([1, 2], "label", shown=True))
+    assert capfd.readouterr().err.strip() == ""
+
+
+def test_a_notebook_without_widgets_gets_plain_text_and_no_warning(monkeypatch, capfd):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert list(watched([1, 2], "label", shown=True, transient=False)) == [1, 2]
+    assert "2/2" in capfd.readouterr().err
+
+
+def test_without_a_bar_rich_is_not_loaded():
+    code = (
+        "import sys; from swsmix._progress import watched; list(watched([1], shown=False));"
+        "print('rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
