@@ -15,7 +15,7 @@ Watch = Callable[[int, Tensor, Sharing], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SharingRecipe:
     """Soft weight-sharing: warm up under weak decay, then let the prior enter by and by.
 
     Attributes:
@@ -70,7 +70,7 @@ class Recipe:
 def sharing(
     cases: Cases,
     theta: Tensor,
-    recipe: Recipe,
+    recipe: SharingRecipe,
     *,
     warm: bool = True,
     watch: Watch | None = None,
@@ -84,7 +84,7 @@ def sharing(
         recipe: the schedule.
         warm: make the warm-up; False if theta has had it.
         watch: called as watch(round, theta, prior) after the warm-up (0) and every round.
-        settings: of `Recipe.prior`, one a network.
+        settings: of `SharingRecipe.prior`, one a network.
 
     Returns:
         theta (b, p), the prior, and the objectives (b,) in nats.

@@ -29,15 +29,15 @@ from papers.nowlan1992.forecasts import (
     numbers,
     predict,
 )
-from papers.nowlan1992.methods import Recipe, sharing
+from papers.nowlan1992.methods import SharingRecipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
 from papers.nowlan1992.sampling import sample
 from swsmix.problems import data
 
 HIDDEN = 8
-Setting = Mapping[str, Any]
-Members = Sequence[tuple[str, Setting]]
+Hyperparameters = Mapping[str, Any]
+Members = Sequence[tuple[str, Hyperparameters]]
 
 
 def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -58,7 +58,7 @@ def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def fit(
-    name: str, setting: Setting, cases: Cases, seeds: Sequence[int]
+    name: str, setting: Hyperparameters, cases: Cases, seeds: Sequence[int]
 ) -> tuple[Tensor, Sharing | None, Tensor]:
     """Train a method's networks.
 
@@ -98,13 +98,13 @@ def fit(
     return theta, None, value
 
 
-SHARING = Recipe(
+SHARING = SharingRecipe(
     warm_iterations=40, rounds=30, iterations=20, ramp=1, spread=1.0, std=0.5,
     hyper_std=0.1, hyper_count=0.3,
 )  # fmt: skip
 
 
-def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def validate(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[str, Any]:
     """Score a setting on held-out training years; nothing after 1920 is read.
 
     Returns:
@@ -208,7 +208,7 @@ def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
     return networks(cases, theta, scale, len(theta) // len(seeds))
 
 
-def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def hindsight(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[str, Any]:
     """What any setting would have given on the test years: to judge the validation, not to choose.
 
     Returns:

@@ -32,7 +32,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swsmix._files import replacing
+from swsmix._files import replacing as replacing
+from swsmix._files import save_json as save_json
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
 

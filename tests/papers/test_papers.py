@@ -27,7 +27,7 @@ from papers.nowlan1992 import (  # noqa: E402
     sunspots,
     tables,
 )
-from papers.nowlan1992.methods import Recipe  # noqa: E402
+from papers.nowlan1992.methods import SharingRecipe  # noqa: E402
 
 FLOAT = torch.float64
 
@@ -167,7 +167,7 @@ def test_the_setting_with_the_lowest_mean_log_score_is_chosen():
 
 
 def test_shift_cases_to_learn_to_choose_by_and_to_test_are_disjoint():
-    for setting in shift.SETTINGS.values():
+    for setting in shift.PROBLEMS.values():
         drawn = shift.sample(3, setting)
         parts = [set(map(tuple, x.tolist())) for x in (drawn.x, drawn.unlabelled, drawn.x_test)]
         assert len(set.union(*parts)) == sum(map(len, parts)) == setting.num_cases + 1640
@@ -241,7 +241,7 @@ def test_the_same_seeds_give_the_same_numbers(monkeypatch):
     assert first != sunspots.validate(name, setting, [2, 3])
     small = {"restarts": 2, "modes": ["em"], "quick": True}
     monkeypatch.setattr(shift, "STOPS", (3, 10))
-    monkeypatch.setattr(shift, "SHARING", {"em": Recipe(rounds=2, warm_iterations=5)})
+    monkeypatch.setattr(shift, "SHARING", {"em": SharingRecipe(rounds=2, warm_iterations=5)})
     first, again = (shift.unit(3, "n50", **small) for _ in range(2))
     assert first == again
     assert first != shift.unit(4, "n50", **small)
