@@ -64,7 +64,7 @@ class Length:
         chains: each from a start of its own.
         draws: kept of each chain.
         warmup: before them.
-        max_depth: at most 2^max_depth steps a draw.
+        max_depth: at most 2^max_depth steps per draw.
     """
 
     chains: int = 4
@@ -177,7 +177,7 @@ def score(name: str, length: Length) -> dict[str, Any]:
     Nothing after 1920 is read.
 
     Returns:
-        Nats a fold, its cases, and the arv (over 1535) of the posterior mean there.
+        For each fold the nats, the cases and the arv (over 1535) of the posterior mean there.
     """
     model = MODELS[name]
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
@@ -199,7 +199,7 @@ def final(name: str, length: Length) -> dict[str, Any]:
     """Sample on all training years, then predict 1921-55 and 1956-79; nothing after 1979 is read.
 
     Returns:
-        All that tables and figures want.
+        All that the tables and figures show.
     """
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
     began = time.process_time()

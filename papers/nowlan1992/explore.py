@@ -178,7 +178,7 @@ def shift_attempt(
         method: "sharing", "decay" (std), "elimination" (strength) or "plain" (iterations).
         options: of `SharingRecipe`, or the method's only one.
         seeds: of the data sets.
-        restarts: initial nets a data set.
+        restarts: initial nets per data set.
 
     Returns:
         Means over the data sets of what `shift.measured` gives.
@@ -206,7 +206,7 @@ def units(what: str) -> list[Unit]:
     """The units of work of a part of the exploration.
 
     Returns:
-        One an attempt.
+        One per attempt.
     """
     if what == "evidence":
         seeds = range(100, 120)

@@ -152,7 +152,7 @@ def unit(
     Args:
         seed: of the data set and the initial weights.
         name: of the problem.
-        restarts: initial networks a method.
+        restarts: initial networks per method.
         modes: of soft weight-sharing.
         quick: fewer settings to choose among.
 

@@ -65,8 +65,8 @@ def fit(
     Args:
         name: of the method.
         setting: its hyper-parameters.
-        cases: the data, one row of case weights a network.
-        seeds: of the initial weights, one a network.
+        cases: the data, one row of case weights per network.
+        seeds: of the initial weights, one per network.
 
     Returns:
         theta (b, p), the prior of soft weight-sharing, the objectives (b,). With `posterior` in
@@ -118,7 +118,7 @@ def validate(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[
 
 
 def held_out(scale: Scale, num: int) -> tuple[Cases, Tensor]:
-    """The training years for `num` networks a fold, each learning what its fold does not hold out.
+    """The training years for `num` nets per fold, which learn what their fold does not hold out.
 
     Returns:
         The cases, fold after fold, and what is held out (folds, n).
@@ -200,7 +200,7 @@ def trained(members: Members, seeds: Sequence[int]) -> Forecast:
 
 @functools.cache
 def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
-    """One member's forecast; several lines of the tables want the same."""
+    """One member's forecast; several lines of the tables need the same."""
     setting = json.loads(setting_json)
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))

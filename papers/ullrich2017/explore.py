@@ -97,7 +97,7 @@ def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
-            raise SystemExit(f"wanted FIELD=NUMBER; got {change!r}") from None
+            raise SystemExit(f"a change needs to be FIELD=NUMBER; got {change!r}") from None
         found[field] = value
         if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
             recipe = dataclasses.replace(setting.recipe, **{field: value})

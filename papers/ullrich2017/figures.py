@@ -200,7 +200,7 @@ def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @styled
 def layers(results: Results) -> Figure | None:
-    """The share of non-zero weights and the bits a weight, tensor by tensor."""
+    """The share of non-zero weights and the bits per weight, tensor by tensor."""
     rows = {s: rs for s, rs in results.rows().items() if rs[0]["recipe"] is not None}
     if not rows:
         return None

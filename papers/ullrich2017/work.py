@@ -1,7 +1,7 @@
 """The units of work: one pretrained network, or one compressed network with its file.
 
-Everything here reads the training images alone, but for `measure`, which a unit reaches once, with
-its file written, and `explore.py` never lets it see the test images.
+Everything here reads the training images alone, but for `measure`, which a unit calls once, after
+its file is written; `explore.py` never lets it see the test images.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Setting:
         shift: the augmentation: images are shifted by up to so many pixels; 0 is none.
         dropout: of the input pixels, while training.
         recipe: of `compress_`; None for the paper's own single phase.
-        batch_size: images a step.
+        batch_size: images per step.
         pretrain_epochs: epochs before the prior comes.
         retrain_epochs: of the single phase.
         retrain_tau: the prior's strength in it.
@@ -455,7 +455,7 @@ def keep_for_figures(
     decoded: dict[str, Tensor],
     done: Compressed,
 ) -> None:
-    """What the figures draw: histories; weights before, retrained, decoded (20,000 a tensor)."""
+    """What the figures draw: histories; weights before, retrained, decoded (20,000 per tensor)."""
     if seed or not setting.portrait:
         return
     tensors: dict[str, Tensor] = {}
