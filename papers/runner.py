@@ -259,11 +259,11 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
             pool.shutdown(cancel_futures=True)
             raise
     if failed is not None:
-        unit, error = failed
+        unit, cause = failed
         raise RuntimeError(
-            f"the unit {unit.key!r} of {unit.table} failed: {error!r}; the results of the others "
+            f"the unit {unit.key!r} of {unit.table} failed: {cause!r}; the results of the others "
             "are kept, and the same command goes on from here"
-        ) from error
+        ) from cause
     return done
 
 
