@@ -102,7 +102,7 @@ SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
 """Draws from the posterior, averaged: one component is a Gaussian prior of unknown std."""
 
 
-# name -> nu of 8 components, target acceptance, draws a chain.
+# name -> nu of 8 components, target acceptance, draws per chain.
 POSTERIOR = {
     "nu = 2, target acceptance .95, 4000 draws": (2.0, 0.95, 4000),
     "nu = 10, target acceptance .95, 4000 draws": (10.0, 0.95, 4000),

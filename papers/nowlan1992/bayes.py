@@ -1,6 +1,6 @@
 """The Bayesian section: posteriors of the sunspot net under mixture priors, by NUTS.
 
-`score` judges one setting on training years; `final` samples the chosen setting on all training
+`score` judges one model on training years; `final` samples the chosen model on all training
 years and predicts 1921-55 and 1956-79. Nothing after 1920 is read by `score`, nothing after 1979
 by `final`.
 """
@@ -28,7 +28,7 @@ from swsmix.problems import data, nets
 
 
 @dataclass(frozen=True)
-class Setting:
+class Model:
     """A prior and a scale.
 
     Attributes:
@@ -64,7 +64,7 @@ class Length:
         chains: each from a start of its own.
         draws: kept of each chain.
         warmup: before them.
-        max_depth: at most 2^max_depth steps a draw.
+        max_depth: at most 2^max_depth steps per draw.
     """
 
     chains: int = 4
@@ -73,13 +73,13 @@ class Length:
     max_depth: int = 8
 
 
-def joints(setting: Setting, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint], Tensor]:
+def joints(model: Model, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint], Tensor]:
     """The model, and a start for each chain: nets trained under weight decay from `chains` seeds.
 
     Returns:
         One joint, and z (chains, d).
     """
-    scale = Scale(divisor=setting.divisor)
+    scale = Scale(divisor=model.divisor)
     inputs, targets = scale.there(x), scale.there(y)
     cases = Cases(inputs, targets, torch.ones(chains, len(y), dtype=FLOAT), "gaussian", HIDDEN)
     theta, _ = train(
@@ -87,10 +87,10 @@ def joints(setting: Setting, x: Tensor, y: Tensor, chains: int) -> tuple[list[Jo
     )
     n, h = cases.num_weights, HIDDEN
     hyper = HyperPrior(
-        concentration=setting.concentration, mean=0.0, mean_count=setting.mean_count,
-        std=setting.std, std_count=setting.std_count,
+        concentration=model.concentration, mean=0.0, mean_count=model.mean_count,
+        std=model.std, std_count=model.std_count,
     )  # fmt: skip
-    initial = em_fit(cases, setting) if setting.fixed else None
+    initial = em_fit(cases, model) if model.fixed else None
     found = []
     for row in theta:
         net = nets.sunspot_net(dtype=FLOAT)
@@ -100,28 +100,28 @@ def joints(setting: Setting, x: Tensor, y: Tensor, chains: int) -> tuple[list[Jo
             net.hidden.bias.copy_(row[n : n + h])
             net.output.bias.copy_(row[n + h : n + h + 1])
         prior = MixturePrior(
-            net, setting.components, zero=setting.components == 1, hyper=hyper, tau=setting.tau,
+            net, model.components, zero=model.components == 1, hyper=hyper, tau=model.tau,
             initial=initial,
         )  # fmt: skip
         (mixture,) = prior.mixtures.values()
         if initial is None:
             fit_mixture_(mixture, row[:n], hyper, max_steps=20)
         prior.em_step_()
-        found.append(Joint(net, prior, inputs, targets, other_std=setting.other_std))
+        found.append(Joint(net, prior, inputs, targets, other_std=model.other_std))
     starts = torch.from_numpy(np.stack([j.start() for j in found]))
     return found[0], starts
 
 
-def em_fit(cases: Cases, setting: Setting) -> GaussianMixture:
+def em_fit(cases: Cases, model: Model) -> GaussianMixture:
     """The mixture that soft weight-sharing fits by EM to one net (seed 0), all of it pinned.
 
     Returns:
         The mixture.
     """
     one = Cases(cases.inputs, cases.targets, cases.share[:1], "gaussian", HIDDEN)
-    recipe = replace(SHARING, components=setting.components)
+    recipe = replace(SHARING, components=model.components)
     _, prior, _ = sharing(one, one.start([0], 0.3), recipe)
-    pins = [True] * setting.components
+    pins = [True] * model.components
     return GaussianMixture(
         prior.mixing[0], prior.mean[0], prior.std[0],
         pinned_mixing=pins, pinned_mean=pins, pinned_std=pins,
@@ -129,7 +129,7 @@ def em_fit(cases: Cases, setting: Setting) -> GaussianMixture:
 
 
 def posterior(
-    setting: Setting,
+    model: Model,
     x: Tensor,
     y: Tensor,
     length: Length,
@@ -141,21 +141,21 @@ def posterior(
     Returns:
         The posterior, and the network's module.
     """
-    joint, starts = joints(setting, x, y, length.chains)
+    joint, starts = joints(model, x, y, length.chains)
     drawn = sample(
         joint, chains=length.chains, draws=length.draws, warmup=length.warmup,
-        start=starts.numpy(), jitter=0.01, seed=seed, target_accept=setting.target_accept,
+        start=starts.numpy(), jitter=0.01, seed=seed, target_accept=model.target_accept,
         max_depth=length.max_depth, progress=False,
     )  # fmt: skip
     return drawn, joint.net
 
 
-SETTINGS = {
-    "8 components, full Bayes": Setting(components=8),
-    "8 components, nu = 10": Setting(components=8, std_count=10.0, target_accept=0.95),
-    "8 components, empirical Bayes": Setting(components=8, fixed=True),
-    "one Gaussian, full Bayes": Setting(components=1),
-    "3 components, full Bayes": Setting(components=3),
+MODELS = {
+    "8 components, full Bayes": Model(components=8),
+    "8 components, nu = 10": Model(components=8, std_count=10.0, target_accept=0.95),
+    "8 components, empirical Bayes": Model(components=8, fixed=True),
+    "one Gaussian, full Bayes": Model(components=1),
+    "3 components, full Bayes": Model(components=3),
 }
 LENGTHS = {"bayes": Length(draws=4000), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
 BANDS = {50: (0.25, 0.75), 90: (0.05, 0.95)}
@@ -168,7 +168,7 @@ def stamp(table: str, name: str) -> dict[str, Any]:
     Returns:
         Plain values.
     """
-    return asdict(SETTINGS[name]) | asdict(LENGTHS[table])
+    return asdict(MODELS[name]) | asdict(LENGTHS[table])
 
 
 def score(name: str, length: Length) -> dict[str, Any]:
@@ -177,17 +177,17 @@ def score(name: str, length: Length) -> dict[str, Any]:
     Nothing after 1920 is read.
 
     Returns:
-        Nats a fold, its cases, and the arv (over 1535) of the posterior mean there.
+        For each fold the nats, the cases and the arv (over 1535) of the posterior mean there.
     """
-    setting = SETTINGS[name]
+    model = MODELS[name]
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
     learned, held = folds(len(y))["rolling"]
-    scale = Scale(divisor=setting.divisor)
+    scale = Scale(divisor=model.divisor)
     found: dict[str, Any] = {"elpd": [], "cases": [], "arv": []}
     for past, ahead in zip(learned, held, strict=True):
-        drawn, net = posterior(setting, x[past], y[past], length)
+        drawn, net = posterior(model, x[past], y[past], length)
         inputs, targets = scale.there(x[ahead]), scale.there(y[ahead])
-        density = held_out(in_numbers(drawn.log_likelihood(net, inputs, targets), setting))
+        density = held_out(in_numbers(drawn.log_likelihood(net, inputs, targets), model))
         mean = scale.back(drawn.outputs(net, inputs).mean((0, 1)), torch.zeros(()))
         found["elpd"].append(digits(torch.tensor(density.elpd)))
         found["cases"].append(int(ahead.sum()))
@@ -199,11 +199,11 @@ def final(name: str, length: Length) -> dict[str, Any]:
     """Sample on all training years, then predict 1921-55 and 1956-79; nothing after 1979 is read.
 
     Returns:
-        All that tables and figures want.
+        All that the tables and figures show.
     """
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
     began = time.process_time()
-    drawn, net = posterior(SETTINGS[name], x, y, length)
+    drawn, net = posterior(MODELS[name], x, y, length)
     return report(name, drawn, net) | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
@@ -213,15 +213,15 @@ def report(name: str, drawn: Posterior, net: nn.Module) -> dict[str, Any]:
     Returns:
         As `final`.
     """
-    setting = SETTINGS[name]
-    scale = Scale(divisor=setting.divisor)
-    result: dict[str, Any] = {"setting": asdict(setting)}
+    model = MODELS[name]
+    scale = Scale(divisor=model.divisor)
+    result: dict[str, Any] = {"setting": asdict(model)}
     for split in ("train", "test", "late"):
         x, y = numbers(*data.SUNSPOT_SPLITS[split])
         result[split] = forecast(drawn, net, scale, x, y)
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
     likelihood = drawn.log_likelihood(net, scale.there(x), scale.there(y))
-    density = loo(in_numbers(likelihood, setting))
+    density = loo(in_numbers(likelihood, model))
     result["loo"] = {
         "elpd": round(density.elpd, 2), "se": round(density.se, 2),
         "unreliable": density.num_unreliable, "pointwise": _round(density.pointwise, 4),
@@ -229,7 +229,7 @@ def report(name: str, drawn: Posterior, net: nn.Module) -> dict[str, Any]:
     agreement = drawn.summary(("predictions", drawn.outputs(net, scale.there(x))))
     result["diagnostics"] = {key: float(f"{value:.5g}") for key, value in agreement.items()}
     result["sigma_y"] = _round(
-        drawn.noise_std.flatten().quantile(torch.tensor(QUANTILES, dtype=FLOAT)) * setting.divisor,
+        drawn.noise_std.flatten().quantile(torch.tensor(QUANTILES, dtype=FLOAT)) * model.divisor,
         2,
     )
     found = clusters(drawn.thinned(400))
@@ -327,13 +327,13 @@ def fan(drawn: Posterior, net: nn.Module, scale: Scale, most: int = 35) -> dict[
     }
 
 
-def in_numbers(log_likelihood: Tensor, setting: Setting) -> Tensor:
+def in_numbers(log_likelihood: Tensor, model: Model) -> Tensor:
     """Log densities of scaled targets as those of sunspot numbers, comparable across scales.
 
     Returns:
         The same shape.
     """
-    return log_likelihood - math.log(setting.divisor)
+    return log_likelihood - math.log(model.divisor)
 
 
 def _round(values: Any, places: int) -> list[float]:

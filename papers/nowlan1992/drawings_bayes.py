@@ -62,7 +62,7 @@ def fan(bayes: Lines) -> Figure:
 
 
 def mixture(bayes: Lines) -> Figure:
-    """The band of the mixture's density over the weights, and who claims a weight."""
+    """The mixture's density over the weights, as a band, and each component's share of it."""
     draws = {n: torch.tensor(v, dtype=torch.float64) for n, v in _answer(bayes)["draws"].items()}
     figure = Figure(figsize=(plots.FULL, 4.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)

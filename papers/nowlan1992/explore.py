@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# `papers` and `swsmix` of this checkout, in the place of this folder.
+# Import `papers` and `swsmix` from this checkout, and nothing from this folder.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,11 +29,11 @@ from torch import Tensor
 
 from papers.nowlan1992 import attempts, bayes, shift, sunspots
 from papers.nowlan1992.forecasts import FLOAT, Scale, digits, numbers, predict
-from papers.nowlan1992.methods import Recipe, sharing
+from papers.nowlan1992.methods import SharingRecipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination
-from papers.nowlan1992.run import Unit, work_off
 from papers.nowlan1992.sampling import sample
+from papers.runner import Unit, run_units
 from swsmix.bayes import loo
 from swsmix.problems import data
 
@@ -154,13 +154,13 @@ def mixing(std_count: float, target_accept: float, draws: int) -> dict[str, Any]
         The diagnostics of `Posterior.summary`, divergences by chain, PSIS-LOO in nats, and the
         posterior median of the narrowest component's std.
     """
-    setting = bayes.Setting(std_count=std_count, target_accept=target_accept)
+    model = bayes.Model(std_count=std_count, target_accept=target_accept)
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
-    drawn, net = bayes.posterior(setting, x, y, bayes.Length(draws=draws), seed=1)
-    scale = Scale(divisor=setting.divisor)
+    drawn, net = bayes.posterior(model, x, y, bayes.Length(draws=draws), seed=1)
+    scale = Scale(divisor=model.divisor)
     x, y = scale.there(x), scale.there(y)
     found = drawn.summary(("predictions", drawn.outputs(net, x)))
-    density = loo(bayes.in_numbers(drawn.log_likelihood(net, x, y), setting))
+    density = loo(bayes.in_numbers(drawn.log_likelihood(net, x, y), model))
     return {name: float(f"{value:.4g}") for name, value in found.items()} | {
         "by chain": drawn.steps["diverged"].sum(1).tolist(),
         "PSIS-LOO": round(density.elpd, 1),
@@ -174,23 +174,23 @@ def shift_attempt(
     """One method's setting on data sets that the run does not use.
 
     Args:
-        name: of the shift setting.
+        name: of the shift problem.
         method: "sharing", "decay" (std), "elimination" (strength) or "plain" (iterations).
-        options: of `Recipe`, or the method's one.
+        options: of `SharingRecipe`, or the method's only one.
         seeds: of the data sets.
-        restarts: initial nets a data set.
+        restarts: initial nets per data set.
 
     Returns:
         Means over the data sets of what `shift.measured` gives.
     """
-    setting, found = shift.SETTINGS[name], []
+    problem, found = shift.PROBLEMS[name], []
     for seed in seeds:
-        drawn = shift.sample(seed, setting)
-        cases = shift.cases_of(drawn, setting, restarts)
+        drawn = shift.sample(seed, problem)
+        cases = shift.cases_of(drawn, problem, restarts)
         start = cases.start([1000 * seed + r for r in range(restarts)], 0.3)
         one = torch.ones(restarts, dtype=FLOAT)
         if method == "sharing":
-            theta, _, value = sharing(cases, start, Recipe(**options))
+            theta, _, value = sharing(cases, start, SharingRecipe(**options))
         elif method == "decay":
             theta, value = train(cases, start, Decay(options["std"] * one), 350)
         elif method == "elimination":
@@ -206,7 +206,7 @@ def units(what: str) -> list[Unit]:
     """The units of work of a part of the exploration.
 
     Returns:
-        One an attempt.
+        One per attempt.
     """
     if what == "evidence":
         seeds = range(100, 120)
@@ -247,7 +247,7 @@ def main() -> None:
 
         print(report(LOG))
     else:
-        work_off(units(asked.what), LOG, asked.jobs)
+        run_units(units(asked.what), LOG, asked.jobs)
 
 
 if __name__ == "__main__":

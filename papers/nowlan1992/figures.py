@@ -19,8 +19,9 @@ from papers.nowlan1992 import (
     tables,
 )
 from papers.nowlan1992.intervals import compare
+from papers.runner import read_table
 from swsmix import plots
-from swsmix._files import replacing
+from swsmix.training.runs import replacing
 
 HERE = Path(__file__).resolve().parent
 Lines = Mapping[str, Mapping[str, Any]]
@@ -32,18 +33,12 @@ DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = (
 )
 """Figure -> the function that draws it and the tables it reads; without the first there is none."""
 COMPARISONS = ("bayes-evidence",)
-"""Figures that compare the lines of a table, so want two."""
+"""Figures that compare the lines of a table, so need two."""
 
 
 def read(results: Path, table: str) -> dict[str, dict[str, Any]]:
-    """A table of results by unit.
-
-    Returns:
-        Empty if there is none.
-    """
-    path = results / f"{table}.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {line["unit"]: line for line in map(json.loads, lines)}
+    """A table of results by unit; empty if there is none."""
+    return read_table(results / f"{table}.jsonl")
 
 
 def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path]:
@@ -52,13 +47,13 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     Args:
         results: the folder of the tables.
         pictures: where to write.
-        only: this figure alone, a key of DRAWINGS.
+        only: draw only this figure, a key of DRAWINGS.
 
     Returns:
         The files written.
 
     Raises:
-        SystemExit: if that figure's results are missing.
+        SystemExit: if the results of the one figure are missing.
     """
     written = []
     for name, (function, wanted) in DRAWINGS.items():
@@ -68,8 +63,10 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
         least = 2 if name in COMPARISONS else 1
         if len(found[0]) < least:  # the other tables are extras
             if only is not None:
-                wish = f"results of {wanted[0]}, {least} at least, got {len(found[0])}"
-                raise SystemExit(f"{name} wants {wish}: run it without --figure")
+                raise SystemExit(
+                    f"{name} needs results of {wanted[0]}, at least {least}; got "
+                    f"{len(found[0])}: run it without --figure"
+                )
             continue
         written.append(plots.save(function(*found), pictures / f"{name}.png"))
     index = pictures / "README.md"

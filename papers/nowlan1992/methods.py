@@ -1,4 +1,4 @@
-"""How each method trains a batch of networks: the schedules; the settings are one a network."""
+"""How each method trains a batch of networks: its schedule, with one setting per network."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Watch = Callable[[int, Tensor, Sharing], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Soft weight-sharing: warm up under weak decay, then let the prior enter by and by.
+class SharingRecipe:
+    """Soft weight-sharing: warm up under weak decay, then let the prior enter gradually.
 
     Attributes:
         components: k.
@@ -49,7 +49,7 @@ class Recipe:
     pace: float = 1.0
 
     def prior(self, num: int, **settings: Tensor) -> Sharing:
-        """The mixtures to start from; settings (tau, hyper_std, hyper_count) one a network.
+        """The mixtures to start from; settings (tau, hyper_std, hyper_count) per network.
 
         Returns:
             The prior of `num` networks.
@@ -70,7 +70,7 @@ class Recipe:
 def sharing(
     cases: Cases,
     theta: Tensor,
-    recipe: Recipe,
+    recipe: SharingRecipe,
     *,
     warm: bool = True,
     watch: Watch | None = None,
@@ -84,7 +84,7 @@ def sharing(
         recipe: the schedule.
         warm: make the warm-up; False if theta has had it.
         watch: called as watch(round, theta, prior) after the warm-up (0) and every round.
-        settings: of `Recipe.prior`, one a network.
+        settings: of `SharingRecipe.prior`, one per network.
 
     Returns:
         theta (b, p), the prior, and the objectives (b,) in nats.

@@ -1,7 +1,7 @@
 """The complexity terms: weight decay, weight elimination and soft weight-sharing, b at a time.
 
 Each is called with the weights (r, n), further parameters (r, q) and the rows of these networks in
-the batch, and returns its value in nats with the gradients by both. Strengths are one a network.
+the batch, and returns its value in nats with the gradients by both. Each network has a strength.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Elimination:
 
     Attributes:
         strength: the cost of a large weight, in nats (b,).
-        scale: w_0, 1 in the literature, or one a network (b,).
+        scale: w_0, 1 in the literature, or one per network (b,).
 
     Reference:
         Weigend, Huberman & Rumelhart 1990.

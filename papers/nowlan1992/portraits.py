@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from papers.nowlan1992 import forecasts, shift, sunspots
-from papers.nowlan1992.methods import Recipe, sharing
+from papers.nowlan1992.methods import SharingRecipe, sharing
 from papers.nowlan1992.nets import Cases, Likelihood, train
 from papers.nowlan1992.penalties import Decay, Sharing
 from swsmix.problems import data
@@ -75,10 +75,10 @@ def plain(problem: str, method: str) -> dict[str, Any]:
     return {"net": _plain(train(cases, start, penalty, 350)[0][0])}
 
 
-def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, Recipe, Tensor]:
+def _problem(problem: str, restarts: int, mode: str = "em") -> tuple[Cases, SharingRecipe, Tensor]:
     like: Likelihood
     if problem == "shift":
-        drawn = shift.sample(0, shift.SETTINGS["n100"])
+        drawn = shift.sample(0, shift.PROBLEMS["n100"])
         x, y, like, hidden = drawn.x, drawn.y, "binary", shift.HIDDEN
         # One schedule and one tau for both modes, so that their objectives can be compared.
         recipe = replace(shift.SHARING["em"], pace=shift.SHARING[mode].pace)

@@ -23,7 +23,7 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """Sample w, biases, log sigma_y^2 and (pi, mu, sigma) given the data, one chain a network.
+    """Sample w, biases, log sigma_y^2 and (pi, mu, sigma) given the data, one chain per network.
 
     The posterior is the one whose maximum `methods.sharing` looks for, to the power
     1 / temperature; the biases have a wide Gaussian, log sigma_y^2 is flat. HMC moves the network

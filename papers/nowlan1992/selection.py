@@ -48,7 +48,7 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
     """What `sunspots.validate` scores.
 
     Args:
-        quick: one setting a method, and no posterior means.
+        quick: one setting per method, and no posterior means.
 
     Returns:
         (key, method, setting).

@@ -1,6 +1,6 @@
 """The shift experiment: which way was a strip of 10 bits shifted? 20-10-1, 100 training cases.
 
-One unit of work is one fresh data set in one setting with every method on it: the same training
+One unit of work is one fresh data set in one problem with every method on it: the same training
 cases, the same initial weights. Every choice is made on the training cases (5-fold) or, where it
 says so, on unlabelled cases; the test labels are only counted.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papers.nowlan1992.methods import Recipe, sharing, snapshots
+from papers.nowlan1992.methods import SharingRecipe, sharing, snapshots
 from papers.nowlan1992.nets import Cases, Likelihood, train
 from papers.nowlan1992.penalties import Decay, Elimination
 from swsmix.problems import data
@@ -24,7 +24,7 @@ STOPS = (2, 3, 5, 7, 10, 15, 20, 30, 45, 70, 100, 150, 230, 350)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Problem:
     """A data set's coding and size, and the likelihood.
 
     Attributes:
@@ -46,16 +46,16 @@ class Setting:
     elimination: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
-SETTINGS = {
-    "n100": Setting(),
-    "squared": Setting(
+PROBLEMS = {
+    "n100": Problem(),
+    "squared": Problem(
         coding="pm1",
         likelihood="gaussian",
         noise=0.3,
         decay=(0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5, 4.0),
         elimination=(0.1, 0.3, 1.0, 3.0, 6.0, 10.0, 30.0),
     ),
-    "squashed": Setting(
+    "squashed": Problem(
         coding="pm1",
         likelihood="gaussian",
         squashed=True,
@@ -63,27 +63,27 @@ SETTINGS = {
         decay=(0.7, 2.5, 8.0, 30.0, 60.0, 120.0, 250.0, 500.0, 1000.0),
         elimination=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
     ),
-    "n50": Setting(50),
-    "n200": Setting(200),
-    "n400": Setting(400),
+    "n50": Problem(50),
+    "n200": Problem(200),
+    "n400": Problem(400),
 }
 EFFORT: dict[str, dict[str, Any]] = {name: {"restarts": 10} for name in ("squared", "squashed")} | {
     name: {"restarts": 10, "modes": ["em"]} for name in ("n50", "n200", "n400")
 }
-"""Options of `unit` for the settings that make less than 20 restarts in both modes."""
+"""Options of `unit` for the problems that make less than 20 restarts in both modes."""
 SHARING = {
-    "em": Recipe(tau=2.0, iterations=80),
-    "gradient": Recipe(pace=0.03),
+    "em": SharingRecipe(tau=2.0, iterations=80),
+    "gradient": SharingRecipe(pace=0.03),
 }
 """Soft weight-sharing by mode, frozen after the exploration on data sets 1000-1007."""
 OTHERS = {
     "squared": {
-        "em": Recipe(tau=0.5, spread=1.0, warm_std=0.5),
-        "gradient": Recipe(spread=1.0, warm_std=0.5, pace=0.03),
+        "em": SharingRecipe(tau=0.5, spread=1.0, warm_std=0.5),
+        "gradient": SharingRecipe(spread=1.0, warm_std=0.5, pace=0.03),
     },
-    "squashed": {"em": Recipe(tau=0.5), "gradient": Recipe(tau=0.5, pace=0.03)},
+    "squashed": {"em": SharingRecipe(tau=0.5), "gradient": SharingRecipe(tau=0.5, pace=0.03)},
 }
-"""The same for the settings with squared error, frozen after the exploration on 1000-1005."""
+"""The same for the problems with squared error, frozen after the exploration on 1000-1005."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Sample:
     y_test: Tensor
 
 
-def sample(seed: int, setting: Setting) -> Sample:
+def sample(seed: int, problem: Problem) -> Sample:
     """Draw a data set: disjoint training, 640 unlabelled and 1000 test cases out of the 2040.
 
     Returns:
@@ -106,16 +106,16 @@ def sample(seed: int, setting: Setting) -> Sample:
     x, y = data.shift(
         2040,
         generator=torch.Generator().manual_seed(seed),
-        coding=setting.coding,
+        coding=problem.coding,
         dtype=torch.float64,
     )
-    y = y if setting.likelihood == "binary" else 2.0 * y - 1.0
-    n = setting.num_cases
+    y = y if problem.likelihood == "binary" else 2.0 * y - 1.0
+    n = problem.num_cases
     return Sample(x[:n], y[:n], x[400:1040], x[1040:], y[1040:])
 
 
-def recipes(name: str) -> dict[str, Recipe]:
-    """Soft weight-sharing's recipes for a setting.
+def recipes(name: str) -> dict[str, SharingRecipe]:
+    """Soft weight-sharing's recipes for a problem.
 
     Returns:
         mode -> recipe.
@@ -124,18 +124,18 @@ def recipes(name: str) -> dict[str, Recipe]:
 
 
 def stamp(name: str, modes: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a setting's results depend on beside the options of `unit`.
+    """What a problem's results depend on beside the options of `unit`.
 
     Args:
-        name: of the setting.
+        name: of the problem.
         modes: of soft weight-sharing that are run; all by default.
 
     Returns:
         The grids of the baselines, and the recipes by mode.
     """
-    setting = SETTINGS[name]
+    problem = PROBLEMS[name]
     used = {m: asdict(r) for m, r in recipes(name).items() if modes is None or m in modes}
-    grids = {"decay": [*setting.decay], "elimination": [*setting.elimination]}
+    grids = {"decay": [*problem.decay], "elimination": [*problem.elimination]}
     return grids | {"sharing": used}
 
 
@@ -151,20 +151,20 @@ def unit(
 
     Args:
         seed: of the data set and the initial weights.
-        name: of the setting.
-        restarts: initial networks a method.
+        name: of the problem.
+        restarts: initial networks per method.
         modes: of soft weight-sharing.
         quick: fewer settings to choose among.
 
     Returns:
         method -> accuracies in percent, and what was chosen.
     """
-    setting = SETTINGS[name]
-    drawn = sample(seed, setting)
+    problem = PROBLEMS[name]
+    drawn = sample(seed, problem)
     seeds = [1000 * seed + r for r in range(restarts)]
-    cases = cases_of(drawn, setting, restarts)
+    cases = cases_of(drawn, problem, restarts)
     start = cases.start(seeds, 0.3)
-    stop, decays, eliminations = _validated(drawn, setting, start, quick=quick)
+    stop, decays, eliminations = _validated(drawn, problem, start, quick=quick)
 
     stds = torch.full((restarts,), decays, dtype=torch.float64)
     strengths = torch.full((restarts,), eliminations, dtype=torch.float64)
@@ -249,31 +249,31 @@ def distinct_values(weights: Tensor, share: float = 0.01) -> int:
 
 
 def _validated(
-    drawn: Sample, setting: Setting, start: Tensor, *, quick: bool
+    drawn: Sample, problem: Problem, start: Tensor, *, quick: bool
 ) -> tuple[int, float, float]:
     """Iterations, decay and elimination by 5-fold accuracy on training cases; ties to the first."""
     every = 2 if quick else 1
-    stds, strengths = setting.decay[::every], setting.elimination[::every]
+    stds, strengths = problem.decay[::every], problem.elimination[::every]
     start = start[: 2 if quick else 5]
-    folds = torch.arange(setting.num_cases) % FOLDS
+    folds = torch.arange(problem.num_cases) % FOLDS
     held = (folds[None, :] == torch.arange(FOLDS)[:, None]).repeat_interleave(len(start), 0)
 
     def score(theta: Tensor, settings: int) -> Tensor:
-        cases = _cases(drawn, setting, (~held).double())
+        cases = _cases(drawn, problem, (~held).double())
         right = (cases.outputs(theta) > 0) == (drawn.y > 0)
         mask = held.repeat(settings, 1)
         return (right & mask).reshape(settings, -1).sum(1) / held.sum()
 
     def scored(penalty: Decay | Elimination, settings: int) -> int:
         share = (~held).double().repeat(settings, 1)
-        cases = _cases(drawn, setting, share)
+        cases = _cases(drawn, problem, share)
         theta, _ = train(cases, start.repeat(FOLDS * settings, 1), penalty, STOPS[-1])
         return int(score(theta, settings).argmax())
 
     def spread(values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(len(held))
 
-    cases = _cases(drawn, setting, (~held).double())
+    cases = _cases(drawn, problem, (~held).double())
     nets = snapshots(cases, start.repeat(FOLDS, 1), STOPS)
     by_stop = torch.stack([score(theta, 1)[0] for theta in nets])
     decay = scored(Decay(spread(stds)), len(stds))
@@ -282,18 +282,18 @@ def _validated(
     return STOPS[int(by_stop.argmax())], stds[decay], strengths[elimination]
 
 
-def cases_of(drawn: Sample, setting: Setting, num: int) -> Cases:
+def cases_of(drawn: Sample, problem: Problem, num: int) -> Cases:
     """All training cases, for `num` networks.
 
     Returns:
         The cases.
     """
-    return _cases(drawn, setting, torch.ones(num, setting.num_cases, dtype=torch.float64))
+    return _cases(drawn, problem, torch.ones(num, problem.num_cases, dtype=torch.float64))
 
 
-def _cases(drawn: Sample, setting: Setting, share: Tensor) -> Cases:
-    like, noise = setting.likelihood, setting.noise
-    return Cases(drawn.x, drawn.y, share, like, HIDDEN, noise, setting.squashed)
+def _cases(drawn: Sample, problem: Problem, share: Tensor) -> Cases:
+    like, noise = problem.likelihood, problem.noise
+    return Cases(drawn.x, drawn.y, share, like, HIDDEN, noise, problem.squashed)
 
 
 def _vote(cases: Cases, outputs: Tensor) -> Tensor:

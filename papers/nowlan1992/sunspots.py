@@ -29,15 +29,15 @@ from papers.nowlan1992.forecasts import (
     numbers,
     predict,
 )
-from papers.nowlan1992.methods import Recipe, sharing
+from papers.nowlan1992.methods import SharingRecipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination, Sharing
 from papers.nowlan1992.sampling import sample
 from swsmix.problems import data
 
 HIDDEN = 8
-Setting = Mapping[str, Any]
-Members = Sequence[tuple[str, Setting]]
+Hyperparameters = Mapping[str, Any]
+Members = Sequence[tuple[str, Hyperparameters]]
 
 
 def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -58,15 +58,15 @@ def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def fit(
-    name: str, setting: Setting, cases: Cases, seeds: Sequence[int]
+    name: str, setting: Hyperparameters, cases: Cases, seeds: Sequence[int]
 ) -> tuple[Tensor, Sharing | None, Tensor]:
     """Train a method's networks.
 
     Args:
         name: of the method.
         setting: its hyper-parameters.
-        cases: the data, one row of case weights a network.
-        seeds: of the initial weights, one a network.
+        cases: the data, one row of case weights per network.
+        seeds: of the initial weights, one per network.
 
     Returns:
         theta (b, p), the prior of soft weight-sharing, the objectives (b,). With `posterior` in
@@ -98,13 +98,13 @@ def fit(
     return theta, None, value
 
 
-SHARING = Recipe(
+SHARING = SharingRecipe(
     warm_iterations=40, rounds=30, iterations=20, ramp=1, spread=1.0, std=0.5,
     hyper_std=0.1, hyper_count=0.3,
 )  # fmt: skip
 
 
-def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def validate(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[str, Any]:
     """Score a setting on held-out training years; nothing after 1920 is read.
 
     Returns:
@@ -118,7 +118,7 @@ def validate(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any
 
 
 def held_out(scale: Scale, num: int) -> tuple[Cases, Tensor]:
-    """The training years for `num` networks a fold, each learning what its fold does not hold out.
+    """The training years for `num` nets per fold, which learn what their fold does not hold out.
 
     Returns:
         The cases, fold after fold, and what is held out (folds, n).
@@ -200,7 +200,7 @@ def trained(members: Members, seeds: Sequence[int]) -> Forecast:
 
 @functools.cache
 def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
-    """One member's forecast; several lines of the tables want the same."""
+    """One member's forecast; several lines of the tables need the same."""
     setting = json.loads(setting_json)
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))
@@ -208,7 +208,7 @@ def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
     return networks(cases, theta, scale, len(theta) // len(seeds))
 
 
-def hindsight(name: str, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def hindsight(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[str, Any]:
     """What any setting would have given on the test years: to judge the validation, not to choose.
 
     Returns:

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# `papers` and `swsmix` of this checkout, in the place of this folder.
+# Import `papers` and `swsmix` from this checkout, and nothing from this folder.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from papers.runner import Places, keep
 from papers.ullrich2017 import run, settings, work
 from swsmix.compression.recipe import Recipe
 
@@ -44,16 +45,18 @@ def main() -> None:
     setting, changes = changed(arguments.base, arguments.change)
     setting = dataclasses.replace(setting, name=f"attempt-{arguments.name}", portrait=False)
     seed, scratch = arguments.seed, ROOT / "runs" / HERE.name
-    pretrain = run.Unit("pretrain", setting, seed, scratch, scratch / "attempts", None)
-    if not pretrain.network.is_file():
-        pretrain()
+    results = scratch / "attempts"
+    results.mkdir(parents=True, exist_ok=True)
+    if not work.dense_file(setting, seed, scratch).is_file():
+        pretrain = run.pretrained(setting, seed, Places(results, results, scratch), None)
+        keep(pretrain, *pretrain(), results)
     if arguments.first_phase:
         for phase in ("sparsify", "quantise")[: arguments.phases]:
             done = scratch / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
             mine = scratch / "runs" / f"{setting.name}-seed{seed}" / phase
             shutil.copytree(done, mine, dirs_exist_ok=True)
     began = time.monotonic()
-    result = work.compress(setting, seed, scratch, scratch / "attempts", None, test=False)
+    result = work.compress(setting, seed, scratch, results, None, test=False)
     shown = {
         key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")
     }
@@ -94,7 +97,7 @@ def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
-            raise SystemExit(f"wanted FIELD=NUMBER; got {change!r}") from None
+            raise SystemExit(f"a change needs to be FIELD=NUMBER; got {change!r}") from None
         found[field] = value
         if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
             recipe = dataclasses.replace(setting.recipe, **{field: value})

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import GaussianMixture, plots
-from swsmix._files import replacing
 from swsmix.compression.snap import assign
 from swsmix.plots.style import styled
 from swsmix.training.history import History
+from swsmix.training.runs import replacing
 
 HERE = Path(__file__).resolve().parent
 NETS = {"lenet-300-100": "LeNet-300-100", "lenet-5-caffe": "LeNet-5-Caffe"}
@@ -200,7 +200,7 @@ def chosen(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @styled
 def layers(results: Results) -> Figure | None:
-    """The share of non-zero weights and the bits a weight, tensor by tensor."""
+    """The share of non-zero weights and the bits per weight, tensor by tensor."""
     rows = {s: rs for s, rs in results.rows().items() if rs[0]["recipe"] is not None}
     if not rows:
         return None
@@ -260,6 +260,7 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "layers": layers,
     "filters": filters,
 }
+NAMES = (*FIGURES, "training")
 
 
 def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path]:
@@ -268,19 +269,16 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     Args:
         results: the folder of the units' results.
         pictures: where to write.
-        only: this figure alone.
+        only: draw only this figure, one of NAMES.
 
     Returns:
         The files written.
 
     Raises:
-        SystemExit: if there is no such figure, or its results are missing.
+        SystemExit: if the results of the one figure are missing.
     """
-    names = [*FIGURES, "training"]
-    if only is not None and only not in names:
-        raise SystemExit(f"the figures are {', '.join(names)}; got {only!r}")
     found, written = Results(results), []
-    for name in names if only is None else [only]:
+    for name in NAMES if only is None else [only]:
         if name == "training":
             portrait = found.portrait("lenet-300-100-published")
             if portrait is not None:
@@ -291,7 +289,7 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
             written.append(plots.save(figure, pictures / f"{name}.png"))
             continue
         if only is not None:
-            raise SystemExit(f"{name} wants results that are not there: run it without --figure")
+            raise SystemExit(f"{name} needs results that are not there: run it without --figure")
     index = pictures / "README.md"
     with replacing(index) as temporary:
         temporary.write_text(_index(found, pictures))

@@ -90,11 +90,11 @@ def full(seeds: int) -> list[tuple[Setting, int]]:
     return main + [(setting, 0) for setting in sweep()]
 
 
-def quick() -> list[tuple[Setting, int]]:
+def quick(seeds: int) -> list[tuple[Setting, int]]:
     """Every kind of unit, short."""
     short = {"sparsify_epochs": 4, "warmup_epochs": 1, "quantise_epochs": 4, "finetune_epochs": 1}
     found = []
     for setting in (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED):
         recipe = None if setting.recipe is None else replace(setting.recipe, em_every=20, **short)
-        found.append((replace(setting, recipe=recipe, pretrain_epochs=4, retrain_epochs=4), 0))
-    return found
+        found.append(replace(setting, recipe=recipe, pretrain_epochs=4, retrain_epochs=4))
+    return [(setting, seed) for seed in range(seeds) for setting in found]

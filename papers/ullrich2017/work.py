@@ -1,7 +1,7 @@
 """The units of work: one pretrained network, or one compressed network with its file.
 
-Everything here reads the training images alone, but for `measure`, which a unit reaches once, with
-its file written, and `explore.py` never lets it see the test images.
+Everything here reads the training images alone, but for `measure`, which a unit calls once, after
+its file is written; `explore.py` never lets it see the test images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, snap_
-from swsmix._files import replacing
 from swsmix.codec import encode, load_compressed
 from swsmix.compression import save_compressed
 from swsmix.compression.recipe import Compressed, Recipe, compress_
@@ -28,6 +27,7 @@ from swsmix.problems import nets
 from swsmix.problems.mnist import mnist
 from swsmix.training.evaluation import evaluate
 from swsmix.training.history import History
+from swsmix.training.runs import replacing
 
 NETS = {"lenet-300-100": nets.lenet_300_100, "lenet-5-caffe": nets.lenet_5_caffe}
 # Layers whose neurons the next one alone takes, and the activation between them.
@@ -52,7 +52,7 @@ class Setting:
         shift: the augmentation: images are shifted by up to so many pixels; 0 is none.
         dropout: of the input pixels, while training.
         recipe: of `compress_`; None for the paper's own single phase.
-        batch_size: images a step.
+        batch_size: images per step.
         pretrain_epochs: epochs before the prior comes.
         retrain_epochs: of the single phase.
         retrain_tau: the prior's strength in it.
@@ -170,26 +170,29 @@ def distilled(share: float, temperature: float = 3.0) -> Callable[[Tensor, Tenso
     return both
 
 
-def pretrain(
-    setting: Setting, seed: int, scratch: Path, results: Path, subset: int | None
-) -> dict[str, Any]:
-    """Train a dense network, and keep it in SCRATCH/pretrained.
+def dense_file(setting: Setting, seed: int, scratch: Path) -> Path:
+    """Where the pretrained network is kept."""
+    return scratch / "pretrained" / f"{setting.pretraining}-seed{seed}.safetensors"
+
+
+def pretrain(setting: Setting, seed: int, scratch: Path, subset: int | None) -> dict[str, Any]:
+    """Train a dense network and keep it in `dense_file`.
 
     Returns:
-        Its errors.
+        Its settings and its validation error.
     """
     train, validation = training_images(seed, subset)
     net = network(setting, seed)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     epochs = setting.pretrain_epochs
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, 1e-4)
-    key = f"{setting.pretraining}-seed{seed}"
+    run = scratch / "runs" / f"{setting.pretraining}-seed{seed}"
     history = fit(
         net, loss, Images(*train, setting, seed), optimizer=optimizer, epochs=epochs,
         validation=validation, measure=errors, measure_train=False, lr_scheduler=scheduler,
-        run=scratch / "runs" / key, resume=True, progress=False,
+        run=run, resume=True, progress=False,
     )  # fmt: skip
-    file = scratch / "pretrained" / f"{key}.safetensors"
+    file = dense_file(setting, seed, scratch)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
         save_file({n: t.contiguous() for n, t in net.state_dict().items()}, temporary)
@@ -231,9 +234,7 @@ def compress(
     """
     train, validation = training_images(seed, subset)
     net = network(setting, seed)
-    net.load_state_dict(
-        load_file(scratch / "pretrained" / f"{setting.pretraining}-seed{seed}.safetensors")
-    )
+    net.load_state_dict(load_file(dense_file(setting, seed, scratch)))
     dense = copy.deepcopy(net.state_dict())
     teacher = None
     if setting.distil:
@@ -454,7 +455,7 @@ def keep_for_figures(
     decoded: dict[str, Tensor],
     done: Compressed,
 ) -> None:
-    """What the figures draw: histories; weights before, retrained, decoded (20,000 a tensor)."""
+    """What the figures draw: histories; weights before, retrained, decoded (20,000 per tensor)."""
     if seed or not setting.portrait:
         return
     tensors: dict[str, Tensor] = {}

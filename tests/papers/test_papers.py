@@ -18,6 +18,7 @@ from swsmix.problems import data
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from papers import runner  # noqa: E402
 from papers.nowlan1992 import (  # noqa: E402
     figures,
     intervals,
@@ -27,7 +28,8 @@ from papers.nowlan1992 import (  # noqa: E402
     sunspots,
     tables,
 )
-from papers.nowlan1992.methods import Recipe  # noqa: E402
+from papers.nowlan1992.methods import SharingRecipe  # noqa: E402
+from papers.runner import Places  # noqa: E402
 
 FLOAT = torch.float64
 
@@ -56,21 +58,37 @@ def test_alone_it_lists_every_paper_with_its_figures_and_minutes():
         assert folder.parent.name in listed and paper["title"] in listed
         assert f"{paper['minutes']['full']:g} minutes" in listed
         assert all(figure["name"] in listed for figure in paper["figures"])
+        assert all(figure["title"] in listed for figure in paper["figures"])
+    assert "None" not in listed
+
+
+def test_the_list_keeps_to_the_terminals_width(monkeypatch, capsys):
+    from swsmix.cli import reproduce as command
+
+    for width in (40, 60, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        command._reproduce(None, quick=False)
+        listed = capsys.readouterr().out
+        assert max(map(len, listed.splitlines())) <= width
+        for name in (*figures.DRAWINGS, "pareto", "nowlan1992", "sunspots-hindsight.jsonl"):
+            assert name in listed
 
 
 def test_an_unknown_paper_and_a_figure_without_results_are_clear_errors(tmp_path):
-    assert "the papers are ['nowlan1992'" in reproduce("nowlan1993", code=1)
+    assert "the papers are nowlan1992, " in reproduce("nowlan1993", code=1)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "portraits.jsonl").touch()  # not the checkout's, then
     missing = reproduce("nowlan1992", "--figure", "shift-cases", "--out", tmp_path, code=1)
-    assert "wants results of shift" in missing
+    assert "needs results of shift" in missing
 
 
-def test_outside_a_checkout_it_says_what_it_wants(tmp_path, monkeypatch):
+def test_outside_a_checkout_it_says_what_it_needs(tmp_path, monkeypatch):
     from swsmix.cli import reproduce as command
 
     installed = tmp_path / "site-packages" / "swsmix" / "__init__.py"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(swsmix, "__file__", str(installed))
-    with pytest.raises(FileNotFoundError, match="wants a checkout of the project"):
+    with pytest.raises(FileNotFoundError, match="needs a checkout of the project"):
         command._papers()
     monkeypatch.chdir(ROOT / "tests")  # the current folder's parents count
     assert command._papers() == ROOT / "papers"
@@ -167,10 +185,10 @@ def test_the_setting_with_the_lowest_mean_log_score_is_chosen():
 
 
 def test_shift_cases_to_learn_to_choose_by_and_to_test_are_disjoint():
-    for setting in shift.SETTINGS.values():
-        drawn = shift.sample(3, setting)
+    for problem in shift.PROBLEMS.values():
+        drawn = shift.sample(3, problem)
         parts = [set(map(tuple, x.tolist())) for x in (drawn.x, drawn.unlabelled, drawn.x_test)]
-        assert len(set.union(*parts)) == sum(map(len, parts)) == setting.num_cases + 1640
+        assert len(set.union(*parts)) == sum(map(len, parts)) == problem.num_cases + 1640
 
 
 def test_distinct_values_counts_clusters():
@@ -197,40 +215,24 @@ def test_intervals_cover_and_compare_in_pairs():
 # -------------------------------------------------------------------------- resuming, the same
 
 
-def test_a_finished_unit_is_not_run_again_and_tables_are_in_order(tmp_path):
-    calls = tmp_path / "calls"
-    units = [run.Unit("table", k, _count, (str(calls), k), {}, {"seeds": 2}) for k in ("b", "a")]
-    run.work_off(units[:1], tmp_path, 1)
-    run.work_off(units, tmp_path, 1)
-    assert calls.read_text().split() == ["b", "a"]
-    run.work_off([dataclasses.replace(units[0], stamp={"seeds": 3})], tmp_path, 1)
-    assert calls.read_text().split() == ["b", "a", "b"]  # another stamp: made anew
-    lines = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
-    assert [line["unit"] for line in lines] == ["a", "b"] and lines[1]["name"] == "b"
+def test_the_committed_results_are_those_of_the_recipes_in_the_code(monkeypatch):
+    results = run.HERE / "results"
 
-
-def test_the_committed_shift_results_are_those_of_the_recipes_in_the_code(monkeypatch):
     def missing():
-        table = run.Table(run.HERE / "results" / "shift.jsonl")
-        units = [u for stage in run.stages(run.HERE / "results", 20, quick=False) for u in stage]
-        return {u.key.partition("-")[0] for u in units if u.table == "shift" and not table.has(u)}
+        stages = run.stages(Places(results, results, results), run.SEEDS, quick=False)
+        left = [unit for stage in stages for unit in runner.unfinished(stage, results)]
+        return {f"{unit.table}: {unit.key.partition('-')[0]}" for unit in left}
 
     assert missing() == set()
     monkeypatch.delitem(shift.OTHERS, "squashed")  # the slip that a first run had
-    assert missing() == {"squashed"}
+    assert missing() == {"shift: squashed"}
 
 
 def test_other_numbers_of_seeds_do_not_replace_the_committed_results(monkeypatch):
     monkeypatch.setattr("sys.argv", ["run.py", "--seeds", "3"])
     monkeypatch.setattr(run, "stages", lambda *_, **__: pytest.fail("it began"))
-    with pytest.raises(SystemExit, match="with --out"):
+    with pytest.raises(SystemExit, match=r"--seeds 3 would replace.*with --out"):
         run.main()
-
-
-def _count(path, name):
-    with open(path, "a") as file:
-        file.write(name + " ")
-    return {"name": name}
 
 
 def test_the_same_seeds_give_the_same_numbers(monkeypatch):
@@ -241,13 +243,13 @@ def test_the_same_seeds_give_the_same_numbers(monkeypatch):
     assert first != sunspots.validate(name, setting, [2, 3])
     small = {"restarts": 2, "modes": ["em"], "quick": True}
     monkeypatch.setattr(shift, "STOPS", (3, 10))
-    monkeypatch.setattr(shift, "SHARING", {"em": Recipe(rounds=2, warm_iterations=5)})
+    monkeypatch.setattr(shift, "SHARING", {"em": SharingRecipe(rounds=2, warm_iterations=5)})
     first, again = (shift.unit(3, "n50", **small) for _ in range(2))
     assert first == again
     assert first != shift.unit(4, "n50", **small)
 
 
-def test_the_confirmation_wants_the_final_runs_networks():
+def test_the_confirmation_needs_the_final_runs_networks():
     setting = {"iterations": 3, "scale": {"divisor": 100.0}}
     members = [["early stopping", setting], ["early stopping", setting | {"iterations": 5}]]
     line = json.loads(json.dumps(sunspots.final(members, [0, 1])))

@@ -3,7 +3,7 @@
 import json
 import math
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from papers import runner
+from papers.runner import Places
 from papers.ullrich2017 import figures, run, settings, work
 
 HERE = Path(work.__file__).parent
@@ -81,7 +83,7 @@ def test_images_are_shifted_by_at_most_the_given_pixels_and_labels_follow():
 def test_every_figure_has_its_words_and_every_setting_its_own_name():
     paper = tomllib.loads((HERE / "paper.toml").read_text())
     assert {f["name"] for f in paper["figures"]} == {*figures.FIGURES, "training"}
-    for units in (settings.full(2), settings.quick()):
+    for units in (settings.full(2), settings.quick(2)):
         keys = [(setting.name, seed) for setting, seed in units]
         assert len(keys) == len(set(keys))
 
@@ -104,20 +106,54 @@ def test_committed_results_agree_with_themselves():
             assert result["ratio"] * result["size_bytes"] == pytest.approx(result["float32_bytes"])
 
 
+def test_the_committed_results_are_all_there_and_of_the_recipes_in_the_code(tmp_path):
+    results = HERE / "results"
+    wanted = settings.full(settings.NUM_SEEDS)
+    places = Places(results, tmp_path, tmp_path)
+    dense, units = run.stages(places, settings.NUM_SEEDS, quick=False)
+    assert dense == [] == runner.unfinished(units, results)
+    assert len(units) == len({unit.key for unit in units}) == len(wanted)
+    for unit, (setting, _) in zip(units, wanted, strict=True):
+        found = json.loads(unit.file(results).read_text())
+        assert (found["batch_size"], found["shift"]) == (setting.batch_size, setting.shift)
+        recipe = None if setting.recipe is None else asdict(setting.recipe)
+        assert (found["recipe"] is None) == (recipe is None)
+        # A field that the library has added since keeps its default.
+        assert all(recipe[name] == value for name, value in (found["recipe"] or {}).items())
+
+
+def test_a_lost_network_is_trained_again_only_where_it_is_needed(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    places = Places(results, tmp_path, tmp_path)
+    dense, units = run.stages(places, 1, quick=True)
+    assert len(dense) == len(units) == 4
+    for unit in units[1:]:
+        runner.keep(unit, {}, 1.0, results)
+    dense, _ = run.stages(places, 1, quick=True)
+    assert [unit.key for unit in dense] == ["lenet-300-100-shift0-dropout0-seed0"]
+    runner.keep(dense[0], {}, 1.0, results)
+    assert runner.unfinished(dense, results) == dense  # its network is not there
+    (file,) = dense[0].leaves
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert runner.unfinished(dense, results) == []
+
+
 @pytest.mark.mnist
 def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
-    (setting,) = (s for s, _ in settings.quick() if s.name == settings.SHIFTED.name)
+    (setting,) = (s for s, _ in settings.quick(1) if s.name == settings.SHIFTED.name)
     recipe = work.Recipe(sparsify_epochs=1, quantise_epochs=1, finetune_epochs=1, em_every=2)
     setting = replace(setting, recipe=recipe, pretrain_epochs=1)
     results, pictures = tmp_path / "results", tmp_path / "figures"
     results.mkdir()
     pictures.mkdir()
-    for kind in ("pretrain", "compress"):
-        unit = run.Unit(kind, setting, 0, tmp_path, results, 512)
-        assert not unit.done
-        unit()
-        assert unit.done
-    result = json.loads(unit.result.read_text())
+    places = Places(results, pictures, tmp_path)
+    for make in (run.pretrained, run.compressed):
+        unit = make(setting, 0, places, 512)
+        assert runner.run_units([unit], results, 1) == 1
+        assert runner.unfinished([unit], results) == []
+    result = json.loads(unit.file(results).read_text())
     file = tmp_path / "files" / f"{unit.key}.sws"
     assert result["size_bytes"] == file.stat().st_size < result["float32_bytes"] / 10
     written = figures.draw(results, pictures)

@@ -1,0 +1,438 @@
+"""One runner for every paper: units of work become results, and results become figures.
+
+A unit is one call whose result is kept: as a line of `results/TABLE.jsonl`, or in a file of its
+own, `results/KEY.json`. A unit whose result is there is not run again, so a run that was stopped
+goes on where it was, and its numbers do not depend on `--jobs`. Files are written whole or not at
+all. A paper's `run.py` lists its units and names its figures; everything else is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from shutil import rmtree
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import swsmix
+from swsmix.training.runs import replacing, save_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class DamagedResultError(ValueError):
+    """A file of results that cannot be read; the message names the file, and the line."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One call whose result is kept.
+
+    Attributes:
+        table: the kind of result: the stem of the file whose line it is.
+        key: the unit's name, unique in its table.
+        work: a function of a module, called in a process of its own; it returns plain values.
+        arguments: its positional arguments.
+        options: its keyword arguments.
+        stamp: what the result depends on beside the key, written with it; a result with another
+            stamp is made anew.
+        own_file: keep the result in `KEY.json` instead of in a line of the table.
+        leaves: files that the work leaves elsewhere; where one is missing the unit is run again.
+        checkpoints: a folder from which the work resumes, deleted once the result is kept.
+    """
+
+    table: str
+    key: str
+    work: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    own_file: bool = False
+    leaves: tuple[Path, ...] = ()
+    checkpoints: Path | None = None
+
+    def __call__(self) -> tuple[dict[str, Any], float]:
+        """The result, and the seconds it took."""
+        torch.set_num_threads(1)  # one unit per core is faster than two threads per unit
+        began = time.monotonic()
+        return self.work(*self.arguments, **self.options), time.monotonic() - began
+
+    def file(self, results: Path) -> Path:
+        """The file that holds the result."""
+        return results / (f"{self.key}.json" if self.own_file else f"{self.table}.jsonl")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one run.
+
+    Attributes:
+        results: what the units found, as data.
+        pictures: the figures.
+        scratch: what is large and can be made again: networks, checkpoints.
+    """
+
+    results: Path
+    pictures: Path
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the runner needs to know about a paper.
+
+    Attributes:
+        folder: the paper's folder in the checkout; its name is the paper's.
+        description: the help text of `run.py`.
+        stages: `stages(places, seeds, quick=...)` yields lists of units that do not depend on each
+            other; a stage may read what the stages before it have written.
+        figures: the figures' names.
+        draw: `draw(results, pictures, only=...)` draws them and returns the files.
+        seeds: seeds per method in the full run.
+        quick_seeds: the same with `--quick`.
+        fixed_seeds: whether another number of seeds would replace the committed results.
+        prepare: called before the first unit, for an error that each unit would meet.
+        record: called with the checkout's results after drawing, to update the paper's README.
+        check_quick: called with the results of a quick run.
+    """
+
+    folder: Path
+    description: str
+    stages: Callable[..., Iterable[list[Unit]]]
+    figures: Sequence[str]
+    draw: Callable[..., list[Path]]
+    seeds: int
+    quick_seeds: int
+    fixed_seeds: bool = False
+    prepare: Callable[[], object] | None = None
+    record: Callable[[Path], None] | None = None
+    check_quick: Callable[[Path], None] | None = None
+
+    def places(self, out: Path | None) -> Places:
+        """The checkout's folders, or those in `out`."""
+        if out is None:
+            name = self.folder.name
+            return Places(self.folder / "results", ROOT / "figures" / name, ROOT / "runs" / name)
+        return Places(out / "results", out / "figures", out)
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a file of JSON lines.
+
+    Returns:
+        The results by unit; none if there is no file.
+
+    Raises:
+        DamagedResultError: if a line is not a result, or a unit has two.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return found
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        line = _parsed(text, f"line {number} of {path}", needs="unit")
+        if line["unit"] in found:
+            raise DamagedResultError(
+                f"line {number} of {path} is a second result of {line['unit']!r}: delete one"
+            )
+        found[line["unit"]] = line
+    return found
+
+
+def _parsed(text: bytes, where: str, needs: str | None = None) -> dict[str, Any]:
+    mend = "mend it, restore it from version control, or delete it: what is missing is run again"
+    try:
+        value = json.loads(text)
+    except ValueError as error:  # a UnicodeDecodeError too
+        raise DamagedResultError(f"{where} is damaged ({error}): {mend}") from error
+    if not isinstance(value, dict) or (needs is not None and needs not in value):
+        wanted = "a JSON object" + (f" with the key {needs!r}" if needs else "")
+        raise DamagedResultError(f"{where} needs to be {wanted}; got {text[:60]!r}: {mend}")
+    return value
+
+
+def unfinished(units: Iterable[Unit], results: Path) -> list[Unit]:
+    """The units whose results are missing, or were made with another stamp."""
+    tables: dict[Path, dict[str, dict[str, Any]]] = {}
+
+    def done(unit: Unit) -> bool:
+        file = unit.file(results)
+        if not file.is_file() or not all(left.is_file() for left in unit.leaves):
+            return False
+        if unit.own_file:
+            found = _parsed(file.read_bytes(), str(file))
+            return all(name in found and found[name] == v for name, v in unit.stamp.items())
+        if file not in tables:
+            tables[file] = read_table(file)
+        return tables[file].get(unit.key, {}).get("stamp") == unit.stamp
+
+    return [unit for unit in units if not done(unit)]
+
+
+def keep(unit: Unit, result: Mapping[str, Any], seconds: float, results: Path) -> None:
+    """Write a unit's result, and delete the checkpoints that it no longer needs."""
+    file, spent = unit.file(results), {"seconds": round(seconds, 1)}
+    if unit.own_file:
+        save_json(file, {**result, **spent, **unit.stamp, **_machine()})
+    else:
+        lines = read_table(file)  # again: another run may have added to it
+        lines[unit.key] = {"unit": unit.key, "stamp": dict(unit.stamp), **spent, **result}
+        with replacing(file) as temporary:
+            temporary.write_text("".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines)))
+    if unit.checkpoints is not None:
+        rmtree(unit.checkpoints, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------- the units
+
+
+def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
+    """Run the units that are not done yet, `jobs` at a time, and keep their results.
+
+    When a unit fails no other begins; those that run already are finished and kept.
+
+    Returns:
+        How many were run.
+
+    Raises:
+        RuntimeError: if a unit fails; the unit is named.
+    """
+    units = list(units)
+    todo = unfinished(units, results)
+    if not todo:
+        return 0
+    waiting, running = iter(todo), dict[Future[tuple[dict[str, Any], float]], Unit]()
+    failed: tuple[Unit, Exception] | None = None
+    others = set(multiprocessing.active_children())
+    done, began = 0, time.monotonic()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress, _executor(jobs) as pool:
+        bar = progress.add_task(
+            "units", total=len(units), completed=len(units) - len(todo), left=""
+        )
+        work = _in_worker if jobs > 1 else Unit.__call__
+        try:
+            while True:
+                if failed is None:
+                    for unit in islice(waiting, jobs - len(running)):
+                        running[pool.submit(work, unit)] = unit
+                if not running:
+                    break
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    unit = running.pop(ended)
+                    try:
+                        result, seconds = ended.result()
+                    except Exception as error:
+                        failed = failed or (unit, error)
+                        continue
+                    keep(unit, result, seconds, results)
+                    done += 1
+                    pace = (time.monotonic() - began) / done
+                    left = timedelta(seconds=round(pace * (len(todo) - done)))
+                    text = f"about {left} left" if done < len(todo) else ""
+                    label = f"{unit.table}: {unit.key}"
+                    progress.update(bar, advance=1, description=label, left=text)
+        except BaseException:
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failed is not None:
+        unit, cause = failed
+        raise RuntimeError(
+            f"the unit {unit.key!r} of {unit.table} failed: {cause!r}; the results of the others "
+            "are kept, and the same command goes on from here"
+        ) from cause
+    return done
+
+
+def _executor(jobs: int) -> Executor:
+    if jobs == 1:
+        return _Inline()
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+
+
+class _Inline(Executor):
+    """Runs each call at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _Stopped(BaseException):
+    """Raised in a worker that is told to end, so that it deletes its temporary files."""
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_worker(unit: Unit) -> tuple[dict[str, Any], float]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return unit()
+    except _Stopped:
+        os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ----------------------------------------------------------------------------------- the facts
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "torch": str(torch.__version__),
+    }
+
+
+def _seconds(results: Path) -> float:
+    """The seconds of all units whose results are there, over all runs."""
+    files = [path for path in results.glob("*.json") if path.name != "run.json"]
+    found = [_parsed(path.read_bytes(), str(path)) for path in files]
+    found += [line for path in results.glob("*.jsonl") for line in read_table(path).values()]
+    return float(sum(one.get("seconds", 0.0) for one in found))
+
+
+# ------------------------------------------------------------------------------------- command
+
+
+def main(paper: Paper, argv: Sequence[str] | None = None) -> None:
+    """Run a paper's units, write `run.json`, and draw the figures, as the command line says."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(paper).parse_args(argv)
+    try:
+        _run(paper, arguments, " ".join(["swsmix reproduce", paper.folder.name, *argv]))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except DamagedResultError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _run(paper: Paper, arguments: argparse.Namespace, command: str) -> None:
+    quick, figure = arguments.quick, arguments.figure
+    out = arguments.out or (Path("runs") / f"{paper.folder.name}-quick" if quick else None)
+    places = paper.places(out)
+    checkout = paper.places(None).results
+    here = places.results.resolve() == checkout.resolve()
+    seeds = arguments.seeds or (paper.quick_seeds if quick else paper.seeds)
+    if figure not in (None, *paper.figures):
+        raise SystemExit(f"the figures are {', '.join(paper.figures)}; got {figure!r}")
+    if here and (quick or (paper.fixed_seeds and seeds != paper.seeds)):
+        asked = "--quick" if quick else f"--seeds {seeds}"
+        raise SystemExit(
+            f"{checkout} holds the results of the full run, {paper.seeds} seeds per method, which "
+            f"{asked} would replace: choose another folder with --out"
+        )
+    results = places.results
+    if figure is None:
+        jobs = arguments.jobs or os.cpu_count() or 1
+        _run_stages(paper, places, seeds, jobs, quick=quick, only=arguments.only, command=command)
+    elif arguments.out and not (results.is_dir() and any(results.iterdir())):
+        print(f"{results} has no results: drawn from {checkout}", file=sys.stderr)
+        results = checkout
+    places.pictures.mkdir(parents=True, exist_ok=True)
+    for path in paper.draw(results, places.pictures, only=figure):
+        print(path)
+    if here and paper.record is not None:
+        paper.record(results)
+    if quick and figure is None and arguments.only is None and paper.check_quick is not None:
+        paper.check_quick(results)
+
+
+def _run_stages(
+    paper: Paper,
+    places: Places,
+    seeds: int,
+    jobs: int,
+    *,
+    quick: bool,
+    only: str | None,
+    command: str,
+) -> None:
+    """Run the units stage by stage, and write what they were made with into `run.json`."""
+    if paper.prepare is not None:
+        try:
+            paper.prepare()
+        except (OSError, ValueError) as error:
+            raise SystemExit(str(error)) from error
+    places.results.mkdir(parents=True, exist_ok=True)
+    began, tables = time.monotonic(), dict[str, None]()
+    for stage in paper.stages(places, seeds, quick=quick):
+        tables |= dict.fromkeys(unit.table for unit in stage)
+        wanted = [unit for unit in stage if only in (None, unit.table)]
+        if not run_units(wanted, places.results, jobs):
+            continue
+        about = {
+            "command": command,
+            "seeds": seeds,
+            "jobs": jobs,
+            "minutes_of_units": round(_seconds(places.results) / 60, 1),
+            "minutes": round((time.monotonic() - began) / 60, 1),
+            **_machine(),
+            "python": platform.python_version(),
+            "swsmix": swsmix.__version__,
+        }
+        save_json(places.results / "run.json", about)
+    if only not in (None, *tables):
+        raise SystemExit(f"the tables are {', '.join(tables)}; got {only!r}")
+
+
+def _parser(paper: Paper) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=paper.description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few seeds and settings: does it run?")
+    parser.add_argument("--only", metavar="TABLE", help="make only this table of the results")
+    parser.add_argument("--figure", metavar="NAME", help="only draw this figure, from the results")
+    parser.add_argument(
+        "--seeds", type=_positive, metavar="N",
+        help=f"seeds per method; {paper.seeds}, or {paper.quick_seeds} with --quick",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes; by default one per core"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for results and figures, instead of the checkout"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 1 or more; got {text!r}")
+    return int(text)
