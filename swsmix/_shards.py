@@ -120,3 +120,7 @@ def pieces(tensors: Iterable[Tensor], small: int) -> Iterator[Tensor]:
     if together:
         yield torch.cat(together) if len(together) > 1 else together[0]
     yield from (t for t in flat if t.numel() >= small)
+
+
+def memory_of(t: Tensor) -> tuple[Any, ...]:
+    return t.shape, t.stride(), t.dtype, t.device

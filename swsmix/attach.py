@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _shards, proximal
+from swsmix import _optimizers, _shards, proximal
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -77,7 +77,7 @@ class Attachment:
             raise ValueError(f"num_data must be positive; got {num_data}")
         held = {id(p) for p in resolve(prior._model[0], prior.selection.names).values()}
         held |= {id(p) for p in prior.parameters()}
-        self._optimizers = [inner for o in optimizers for inner in _innermost(o, held)]
+        self._optimizers = [inner for o in optimizers for inner in _optimizers.innermost(o, held)]
         if update is None:
             known = prior.mode == "em" and all(map(proximal.is_known, self._optimizers))
             update = "proximal" if known else "gradient"
@@ -103,7 +103,7 @@ class Attachment:
                 optimizer.register_step_post_hook(self._after_step),
             )
         ]
-        self._watch = _Watch(self)
+        self._watch = _optimizers.Watch(self, resolve(prior._model[0], prior.selection.names[:1]))
 
     def _check(self) -> None:
         mine = set(map(id, self._optimizers))
@@ -115,7 +115,9 @@ class Attachment:
                 "this prior is attached to this optimiser already and would act twice: .remove() "
                 "the other attachment first (fit makes one of its own)"
             )
-        held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
+        held = {
+            id(p) for optimizer in self._optimizers for p in _optimizers.parameters_of(optimizer)
+        }
         wanted = resolve(self.prior._model[0], self.prior.selection.names)
         missing = [name for name, p in wanted.items() if id(p) not in held]
         if missing:
@@ -143,6 +145,11 @@ class Attachment:
                         f"AdamW, whose effective step is known; got {type(optimizer).__name__}: "
                         "use update='gradient'"
                     )
+
+    @property
+    def waiting(self) -> list[str]:
+        """The optimisers that have not stepped since the last tick, by their types."""
+        return [type(o).__name__ for o in self._optimizers if id(o) in self._waiting]
 
     def remove(self) -> None:
         """Take the prior out of the optimisers; the mixtures stay as they are."""
@@ -175,19 +182,19 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._watch.inside = True
         strength = self.schedule.tau_at(self.tick) / self.num_data
-        if strength == 0.0 or _skipped(optimizer):
+        if strength == 0.0 or _optimizers.skipped(optimizer):
             return None
         if self.update == "proximal":
             # gamma belongs to the weights before the step; only then is the fixed point exact.
             for name, p, _ in self._held(optimizer):
                 w, kept = _shards.local(p).detach(), self._kept.get(name)
-                if kept is None or _memory_of(kept) != _memory_of(w):
+                if kept is None or _shards.memory_of(kept) != _shards.memory_of(w):
                     kept = self._kept[name] = torch.empty_like(w)
                 self._before[name] = kept.copy_(w)
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._add_gradient(optimizer, strength * _scale(optimizer))
+            self._add_gradient(optimizer, strength * _optimizers.scale(optimizer))
             return None
 
         def with_penalty() -> Any:
@@ -205,7 +212,7 @@ class Attachment:
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         self._watch.inside = False
-        if _skipped(optimizer):
+        if _optimizers.skipped(optimizer):
             self._before.clear()
             return
         if self._before:
@@ -235,7 +242,7 @@ class Attachment:
         )
 
     def _members(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
-        held = {id(p) for p in _parameters(optimizer)}
+        held = {id(p) for p in _optimizers.parameters_of(optimizer)}
         return [
             (name, p, group)
             for group in self.prior.selection.groups
@@ -263,9 +270,9 @@ class Attachment:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
                 elif p.grad.is_sparse:  # the sum of a sparse and the prior's dense one
-                    _check_takes_dense(optimizer)
+                    _optimizers.check_takes_dense(optimizer)
                     p.grad = p.grad.to_dense()
-            self.prior.add_gradient_(group, params, strength)
+            _add_gradient_(self.prior, group, params, strength)
 
     def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
         """Mode "gradient": weights and mixtures together, taken once a tick at one point."""
@@ -276,11 +283,11 @@ class Attachment:
             with torch.enable_grad():
                 gradients = torch.autograd.grad(self.prior.penalty(), params)
             self._joint = {id(p): g for p, g in zip(params, gradients, strict=True)}
-        for p in _parameters(optimizer):
+        for p in _optimizers.parameters_of(optimizer):
             if id(p) in self._joint:
                 gradient = strength * self._joint[id(p)]
                 if p.grad is not None and p.grad.is_sparse:
-                    _check_takes_dense(optimizer)
+                    _optimizers.check_takes_dense(optimizer)
                     p.grad = p.grad.to_dense()
                 p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
@@ -304,117 +311,20 @@ def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
             mixture.cap_std_(cap, floor=schedule.std_floor * cap)
 
 
-class _Watch:
-    """Says so when the weights move and the attachment never ticks: its optimiser does not step.
-
-    Some wrappers move the weights by themselves and never call the `step` that has the hooks.
-    Counted are the backward passes since the last tick; a look at a few weights says whether they
-    have moved.
-    """
-
-    def __init__(self, attachment: Attachment) -> None:
-        self.backwards = 0
-        self.inside = False  # a closure may be evaluated many times within one step
-        self._attachment = weakref.ref(attachment)
-        self._start: Tensor | None = None
-        name = attachment.prior.selection.names[0]
-        self._parameter = resolve(attachment.prior._model[0], [name])[name]
-        self.handle: Any = None
-        if self._parameter.is_leaf and self._parameter.requires_grad:
-            self.handle = self._parameter.register_post_accumulate_grad_hook(self._after_backward)
-
-    def remove(self) -> None:
-        """Stop watching."""
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
-
-    def _after_backward(self, _: Tensor) -> None:
-        attachment = self._attachment()
-        if attachment is None:
-            self.remove()
-            return
-        if self.inside:
-            return
-        self.backwards += 1
-        if self.backwards == 1:
-            self._start = self._few_weights()
-        elif self.backwards % 16 == 0 and self._start is not None:
-            if torch.equal(self._few_weights(), self._start):
-                return  # gradients are being accumulated
-            self.remove()
-            waiting = [
-                type(o).__name__ for o in attachment._optimizers if id(o) in attachment._waiting
-            ]
-            warnings.warn(
-                f"the prior has been at rest for {self.backwards} backward passes although the "
-                f"weights have moved: the step of {waiting} was not called (tick "
-                f"{attachment.tick}). Attach the prior to the optimiser whose .step() moves the "
-                "weights",
-                stacklevel=2,
-            )
-
-    def _few_weights(self) -> Tensor:
-        w = _shards.local(self._parameter.detach()).reshape(-1)
-        return w[:: max(1, len(w) // 64)][:64].clone()
-
-
-def _innermost(optimizer: Any, held: set[int], seen: tuple[int, ...] = ()) -> Iterator[Optimizer]:
-    """The optimisers that make the steps within a wrapper, at any depth, or the given one itself.
-
-    Accelerate, Lightning, SAM and others keep the optimiser that they wrap in an attribute; the
-    wrappers have no hooks of their own, or their `step` is never called.
-
-    Raises:
-        TypeError: if there is no optimiser.
-    """
-    named = [getattr(optimizer, name, None) for name in ("optimizer", "base_optimizer")]
-    kept = [*getattr(optimizer, "__dict__", {}).values(), *named]
-    several = (v if isinstance(v, list | tuple) else [v] for v in kept)
-    inner = {
-        id(o): o
-        for values in several
-        for o in values
-        if hasattr(o, "param_groups")
-        and hasattr(o, "step")
-        and id(o) not in (*seen, id(optimizer))
-        and any(id(p) in held for p in _parameters(o))
-    }
-    if inner:
-        for each in inner.values():
-            yield from _innermost(each, held, (*seen, id(optimizer)))
-    elif isinstance(optimizer, Optimizer):
-        yield optimizer
-    else:
-        raise TypeError(
-            "attach needs a torch.optim.Optimizer, or a wrapper that keeps one in an attribute; "
-            f"got {type(optimizer).__name__}"
-        )
-
-
-def _check_takes_dense(optimizer: Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ValueError(
-            "the prior pulls at every weight, so its gradient is dense, and SparseAdam takes "
-            "sparse gradients only: use Adam or Adagrad, or leave the embedding out of the prior "
-            "with exclude="
-        )
-
-
-def _memory_of(t: Tensor) -> tuple[Any, ...]:
-    return t.shape, t.stride(), t.dtype, t.device
-
-
-def _parameters(optimizer: Any) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _scale(optimizer: Optimizer) -> float:
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
-
-
-def _skipped(optimizer: Optimizer) -> bool:
-    # A fused optimiser runs its hooks even for the steps that a gradient scaler skips.
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
+def _add_gradient_(
+    prior: MixturePrior, group: str, params: Sequence[nn.Parameter], strength: float
+) -> None:
+    """Add strength * tau_g * dR/dw to the gradients of a group's parameters: no graph, O(N)."""
+    table, scale = prior.tables_of(group), strength * prior.tau[group]
+    pairs = [
+        (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
+    ]
+    small = [(w, grad) for w, grad in pairs if w.numel() < _shards.SMALL]
+    for w, grad in pairs:
+        if w.numel() >= _shards.SMALL:
+            table.add_gradient_(grad, w, scale)
+    if small:  # one call: the fixed cost per call dominates
+        flat = torch.cat([w.reshape(-1) for w, _ in small])
+        parts = table.gradient(flat).split([w.numel() for w, _ in small])
+        for part, (w, grad) in zip(parts, small, strict=True):
+            grad.add_(part.view_as(w), alpha=scale)

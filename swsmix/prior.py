@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix import _shards, tables
+from swsmix._description import description
 from swsmix.attach import Attachment, Update
-from swsmix.em import EMState, HyperPrior, Moments, e_step, log_hyper_prior, m_step_
+from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
 from swsmix.mixture import GaussianMixture
 from swsmix.schedule import Schedule
 from swsmix.selection import Groups, Patterns, resolve, select
@@ -302,31 +303,6 @@ class MixturePrior(nn.Module):
         """For copies and pickles: without the tables, which are large and quickly made again."""
         return {**self.__dict__, "_tables": {}}
 
-    @torch.no_grad()
-    def add_gradient_(self, group: str, params: Sequence[nn.Parameter], strength: float) -> None:
-        """Add strength * tau_g * dR/dw to the gradients of some of a group's parameters, in place.
-
-        The mode "em" fast path: no graph, no N x K memory.
-
-        Args:
-            group: the group.
-            params: parameters of that group, each with a gradient.
-            strength: tau / num_data, as a rule.
-        """
-        table, scale = self.tables_of(group), strength * self.tau[group]
-        pairs = [
-            (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
-        ]
-        small = [(w, grad) for w, grad in pairs if w.numel() < _shards.SMALL]
-        for w, grad in pairs:
-            if w.numel() >= _shards.SMALL:
-                table.add_gradient_(grad, w, scale)
-        if small:
-            flat = torch.cat([w.reshape(-1) for w, _ in small])
-            parts = table.gradient(flat).split([w.numel() for w, _ in small])
-            for part, (w, grad) in zip(parts, small, strict=True):
-                grad.add_(part.view_as(w), alpha=scale)
-
     def _local(self, group: str) -> dict[str, Tensor]:
         """The group's parameters; of a sharded one, the part on this machine."""
         return {name: _shards.local(p) for name, p in self.parameters_of(group).items()}
@@ -479,29 +455,7 @@ class MixturePrior(nn.Module):
             component (N_j / N, in percent, ordered as the centres above it); then the tensors
             left out, with the reason.
         """
-        lines = []
-        for group in self.selection.groups:
-            mixture = self._state(group).mixture
-            local = self._local(group)
-            total = sum(w.numel() for w in local.values())
-            lines.append(
-                f"mixture {group!r}: K = {mixture.num_components}, {len(local)} tensors, "
-                f"{total:,} weights"
-                + (f", tau multiplied by {self.tau[group]:g}" if self.tau[group] != 1.0 else "")
-            )
-            width = max(map(len, local)) + 2
-            lines.append(f"  {'centre':<{width}}{'':>22}" + _row(mixture.mean.tolist(), ".3g"))
-            for name, w in local.items():
-                share = 100.0 * e_step(mixture, w).count / max(w.numel(), 1)
-                shape = "x".join(map(str, w.shape))
-                lines.append(
-                    f"  {name:<{width}}{shape:>12}{w.numel():>10,}"
-                    + _row(share.tolist(), ".1f")
-                    + "  %"
-                )
-        for name, reason in self.selection.left_out.items():
-            lines.append(f"left out: {name} ({reason})")
-        return "\n".join(lines)
+        return description(self)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -538,7 +492,3 @@ def _of(value: T | Mapping[str, T], group: str, what: str) -> T:
 def _key(group: str) -> str:
     # nn.ModuleDict forbids dots in its keys, and names of its own methods.
     return f"[{group.replace('%', '%25').replace('.', '%2E')}]"
-
-
-def _row(values: list[float], form: str) -> str:
-    return "".join(f"{format(v, form):>9}" for v in values)

@@ -13,10 +13,10 @@ ROOT = Path(swsmix.__file__).parent
 LAYERS = [  # rooms, and modules of the heart; within a level none imports another
     {"start", "selection", "schedule", "sharing", "noise"},
     {"_files", "_labels", "_progress", "_shards"},
-    {"mixture"},
+    {"mixture", "_optimizers"},
     {"tables", "_histogram"},
     {"em", "proximal"},
-    {"attach"},
+    {"attach", "_description"},
     {"prior"},
     {"training", "codec"},
     {"compression", "bayes", "plots"},

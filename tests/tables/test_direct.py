@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from swsmix.tables.direct import eager
 
 

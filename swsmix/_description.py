@@ -1,0 +1,45 @@
+"""The table that `MixturePrior.describe` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from swsmix import _shards
+from swsmix.em import e_step
+
+if TYPE_CHECKING:
+    from swsmix.prior import MixturePrior
+
+
+@torch.no_grad()
+def description(prior: MixturePrior) -> str:
+    """What the prior sees, and how its components share it."""
+    lines = []
+    for group in prior.selection.groups:
+        mixture = prior.mixtures[group]
+        local = {name: _shards.local(p) for name, p in prior.parameters_of(group).items()}
+        total = sum(w.numel() for w in local.values())
+        lines.append(
+            f"mixture {group!r}: K = {mixture.num_components}, {len(local)} tensors, "
+            f"{total:,} weights"
+            + (f", tau multiplied by {prior.tau[group]:g}" if prior.tau[group] != 1.0 else "")
+        )
+        width = max(map(len, local)) + 2
+        lines.append(f"  {'centre':<{width}}{'':>22}" + _row(mixture.mean.tolist(), ".3g"))
+        for name, w in local.items():
+            share = 100.0 * e_step(mixture, w).count / max(w.numel(), 1)
+            shape = "x".join(map(str, w.shape))
+            lines.append(
+                f"  {name:<{width}}{shape:>12}{w.numel():>10,}"
+                + _row(share.tolist(), ".1f")
+                + "  %"
+            )
+    for name, reason in prior.selection.left_out.items():
+        lines.append(f"left out: {name} ({reason})")
+    return "\n".join(lines)
+
+
+def _row(values: list[float], form: str) -> str:
+    return "".join(f"{format(v, form):>9}" for v in values)
