@@ -226,16 +226,17 @@ def test_a_file_of_the_first_version_is_read_and_written_as_ever():
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads():
     code = (
-        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import torch;"
+        "import sys, hashlib; sys.path[:0] = sys.argv[1:]; import torch;"
         "from test_contexts import structured, encode, decode;"
         "w = structured(200, 40); data = encode({'w': w});"
         "assert torch.equal(decode(data)['w'], w);"
         "print(hashlib.sha256(data).hexdigest())"
     )
     here = os.path.dirname(__file__)
+    folders = [here, os.path.dirname(here)]  # this module's, and that of `cases`
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     done = subprocess.run(
-        [sys.executable, "-c", code, here],
+        [sys.executable, "-c", code, *folders],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     before = torch.get_num_threads()
