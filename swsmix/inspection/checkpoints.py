@@ -73,7 +73,7 @@ def read(path: Path) -> Checkpoint:
         'run folder, epoch 60'
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}")
+        raise FileNotFoundError(f"{path} is not there")
     if not path.is_dir():
         return _read_file(path)
     if runs.has_checkpoint(path) or any((path / name).is_file() for name in _OWN):
@@ -152,7 +152,7 @@ def _read_file(path: Path) -> Checkpoint:
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
         return Checkpoint(path, "PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
     raise ValueError(
-        f"swsmix cannot read {path}: wanted a run folder, a PyTorch or "
+        f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
         f"safetensors file or a file of `swsmix compress`, got one that begins with {magic!r}"
     )
 

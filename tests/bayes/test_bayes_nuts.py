@@ -129,7 +129,7 @@ def test_settings_of_the_sampler_are_checked():
         ({"warmup": 3}, "warmup must be at least 20"),
         ({"target_accept": 1.0}, "between 0 and 1"),
         ({"metric": "full"}, "'diagonal' or 'dense'; got 'full'"),
-        ({"start": np.zeros(7)}, "start wants 2 numbers"),
+        ({"start": np.zeros(7)}, "start needs 2 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(joint, progress=False, **options)

@@ -206,7 +206,7 @@ def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path
 
 def test_inspect_says_what_is_wrong_in_one_line(tmp_path):
     (tmp_path / "a.txt").write_text("not a checkpoint")
-    run("inspect", tmp_path / "a.txt", fails="swsmix cannot read")
+    run("inspect", tmp_path / "a.txt", fails="no checkpoint that swsmix can read")
     torch.save({"\x1b[2Jw": torch.ones(3, 3)}, tmp_path / "net.pt")
     error = run("inspect", tmp_path / "net.pt", "--include", "x", fails="there are \\x1b[2Jw")
     assert "\x1b" not in error

@@ -64,7 +64,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
     torch.save({"lr": 0.1}, tmp_path / "none.pt")
     (tmp_path / "text.safetensors").write_text("hello")
-    run("compress", tmp_path / "module.pt", fails="it wants to run pickled code")
+    run("compress", tmp_path / "module.pt", fails="it holds pickled code")
     run("compress", tmp_path / "none.pt", fails="holds no tensors")
     run("compress", tmp_path / "text.safetensors", fails="no checkpoint that swsmix can read")
     run("compress", tmp_path / "missing.pt", fails="missing.pt is not there")

@@ -166,7 +166,7 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
         (write("nothing", b""), "begins with b''"),
         (write("half.pt", (tmp_path / "whole.pt").read_bytes()[:900]), "checkpoint"),
         (write("half", (tmp_path / "whole.safetensors").read_bytes()[:300]), "safetensors"),
-        (write("pickle", pickle.dumps([1, 2], protocol=2)), "no weights to look at|damaged"),
+        (write("pickle", pickle.dumps([1, 2], protocol=2)), "no weights to inspect|damaged"),
         (tmp_path / "a.npz", "damaged, or not a file of torch.save"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

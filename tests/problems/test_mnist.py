@@ -306,7 +306,7 @@ def test_without_any_source_the_error_says_what_was_tried_and_how_to_mend_it(
     assert "SWSMIX_DATA: not set" in message
     assert f"{missing}train-images-idx3-ubyte.gz: HTTPError: 404" in message
     assert f"{dead}train-images-idx3-ubyte.gz: ConnectionError" in message
-    assert "set the environment variable SWSMIX_DATA to a folder with mnist.npz" in message
+    assert "Set the environment variable SWSMIX_DATA to a folder with mnist.npz" in message
     assert "t10k-labels-idx1-ubyte.gz" in message
 
     monkeypatch.setenv("SWSMIX_DATA", str(empty))
