@@ -12,7 +12,7 @@ guide, `program` is the same density as a Pyro model; `Posterior` holds the draw
     posterior = sample(joint)
     predicted = posterior.predict(model, new, quantiles=(0.05, 0.95))
 
-`swsmix guide posterior` has the script. The same base measure as everywhere: densities over pi
+The project's README has the whole script. The same base measure as everywhere: densities over pi
 and sigma^2, so that the joint density has the stationary points of EM and of gradient descent.
 Components have no names: `Posterior.mixture` sorts them by their means, draw by draw, after
 sampling.
