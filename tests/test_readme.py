@@ -1,9 +1,11 @@
 """The README and the guides: their code runs, their links and commands exist."""
 
+import json
 import pkgutil
 import re
 import warnings
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -110,6 +112,26 @@ def test_the_readme_lists_every_guide_with_its_own_line():
     text = README.read_text()
     for name in guides.names():
         assert f"| [{name}](swsmix/guides/{name}.md) | {guides.summary(name)} |" in text
+
+
+def test_the_numbers_of_the_sunspots_are_those_of_the_ten_seeds():
+    found = json.loads((ROOT / "figures" / "sunspots-seeds.json").read_text())
+    assert [row["seed"] for row in found["rows"]] == [*range(10)]
+    for name, digits in (
+        ("arv_test", 3),
+        ("arv_snapped_test", 3),
+        ("arv_weight_decay_test", 3),
+        ("values", 1),
+        ("bits_per_weight", 2),
+    ):
+        values = [row[name] for row in found["rows"]]
+        for page, sign in (("README", "±"), ("regularisation", "+-")):
+            shown = f"{mean(values):.{digits}f} {sign} {stdev(values):.{digits}f}"
+            assert short(shown) in short(PAGES[page].read_text()), (page, name)
+
+
+def short(text):
+    return re.sub(r"\b0\.", ".", text)
 
 
 def test_a_guide_begins_with_a_title_and_one_line_and_ends_with_what_to_do():
