@@ -1,5 +1,7 @@
 """Training over mini-batches: their order, the learning rate, what the optimiser must hold."""
 
+import contextlib
+
 import pytest
 import torch
 from fits import problem, trainer
@@ -93,3 +95,18 @@ def test_a_loss_with_parameters_wants_them_in_the_optimiser():
     optimizer = torch.optim.Adam(net.parameters())
     with pytest.raises(ValueError, match=r"\*loss.parameters\(\)"):
         fit(net, GaussianNoise(), data, optimizer=optimizer, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_optimiser_is_free_of_the_prior_afterwards(fails):
+    net, data, _ = problem()
+    prior, optimizer = MixturePrior(net, 3), torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def interrupt(epoch, history):
+        if fails:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+        fit(net, nn.MSELoss(), data, optimizer=optimizer, epochs=1, prior=prior, progress=False,
+            callback=interrupt)  # fmt: skip
+    prior.attach(optimizer, num_data=48).remove()  # a second attachment would be refused

@@ -1,6 +1,7 @@
 """Full-batch minimisers find minima, and change nothing when they fail; rounds of them."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swsmix import GaussianNoise, HyperPrior, MixturePrior, fit
+from swsmix import GaussianNoise, HyperPrior, MixturePrior, Schedule, fit
 from swsmix.training.rounds import METHODS, minimize_
 
 METHOD = pytest.mark.parametrize("method", METHODS)
@@ -135,3 +136,15 @@ def test_ctrl_c_in_a_full_batch_round_leaves_no_line_search_point():
     with pytest.raises(KeyboardInterrupt):
         fit(net, loss, (x, y), optimizer="l-bfgs", epochs=1, progress=False)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_in_mode_gradient_rounds_move_the_mixture_from_the_end_of_its_burn_in_on():
+    net, data, _ = problem()
+    prior = MixturePrior(net, 3, mode="gradient")
+    (mixture,) = prior.mixtures.values()
+    means = [mixture.mean.detach().clone()]
+    fit(net, nn.MSELoss(), data, optimizer="cg", iterations=3, epochs=4, prior=prior,
+        schedule=Schedule(em_start=2), progress=False,
+        callback=lambda *_: means.append(mixture.mean.detach().clone()))  # fmt: skip
+    moved = [not torch.equal(a, b) for a, b in pairwise(means)]
+    assert moved == [False, False, True, True]
