@@ -1,81 +1,36 @@
 """One runner for every paper: units of work become results, and results become figures.
 
-A unit is one call whose result is kept: as a line of `results/TABLE.jsonl`, or in a file of its
-own, `results/KEY.json`. A unit whose result is there is not run again, so a run that was stopped
-goes on where it was, and its numbers do not depend on `--jobs`. Files are written whole or not at
-all. A paper's `run.py` lists its units and names its figures; everything else is here.
+A unit whose result is there is not run again, so a run that was stopped goes on where it was; the
+numbers do not depend on `--jobs`. A paper's `run.py` lists its units and names its figures; units
+and results are in `papers/units.py`, everything else is here.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from shutil import rmtree
 from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import swsmix
-from swsmix.training.runs import replacing, save_json
+from papers.units import DamagedResultError, Unit, keep, machine, total_seconds, unfinished
+from swsmix.training.runs import save_json
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class DamagedResultError(ValueError):
-    """A file of results that cannot be read; the message names the file, and the line."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One call whose result is kept.
-
-    Attributes:
-        table: the kind of result: the stem of the file whose line it is.
-        key: the unit's name, unique in its table.
-        work: a function of a module, called in a process of its own; it returns plain values.
-        arguments: its positional arguments.
-        options: its keyword arguments.
-        stamp: what the result depends on beside the key, written with it; a result with another
-            stamp is made anew.
-        own_file: keep the result in `KEY.json` instead of in a line of the table.
-        leaves: files that the work leaves elsewhere; where one is missing the unit is run again.
-        checkpoints: a folder from which the work resumes, deleted once the result is kept.
-    """
-
-    table: str
-    key: str
-    work: Callable[..., dict[str, Any]]
-    arguments: tuple[Any, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    stamp: Mapping[str, Any] = field(default_factory=dict)
-    own_file: bool = False
-    leaves: tuple[Path, ...] = ()
-    checkpoints: Path | None = None
-
-    def __call__(self) -> tuple[dict[str, Any], float]:
-        """The result, and the seconds it took."""
-        torch.set_num_threads(1)  # one unit per core is faster than two threads per unit
-        began = time.monotonic()
-        return self.work(*self.arguments, **self.options), time.monotonic() - began
-
-    def file(self, results: Path) -> Path:
-        """The file that holds the result."""
-        return results / (f"{self.key}.json" if self.own_file else f"{self.table}.jsonl")
 
 
 @dataclass(frozen=True)
@@ -130,75 +85,6 @@ class Paper:
             name = self.folder.name
             return Places(self.folder / "results", ROOT / "figures" / name, ROOT / "runs" / name)
         return Places(out / "results", out / "figures", out)
-
-
-# ------------------------------------------------------------------------------------- results
-
-
-def read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a file of JSON lines.
-
-    Returns:
-        The results by unit; none if there is no file.
-
-    Raises:
-        DamagedResultError: if a line is not a result, or a unit has two.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    if not path.is_file():
-        return found
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
-        line = _parsed(text, f"line {number} of {path}", needs="unit")
-        if line["unit"] in found:
-            raise DamagedResultError(
-                f"line {number} of {path} is a second result of {line['unit']!r}: delete one"
-            )
-        found[line["unit"]] = line
-    return found
-
-
-def _parsed(text: bytes, where: str, needs: str | None = None) -> dict[str, Any]:
-    mend = "mend it, restore it from version control, or delete it: what is missing is run again"
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # a UnicodeDecodeError too
-        raise DamagedResultError(f"{where} is damaged ({error}): {mend}") from error
-    if not isinstance(value, dict) or (needs is not None and needs not in value):
-        wanted = "a JSON object" + (f" with the key {needs!r}" if needs else "")
-        raise DamagedResultError(f"{where} needs to be {wanted}; got {text[:60]!r}: {mend}")
-    return value
-
-
-def unfinished(units: Iterable[Unit], results: Path) -> list[Unit]:
-    """The units whose results are missing, or were made with another stamp."""
-    tables: dict[Path, dict[str, dict[str, Any]]] = {}
-
-    def done(unit: Unit) -> bool:
-        file = unit.file(results)
-        if not file.is_file() or not all(left.is_file() for left in unit.leaves):
-            return False
-        if unit.own_file:
-            found = _parsed(file.read_bytes(), str(file))
-            return all(name in found and found[name] == v for name, v in unit.stamp.items())
-        if file not in tables:
-            tables[file] = read_table(file)
-        return tables[file].get(unit.key, {}).get("stamp") == unit.stamp
-
-    return [unit for unit in units if not done(unit)]
-
-
-def keep(unit: Unit, result: Mapping[str, Any], seconds: float, results: Path) -> None:
-    """Write a unit's result, and delete the checkpoints that it no longer needs."""
-    file, spent = unit.file(results), {"seconds": round(seconds, 1)}
-    if unit.own_file:
-        save_json(file, {**result, **spent, **unit.stamp, **_machine()})
-    else:
-        lines = read_table(file)  # again: another run may have added to it
-        lines[unit.key] = {"unit": unit.key, "stamp": dict(unit.stamp), **spent, **result}
-        with replacing(file) as temporary:
-            temporary.write_text("".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines)))
-    if unit.checkpoints is not None:
-        rmtree(unit.checkpoints, ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------- the units
@@ -309,24 +195,6 @@ def _in_worker(unit: Unit) -> tuple[dict[str, Any], float]:
         signal.signal(signal.SIGTERM, before)
 
 
-# ----------------------------------------------------------------------------------- the facts
-
-
-def _machine() -> dict[str, str]:
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "torch": str(torch.__version__),
-    }
-
-
-def _seconds(results: Path) -> float:
-    """The seconds of all units whose results are there, over all runs."""
-    files = [path for path in results.glob("*.json") if path.name != "run.json"]
-    found = [_parsed(path.read_bytes(), str(path)) for path in files]
-    found += [line for path in results.glob("*.jsonl") for line in read_table(path).values()]
-    return float(sum(one.get("seconds", 0.0) for one in found))
-
-
 # ------------------------------------------------------------------------------------- command
 
 
@@ -401,9 +269,9 @@ def _run_stages(
             "command": command,
             "seeds": seeds,
             "jobs": jobs,
-            "minutes_of_units": round(_seconds(places.results) / 60, 1),
+            "minutes_of_units": round(total_seconds(places.results) / 60, 1),
             "minutes": round((time.monotonic() - began) / 60, 1),
-            **_machine(),
+            **machine(),
             "python": platform.python_version(),
             "swsmix": swsmix.__version__,
         }

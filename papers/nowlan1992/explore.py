@@ -33,7 +33,8 @@ from papers.nowlan1992.methods import SharingRecipe, sharing
 from papers.nowlan1992.nets import Cases, train
 from papers.nowlan1992.penalties import Decay, Elimination
 from papers.nowlan1992.sampling import sample
-from papers.runner import Unit, run_units
+from papers.runner import run_units
+from papers.units import Unit
 from swsmix.bayes import loo
 from swsmix.problems import data
 

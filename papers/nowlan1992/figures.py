@@ -19,7 +19,7 @@ from papers.nowlan1992 import (
     tables,
 )
 from papers.nowlan1992.intervals import compare
-from papers.runner import read_table
+from papers.units import read_table
 from swsmix import plots
 from swsmix.training.runs import replacing
 

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from papers import runner
 from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots
-from papers.runner import Places, Unit, read_table
+from papers.runner import Places
+from papers.units import Unit, read_table
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 20

@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from papers.runner import Places, keep
+from papers.runner import Places
 from papers.ullrich2017 import run, settings, work
+from papers.units import keep
 from swsmix.compression.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent

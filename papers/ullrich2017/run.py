@@ -22,8 +22,9 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from papers import runner
-from papers.runner import Places, Unit
+from papers.runner import Places
 from papers.ullrich2017 import settings, work
+from papers.units import Unit, unfinished
 from swsmix.problems.mnist import mnist
 
 HERE = Path(__file__).resolve().parent
@@ -67,7 +68,7 @@ def stages(places: Places, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     wanted = settings.quick(seeds) if quick else settings.full(seeds)
     subset = settings.QUICK_IMAGES if quick else None
     units = [compressed(setting, seed, places, subset) for setting, seed in wanted]
-    left = {unit.key for unit in runner.unfinished(units, places.results)}
+    left = {unit.key for unit in unfinished(units, places.results)}
     needed: dict[str, Unit] = {}  # many settings start from the same network
     for unit, (setting, seed) in zip(units, wanted, strict=True):
         if unit.key in left:

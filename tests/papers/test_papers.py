@@ -18,7 +18,6 @@ from swsmix.problems import data
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from papers import runner  # noqa: E402
 from papers.nowlan1992 import (  # noqa: E402
     figures,
     intervals,
@@ -30,6 +29,7 @@ from papers.nowlan1992 import (  # noqa: E402
 )
 from papers.nowlan1992.methods import SharingRecipe  # noqa: E402
 from papers.runner import Places  # noqa: E402
+from papers.units import unfinished  # noqa: E402
 
 FLOAT = torch.float64
 
@@ -220,7 +220,7 @@ def test_the_committed_results_are_those_of_the_recipes_in_the_code(monkeypatch)
 
     def missing():
         stages = run.stages(Places(results, results, results), run.SEEDS, quick=False)
-        left = [unit for stage in stages for unit in runner.unfinished(stage, results)]
+        left = [unit for stage in stages for unit in unfinished(stage, results)]
         return {f"{unit.table}: {unit.key.partition('-')[0]}" for unit in left}
 
     assert missing() == set()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from papers import runner
 from papers.runner import Places
 from papers.ullrich2017 import figures, run, settings, work
+from papers.units import keep, unfinished
 
 HERE = Path(work.__file__).parent
 RESULTS = sorted((HERE / "results").glob("*-seed*.json"))
@@ -111,7 +112,7 @@ def test_the_committed_results_are_all_there_and_of_the_recipes_in_the_code(tmp_
     wanted = settings.full(settings.NUM_SEEDS)
     places = Places(results, tmp_path, tmp_path)
     dense, units = run.stages(places, settings.NUM_SEEDS, quick=False)
-    assert dense == [] == runner.unfinished(units, results)
+    assert dense == [] == unfinished(units, results)
     assert len(units) == len({unit.key for unit in units}) == len(wanted)
     for unit, (setting, _) in zip(units, wanted, strict=True):
         found = json.loads(unit.file(results).read_text())
@@ -129,15 +130,15 @@ def test_a_lost_network_is_trained_again_only_where_it_is_needed(tmp_path):
     dense, units = run.stages(places, 1, quick=True)
     assert len(dense) == len(units) == 4
     for unit in units[1:]:
-        runner.keep(unit, {}, 1.0, results)
+        keep(unit, {}, 1.0, results)
     dense, _ = run.stages(places, 1, quick=True)
     assert [unit.key for unit in dense] == ["lenet-300-100-shift0-dropout0-seed0"]
-    runner.keep(dense[0], {}, 1.0, results)
-    assert runner.unfinished(dense, results) == dense  # its network is not there
+    keep(dense[0], {}, 1.0, results)
+    assert unfinished(dense, results) == dense  # its network is not there
     (file,) = dense[0].leaves
     file.parent.mkdir(parents=True)
     file.touch()
-    assert runner.unfinished(dense, results) == []
+    assert unfinished(dense, results) == []
 
 
 @pytest.mark.mnist
@@ -152,7 +153,7 @@ def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
     for make in (run.pretrained, run.compressed):
         unit = make(setting, 0, places, 512)
         assert runner.run_units([unit], results, 1) == 1
-        assert runner.unfinished([unit], results) == []
+        assert unfinished([unit], results) == []
     result = json.loads(unit.file(results).read_text())
     file = tmp_path / "files" / f"{unit.key}.sws"
     assert result["size_bytes"] == file.stat().st_size < result["float32_bytes"] / 10
