@@ -86,6 +86,7 @@ def inspect(
     from rich.console import Console
 
     from swsmix import inspection as report
+    from swsmix._files import replacing
     from swsmix._labels import file_name, visible
     from swsmix.inspection import checkpoints
     from swsmix.inspection.inspect import inspect as look

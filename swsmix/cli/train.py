@@ -173,6 +173,7 @@ def _run(
 ) -> None:
     import torch
 
+    from swsmix._files import save_json
     from swsmix.problems import recipes as problems
     from swsmix.training import runs
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swsmix import codec
+from swsmix._files import replacing
 from swsmix.compression.codebooks_fit import of_values
 from swsmix.mixture import GaussianMixture
 from swsmix.training import runs
