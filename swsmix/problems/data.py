@@ -145,7 +145,7 @@ def sunspots(
             f"training targets end in {last_train_year} and the series starts in {first_year}"
         )
     _check_positive(scale=scale)
-    with resources.files("swsmix").joinpath("sunspots.csv").open() as file:
+    with resources.files("swsmix.problems").joinpath("sunspots.csv").open() as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1))
     years, series = table[:, 0].long(), table[:, 1].clone()
 
