@@ -114,13 +114,12 @@ def main():
     parser.add_argument("--out", type=Path, default=FIGURES, help="the folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = arguments.out / "updates.json"
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.draw:
         rows = json.loads((FIGURES / "updates.json").read_text())
     else:
         rows = measured(arguments.seeds, arguments.quick)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        data.write_text(json.dumps(rows, indent=1) + "\n")
+        (arguments.out / "updates.json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows, arguments.out / "updates.png")
 
 

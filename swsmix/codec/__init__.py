@@ -28,16 +28,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from swsmix.codec.accounting import TensorSize, sizes
 from swsmix.codec.file import (
     MAGIC,
     MAX_WEIGHTS,
     Codebook,
-    TensorSize,
     check,
     decode,
     decode_books,
     encode,
-    sizes,
 )
 
 __all__ = [

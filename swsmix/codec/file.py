@@ -14,37 +14,19 @@ from torch import Tensor
 from swsmix._progress import watched
 from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
 from swsmix.codec.index import Earlier, Effort, read_index, write_index
-from swsmix.codec.stream import Array, Player, Recorder, entropy_bits
+from swsmix.codec.stream import Array, Player, Recorder
 from swsmix.codec.values import read_values, write_values
 
 MAGIC = b"SWSM"
 VERSION = 2
 MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
 _VALUES, _INDEX, _SHARED, _COPY = range(4)
+_KINDS = "values", "codebook", "shared codebook", "copy"
 _MAX_VALUES = 1 << 16
 _SAMPLE = 1 << 16
 # What trying context models may take in one file, half a minute; then tensors are coded without.
 _EFFORT = 1 << 24
 _MAX_IN_CONTEXT = 1 << 25  # weights that a file may have under them
-
-
-@dataclass(frozen=True)
-class TensorSize:
-    """What one tensor takes in a compressed file.
-
-    Attributes:
-        numel: its elements.
-        num_values: distinct values K; 0 if it is stored value by value.
-        bits: all that it takes, codebook and index, in bits.
-        index_bits: the coded component numbers alone, in bits.
-        entropy_bits: their zero-order entropy, in bits.
-    """
-
-    numel: int
-    num_values: int
-    bits: float
-    index_bits: float
-    entropy_bits: float
 
 
 @dataclass(frozen=True)
@@ -80,16 +62,29 @@ def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
         >>> torch.equal(decode(encode(state))["weight"], state["weight"])
         True
     """
-    return _encode(state, progress=progress)[0]
-
-
-def sizes(state: Mapping[str, Tensor]) -> dict[str, TensorSize]:
-    """What each tensor takes in the file that `encode` makes.
-
-    Returns:
-        name -> its size.
-    """
-    return _encode(state)[1]
+    writer, recorder = Writer(), Recorder()
+    codebooks: list[tuple[torch.dtype, Array]] = []
+    earlier, effort = Earlier(), Effort(_EFFORT)
+    seen: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
+    all_patterns: list[Array] = []
+    writer.number(len(state))
+    for position, (name, t) in enumerate(watched(state.items(), "coding", shown=progress)):
+        check(name, t)
+        writer.name(name)
+        patterns = to_patterns(t)
+        key = (t.dtype, tuple(t.shape), zlib.crc32(patterns.data))
+        twin = [i for i in seen.get(key, []) if np.array_equal(all_patterns[i], patterns)]
+        seen.setdefault(key, []).append(position)
+        all_patterns.append(patterns)
+        if twin and len(patterns):
+            writer.number(_COPY)
+            writer.number(twin[0])
+        else:
+            _write_tensor(writer, recorder, t, patterns, codebooks, earlier, effort)
+    front = Writer()
+    front.number(len(writer.data))
+    data = MAGIC + bytes([VERSION]) + front.data + writer.data + recorder.to_bytes()
+    return data + zlib.crc32(data).to_bytes(4, "little")
 
 
 def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
@@ -130,6 +125,102 @@ def decode_books(
         >>> decode_books(data)[1]
         [Codebook(values=tensor([-0.5000,  0.0000,  0.5000]), names=('weight',))]
     """
+    parts, books = read_parts(data, max_weights=max_weights)
+    users: list[list[str]] = [[] for _ in books]
+    for part in parts:
+        if part.book is not None:
+            users[part.book].append(part.name)
+    found = [Codebook(values, tuple(own)) for values, own in zip(books, users, strict=True)]
+    return {part.name: part.tensor for part in parts}, found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor as a file stores it.
+
+    Attributes:
+        name: its name.
+        tensor: its elements.
+        kind: 'values', 'codebook', 'shared codebook' or 'copy'.
+        model: what its component numbers are coded by, in words; empty if there are none.
+        book: the number of its codebook; None if it has none.
+        bits: what its name and shape, its codebook, and its component numbers or values take; of
+            the coded stream only if a `Meter` reads it.
+    """
+
+    name: str
+    tensor: Tensor
+    kind: str
+    model: str
+    book: int | None
+    bits: tuple[float, float, float]
+
+
+def read_parts(
+    data: bytes, *, max_weights: int = MAX_WEIGHTS, player: type[Player] = Player
+) -> tuple[list[Part], list[Tensor]]:
+    """Read a file, with all that it says of its tensors.
+
+    Args:
+        data: from `encode`.
+        max_weights: see `decode`.
+        player: what reads the stream.
+
+    Returns:
+        The tensors, in the order of the file, and the codebooks, each (k,).
+
+    Raises:
+        ValueError: see `decode`.
+    """
+    reader, stream = _open(data, player)
+    parts: list[Part] = []
+    names: set[str] = set()
+    books: list[tuple[torch.dtype, Array]] = []
+    earlier, effort = Earlier(), Effort(_MAX_IN_CONTEXT)
+    left = max_weights
+    for _ in range(reader.number(len(data))):
+        start = _bits_read(reader, stream)
+        name = reader.name()
+        if name in names:
+            raise ValueError(f"it is damaged: it holds {name!r} twice")
+        names.add(name)
+        kind = reader.number(_COPY)
+        original = _original(reader, parts) if kind == _COPY else None
+        if original:
+            dtype, shape = original.tensor.dtype, tuple(original.tensor.shape)
+        else:
+            dtype, shape = reader.tensor()
+        left -= max(math.prod(shape), 1)
+        if left < 0:
+            raise ValueError(
+                f"it holds more than max_weights = {max_weights:,} numbers: give a larger "
+                "max_weights if you trust it"
+            )
+        head = middle = _bits_read(reader, stream)
+        model = ""
+        book = original.book if original else None
+        if original:
+            tensor = original.tensor.clone()
+        elif kind == _VALUES:
+            tensor = _shaped(read_values(reader, stream, math.prod(shape), dtype), dtype, shape)
+        else:
+            book = _read_codebook(reader, stream, kind, dtype, shape, books)
+            middle = _bits_read(reader, stream)
+            values = books[book][1]
+            patterns = np.broadcast_to(values[:1], math.prod(shape))
+            if len(values) > 1:
+                index, model = read_index(reader, stream, len(values), shape, earlier, effort)
+                patterns = values[index]
+            tensor = _shaped(patterns, dtype, shape)
+        bits = head - start, middle - head, _bits_read(reader, stream) - middle
+        parts.append(Part(name, tensor, _KINDS[kind], model, book, bits))
+    reader.check_end()
+    stream.check_end()
+    return parts, [from_patterns(values, dtype, values.shape) for dtype, values in books]
+
+
+def _open(data: bytes, player: type[Player]) -> tuple[Reader, Player]:
+    """The tensor table and the stream of a file that is whole."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("it is not a swsmix file: it does not begin with SWSM")
     if len(data) < len(MAGIC) + 6:
@@ -142,85 +233,11 @@ def decode_books(
         )
     body = Reader(data[len(MAGIC) + 1 : -4])
     reader = Reader(body.take(body.number()))
-    player = Player(body.rest())
-    state: dict[str, Tensor] = {}
-    names: list[str] = []
-    codebooks: list[tuple[torch.dtype, Array]] = []
-    book_of: dict[str, int] = {}
-    earlier, effort = Earlier(), Effort(_MAX_IN_CONTEXT)
-    left = max_weights
-    for _ in range(reader.number(len(data))):
-        name = reader.name()
-        if name in state:
-            raise ValueError(f"it is damaged: it holds {name!r} twice")
-        kind = reader.number(_COPY)
-        if kind == _COPY:
-            dtype, shape, original = _copied(reader, names, state)
-        else:
-            dtype, shape = reader.tensor()
-        left -= max(math.prod(shape), 1)
-        if left < 0:
-            raise ValueError(
-                f"it holds more than max_weights = {max_weights:,} numbers: give a larger "
-                "max_weights if you trust it"
-            )
-        if kind == _COPY:
-            state[name] = state[original].clone()
-            book = book_of.get(original)
-        else:
-            patterns, book = _read_patterns(
-                reader, player, kind, dtype, shape, codebooks, earlier, effort
-            )
-            state[name] = _shaped(patterns, dtype, shape)
-        if book is not None:
-            book_of[name] = book
-        names.append(name)
-    reader.check_end()
-    player.check_end()
-    users: list[list[str]] = [[] for _ in codebooks]
-    for name, number in book_of.items():
-        users[number].append(name)
-    books = [
-        Codebook(from_patterns(values, dtype, values.shape), tuple(own))
-        for (dtype, values), own in zip(codebooks, users, strict=True)
-    ]
-    return state, books
+    return reader, player(body.rest())
 
 
-def _encode(
-    state: Mapping[str, Tensor], *, progress: bool = False
-) -> tuple[bytes, dict[str, TensorSize]]:
-    writer, recorder = Writer(), Recorder()
-    codebooks: list[tuple[torch.dtype, Array]] = []
-    earlier, effort = Earlier(), Effort(_EFFORT)
-    seen: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
-    all_patterns: list[Array] = []
-    found: dict[str, TensorSize] = {}
-    writer.number(len(state))
-    for position, (name, t) in enumerate(watched(state.items(), "coding", shown=progress)):
-        check(name, t)
-        before = 8 * len(writer.data) + recorder.cost
-        writer.name(name)
-        patterns = to_patterns(t)
-        key = (t.dtype, tuple(t.shape), zlib.crc32(patterns.data))
-        twin = [i for i in seen.get(key, []) if np.array_equal(all_patterns[i], patterns)]
-        seen.setdefault(key, []).append(position)
-        all_patterns.append(patterns)
-        index_bits = entropy = 0.0
-        num_values = 0
-        if twin and len(patterns):
-            writer.number(_COPY)
-            writer.number(twin[0])
-        else:
-            num_values, index_bits, entropy = _write_tensor(
-                writer, recorder, t, patterns, codebooks, earlier, effort
-            )
-        bits = 8 * len(writer.data) + recorder.cost - before
-        found[name] = TensorSize(len(patterns), num_values, bits, index_bits, entropy)
-    front = Writer()
-    front.number(len(writer.data))
-    data = MAGIC + bytes([VERSION]) + front.data + writer.data + recorder.to_bytes()
-    return data + zlib.crc32(data).to_bytes(4, "little"), found
+def _bits_read(reader: Reader, stream: Player) -> float:
+    return 8 * reader.position + stream.cost
 
 
 def _write_tensor(
@@ -231,8 +248,8 @@ def _write_tensor(
     codebooks: list[tuple[torch.dtype, Array]],
     earlier: Earlier,
     effort: Effort,
-) -> tuple[int, float, float]:
-    """Write a tensor as a codebook and an index, or value by value; K, index bits, entropy."""
+) -> None:
+    """Write a tensor as a codebook and an index, or value by value."""
     values = _distinct(patterns, t.dtype)
     plain_writer, plain = Writer(), Recorder()
     plain_writer.number(_VALUES)
@@ -241,7 +258,7 @@ def _write_tensor(
     if values is None:
         writer.data += plain_writer.data
         recorder.extend(plain)
-        return 0, 0.0, 0.0
+        return
     shared = [
         i
         for i, (dtype, book) in enumerate(codebooks)
@@ -264,60 +281,45 @@ def _write_tensor(
     ordered = _order(values, t.dtype)
     index = np.searchsorted(ordered, _order(patterns, t.dtype))
     index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
-    before = book.cost + 8 * len(book_writer.data)
     if len(values) > 1:
         write_index(book_writer, book, index, len(values), tuple(t.shape), earlier, effort)
-    total = book.cost + 8 * len(book_writer.data)
-    if total >= plain.cost + 8 * len(plain_writer.data):
+    if book.cost + 8 * len(book_writer.data) >= plain.cost + 8 * len(plain_writer.data):
         writer.data += plain_writer.data
         recorder.extend(plain)
-        return 0, 0.0, 0.0
+        return
     if not shared:
         codebooks.append((t.dtype, values))
     writer.data += book_writer.data
     recorder.extend(book)
-    count = np.bincount(index, minlength=len(values))
-    return int((count > 0).sum()), total - before, entropy_bits(count)
 
 
-def _read_patterns(
+def _read_codebook(
     reader: Reader,
-    player: Player,
+    stream: Player,
     kind: int,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    codebooks: list[tuple[torch.dtype, Array]],
-    earlier: Earlier,
-    effort: Effort,
-) -> tuple[Array, int | None]:
-    """A tensor's bits, and the number of its codebook, if it has one."""
-    size = math.prod(shape)
-    if kind == _VALUES:
-        return read_values(reader, player, size, dtype), None
+    books: list[tuple[torch.dtype, Array]],
+) -> int:
+    """The number of a tensor's codebook, which joins `books` if it is a new one."""
     if kind == _SHARED:
         number = reader.number()
-        if number >= len(codebooks) or codebooks[number][0] != dtype:
+        if number >= len(books) or books[number][0] != dtype:
             raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
-    else:
-        values = read_values(reader, player, reader.number(min(size, _MAX_VALUES)), dtype)
-        number = len(codebooks)
-        codebooks.append((dtype, values))
-    values = codebooks[number][1]
+        return number
+    size = reader.number(min(math.prod(shape), _MAX_VALUES))
+    values = read_values(reader, stream, size, dtype)
     if len(values) == 0:
         raise ValueError("it is damaged: a codebook is empty")
-    if len(values) == 1:
-        return np.broadcast_to(values, size), number
-    return values[read_index(reader, player, len(values), shape, earlier, effort)], number
+    books.append((dtype, values))
+    return len(books) - 1
 
 
-def _copied(
-    reader: Reader, names: list[str], state: Mapping[str, Tensor]
-) -> tuple[torch.dtype, tuple[int, ...], str]:
+def _original(reader: Reader, parts: list[Part]) -> Part:
     number = reader.number()
-    if number >= len(names):
+    if number >= len(parts):
         raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-    original = names[number]
-    return state[original].dtype, tuple(state[original].shape), original
+    return parts[number]
 
 
 def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -111,6 +111,11 @@ class Reader:
         self._at += size
         return self._data[self._at - size : self._at]
 
+    @property
+    def position(self) -> int:
+        """The number of bytes read."""
+        return self._at
+
     def rest(self) -> bytes:
         """All that is left.
 

@@ -34,6 +34,7 @@ from swsmix.codec.stream import (
 _COUNTED, _ADAPTIVE, _CONTEXTS = range(3)
 _COLUMNS, _ROWS, _CHANNELS, _FLAT = range(4)
 _IN_ORDER = 4  # added to these
+_SCANS = "columns", "rows", "channels", "memory"  # their names
 _MAX_VALUES = 1024  # of context models: their tables grow with it
 _MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
 _MAX_STRIDE = 1 << 10
@@ -101,6 +102,10 @@ class _Choice(NamedTuple):
     stride: int
     in_order: bool = False
 
+    def __str__(self) -> str:
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"contexts by {_SCANS[self.kind]}{stride}{', in order' * self.in_order}"
+
 
 def write_index(
     writer: Writer,
@@ -159,11 +164,11 @@ def read_index(
     shape: tuple[int, ...],
     earlier: Earlier,
     effort: Effort,
-) -> Array:
+) -> tuple[Array, str]:
     """Read component numbers.
 
     Returns:
-        Numbers below `num_values`, row-major.
+        Numbers below `num_values`, row-major; and the model that they are coded by, in words.
 
     Raises:
         ValueError: if the settings are impossible, or more weights are under context models than
@@ -172,6 +177,7 @@ def read_index(
     model = reader.number(_CONTEXTS)
     if model != _CONTEXTS:
         index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
+        told = "counts" if model == _COUNTED else "adaptive counts"
     else:
         if num_values > _MAX_VALUES:
             raise ValueError("the context models of a tensor have too many values")
@@ -185,8 +191,9 @@ def read_index(
             raise ValueError("more weights are under context models than a file may have")
         scan = _Choice(kind, stride, bool(in_order))
         index = _code_contexts(coder, scan, common, num_values, shape, earlier, None)
+        told = str(scan)
     earlier.add_(index, num_values, shape)
-    return index
+    return index, told
 
 
 def _code_zero_order(

@@ -38,8 +38,7 @@ class Recorder:
             The same decisions.
         """
         assert bits is not None
-        chosen = np.where(bits != 0, probability, ONE - probability)
-        self.cost -= float(np.log2(chosen / ONE).sum())
+        self.cost += cost_of_bits(probability, bits)
         self.decisions += len(bits)
         self._items.append(("bits", bits.astype(np.uint8), probability.astype(np.uint16)))
         return bits
@@ -52,9 +51,7 @@ class Recorder:
         """
         assert symbols is not None
         if size and len(frequency) > 1:
-            count = np.bincount(symbols, minlength=len(frequency))
-            bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
-            self.cost -= float((count * bits).sum())
+            self.cost += cost_of_symbols(frequency, symbols)
             self._items.append(("symbols", symbols, frequency))
         return symbols
 
@@ -95,6 +92,7 @@ class Player:
         if len(stream) % 4:
             raise ValueError("the coded stream is not a whole number of 32-bit words")
         constriction = _constriction()
+        self.cost = 0.0  # counted by a `Meter` alone: it takes time
         words = np.frombuffer(stream, dtype="<u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
         self._bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -139,6 +137,36 @@ class Player:
         """
         if not self._decoder.maybe_exhausted():
             raise ValueError("the coded stream goes on after its last tensor")
+
+
+class Meter(Player):
+    """A `Player` that adds up the ideal length of what it reads: `cost`, in bits."""
+
+    def bits(self, probability: Array, bits: Array | None = None) -> Array:
+        """Read decisions, and count them."""
+        read = super().bits(probability)
+        self.cost += cost_of_bits(probability, read)
+        return read
+
+    def symbols(self, frequency: Array, size: int, symbols: Array | None = None) -> Array:
+        """Read symbols, and count them."""
+        read = super().symbols(frequency, size)
+        if size and len(frequency) > 1:
+            self.cost += cost_of_symbols(frequency, read)
+        return read
+
+
+def cost_of_bits(probability: Array, bits: Array) -> float:
+    """The ideal length of decisions in bits, each with its probability of a 1 over `ONE`."""
+    chosen = np.where(bits != 0, probability, ONE - probability)
+    return -float(np.log2(chosen / ONE).sum())
+
+
+def cost_of_symbols(frequency: Array, symbols: Array) -> float:
+    """The ideal length of symbols in bits, by their table of integer frequencies."""
+    count = np.bincount(symbols, minlength=len(frequency))
+    bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
+    return -float((count * bits).sum())
 
 
 # What a model codes with.
