@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from figures import gallery
 from swsmix import plots
-from swsmix.problems import recipes as problems
+from swsmix.problems import experiments, recipes
 
 
 def test_the_gallery_is_up_to_date_and_its_pictures_are_there():
@@ -29,8 +29,8 @@ def test_the_gallery_shows_every_plot():
 
 def test_every_line_of_the_gallery_draws_a_figure(tmp_path):
     threads = torch.get_num_threads()
-    problem = dataclasses.replace(problems.load_problem("sunspots"), epochs=2)
-    problems.train(problem, run=str(tmp_path / "run"), baseline=False, progress=False)
+    problem = dataclasses.replace(recipes.load_problem("sunspots"), epochs=2)
+    experiments.train(problem, run=str(tmp_path / "run"), baseline=False, progress=False)
     torch.set_num_threads(threads)
     names = gallery.variables(tmp_path / "run")
     for line in gallery.LINES.values():

@@ -117,7 +117,9 @@ def test_an_interrupted_guide_is_drawn_from(monkeypatch):
         return once, draw
 
     monkeypatch.setattr(svi, "trainer", broken)
-    with pytest.warns(UserWarning, match="interrupted: the guide after 3 of 9 epochs"):
+    with pytest.warns(
+        UserWarning, match="interrupted: the draws are from the guide after 3 of 9 epochs"
+    ):
         drawn = fit_guide(joint, epochs=9, batch_size=20, draws=4, mixture_every=1, progress=False)
     assert drawn.num_draws == 4 and len(drawn.about["elbo"]) == 3
 
