@@ -1,7 +1,6 @@
-"""Several tensors as one histogram, in memory that does not grow with the weights.
+"""The histogram of one or several tensors, in memory that does not grow with the weights.
 
-What pictures, tables and reports count: they all take a tensor or a sequence of tensors, and
-neither join nor copy them.
+Tensors are neither joined nor copied. Figures, tables and pages all count by these functions.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _CHUNK = 1 << 18
 
 
 def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
-    """The weights as finite vectors, views where they can be, or an error that says what to do."""
+    """The weights as finite vectors, views where possible; a TypeError or ValueError otherwise."""
     single = isinstance(weights, Tensor | Mapping | np.ndarray) or not isinstance(weights, Iterable)
     given: list[Any] = [weights] if single else list(weights)
     for w in given:
@@ -36,7 +35,7 @@ def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
     if not flat:
         shapes = [tuple(w.shape) for w in given]
         got = f"shape {shapes[0]}" if isinstance(weights, Tensor) else f"shapes {shapes}"
-        raise ValueError(f"{name}: wanted at least one weight, got {got}: leave it out")
+        raise ValueError(f"{name}: wanted at least one weight, got {got}: omit it")
     if bad := sum(int((~part.isfinite()).sum()) for part in chunks(flat)):
         raise ValueError(
             f"{name}: wanted finite weights, got {bad} nan or inf among {count(flat)}: "
@@ -46,7 +45,7 @@ def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
 
 
 def chunks(flat: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Vectors in parts of bounded memory, each on the CPU and in a type that numpy knows."""
+    """The vectors in parts of bounded size, each on the CPU and in a dtype that numpy has."""
     for part in (part for w in flat for part in w.split(_CHUNK)):
         yield part.cpu() if part.dtype in {torch.float32, torch.float64} else part.float().cpu()
 
@@ -65,7 +64,10 @@ def parameters_of(mixture: GaussianMixture) -> Parameters:
 
 
 def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, float]:
-    """An interval with all weights and live centres, at least 8 of the narrowest stds wide."""
+    """An interval with all weights and all centres with mixing > 0.
+
+    It is at least 8 times the smallest std wide.
+    """
     mean, std = (v[parameters[0] > 0] for v in parameters[1:])
     ends = [v.item() for part in chunks(flat) for v in part.aminmax()]
     ends += list(mean) if flat else [*(mean - 4 * std), *(mean + 4 * std)]
@@ -77,13 +79,13 @@ def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, fl
 def histogram(
     flat: Sequence[Tensor], low: float, high: float, most: int = MAX_BINS
 ) -> tuple[Array, Array]:
-    """Bin edges and counts; one bin is centred on zero, so that pruned weights do not share two."""
+    """Bin edges and counts; one bin is centred on zero, so that it holds all pruned weights."""
     edges = bin_edges(count(flat), low, high, most)
     return edges, bin_counts(flat, edges)
 
 
 def bin_edges(total: int, low: float, high: float, most: int = MAX_BINS) -> Array:
-    """The edges of about `most` equal bins for `total` weights, of fewer for few weights."""
+    """The edges of about `most` equal bins for `total` weights; of fewer for few weights."""
     step = (high - low) / min(most, max(40, 4 * total**0.5))
     numbers = np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1)
     edges: Array = (numbers + 0.5) * step
@@ -91,7 +93,7 @@ def bin_edges(total: int, low: float, high: float, most: int = MAX_BINS) -> Arra
 
 
 def bin_counts(flat: Sequence[Tensor], edges: Array) -> Array:
-    """The number of weights in each of equal bins."""
+    """The number of weights in each of these equal bins."""
     counts = np.zeros(len(edges) - 1)
     for part in chunks(flat):
         counts += np.histogram(part.numpy(), len(counts), (edges[0], edges[-1]))[0]

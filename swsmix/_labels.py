@@ -1,7 +1,7 @@
-"""Labels: names and numbers as they may be shown.
+"""Names and numbers as text that is safe to show.
 
-A foreign checkpoint chooses its names. A terminal would obey the control characters in one, XML
-forbids them, and a file system has a limit to their length.
+A foreign checkpoint may hold any names: a terminal would obey the control characters in one, XML
+forbids them, and file systems limit their length.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-_MAX_FILE = 100
+_MAX_FILE_NAME = 100
 
 
 def visible(text: str, *, ascii_only: bool = False) -> str:
-    r"""A text with the escapes of characters that are not printable, or change the direction.
+    r"""The text with escapes for characters that are not printable or change the direction.
 
     Args:
         text: any string.
-        ascii_only: escape all that is not ASCII.
-
-    Returns:
-        Printable characters and spaces.
+        ascii_only: also escape all characters that are not ASCII.
 
     Example:
         >>> print(visible("fc\x1b[2J.weight"))
@@ -38,19 +35,16 @@ def _escape(character: str) -> str:
 
 
 def shorten(name: str, length: int, *, ascii_only: bool = False) -> str:
-    """A name of at most `length` visible characters.
+    """The name, printable, in at most `length` characters.
 
-    Its dotted parts shrink to a letter and their digits, the first one first, as far as needed:
-    the end tells the tensors of a network apart, and so do the numbers. Then its middle is left
-    out.
+    Its dotted parts shrink to their first letter and their digits, from the left, as far as needed:
+    the end and the numbers distinguish a network's tensors. If that is not enough, the middle is
+    omitted.
 
     Args:
         name: any string.
         length: at least 1.
-        ascii_only: of ASCII alone.
-
-    Returns:
-        The name, printable.
+        ascii_only: use ASCII characters alone.
 
     Example:
         >>> shorten("encoder.layers.11.attention.weight", 24)
@@ -71,28 +65,23 @@ def shorten(name: str, length: int, *, ascii_only: bool = False) -> str:
 
 
 def file_name(name: str) -> str:
-    """A name without what a file system may not like; different names stay different.
+    """The name as a file name: at most 100 ASCII letters, digits, dots, dashes and underscores.
 
-    Returns:
-        At most 100 letters, digits, dots, dashes and underscores of ASCII: the name itself if it
-        is made of them, else ending in a checksum of it.
+    Any other name is changed, and ends in a checksum, so that different names stay different.
 
     Example:
         >>> file_name("hinton-fc.weight"), file_name("hinton-a/b")
         ('hinton-fc.weight', 'hinton-a_b-212d9483')
     """
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
-    if plain == name and len(name) <= _MAX_FILE:
+    allowed = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
+    if allowed == name and len(name) <= _MAX_FILE_NAME:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    return f"{plain[: _MAX_FILE - 9]}-{digest}"
+    return f"{allowed[: _MAX_FILE_NAME - 9]}-{digest}"
 
 
 def number_of(count: int, noun: str) -> str:
-    """A count with its noun, in the plural where there is not exactly one.
-
-    Returns:
-        Such as "1 weight" or "1,000 weights".
+    """A count with its noun, in the plural unless the count is 1.
 
     Example:
         >>> number_of(1, "weight"), number_of(2000, "weight")
@@ -102,20 +91,17 @@ def number_of(count: int, noun: str) -> str:
 
 
 def format_number(value: Any, _: Any = None, *, digits: int = 3) -> str:
-    """A number in three digits, with k, M, G for thousands; also an axis formatter.
+    """A number in three significant digits, with k, M, G for thousands; also an axis formatter.
 
     Args:
         value: the number.
-        digits: significant ones.
-
-    Returns:
-        Such as "1.23k" or "−0.5".
+        digits: the number of significant digits.
 
     Example:
         >>> format_number(1234), format_number(1e30)
         ('1.23k', '1e+30')
     """
-    rounded = 1 - 0.5 * 10.0**-digits  # and above is 1
+    rounded = 1 - 0.5 * 10.0**-digits  # the smallest number that is shown as 1
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rounded * size <= abs(value) < rounded * 1e12:
             return f"{value / size:.{digits}g}{unit}".replace("-", "−")
@@ -125,17 +111,14 @@ def format_number(value: Any, _: Any = None, *, digits: int = 3) -> str:
 def distinct(
     values: Sequence[float], form: Callable[..., str] = format_number, *, digits: int = 3
 ) -> list[str]:
-    """Numbers in as many digits as tell those apart that differ by a thousandth of their range.
+    """Numbers as texts, with enough digits to distinguish those that differ by 1/1000 of the range.
 
-    One below a millionth of the range is zero.
+    A number below a millionth of the range is shown as 0.
 
     Args:
         values: the numbers.
         form: form(value, digits=digits) -> text.
-        digits: the least number of them.
-
-    Returns:
-        Their texts.
+        digits: the smallest number of digits.
 
     Example:
         >>> distinct([999_998.0, 1_000_000.0, 1_000_002.0])
@@ -144,12 +127,12 @@ def distinct(
         ['−0.5', '0', '0.5']
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
-    far = 1e-3 * (max(values) - min(values)) if values else 0.0
-    values = [0.0 if abs(v) < 1e-3 * far else v for v in values]
-    pairs = [(i, j) for i, j in pairwise(order) if values[j] - values[i] > far]
-    shown: list[str] = []
-    for more in range(digits, 18):
-        shown = [form(v, digits=more) for v in values]
-        if all(shown[i] != shown[j] for i, j in pairs):
+    gap = 1e-3 * (max(values) - min(values)) if values else 0.0
+    values = [0.0 if abs(v) < 1e-3 * gap else v for v in values]
+    pairs = [(i, j) for i, j in pairwise(order) if values[j] - values[i] > gap]
+    texts: list[str] = []
+    for enough in range(digits, 18):
+        texts = [form(v, digits=enough) for v in values]
+        if all(texts[i] != texts[j] for i, j in pairs):
             break
-    return shown
+    return texts

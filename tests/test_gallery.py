@@ -2,18 +2,18 @@
 
 import dataclasses
 
-import gallery
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+from figures import gallery
 from swsmix import plots
-from swsmix.problems import recipes as problems
+from swsmix.problems import experiments, recipes
 
 
 def test_the_gallery_is_up_to_date_and_its_pictures_are_there():
     assert (gallery.FIGURES / "README.md").read_text() == gallery.text(), (
-        "run: python tests/gallery.py --text"
+        "run: python figures/gallery.py --text"
     )
     for name in gallery.LINES:
         assert (gallery.FIGURES / "gallery" / f"{name}.png").read_bytes()[1:4] == b"PNG"
@@ -29,8 +29,8 @@ def test_the_gallery_shows_every_plot():
 
 def test_every_line_of_the_gallery_draws_a_figure(tmp_path):
     threads = torch.get_num_threads()
-    problem = dataclasses.replace(problems.load_problem("sunspots"), epochs=2)
-    problems.train(problem, run=str(tmp_path / "run"), baseline=False, progress=False)
+    problem = dataclasses.replace(recipes.load_problem("sunspots"), epochs=2)
+    experiments.train(problem, run=str(tmp_path / "run"), baseline=False, progress=False)
     torch.set_num_threads(threads)
     names = gallery.variables(tmp_path / "run")
     for line in gallery.LINES.values():

@@ -1,4 +1,4 @@
-"""What a posterior cannot be made of, refused before anything is sampled."""
+"""Checks of network, prior and data, before anything is sampled: each error says how to mend it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from swsmix.bayes import density
+from swsmix.bayes.mixture_term import MixtureTerm
 from swsmix.prior import MixturePrior
 
 LIKELIHOODS = ("gaussian", "categorical", "binary")
 
 
-def same_network(net: nn.Module, prior: MixturePrior) -> None:
-    """Check that the prior is this network's, and that no number has gone astray.
+def check_prior_of(net: nn.Module, prior: MixturePrior) -> None:
+    """Check that the prior is over this network, and that all numbers of both are finite.
 
-    A network of the same shapes but with other weights gets a warning: the chains start at its
-    weights, under a mixture that was fitted to others.
+    Warns if the network has the right shapes but other weights than those that the prior is bound
+    to: the chains would start at weights that the mixture was not fitted to.
 
     Raises:
-        ValueError: if the prior is over other tensors, or one is frozen, nan or inf.
+        ValueError: if the prior is over other tensors, one is frozen, or one holds nan or inf.
     """
     parameters = dict(net.named_parameters(remove_duplicate=False))
     same = True
@@ -36,8 +36,8 @@ def same_network(net: nn.Module, prior: MixturePrior) -> None:
                 )
             if not parameters[name].requires_grad:
                 raise ValueError(f"{name} is under the prior but frozen: unfreeze it")
-            mine, its = (t.detach().double().cpu() for t in (parameters[name], bound[name]))
-            same &= torch.allclose(mine, its, equal_nan=True)
+            given, fitted = (t.detach().double().cpu() for t in (parameters[name], bound[name]))
+            same &= torch.allclose(given, fitted, equal_nan=True)
     for name, tensor in (
         *net.named_parameters(),
         *prior.named_buffers(),
@@ -48,33 +48,33 @@ def same_network(net: nn.Module, prior: MixturePrior) -> None:
             and tensor.is_floating_point()
             and not torch.isfinite(tensor.detach().sum())
         ):
-            raise ValueError(f"{name} holds nan or inf: training has diverged; start afresh")
+            raise ValueError(f"{name} holds nan or inf: training has diverged; train again")
     if not same:
         warnings.warn(
             "the prior was fitted to another network of the same shapes: the chains start at the "
-            "weights of this one, far from where it would put them",
+            "weights of this one, which the mixture does not fit; pass the network of the prior",
             stacklevel=3,
         )
 
 
-def warn_if_untrained(prior: MixturePrior, otherwise: str) -> None:
-    """Warn, in EM mode, of a prior without an EM step; `otherwise` says who has its work to do."""
-    moments = [b for n, b in prior.named_buffers() if n.endswith("running_count")]
-    if prior.mode == "em" and all(b.isnan().any() for b in moments):
+def warn_if_untrained(prior: MixturePrior, consequence: str) -> None:
+    """Warn if a prior in EM mode has not taken an EM step; `consequence` ends the sentence."""
+    counts = [b for n, b in prior.named_buffers() if n.endswith("running_count")]
+    if prior.mode == "em" and all(b.isnan().any() for b in counts):
         warnings.warn(
-            "the prior has not taken an EM step: fit(...) the network under it first, or "
-            f"{otherwise} what training would have found",
+            "the prior has not taken an EM step: fit(...) the network under it first, or else "
+            f"{consequence}",
             stacklevel=3,
         )
 
 
-def usable_data(x: Tensor, y: Tensor, likelihood: str) -> None:
-    """Check inputs and targets by themselves.
+def check_data(x: Tensor, y: Tensor, likelihood: str) -> None:
+    """Check inputs and targets, without the network.
 
     Raises:
         TypeError: if they are no tensors.
-        ValueError: if there are none, not as many, some nan or inf, or no labels where labels are
-            wanted.
+        ValueError: if there are no cases, their numbers differ, some values are nan or inf, or the
+            targets are not labels where the likelihood needs labels.
     """
     if likelihood not in LIKELIHOODS:
         raise ValueError(
@@ -86,42 +86,39 @@ def usable_data(x: Tensor, y: Tensor, likelihood: str) -> None:
                 f"the {name} must be a tensor; got {type(t).__name__}: torch.as_tensor(...)"
             )
         if t.ndim == 0:
-            raise ValueError(f"the {name} want a dimension of cases; got a single number")
+            raise ValueError(f"the {name} need a dimension of cases; got a single number")
     if not len(x) or len(x) != len(y):
-        raise ValueError(f"a posterior wants inputs and as many targets; got {len(x)} and {len(y)}")
+        raise ValueError(f"a posterior needs inputs and as many targets; got {len(x)} and {len(y)}")
     for name, t in (("inputs", x), ("targets", y)):
-        finite(t, name)
+        check_finite(t, name)
     if likelihood == "binary" and not ((y == 0) | (y == 1)).all():
-        raise ValueError("the binary likelihood wants targets 0 and 1")
+        raise ValueError("the binary likelihood needs targets 0 and 1")
     if likelihood == "categorical" and (y.is_floating_point() or y.ndim != 1):
         raise ValueError(
-            f"the categorical likelihood wants class numbers (n,); got {y.dtype}, {tuple(y.shape)}"
+            f"the categorical likelihood needs class numbers (n,); got {y.dtype}, {tuple(y.shape)}"
         )
 
 
-def finite(t: Tensor, name: str) -> None:
+def check_finite(t: Tensor, name: str) -> None:
     """Check that there is no nan or inf.
 
     Raises:
-        ValueError: with their number.
+        ValueError: if there is one; the message counts them.
     """
     if t.is_floating_point() and not torch.isfinite(t).all():
         bad = int((~torch.isfinite(t)).sum())
-        raise ValueError(f"the {name} hold {bad} nan or inf among {t.numel()}: leave them out")
+        raise ValueError(f"the {name} hold {bad} nan or inf among {t.numel()}: omit those cases")
 
 
 def output_shape(net: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """What shape the outputs of two cases have: one pass says whether the network takes them.
+    """The shape of the outputs for all cases, from a pass of two of them.
 
     Args:
         net: the network, in evaluation mode.
-        x: the inputs, as it gets them.
-
-    Returns:
-        The shape, for all cases.
+        x: the inputs (n, ...), in its dtype and on its device.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if the network does not take the inputs.
     """
     try:
         with torch.no_grad():
@@ -133,34 +130,35 @@ def output_shape(net: nn.Module, x: Tensor) -> tuple[int, ...]:
     return (len(x), *out[1:]) if out[:1] == (min(len(x), 2),) else out
 
 
-def fitting(out: tuple[int, ...], y: Tensor, likelihood: str) -> None:
-    """Check that outputs of a shape can be those of the targets.
+def check_outputs(out: tuple[int, ...], y: Tensor, likelihood: str) -> None:
+    """Check that outputs of this shape fit the targets.
 
     Raises:
-        ValueError: if they cannot.
+        ValueError: if they do not.
     """
     shape = tuple(y.shape)
-    wanted = (*shape, "classes") if likelihood == "categorical" else shape
-    if out != shape if likelihood != "categorical" else (len(out) != 2 or out[:1] != shape):
+    categorical = likelihood == "categorical"
+    if not (len(out) == 2 and out[:1] == shape if categorical else out == shape):
+        wanted = (*shape, "classes") if categorical else shape
         raise ValueError(
-            f"the {likelihood} likelihood wants outputs of shape {wanted}, as the targets; the "
+            f"the {likelihood} likelihood needs outputs of shape {wanted}, as the targets; the "
             f"network gives {out}: squeeze (n, 1) with nn.Flatten(0)"
         )
-    if likelihood == "categorical" and len(y) and (y.min() < 0 or y.max() >= out[1]):
+    if categorical and len(y) and (y.min() < 0 or y.max() >= out[1]):
         raise ValueError(
             f"the network has {out[1]} outputs, hence class numbers from 0 to {out[1] - 1}; got "
             f"{int(y.min())} to {int(y.max())}"
         )
 
 
-def proper(group: str, term: density.MixtureTerm) -> None:
-    """Check that the mixture's density can be normalised: EM copes if not, no sampler does.
+def check_proper(group: str, term: MixtureTerm) -> None:
+    """Check that the mixture's density is proper: EM works without that, a sampler does not.
 
-    For tau < 1 this is necessary and not sufficient: p(w | phi)^tau is no density, and weights that
-    the data do not hold (behind a saturated unit) let sigma grow.
+    For tau < 1 the check is necessary but not sufficient: p(w | phi)^tau is not normalised, and
+    weights that the data do not determine (behind a saturated unit) let sigma grow.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it is improper.
     """
     hyper, tau = term.hyper, term.tau
     if not tau > 0.0:
@@ -168,8 +166,8 @@ def proper(group: str, term: density.MixtureTerm) -> None:
     if (hyper.mean_count[term.free_mean] <= 0.0).any():
         raise ValueError(
             f"the means of group {group!r} have no prior (mean_count = 0): a component without "
-            "weights could lie anywhere, so that the posterior is improper. Give "
-            "MixturePrior(..., hyper=HyperPrior(mean=0, mean_count=0.1, ...)): means "
+            "weights could lie anywhere, and the posterior is improper. Pass "
+            "MixturePrior(..., hyper=HyperPrior(mean=0, mean_count=0.1, ...)): it puts the means "
             "within about sigma / sqrt(0.1) of 0"
         )
     # p(phi)^tau falls as v^-(tau (nu / 2 + 1) - (1 - tau) / 2) for large v, the mean integrated.
@@ -177,5 +175,5 @@ def proper(group: str, term: density.MixtureTerm) -> None:
     if (power <= 1.0).any():
         raise ValueError(
             f"tau = {tau:g} flattens the hyper-prior of group {group!r} until it is improper: "
-            f"give it std_count > {(3.0 / tau - 3.0):.3g} (a tempered posterior wants more of it)"
+            f"give it std_count > {(3.0 / tau - 3.0):.3g} (a tempered posterior needs more of it)"
         )

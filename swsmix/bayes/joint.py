@@ -1,4 +1,4 @@
-"""The log joint density of a network, its mixtures and its noise: what a posterior is made of."""
+"""The log joint density of data, network, mixtures and noise, with its gradient."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ from torch import Tensor, nn
 
 from swsmix.bayes import checks, density
 from swsmix.bayes.layout import Array, Components, Layout
-from swsmix.bayes.network import General, Plain, evaluator
+from swsmix.bayes.mixture_term import HyperPriorArrays, MixtureTerm
+from swsmix.bayes.network import AutogradEvaluator, SequentialEvaluator, evaluator
 from swsmix.prior import MixturePrior
 
 Likelihood = Literal["gaussian", "categorical", "binary"]
 
 
 class Joint:
-    """p(data, w, phi, sigma_y): a network under its mixture prior, ready for inference.
+    """p(data, w, phi, sigma_y) of a network under its mixture prior.
 
-        w_i ~ sum_j pi_j N(mu_j, sigma_j^2)        the weights that the prior sees, assignments
+        w_i ~ sum_j pi_j N(mu_j, sigma_j^2)        the weights under the prior, assignments
                                                    marginalised, as in `MixturePrior.penalty`
         pi, mu, sigma^2 ~ the prior's HyperPrior   densities over pi and sigma^2
         b ~ N(0, other_std^2)                      every other trainable parameter (biases, ..)
         sigma_y^2 ~ scaled-inverse-chi^2(noise_count, noise_scale^2)   or given, `noise_std`
         y ~ N(f(x), sigma_y^2), softmax(f(x)), or Bernoulli(f(x)) of logits f
 
-    Selection, groups, pins, tau and hyper-priors are those of the prior. The network is copied, in
-    evaluation mode; neither it nor the prior is changed. Densities are computed in float64.
+    Selection, groups, pins, tau and hyper-priors come from the prior. The network is copied and put
+    into evaluation mode; neither it nor the prior is changed. Densities are computed in float64.
 
     Args:
-        net: the network, as a rule trained under the prior.
+        net: the network, usually trained under the prior.
         prior: its mixture prior.
-        x: the inputs.
+        x: the inputs (n, ...).
         y: the targets: real, of the outputs' shape (`"gaussian"`); class numbers (`"categorical"`);
             0 and 1 (`"binary"`).
-        likelihood: see above.
-        noise_std: fixes sigma_y; None learns it.
-        noise_scale: where sigma_y's prior lies; by default a tenth of the targets' std.
-        noise_count: its strength, in cases.
-        other_std: of the normal prior on what the mixtures do not see, in units of the weights.
+        likelihood: `"gaussian"`, `"categorical"` or `"binary"`.
+        noise_std: a fixed sigma_y; None to learn it.
+        noise_scale: the scale of sigma_y's prior; by default a tenth of the targets' std.
+        noise_count: the strength of sigma_y's prior, in cases.
+        other_std: std of the normal prior on parameters under no mixture, in units of the weights.
 
     Raises:
         TypeError: if the data are no tensors.
-        ValueError: if the prior is another network's; there are no data, or they are not finite,
-            or do not fit; weights or mixtures are not finite; a density is improper (see
-            `HyperPrior.mean_count`).
+        ValueError: if the prior is over another network; there are no data, they are not finite,
+            or they do not fit the network or the likelihood; weights or mixtures are not finite; a
+            density is improper (see `HyperPrior.mean_count`).
 
     Example:
         >>> from swsmix import HyperPrior
@@ -72,8 +73,8 @@ class Joint:
         noise_count: float = 1.0,
         other_std: float = 3.0,
     ) -> None:
-        checks.same_network(net, prior)
-        checks.usable_data(x, y, likelihood)
+        checks.check_prior_of(net, prior)
+        checks.check_data(x, y, likelihood)
         for name, value in (
             ("noise_std", noise_std),
             ("noise_scale", noise_scale),
@@ -101,27 +102,18 @@ class Joint:
         self.y = self.y.long() if likelihood == "categorical" else self.y.to(like.dtype)
         scale = self.y.double().std(correction=0).item() if self.y.numel() > 1 else 0.0
         self.noise_scale = noise_scale or 0.1 * scale or 1.0
-        self.terms = {
-            group: density.MixtureTerm(
-                self.layout.components[group],
-                density.Hyper(
-                    **{n: t.cpu().numpy() for n, t in hyper.expanded(prior.mixtures[group]).items()}
-                ),
-                prior.tau[group],
-            )
-            for group, hyper in prior.hyper_priors.items()
-        }
+        self.terms = _mixture_terms(prior, self.layout)
         self._index = {g: self.layout.weight_index(g) for g in self.layout.groups}
-        seen = np.zeros(self.layout.num_parameters, dtype=bool)
-        seen[np.concatenate(list(self._index.values()))] = True
-        self.others = np.flatnonzero(~seen)
+        under_prior = np.zeros(self.layout.num_parameters, dtype=bool)
+        under_prior[np.concatenate(list(self._index.values()))] = True
+        self.others = np.flatnonzero(~under_prior)
         for group, term in self.terms.items():
-            checks.proper(group, term)
-        checks.fitting(checks.output_shape(self.net, self.x), self.y, likelihood)
+            checks.check_proper(group, term)
+        checks.check_outputs(checks.output_shape(self.net, self.x), self.y, likelihood)
 
     @functools.cached_property
-    def _compiled(self) -> tuple[Plain | General, Array]:
-        """The network's function and the targets, in float64 on the CPU."""
+    def _compiled(self) -> tuple[SequentialEvaluator | AutogradEvaluator, Array]:
+        """The network as a function of its parameters, and the targets, in float64 on the CPU."""
         net, x = copy.deepcopy(self.net).double().cpu(), self.x.cpu()
         x = x.double() if x.is_floating_point() else x
         y = self.y.cpu()
@@ -129,17 +121,17 @@ class Joint:
         return evaluator(net, self.layout, x), y.numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For other processes: all but the compiled function, which is made anew."""
+        """For other processes: all but `_compiled`, which each makes for itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
     def start(self, noise_std: float | None = None) -> Array:
-        """Z at the network's, the prior's and the noise's current values: the MAP fit, as a rule.
+        """Z at the current values of network and prior, usually the MAP fit.
 
         Args:
             noise_std: sigma_y if it is learned; by default the residuals' root mean square.
 
         Returns:
-            z (d,).
+            z (d,), see `Posterior.layout`.
         """
         values = {g: (m.mixing, m.mean, m.std) for g, m in self.prior.mixtures.items()}
         if self.layout.learns_noise and noise_std is None:
@@ -150,23 +142,15 @@ class Joint:
         return z
 
     def centre(self, z: Array) -> Array:
-        """Z in centred coordinates, where each bias is its unit's mean input.
+        """Z (d,) in centred coordinates, where each bias is its unit's mean input.
 
-        Args:
-            z: (d,), as in `Layout`.
-
-        Returns:
-            (d,); see `swsmix.bayes.network`. z itself if the network is not made of plain layers.
+        See `swsmix.bayes.network`; z itself if the network needs autograd.
         """
         p = self.layout.num_parameters
         return np.concatenate([self._compiled[0].centre(z[:p]), z[p:]])
 
     def uncentre(self, z: Array) -> Array:
-        """The inverse of `centre`.
-
-        Returns:
-            (d,).
-        """
+        """The inverse of `centre`."""
         p = self.layout.num_parameters
         return np.concatenate([self._compiled[0](z[:p], centred=True)[1], z[p:]])
 
@@ -177,10 +161,10 @@ class Joint:
 
         Args:
             z: (d,), float64; see `Layout`.
-            jacobian: the density over z. Without, that over weights, mixing, means, sigma^2 and
-                sigma_y^2, whose stationary points are those of EM and of gradient descent on
-                `MixturePrior.penalty`.
-            centred: z is given, and the gradient wanted, in centred coordinates.
+            jacobian: True for the density over z; False for the density over weights, mixing,
+                means, sigma^2 and sigma_y^2, whose stationary points are those of EM and of
+                gradient descent on `MixturePrior.penalty`.
+            centred: z and the gradient are in centred coordinates, see `centre`.
 
         Returns:
             Nats, and the gradient (d,).
@@ -188,47 +172,54 @@ class Joint:
         layout = self.layout
         gradient = np.zeros_like(z)
         evaluate, y = self._compiled
-        out, theta, pull = evaluate(z[: layout.num_parameters], centred=centred)
+        out, theta, backward = evaluate(z[: layout.num_parameters], centred=centred)
         others = theta[self.others]
-        if layout.likelihood == "gaussian":
-            log_variance = (
-                float(z[-1]) if layout.learns_noise else 2.0 * math.log(layout.noise_std or 1.0)
-            )
-            value, push, by_noise = density.gaussian(out, y, log_variance)
-            if layout.learns_noise:
-                more, slope = density.log_scaled_inverse_chi2(
-                    log_variance, self.noise_count, self.noise_scale
-                )
-                value += more + jacobian * log_variance
-                gradient[-1] = by_noise + slope + jacobian
-        elif layout.likelihood == "categorical":
-            value, push = density.categorical(out, y)
-        else:
-            value, push = density.binary(out, y)
+        value, by_out, by_noise = self._data_terms(out, y, z, jacobian)
+        if layout.learns_noise:
+            gradient[-1] = by_noise
         for group, term in self.terms.items():
             index, (u, mu, xi) = self._index[group], layout.mixture_slices[group]
-            more, by_w, by_u, by_mu, by_xi = term(
+            log_prior, by_w, by_u, by_mu, by_xi = term(
                 theta[index], z[u], z[mu], z[xi], jacobian=jacobian
             )
-            value += more
+            value += log_prior
             gradient[index] += by_w
             gradient[u], gradient[mu], gradient[xi] = by_u, by_mu, by_xi
         scaled = others / self.other_std
         value -= 0.5 * float(scaled @ scaled)
         value -= len(others) * (math.log(self.other_std) + 0.5 * math.log(2.0 * math.pi))
         gradient[self.others] -= scaled / self.other_std
-        gradient[: len(theta)] = pull(push, gradient[: len(theta)])
+        gradient[: len(theta)] = backward(by_out, gradient[: len(theta)])
         return value, gradient
 
+    def _data_terms(
+        self, out: Array, y: Array, z: Array, jacobian: bool
+    ) -> tuple[float, Array, float]:
+        """Log likelihood and the noise's prior, and their gradients by out and log sigma_y^2."""
+        layout = self.layout
+        if layout.likelihood == "categorical":
+            return *density.categorical(out, y), 0.0
+        if layout.likelihood == "binary":
+            return *density.binary(out, y), 0.0
+        if not layout.learns_noise:
+            return density.gaussian(out, y, 2.0 * math.log(layout.noise_std or 1.0))
+        log_variance = float(z[-1])
+        value, by_out, by_noise = density.gaussian(out, y, log_variance)
+        log_prior, slope = density.log_scaled_inverse_chi2(
+            log_variance, self.noise_count, self.noise_scale
+        )
+        value += log_prior + jacobian * log_variance
+        return value, by_out, by_noise + slope + jacobian
+
     def potential(self, z: Array, *, centred: bool = False) -> tuple[float, Array]:
-        """-log p(data, z) and its gradient: what a sampler rolls about in.
+        """The potential energy -log p(data, z) and its gradient, for samplers.
 
         Args:
             z: (d,).
-            centred: whether in centred coordinates.
+            centred: z and the gradient are in centred coordinates, see `centre`.
 
         Returns:
-            Nats, and the gradient (d,); inf where the numbers overflow.
+            Nats, and the gradient (d,); inf and zeros where the numbers overflow.
         """
         with np.errstate(all="ignore"):
             try:
@@ -238,13 +229,21 @@ class Joint:
         return (-value, -gradient) if math.isfinite(value) else (math.inf, np.zeros_like(z))
 
     def potential_fn(self, sites: dict[str, Tensor]) -> Tensor:
-        """The same for Pyro: `pyro.infer.NUTS(potential_fn=joint.potential_fn)`, one site `"z"`.
+        """`potential` for Pyro's samplers, as a differentiable scalar of one site, `"z"`.
 
-        Returns:
-            A differentiable scalar.
+        pyro.infer.NUTS(potential_fn=joint.potential_fn)
         """
         value: Tensor = _Potential.apply(sites["z"], self)  # type: ignore[no-untyped-call]
         return value
+
+
+def _mixture_terms(prior: MixturePrior, layout: Layout) -> dict[str, MixtureTerm]:
+    terms = {}
+    for group, hyper in prior.hyper_priors.items():
+        expanded = hyper.expanded(prior.mixtures[group])
+        arrays = HyperPriorArrays(**{name: t.cpu().numpy() for name, t in expanded.items()})
+        terms[group] = MixtureTerm(layout.components[group], arrays, prior.tau[group])
+    return terms
 
 
 class _Potential(torch.autograd.Function):

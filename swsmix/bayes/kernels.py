@@ -1,4 +1,4 @@
-"""The mixture's term of the density, compiled by numba (where it is installed)."""
+"""The mixture's formulas of `density`, compiled by numba; importing this needs numba."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from swsmix.bayes import density
 from swsmix.bayes.layout import Array
 
 
-def _loop(
+def _mixture_sums_loop(
     w: Array, height: Array, mean: Array, inverse_std: Array
 ) -> tuple[float, Array, Array, Array, Array]:
-    """What `density.mixture_sums` computes, a weight at a time."""
+    """`density.mixture_sums` as a loop over the weights."""
     k = len(mean)
     by_w, joint = np.empty(len(w)), np.empty(k)
     count, first, second = np.zeros(k), np.zeros(k), np.zeros(k)
@@ -49,5 +49,5 @@ def _compiled(function: Any) -> Any:
 
 
 mixture_at = _compiled(density.mixture_at)
-mixture_sums = _compiled(_loop)
+mixture_sums = _compiled(_mixture_sums_loop)
 with_hyper_prior = _compiled(density.with_hyper_prior)

@@ -1,16 +1,16 @@
-"""Where everything lies in one unconstrained vector: network, mixtures, noise.
+"""The layout of z, the one unconstrained vector that a sampler moves: network, mixtures, noise.
 
-A sampler moves one vector z of real numbers. Its parts, in this order:
+The parts of z, in this order:
 
     network    every trainable parameter, in the network's order
-    mixture    of each group, without what is pinned:
+    mixture    of each group, the values that are not pinned:
                u, with pi = rest * softmax(V u), V an orthonormal basis orthogonal to (1, .., 1)
                mu
                xi = log sigma^2
     noise      log sigma_y^2, if it is learned
 
-rest is what the pinned mixing proportions leave. K free proportions have K - 1 coordinates u:
-softmax logits themselves would leave one direction without any density.
+rest is one minus the pinned mixing proportions. K free proportions have K - 1 coordinates u: with
+K softmax logits the density would be constant, and so improper, along one direction.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Components:
     """One mixture's values, and which of them are pinned (the others are coordinates of z).
 
     Attributes:
-        mixing: pi; only pinned entries matter here.
-        mean: mu, likewise.
-        std: sigma, likewise.
+        mixing: pi (k,); only its pinned entries are used.
+        mean: mu (k,), likewise.
+        std: sigma (k,), likewise.
         pinned_mixing: which proportions are fixed.
         pinned_mean: which means are fixed.
         pinned_std: which stds are fixed.
@@ -54,11 +54,7 @@ class Components:
 
     @classmethod
     def of(cls, mixture: GaussianMixture) -> Components:
-        """The values and pins of a mixture.
-
-        Returns:
-            Plain numbers.
-        """
+        """The values and pins of a mixture, as Python numbers."""
         return cls(*(tuple(getattr(mixture, f.name).tolist()) for f in dataclasses.fields(cls)))
 
     @property
@@ -70,7 +66,7 @@ class Components:
 
     @property
     def rest(self) -> float:
-        """What the pinned mixing proportions leave to the free ones."""
+        """One minus the pinned mixing proportions: the sum of the free ones."""
         return 1.0 - sum(
             p for p, pinned in zip(self.mixing, self.pinned_mixing, strict=True) if pinned
         )
@@ -84,10 +80,9 @@ class Components:
 
 @functools.cache
 def basis(num: int) -> Array:
-    """Helmert's basis: orthonormal columns (num, num - 1), each orthogonal to (1, .., 1).
+    """Helmert's basis V (num, num - 1): orthonormal columns, each orthogonal to (1, .., 1).
 
-    Returns:
-        V; softmax(V u) is one-to-one in u.
+    softmax(V u) is one-to-one in u.
     """
     v = np.zeros((num, max(num - 1, 0)))
     for j in range(num - 1):
@@ -99,12 +94,12 @@ def basis(num: int) -> Array:
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of z, plain enough to be written into a file.
+    """Which part of z is what; made of Python values alone, so that it can be saved as JSON.
 
     Attributes:
         parameters: name -> shape of every trainable parameter, in order.
         groups: group -> the names of the tensors under its mixture.
-        components: group -> its mixture's pins.
+        components: group -> its mixture's values and pins.
         likelihood: `"gaussian"`, `"categorical"` or `"binary"`.
         noise_std: a fixed sigma_y of the Gaussian; None if it is learned.
     """
@@ -122,11 +117,11 @@ class Layout:
 
     @functools.cached_property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies, by name."""
-        found, at = {}, 0
+        """The slice of z that holds each parameter, by name."""
+        slices, at = {}, 0
         for name, shape in self.parameters.items():
-            found[name] = slice(at, at := at + math.prod(shape))
-        return found
+            slices[name] = slice(at, at := at + math.prod(shape))
+        return slices
 
     @functools.cached_property
     def num_parameters(self) -> int:
@@ -135,13 +130,13 @@ class Layout:
 
     @functools.cached_property
     def mixture_slices(self) -> dict[str, tuple[slice, slice, slice]]:
-        """Where u, mu and xi of each group lie."""
-        found, at = {}, self.num_parameters
+        """The slices of z that hold u, mu and xi, by group."""
+        slices, at = {}, self.num_parameters
         for group, c in self.components.items():
             ends = np.cumsum([at, *c.sizes]).tolist()
-            found[group] = (slice(*ends[0:2]), slice(*ends[1:3]), slice(*ends[2:4]))
+            slices[group] = (slice(*ends[0:2]), slice(*ends[1:3]), slice(*ends[2:4]))
             at = ends[-1]
-        return found
+        return slices
 
     @functools.cached_property
     def size(self) -> int:
@@ -150,11 +145,7 @@ class Layout:
         return self.num_parameters + mixtures + self.learns_noise
 
     def weight_index(self, group: str) -> Array:
-        """Where the weights of a group lie in z, in the order of its names.
-
-        Returns:
-            Indices (n,).
-        """
+        """The indices into z of a group's weights (n,), in the order of its names."""
         parts = [np.arange(s.start, s.stop) for s in (self.slices[n] for n in self.groups[group])]
         index: Array = np.concatenate(parts)
         return index
@@ -162,30 +153,18 @@ class Layout:
     # -- from z -------------------------------------------------------------------------------
 
     def network(self, z: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
-        """The network's parameters.
-
-        Returns:
-            name -> (*batch, *shape).
-        """
+        """The network's parameters: name -> (*batch, *shape)."""
         batch = z.shape[:-1]
         return {n: z[..., at].reshape(*batch, *self.parameters[n]) for n, at in self.slices.items()}
 
     def weights(self, z: Float[Tensor, "*batch d"], group: str) -> Float[Tensor, "*batch n"]:
-        """The weights under a group's mixture.
-
-        Returns:
-            (*batch, n).
-        """
+        """The weights under a group's mixture."""
         return z[..., torch.from_numpy(self.weight_index(group))]
 
     def mixture(
         self, z: Float[Tensor, "*batch d"], group: str
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """A group's mixture.
-
-        Returns:
-            Mixing, mean and std, each (*batch, k).
-        """
+        """Mixing, mean and std of a group's mixture."""
         c = self.components[group]
         u, mu, xi = (z[..., at] for at in self.mixture_slices[group])
         values = [
@@ -201,10 +180,7 @@ class Layout:
         return values[0], values[1], values[2]
 
     def noise(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """sigma_y of the Gaussian, learned or given.
-
-        Returns:
-            (*batch), in units of the targets.
+        """sigma_y of the Gaussian, learned or given, in units of the targets.
 
         Raises:
             ValueError: if the likelihood has none.
@@ -223,10 +199,10 @@ class Layout:
         mixtures: Mapping[str, tuple[Tensor, Tensor, Tensor]],
         noise_std: float | Tensor | None = None,
     ) -> Float[Tensor, "*batch d"]:
-        """The vector of these values, the inverse of `network`, `mixture` and `noise`.
+        """The vector z of these values: the inverse of `network`, `mixture` and `noise`.
 
         Args:
-            network: name -> (*batch, *shape); further names are left out.
+            network: name -> (*batch, *shape); names that are no parameters are ignored.
             mixtures: group -> mixing, mean, std (*batch, k).
             noise_std: sigma_y, if it is learned.
 
@@ -249,33 +225,29 @@ class Layout:
 
     # -- files --------------------------------------------------------------------------------
 
-    def to_plain(self) -> dict[str, Any]:
-        """As values for JSON.
-
-        Returns:
-            What `from_plain` reads.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Layout:
-        """Read `to_plain`'s values.
-
-        Returns:
-            The layout.
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+        """The layout whose `to_dict` gave these values.
 
         Raises:
             ValueError: for an unknown likelihood.
         """
-        if plain["likelihood"] not in ("gaussian", "categorical", "binary"):
-            raise ValueError(f"there is no likelihood {plain['likelihood']!r}")
+        if values["likelihood"] not in ("gaussian", "categorical", "binary"):
+            raise ValueError(
+                "likelihood must be 'gaussian', 'categorical' or 'binary'; got "
+                f"{values['likelihood']!r}"
+            )
         return cls(
-            parameters={n: tuple(map(int, shape)) for n, shape in plain["parameters"].items()},
-            groups={g: tuple(map(str, names)) for g, names in plain["groups"].items()},
+            parameters={n: tuple(map(int, shape)) for n, shape in values["parameters"].items()},
+            groups={g: tuple(map(str, names)) for g, names in values["groups"].items()},
             components={
                 g: Components(**{k: tuple(v) for k, v in c.items()})
-                for g, c in plain["components"].items()
+                for g, c in values["components"].items()
             },
-            likelihood=str(plain["likelihood"]),
-            noise_std=None if plain["noise_std"] is None else float(plain["noise_std"]),
+            likelihood=str(values["likelihood"]),
+            noise_std=None if values["noise_std"] is None else float(values["noise_std"]),
         )

@@ -1,18 +1,18 @@
 """A network as a function of its parameters, with its gradient: the sampler's inner loop.
 
-Networks made of plain layers (Linear, Tanh, ReLU, Sigmoid, Flatten, Identity in Sequentials) are
-computed in numpy, forward and backward by hand: for a 12-8-1 net ten times cheaper than autograd,
-whose fixed costs are all there is. Every other network goes through `functional_call` and autograd.
+Sequentials of Linear, Tanh, ReLU, Sigmoid, Flatten and Identity are computed in numpy, forward and
+backward: for a 12-8-1 network ten times cheaper than autograd, whose fixed cost dominates there.
+Every other network goes through `functional_call` and autograd.
 
-A sampler does better in *centred* coordinates, where each bias stands for the mean, over the cases,
-of what its unit receives:
+A sampler mixes better in *centred* coordinates, where a unit's mean input over the cases replaces
+its bias:
 
     b' = b + mean_n (W a_n),   hence   W a_n + b = W a_n - mean(W a) + b'
 
-The mean of all outputs is by far what the data pin down best. In plain coordinates that direction
-involves every weight and turns with them; in the centred ones it is a bias. The map is a shear: its
-Jacobian determinant is 1. In the gradient it costs a subtraction: what comes back to a unit, minus
-its mean, the prior's gradient by the bias included.
+The data determine the mean of all outputs best. In ordinary coordinates that direction involves
+every weight, and changes with them; in centred ones it is a bias. The map is a shear: its Jacobian
+determinant is 1. In the gradient it costs a subtraction: from the gradient by a unit's input, the
+mean of the gradient by its bias, the prior's part included.
 """
 
 from __future__ import annotations
@@ -28,23 +28,20 @@ from torch.func import functional_call
 
 from swsmix.bayes.layout import Array, Layout
 
-Pull = Callable[[Array, Array], Array]
+Backward = Callable[[Array, Array], Array]
 
 
-def evaluator(net: nn.Module, layout: Layout, x: Tensor) -> Plain | General:
+def evaluator(net: nn.Module, layout: Layout, x: Tensor) -> SequentialEvaluator | AutogradEvaluator:
     """The outputs on fixed inputs as a function of the trainable parameters.
 
     Args:
         net: in the dtype to compute in, in evaluation mode.
-        layout: which parameters lie where.
+        layout: the slice of each parameter.
         x: the inputs (n, ...).
-
-    Returns:
-        The function, made of `Plain` layers or of `General` ones.
     """
     layers = list(_layers(net))
-    # What shares a tensor, is frozen or has hooks wants autograd's care.
-    simple = (
+    # Shared tensors, frozen ones and hooks need autograd.
+    by_hand = (
         all(layer is not None for layer in layers)
         and x.ndim == 2
         and all(p.requires_grad for p in net.parameters())
@@ -52,51 +49,54 @@ def evaluator(net: nn.Module, layout: Layout, x: Tensor) -> Plain | General:
         == len(list(net.named_parameters(remove_duplicate=False)))
         and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     )
-    return Plain(layers, layout, x.numpy()) if simple else General(net, layout, x)
+    if by_hand:
+        return SequentialEvaluator(layers, layout, x.numpy())
+    return AutogradEvaluator(net, layout, x)
 
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module] | None]:
-    """The plain layers in order, with the prefixes of their names; None for anything else."""
+    """The layers in order, with the prefixes of their names; None for a kind not in `_KINDS`."""
     if type(module) is nn.Sequential:
         for name, child in module.named_children():
             yield from _layers(child, f"{prefix}{name}.")
-    elif type(module) in _PLAIN or _flattens(module):
+    elif type(module) in _KINDS or _flattens(module):
         yield prefix, module
     else:
         yield None
 
 
 def _flattens(module: nn.Module) -> bool:
-    """Flatten, from the first or the second dimension to the last."""
+    """Whether this is a Flatten from the first or the second dimension to the last."""
     return type(module) is nn.Flatten and module.start_dim in (0, 1) and module.end_dim == -1
 
 
-_PLAIN = (nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity)
+_KINDS = (nn.Linear, nn.Tanh, nn.ReLU, nn.Sigmoid, nn.Identity)
 
 
-class Plain:
-    """Plain layers, forward and backward by hand."""
+class SequentialEvaluator:
+    """A sequence of layers of the kinds in `_KINDS`, forward and backward in numpy."""
 
     def __init__(self, layers: list[Any], layout: Layout, x: Array) -> None:
         self.layers, self.x = layers, x
         self.slices, self.shapes = layout.slices, layout.parameters
 
-    def __call__(self, theta: Array, *, centred: bool = False) -> tuple[Array, Array, Pull]:
+    def __call__(self, theta: Array, *, centred: bool = False) -> tuple[Array, Array, Backward]:
         """Run forward.
 
         Args:
             theta: the trainable parameters (p,).
-            centred: whether theta is given in centred coordinates.
+            centred: theta is in centred coordinates.
 
         Returns:
-            The outputs; theta in plain coordinates; and the way back: the gradient by the outputs,
-            and that of all else by the plain theta -> the gradient of both by the given theta (p,).
+            The outputs; theta in ordinary coordinates; and `backward(by_out, by_theta)`. Of a
+            function f(outputs) + g(theta), with the gradients by_out of f and by_theta of g (p,),
+            by the ordinary theta, it gives the gradient by the given theta (p,).
         """
-        value, plain, steps = self._forward(theta, centred)
-        return value, plain, functools.partial(self.pull, steps, centred)
+        value, ordinary, steps = self._forward(theta, centred)
+        return value, ordinary, functools.partial(self.backward, steps, centred)
 
     def _forward(self, theta: Array, centred: bool) -> tuple[Array, Array, list[Any]]:
-        plain = theta.copy() if centred else theta
+        ordinary = theta.copy() if centred else theta
         value, steps = self.x, []
         for prefix, layer in self.layers:
             before, kind = value, type(layer)
@@ -107,8 +107,8 @@ class Plain:
                 if layer.bias is not None:
                     at = self.slices[f"{prefix}bias"]
                     if centred:
-                        plain[at] -= value.sum(0) / len(value)
-                    value += plain[at]
+                        ordinary[at] -= value.sum(0) / len(value)
+                    value += ordinary[at]
             else:
                 if kind is nn.Flatten:
                     value = value.reshape(-1 if layer.start_dim == 0 else (len(value), -1))
@@ -120,80 +120,60 @@ class Plain:
                     value = 0.5 * (1.0 + np.tanh(0.5 * value))
                 kept = value
             steps.append((prefix, layer, before, kept))
-        return value, plain, steps
+        return value, ordinary, steps
 
     def centre(self, theta: Array) -> Array:
-        """Theta in centred coordinates.
-
-        Returns:
-            (p,).
-        """
-        found = theta.copy()
+        """Theta (p,) in centred coordinates."""
+        centred = theta.copy()
         for prefix, layer, before, weight in self._forward(theta, False)[2]:
             if type(layer) is nn.Linear and layer.bias is not None:
-                found[self.slices[f"{prefix}bias"]] += before.mean(0) @ weight.T
-        return found
+                centred[self.slices[f"{prefix}bias"]] += before.mean(0) @ weight.T
+        return centred
 
-    def pull(self, steps: list[Any], centred: bool, push: Array, known: Array) -> Array:
-        """The way back, see `__call__`.
-
-        Returns:
-            (p,).
-        """
-        gradient = known.copy()
+    def backward(self, steps: list[Any], centred: bool, by_out: Array, by_theta: Array) -> Array:
+        """The gradient by theta (p,), see `__call__`."""
+        gradient, by_value = by_theta.copy(), by_out
         for number, (prefix, layer, before, kept) in reversed(list(enumerate(steps))):
             kind = type(layer)
             if kind is nn.Linear:
                 if layer.bias is not None:
                     at = self.slices[f"{prefix}bias"]
-                    gradient[at] += push.sum(0)
+                    gradient[at] += by_value.sum(0)
                     if centred:
-                        push = push - gradient[at] / len(push)
-                gradient[self.slices[f"{prefix}weight"]] += (push.T @ before).reshape(-1)
+                        by_value = by_value - gradient[at] / len(by_value)
+                gradient[self.slices[f"{prefix}weight"]] += (by_value.T @ before).reshape(-1)
                 if number:
-                    push = push @ kept
+                    by_value = by_value @ kept
             elif kind is nn.Flatten:
-                push = push.reshape(before.shape)
+                by_value = by_value.reshape(before.shape)
             elif kind is nn.Tanh:
-                push = push * (1.0 - kept * kept)
+                by_value = by_value * (1.0 - kept * kept)
             elif kind is nn.ReLU:
-                push = push * (kept > 0.0)
+                by_value = by_value * (kept > 0.0)
             elif kind is nn.Sigmoid:
-                push = push * (kept * (1.0 - kept))
+                by_value = by_value * (kept * (1.0 - kept))
         return gradient
 
 
-class General:
+class AutogradEvaluator:
     """Any network, by autograd."""
 
     def __init__(self, net: nn.Module, layout: Layout, x: Tensor) -> None:
         self.net, self.layout, self.x = net, layout, x
 
-    def __call__(self, theta: Array, *, centred: bool = False) -> tuple[Array, Array, Pull]:
-        """As `Plain`, whose `centred` changes nothing here.
-
-        Returns:
-            As `Plain`.
-        """
+    def __call__(self, theta: Array, *, centred: bool = False) -> tuple[Array, Array, Backward]:
+        """As `SequentialEvaluator`; `centred` changes nothing, as `centre` does nothing."""
         flat = torch.from_numpy(theta).requires_grad_()
         out = functional_call(self.net, self.layout.network(flat), (self.x,))
-        return out.detach().double().numpy(), theta, functools.partial(self.pull, out, flat)
+        return out.detach().double().numpy(), theta, functools.partial(self.backward, out, flat)
 
     def centre(self, theta: Array) -> Array:
-        """Theta itself: there are no centred coordinates here.
-
-        Returns:
-            (p,).
-        """
+        """Theta itself: these coordinates are not centred."""
         return theta
 
     @staticmethod
-    def pull(out: Tensor, flat: Tensor, push: Array, known: Array) -> Array:
-        """The way back.
-
-        Returns:
-            (p,).
-        """
-        above = torch.from_numpy(push).to(out.dtype)
-        gradient: Array = known + torch.autograd.grad(out, flat, above)[0].numpy()
+    def backward(out: Tensor, flat: Tensor, by_out: Array, by_theta: Array) -> Array:
+        """The gradient by theta (p,), see `SequentialEvaluator.__call__`."""
+        above = torch.from_numpy(by_out).to(out.dtype)
+        gradient: Array = by_theta + torch.autograd.grad(out, flat, above)[0].numpy()
         return gradient

@@ -33,38 +33,38 @@ def fit_guide(
     seed: int = 0,
     progress: bool = True,
 ) -> Posterior:
-    """Approximate the posterior by a Pyro autoguide and draw from it.
+    """Approximate the posterior by a Pyro autoguide, and draw from it.
 
         maximise  E_q log p(data | w) - beta KL(q(w, phi) | p(w, phi))
 
-    with one reparametrised sample a batch. beta rises linearly from 0.01 to 1 over the first
-    `kl_warmup` of the steps, so that the data speak before the prior prunes (as in Sparse VD and
-    VNQ). The guide starts at the MAP fit. Interrupted (KeyboardInterrupt), the guide as it is then
-    is drawn from, with a warning. A variational posterior is narrower than the true one, and
-    it keeps to one mode.
+    with one reparametrised sample per batch. beta rises linearly from 0.01 to 1 over the first
+    `kl_warmup` of the steps, so that the weights fit the data before the prior prunes them (as in
+    Sparse VD and VNQ). The guide starts at the MAP fit. After a KeyboardInterrupt the draws are
+    from the guide as it is then, with a warning. A variational posterior is narrower than the true
+    one, and covers one mode only.
 
     Args:
-        joint: the model; the guide lives on its network's device, in its dtype.
-        epochs: passes over the data.
-        batch_size: cases a step; small ones pay Pyro's fixed cost of a step more often.
-        lr: of Adam.
+        joint: the model; the guide is on its network's device, in its dtype.
+        epochs: the number of passes over the data.
+        batch_size: cases per step; each step has a fixed cost, so small batches are slow.
+        lr: Adam's learning rate.
         guide: `"normal"` (mean field), `"low-rank"` (a multivariate normal of low rank) or
             `"delta"` (a point: MAP over all sites at once).
-        init_scale: the guide's first std, in the sampler's coordinates.
+        init_scale: the guide's std at the start, in unconstrained coordinates.
         kl_warmup: the share of the steps over which beta rises.
-        mixture_every: steps between two moves of the mixtures' part of the guide; in between one
-            draw of them is held, whose tables then serve all these steps. 1 for small networks.
-        draws: to take from the guide at the end.
-        seed: of batches and noise; the global random state is left alone.
+        mixture_every: update the mixtures' part of the guide every so many steps. In between one
+            draw of the mixtures is held, so that its tables can be reused. 1 for small networks.
+        draws: the number of draws from the fitted guide.
+        seed: seed of batches and noise; the global random state does not change.
         progress: show a progress bar.
 
     Returns:
-        The posterior, one chain; `about["elbo"]` holds the ELBO of each epoch, under its beta, in
-        nats a case.
+        The posterior, as one chain; `about["elbo"]` holds the ELBO of each epoch, with its beta,
+        in nats per case.
 
     Raises:
         ValueError: for settings out of range.
-        FloatingPointError: if the ELBO is no longer finite.
+        FloatingPointError: if the ELBO is not finite.
     """
     for name, value in (
         ("epochs", epochs), ("batch_size", batch_size), ("draws", draws),
@@ -77,13 +77,14 @@ def fit_guide(
             "lr and init_scale must be positive and kl_warmup lie in [0, 1]; got "
             f"{lr}, {init_scale}, {kl_warmup}"
         )
-    checks.warn_if_untrained(joint.prior, "the guide starts from noise and has to find")
+    checks.warn_if_untrained(
+        joint.prior, "the guide starts from noise and must find what training would have found"
+    )
     import pyro
 
     from swsmix.bayes.program import z_of
 
     x, y = joint.x, joint.y
-    steps = -(-len(x) // batch_size)
     elbo, began = [], time.monotonic()
     device = x.device
     cuda = [device] if device.type == "cuda" else []
@@ -93,16 +94,16 @@ def fit_guide(
         pyro.validation_enabled(False),
     ):
         torch.manual_seed(seed)
-        step, fitted = trainer(
+        step, draw = trainer(
             joint, guide=guide, init_scale=init_scale, lr=lr, mixture_every=mixture_every
         )
         try:
             for epoch in watched(range(epochs), "SVI", shown=progress):
-                order, losses = torch.randperm(len(x), device=device), []
-                for number in range(steps):
-                    done = (epoch * steps + number) / (epochs * steps)
+                losses = []
+                batches = torch.randperm(len(x), device=device).split(batch_size)
+                for number, batch in enumerate(batches):
+                    done = (epoch * len(batches) + number) / (epochs * len(batches))
                     beta = min(1.0, max(0.01, done / kl_warmup)) if kl_warmup else 1.0
-                    batch = order[number * batch_size : (number + 1) * batch_size]
                     loss = step(x[batch], y[batch], beta)
                     if loss is not None:
                         losses.append(loss / len(x))
@@ -114,11 +115,11 @@ def fit_guide(
                 elbo += [-sum(losses) / len(losses)] if losses else []
         except KeyboardInterrupt:
             warnings.warn(
-                f"interrupted: the guide after {len(elbo)} of {epochs} epochs is drawn from",
+                f"interrupted: the draws are from the guide after {len(elbo)} of {epochs} epochs",
                 stacklevel=2,
             )
         with torch.no_grad():
-            rows = [z_of(joint, fitted()) for _ in range(draws)]
+            rows = [z_of(joint, draw()) for _ in range(draws)]
     about = {
         "method": "svi", "guide": guide, "seed": seed, "epochs": len(elbo), "elbo": elbo,
         "seconds": time.monotonic() - began,
@@ -129,54 +130,35 @@ def fit_guide(
 def trainer(
     joint: Joint, *, guide: str, init_scale: float, lr: float, mixture_every: int = 1
 ) -> tuple[Callable[..., float | None], Callable[[], dict[str, Tensor]]]:
-    """A function that makes one SVI step, and one that draws all sites from the guide.
+    """Two functions: step(x, y, beta=1) makes one SVI step, draw() draws all sites from the guide.
 
-    Returns:
-        (x, y, beta=1) -> the loss in nats, None when the mixtures are held; () -> sites.
+    A step returns the loss in nats, or None while the mixtures are held.
 
     Raises:
         ValueError: if there is no such guide.
     """
     from pyro import poutine
-    from pyro.infer import Trace_ELBO, autoguide
-    from torch.distributions import constraints
+    from pyro.infer import Trace_ELBO
 
-    from swsmix.bayes.program import ByEntropy, Held, held_mixtures, program, sites_of
+    from swsmix.bayes.program import EntropyScore, HeldMixture, held_mixtures, program
 
-    held: dict[str, Held] = {}
+    held: dict[str, HeldMixture] = {}
     model = program(joint, held)
     x, y, num = joint.x, joint.y, len(joint.x)
-    like = next(joint.net.parameters())
-    at = torch.from_numpy(joint.start()).to(like.dtype)
-    start = {name: value.to(like.device) for name, value in sites_of(joint, at).items()}
-    options: dict[str, Any] = {"init_loc_fn": autoguide.init_to_value(values=start)}
-    kinds = {
-        "normal": autoguide.AutoNormal,
-        "low-rank": autoguide.AutoLowRankMultivariateNormal,
-        "delta": autoguide.AutoDelta,
-    }
-    if guide not in kinds:
-        raise ValueError(f"guide must be one of {list(kinds)}; got {guide!r}")
-    fitted: Any = kinds[guide](
-        model, **options | ({} if guide == "delta" else {"init_scale": init_scale})
-    )
-    # An exponential: the softplus costs ten times as much.
-    fitted.scale_constraint = constraints.positive
-    fitted(x[:2], y[:2], num)  # makes the guide's parameters
-    can_hold = mixture_every > 1 and guide == "normal"  # the guide of the weights is one of its own
-    by_entropy = ByEntropy(fitted)(fitted) if guide == "normal" else fitted
+    fitted, sites = _autoguide(joint, model, guide, init_scale)
+    can_hold = mixture_every > 1 and guide == "normal"  # AutoNormal has a factor per site
+    scored_guide = EntropyScore(fitted)(fitted) if guide == "normal" else fitted
     drawn: dict[str, Tensor] = {}
 
-    def scored(*batch: Any) -> None:
-        drawn.update(by_entropy(*batch))
+    def all_sites(*batch: Any) -> None:
+        drawn.update(scored_guide(*batch))
 
     weights_only = poutine.block(
-        scored, hide=[n for n in start if n.endswith((".share", ".mean", ".variance"))]
+        all_sites, hide=[n for n in sites if n.endswith((".share", ".mean", ".variance"))]
     )
     elbo = Trace_ELBO(max_plate_nesting=0)
-    optimizer = torch.optim.Adam(
-        fitted.parameters(), lr=lr, fused=like.device.type in ("cpu", "cuda")
-    )
+    fused = next(joint.net.parameters()).device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(fitted.parameters(), lr=lr, fused=fused)
     count = 0
 
     def step(inputs: Tensor, targets: Tensor, beta: float = 1.0) -> float | None:
@@ -186,9 +168,9 @@ def trainer(
             held.clear()
         count += 1
         optimizer.zero_grad()
-        # beta (likelihood / beta - KL): the program divides, and this is of one size for Adam.
+        # beta (likelihood / beta - KL): the program divides by beta; this keeps the loss's scale.
         loss = beta * elbo.differentiable_loss(
-            model, scored if whole else weights_only, inputs, targets, num, beta
+            model, all_sites if whole else weights_only, inputs, targets, num, beta
         )
         loss.backward()
         optimizer.step()
@@ -202,3 +184,30 @@ def trainer(
         return sites
 
     return step, draw
+
+
+def _autoguide(joint: Joint, model: Any, kind: str, init_scale: float) -> tuple[Any, list[str]]:
+    """Pyro's autoguide of this kind, starting at the MAP fit; and the names of the latent sites."""
+    from pyro.infer import autoguide
+    from torch.distributions import constraints
+
+    from swsmix.bayes.program import sites_of
+
+    kinds = {
+        "normal": autoguide.AutoNormal,
+        "low-rank": autoguide.AutoLowRankMultivariateNormal,
+        "delta": autoguide.AutoDelta,
+    }
+    if kind not in kinds:
+        raise ValueError(f"guide must be one of {list(kinds)}; got {kind!r}")
+    like = next(joint.net.parameters())
+    z = torch.from_numpy(joint.start()).to(like.dtype)
+    start = {name: value.to(like.device) for name, value in sites_of(joint, z).items()}
+    options: dict[str, Any] = {"init_loc_fn": autoguide.init_to_value(values=start)}
+    if kind != "delta":
+        options["init_scale"] = init_scale
+    guide: Any = kinds[kind](model, **options)
+    # Scales by the exponential: Pyro's default, the softplus, costs ten times as much.
+    guide.scale_constraint = constraints.positive
+    guide(joint.x[:2], joint.y[:2], len(joint.x))  # makes the guide's parameters
+    return guide, list(start)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix._files import replacing
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
@@ -34,43 +35,47 @@ def inspect(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for figures and page; PATH's name + -inspect by default."),
+        typer.Option(help="The folder for figures and page; by default PATH's name + -inspect."),
     ] = None,
     html: Annotated[
-        bool, typer.Option("--html", help="Write report.html too, one self-contained page.")
+        bool, typer.Option("--html", help="Also write report.html, one self-contained page.")
     ] = False,
     figures: Annotated[bool, typer.Option(help="Write the figures.")] = True,
-    form: Annotated[Format, typer.Option("--format", help="Of the figures.")] = Format.png,
+    form: Annotated[Format, typer.Option("--format", help="The figures' format.")] = Format.png,
     animate: Annotated[
-        bool, typer.Option("--animate", help="Write the collapse of a run as a GIF too.")
+        bool, typer.Option("--animate", help="Also write a run's collapse as a GIF.")
     ] = False,
     components: Annotated[
-        int | None, typer.Option(min=1, help="K of a mixture that is fitted here; 7 by default.")
+        int | None, typer.Option(min=1, help="K of a fitted mixture; 7 by default.")
     ] = None,
     per_tensor: Annotated[
-        bool, typer.Option("--per-tensor", help="Fit one mixture for each tensor, not one for all.")
+        bool, typer.Option("--per-tensor", help="Fit one mixture per tensor, not one for all.")
     ] = False,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Take these tensors only (shell-style pattern; repeatable)."),
+        typer.Option(help="Inspect these tensors only (shell-style pattern; repeatable)."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave these tensors out (repeatable).")
+        list[str] | None, typer.Option(help="Omit these tensors (repeatable).")
     ] = None,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Fit a mixture even where the run has its own.")
+        bool, typer.Option("--refit", help="Fit a mixture even if PATH has its own.")
     ] = False,
     seed: Annotated[
-        int | None, typer.Option(help="Of the sample that a mixture is fitted to; 0 by default.")
+        int | None,
+        typer.Option(help="Seed of the sample that a mixture is fitted to; 0 by default."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
+    bytes_: Annotated[
+        bool,
+        typer.Option("--bytes", help="Only print where the bytes of a compressed file are."),
+    ] = False,
 ) -> None:
     """Show the clusters in the weights of any checkpoint.
 
-    Prints a table, and writes figures and, with --html, a page that needs no network. A run has
-    the mixtures that it learned, and a compressed file its codebooks. Any other checkpoint gets a
-    mixture fitted to it on the spot, by EM; so does a choice of tensors. Pickled code in a
-    checkpoint is refused, never run.
+    Prints a table and writes figures; with --html also a page that needs no network. A run has the
+    mixtures that it learned, a compressed file its codebooks. To any other checkpoint, and to a
+    choice of tensors, a mixture is fitted by EM. Pickled code in a checkpoint is never run.
 
     **Examples**
 
@@ -81,23 +86,33 @@ def inspect(
     - `swsmix inspect model.safetensors --per-tensor --no-figures`
 
     - `swsmix inspect model.sws --html` : a file of `swsmix compress`, codebook by codebook
+
+    - `swsmix inspect model.sws --bytes` : where its bytes are, tensor by tensor
     """
+    if bytes_:
+        others = {
+            "--out": out is not None, "--html": html, "--no-figures": not figures,
+            "--animate": animate, "--components": components is not None,
+            "--per-tensor": per_tensor, "--include": bool(include), "--exclude": bool(exclude),
+            "--refit": refit, "--seed": seed is not None, "--quiet": quiet,
+        }  # fmt: skip
+        _print_bytes(path, [name for name, given in others.items() if given])
+        return
     import torch
     from rich.console import Console
 
-    from swsmix import inspection as report
     from swsmix._labels import file_name, visible
-    from swsmix.inspection import checkpoints
-    from swsmix.inspection.inspect import inspect as look
+    from swsmix.inspection import checkpoints, html_page, terminal
+    from swsmix.inspection.inspect import inspect as inspect_checkpoint
 
     writes = figures or html or animate
     out = _folder(path, out)
-    torch.set_num_threads(1)  # most of it is not torch's; and sums depend on how they are split
+    torch.set_num_threads(1)  # sums, and so results, depend on the number of threads
     console = Console()
     checkpoint = checkpoints.read(path)
     if animate:
         _check_history(checkpoint, chosen=bool(include or exclude or per_tensor or refit))
-    inspection = look(
+    inspection = inspect_checkpoint(
         checkpoint,
         num_components=components,
         per_tensor=per_tensor,
@@ -108,59 +123,92 @@ def inspect(
     )
     ascii_only = console.options.ascii_only
     if not quiet:
-        console.print(report.terminal(inspection, width=console.width, ascii_only=ascii_only))
-    posterior = posteriors.shown(path)
+        console.print(terminal(inspection, width=console.width, ascii_only=ascii_only))
+    posterior = posteriors.load_from(path)
     if posterior is not None and not quiet:
         console.print("\nposterior.safetensors", markup=False, highlight=False)
-        for name, value in posteriors.described(posterior).items():
+        for name, value in posteriors.summarised(posterior).items():
             console.print(f"  {name}: {value:.4g}", markup=False, highlight=False)
     if not writes:
         return
     out.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
-    pictures = _saved(inspection, out, form if figures else None, written, quiet=quiet)
+    pictures = _save_figures(inspection, out, form if figures else None, written, quiet=quiet)
     if html:
         with replacing(out / "report.html") as temporary:
-            temporary.write_text(report.page(inspection, pictures), encoding="utf-8")
+            temporary.write_text(html_page(inspection, pictures), encoding="utf-8")
         written.append("report.html")
-    for _ in pictures:  # those that no page has asked for
+    for _ in pictures:  # without a page they are drawn and saved here
         pass
     if figures and posterior is not None:
         from swsmix import plots
 
-        for name, figure in posteriors.drawn(posterior).items():
+        for name, figure in posteriors.draw_figures(posterior).items():
             written.append(f"{file_name(name)}.{form.value}")
             plots.save(figure, out / written[-1])
     if animate:
-        written += _films(inspection, out)
+        written += _save_films(inspection, out)
     if not quiet:
         line = f"\nwritten to {visible(str(out))}/: {', '.join(written)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def _print_bytes(path: Path, others: list[str]) -> None:
+    """The tables of `--bytes`; `others` are the options given beside it."""
+    from rich.console import Console
+
+    from swsmix import codec
+    from swsmix.inspection.storage import byte_tables
+
+    if others:
+        raise ValueError(
+            f"--bytes prints two tables of the whole file and writes nothing: omit "
+            f"{', '.join(others)}"
+        )
+    if path.is_dir():
+        raise ValueError(
+            f"--bytes needs a compressed file (.sws), and {path} is a folder: name a file in it, "
+            "or make one with `swsmix compress`"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    data = path.read_bytes()
+    if not data.startswith(codec.MAGIC):
+        raise ValueError(
+            f"--bytes needs a compressed file (.sws); {path} is not one: make one with "
+            "`swsmix compress`"
+        )
+    try:
+        sizes = codec.sizes(data)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    console = Console()
+    console.print(byte_tables(sizes, len(data), ascii_only=console.options.ascii_only))
+
+
 def _folder(path: Path, out: Path | None) -> Path:
-    """The folder to write to; not yet made."""
+    """The folder to write to, which may not exist yet."""
     out = out or Path(f"{(path.name or path.resolve().name)[-100:]}-inspect")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out wants a folder; {out} is a file: name another")
+        raise ValueError(f"--out needs a folder; {out} is a file: pass another")
     return out
 
 
-def _saved(
+def _save_figures(
     inspection: Any, out: Path, form: Format | None, written: list[str], *, quiet: bool
 ) -> Iterator[Any]:
-    """The pictures, each written to a file on its way, with a progress line for a terminal."""
+    """Draw the figures and yield them, each saved before, with a progress line for a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from swsmix import inspection as report
     from swsmix import plots
     from swsmix._labels import file_name, visible
+    from swsmix.inspection import draw_figures
 
     columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("")
-        for picture in report.figures(inspection):
+        for picture in draw_figures(inspection):
             bar.update(task, description=visible(picture.name))
             if form is not None:
                 name = f"{file_name(picture.name)}.{form.value}"
@@ -168,22 +216,22 @@ def _saved(
                 written.append(name)
             yield picture
             del picture
-            gc.collect()  # a figure is a web of cycles, and would outlive the next one's drawing
+            gc.collect()  # a figure has reference cycles, and would stay in memory
 
 
 def _check_history(checkpoint: Any, *, chosen: bool) -> None:
     if checkpoint.history is None or not checkpoint.history.groups:
         raise ValueError(
-            f"--animate wants the history of a run; {checkpoint.path} is a {checkpoint.kind}"
+            f"--animate needs the history of a run; {checkpoint.path} is a {checkpoint.kind}"
         )
     if chosen:
         raise ValueError(
-            "--animate shows the mixtures that the run learned, over all its tensors: leave "
-            "--include, --exclude, --per-tensor and --refit away"
+            "--animate shows the mixtures that the run learned, over all its tensors: omit "
+            "--include, --exclude, --per-tensor and --refit"
         )
 
 
-def _films(inspection: Any, out: Path) -> list[str]:
+def _save_films(inspection: Any, out: Path) -> list[str]:
     from swsmix import plots
     from swsmix._labels import file_name
 

@@ -1,4 +1,4 @@
-"""`swsmix train --posterior`: sample what was trained, and say what came out."""
+"""`swsmix train --posterior`: the posterior around a trained network, its numbers and figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from swsmix.bayes import Posterior
-    from swsmix.problems.recipes import Outcome, Problem
+    from swsmix.problems.experiments import Outcome
+    from swsmix.problems.recipes import Problem
 
-FILE = "posterior.safetensors"
-_SMALL = ("sunspots", "shift")
+_FILE = "posterior.safetensors"
+_PROBLEMS = ("sunspots", "shift")
 
 
 class Method(StrEnum):
@@ -25,60 +26,44 @@ class Method(StrEnum):
     svi = "svi"
 
 
-def check(method: Method | None, data: str, tau: float | None) -> None:
-    """Refuse what has no posterior before anything is loaded or trained; tau None is the default.
+def check_settings(method: Method | None, data: str, tau: float | None) -> None:
+    """Check, before anything is loaded or trained, that there is a posterior; tau may be None.
 
     Raises:
-        ValueError: for a large problem, or a strength of 0.
+        ValueError: for a large problem, or tau = 0.
     """
     if method is None:
         return
-    if data not in _SMALL:
+    if data not in _PROBLEMS:
         raise ValueError(
-            f"--posterior is for the small problems, {' and '.join(_SMALL)}; for {data} use "
+            f"--posterior is for the small problems, {' and '.join(_PROBLEMS)}; for {data} use "
             "swsmix.bayes.fit_guide in Python"
         )
     if tau is not None and not tau > 0.0:
-        raise ValueError("--posterior wants a prior: --tau above 0")
+        raise ValueError("--posterior needs a prior: --tau above 0")
 
 
-def write(
+def sample_and_save(
     problem: Problem, outcome: Outcome, out: Path, *, data: str, method: Method, chains: int,
     draws: int, seed: int, quiet: bool,
 ) -> tuple[dict[str, float], list[str]]:  # fmt: skip
-    """Sample the posterior around a trained network, save it, and draw what it predicts.
+    """Sample the posterior around a trained network, save it, and draw its predictions.
 
-    The means get a proper prior for it, N(0, sigma^2 / 0.05), and tau is 1, which is Bayes.
-
-    Returns:
-        Facts for the table of results, and the names of the pictures.
+    Returns facts for the table of results, and the file names of the figures.
     """
-    from swsmix import bayes, plots
-    from swsmix.prior import MixturePrior
+    from swsmix import plots
 
-    hyper = replace(problem.hyper, mean=0.0, mean_count=0.05)
-    prior = MixturePrior(outcome.net, initial=outcome.prior.mixtures, hyper=hyper)
-    prior.em_step_()
     regression = data == "sunspots"
-    joint = bayes.Joint(
-        outcome.net, prior, *problem.train, likelihood="gaussian" if regression else "binary"
-    )
-    if method is Method.nuts:
-        posterior = bayes.sample(
-            joint, chains=chains, draws=draws, warmup=draws, max_depth=8, seed=seed,
-            progress=not quiet,
-        )  # fmt: skip
-    else:
-        posterior = bayes.fit_guide(
-            joint, epochs=3000, batch_size=len(problem.train[0]), lr=5e-3, mixture_every=1,
-            draws=draws, seed=seed, progress=not quiet,
-        )  # fmt: skip
-    posterior.save(out / FILE)
+    posterior = _sample(
+        problem, outcome, likelihood="gaussian" if regression else "binary", method=method,
+        chains=chains, draws=draws, seed=seed, quiet=quiet,
+    )  # fmt: skip
+    posterior.save(out / _FILE)
     x, y = problem.test
     predicted = posterior.predict(outcome.net, x)
     mean = predicted.mean if regression else predicted.mean.logit()
     facts = {f"posterior mean, test {problem.measure_name}": float(problem.measure(mean, y))}
-    pictures = []
+    figures = []
     if regression:
         for low, high in ((0.25, 0.75), (0.05, 0.95)):
             inside = (predicted.quantiles[low] <= y) & (y <= predicted.quantiles[high])
@@ -89,65 +74,74 @@ def write(
             _years(len(y)), predicted.quantiles, mean=predicted.mean, target=y
         )
         band.axes[0].set(xlabel="year", ylabel="sunspot number / 191")
-        pictures.append("posterior-band.png")
-        plots.save(band, out / pictures[-1])
-    for name, figure in drawn(posterior).items():
-        pictures.append(f"{name}.png")
-        plots.save(figure, out / pictures[-1])
+        figures.append("posterior-band.png")
+        plots.save(band, out / figures[-1])
+    for name, figure in draw_figures(posterior).items():
+        figures.append(f"{name}.png")
+        plots.save(figure, out / figures[-1])
     predictions = ("predictions", posterior.outputs(outcome.net, problem.train[0]))
-    return facts | described(posterior, predictions), pictures
+    return facts | summarised(posterior, predictions), figures
 
 
-def described(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[str, float]:
-    """A posterior in a few numbers.
+def _sample(
+    problem: Problem, outcome: Outcome, *, likelihood: str, method: Method, chains: int, draws: int,
+    seed: int, quiet: bool,
+) -> Posterior:  # fmt: skip
+    """The posterior for tau = 1, with a proper prior on the means, N(0, sigma^2 / 0.05)."""
+    from swsmix import bayes
+    from swsmix.prior import MixturePrior
 
-    Args:
-        posterior: the draws.
-        quantities: what the chains should agree on, beside the noise and the energy.
+    hyper = replace(problem.hyper, mean=0.0, mean_count=0.05)
+    prior = MixturePrior(outcome.net, initial=outcome.prior.mixtures, hyper=hyper)
+    prior.em_step_()
+    joint = bayes.Joint(outcome.net, prior, *problem.train, likelihood=likelihood)
+    if method is Method.nuts:
+        return bayes.sample(
+            joint, chains=chains, draws=draws, warmup=draws, max_depth=8, seed=seed,
+            progress=not quiet,
+        )  # fmt: skip
+    return bayes.fit_guide(
+        joint, epochs=3000, batch_size=len(problem.train[0]), lr=5e-3, mixture_every=1,
+        draws=draws, seed=seed, progress=not quiet,
+    )  # fmt: skip
 
-    Returns:
-        name -> number.
-    """
+
+def summarised(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[str, float]:
+    """A posterior in a few numbers; `quantities` as in `Posterior.summary`."""
     from swsmix import bayes
 
     facts: dict[str, float] = {"posterior draws": float(posterior.num_draws)}
     summary = posterior.summary(*quantities)
     facts |= {name: value for name, value in summary.items() if isfinite(value)}
     for group in posterior.layout.groups:
-        found = bayes.clusters(posterior.thinned(400), group)
+        counts = bayes.clusters(posterior.thinned(400), group)
         of = "" if len(posterior.layout.groups) == 1 else f" of {group}"
-        facts[f"clusters with a weight{of}, posterior mean"] = float(found.occupied.double().mean())
-        facts[f"effective clusters{of}, posterior mean"] = float(found.effective.mean())
+        facts[f"clusters with a weight{of}, posterior mean"] = float(
+            counts.occupied.double().mean()
+        )
+        facts[f"effective clusters{of}, posterior mean"] = float(counts.effective.mean())
     return facts
 
 
-def shown(run: Path) -> Posterior | None:
-    """The posterior in a run folder, if there is one.
-
-    Returns:
-        None if there is not.
-    """
+def load_from(run: Path) -> Posterior | None:
+    """The posterior in a run folder; None if it has none."""
     from swsmix.bayes import Posterior
 
-    return Posterior.load(run / FILE) if (run / FILE).is_file() else None
+    return Posterior.load(run / _FILE) if (run / _FILE).is_file() else None
 
 
-def drawn(posterior: Posterior) -> dict[str, Any]:
-    """Pictures of a posterior that need no data.
-
-    Returns:
-        name -> figure.
-    """
+def draw_figures(posterior: Posterior) -> dict[str, Any]:
+    """The figures of a posterior that need no data: name -> figure."""
     from swsmix import plots
 
-    pictures: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     thin = posterior.thinned(400)
     for group in posterior.layout.groups:
         mixture = [t.flatten(0, 1) for t in thin.mixture(group)]
-        end = "" if len(posterior.layout.groups) == 1 else f"-{group}"
+        suffix = "" if len(posterior.layout.groups) == 1 else f"-{group}"
         weights = thin.weights(group)
-        pictures[f"posterior-mixture{end}"] = plots.mixture_band(weights, *mixture)
-    return pictures
+        figures[f"posterior-mixture{suffix}"] = plots.mixture_band(weights, *mixture)
+    return figures
 
 
 def _years(number: int) -> Any:

@@ -1,4 +1,4 @@
-"""`swsmix train`, the main job."""
+"""`swsmix train`: train a built-in problem, and write a run folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swsmix._files import save_json
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
@@ -54,45 +55,51 @@ def train(
         int | None, typer.Option(min=1, help="K, the number of components, the zero one included.")
     ] = None,
     tau: Annotated[
-        float | None, typer.Option(min=0.0, help="Strength of the prior; 1 is Bayes.")
+        float | None, typer.Option(min=0.0, help="Strength of the prior; 1 for Bayes.")
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="How the mixture learns: EM steps, or by gradient as in 1992.")
+        Mode, typer.Option(help="How the mixture learns: by EM, or by gradient as in 1992.")
     ] = Mode.em,
     em_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps (or full-batch rounds) between EM steps.")
+        int | None, typer.Option(min=1, help="Optimiser steps (or full-batch rounds) per EM step.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or full-batch rounds.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the batches.")] = 0,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of the data and the network.")] = Dtype.float32,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/DATA by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights and batches.")] = 0,
+    device: Annotated[str, typer.Option(help="The device, such as cpu or cuda.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of data and network.")] = Dtype.float32,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/DATA.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, with its own settings.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     baseline: Annotated[
-        bool, typer.Option(help="Train the same network under weight decay beside it.")
+        bool, typer.Option(help="Also train the network under weight decay, to compare.")
     ] = True,
     posterior: Annotated[
         posteriors.Method | None,
-        typer.Option(help="Sample the posterior too (sunspots, shift): NUTS or SVI."),
+        typer.Option(help="Also sample the posterior (sunspots, shift), by NUTS or SVI."),
     ] = None,
-    chains: Annotated[int, typer.Option(min=1, help="Chains of NUTS.")] = 4,
+    chains: Annotated[int, typer.Option(min=1, help="Number of NUTS chains.")] = 4,
     draws: Annotated[
-        int, typer.Option(min=50, help="Draws a chain, after as many of warm-up (NUTS); or in all.")
+        int,
+        typer.Option(
+            min=50, help="Draws: per chain, after as many of warm-up (NUTS); in all (SVI)."
+        ),
     ] = 1000,
     live: Annotated[
-        bool, typer.Option("--live", help="Show the weights' histogram and the mixture meanwhile.")
+        bool,
+        typer.Option("--live", help="Show the weights' histogram and the mixture during training."),
     ] = False,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Write to this folder for TensorBoard too (an extra).")
+        Path | None, typer.Option(help="Also log to this folder for TensorBoard (needs the extra).")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no progress and no table.")
+    ] = False,
 ) -> None:
     """Train a network under a learned mixture prior and watch its weights collapse into clusters.
 
-    Writes a run folder with checkpoints, `config.toml`, the history, the results and pictures.
+    Writes a run folder with checkpoints, `config.toml`, the history, the results and figures.
 
     **Examples**
 
@@ -127,13 +134,13 @@ def train(
 
         callbacks.append(log_to(tensorboard))
     out = out or Path("runs") / data.value
-    watched: dict[str, Any] = {
+    options: dict[str, Any] = {
         "live": live, "quiet": quiet, "callbacks": callbacks,
         "sampling": {"method": posterior, "chains": chains, "draws": draws},
     }  # fmt: skip
     if not resume:
         with runs.new_run(out, force=force):
-            _run(settings, out, resume=False, **watched)
+            _run(settings, out, resume=False, **options)
         return
     given = {
         name
@@ -141,21 +148,21 @@ def train(
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
     settings = _resumed(runs.load_config(out), settings, given, force=force)
-    _run(settings, out, resume=True, **watched)
+    _run(settings, out, resume=True, **options)
 
 
 def _resumed(
     saved: dict[str, Any], asked: dict[str, Any], given: set[str], *, force: bool
 ) -> dict[str, Any]:
-    """The settings of a run to continue; only epochs and device may be changed."""
+    """The settings of a resumed run; only epochs and device may change."""
     if force:
         raise ValueError("--resume continues a run and --force replaces it: give one of them")
-    clash = [n for n in given - {"epochs", "device"} if saved.get(n) != asked[n]]
-    if clash:
-        name = clash[0]
+    changed = [n for n in given - {"epochs", "device"} if saved.get(n) != asked[n]]
+    if changed:
+        name = changed[0]
         raise ValueError(
             f"the run was made with {name} = {saved.get(name)}, not {asked[name]}: a resumed run "
-            f"keeps its settings (only --epochs and --device may change); leave --{name} away"
+            f"keeps its settings (only --epochs and --device may change): omit --{name}"
         )
     kept = {name: saved.get(name) for name in asked}
     return kept | {name: asked[name] for name in given}
@@ -171,36 +178,18 @@ def _run(
     callbacks: list[Callable[[int, Any], None]],
     sampling: dict[str, Any],
 ) -> None:
-    import torch
-
-    from swsmix.problems import recipes as problems
+    from swsmix.problems import experiments
     from swsmix.training import runs
 
     if live and quiet:
         raise ValueError("--live shows the training and --quiet nothing: give one of them")
-    posteriors.check(sampling["method"], settings["data"], settings["tau"])
-    try:
-        torch.empty(0, device=settings["device"])
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {settings['device']!r} here: {error}") from error
-    problem = problems.load_problem(
-        settings["data"],
-        net=settings["net"],
-        seed=settings["seed"],
-        dtype=getattr(torch, settings["dtype"]),
-    )
-    changes = {"num_components": settings["components"], "epochs": settings["epochs"]}
-    problem = replace(problem, **{n: v for n, v in changes.items() if v is not None})
-    changes = {"tau": settings["tau"], "em_every": settings["em_every"]}
-    schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
-    problem = replace(problem, schedule=schedule)
-    if problem.lr is None:
-        torch.set_num_threads(1)  # in networks this small, threads only wait for each other
-    settings |= {  # as they are used: defaults may change one day
+    posteriors.check_settings(sampling["method"], settings["data"], settings["tau"])
+    problem = _problem(settings)
+    settings |= {  # the values in use: the defaults may change
         "components": problem.num_components,
         "epochs": problem.epochs,
-        "tau": schedule.tau,
-        "em_every": schedule.em_every,
+        "tau": problem.schedule.tau,
+        "em_every": problem.schedule.em_every,
     }
     if not resume:
         runs.save_config(out, settings)
@@ -208,7 +197,7 @@ def _run(
     began = time.monotonic()
     try:
         with _callback(callbacks, live=live) as callback:
-            outcome = problems.train(
+            outcome = experiments.train(
                 problem,
                 seed=settings["seed"],
                 mode=settings["mode"],
@@ -221,31 +210,56 @@ def _run(
                 callback=callback,
             )
     except KeyboardInterrupt:
-        kept = "go on with --resume" if runs.has_checkpoint(out) else "nothing was written yet"
-        typer.echo(f"\ninterrupted: {kept}", err=True)
+        advice = "continue with --resume" if runs.has_checkpoint(out) else "nothing was saved yet"
+        typer.echo(f"\ninterrupted: {advice}", err=True)
         raise typer.Exit(130) from None
     runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
     save_json(out / "results.json", results)
-    pictures = _draw(outcome, out)
+    figures = _save_figures(outcome, out)
     if sampling["method"] is not None:
         try:
-            found, more = posteriors.write(
+            posterior_facts, posterior_figures = posteriors.sample_and_save(
                 problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
                 **sampling,
             )  # fmt: skip
         except KeyboardInterrupt:
             typer.echo(
-                f"\ninterrupted: the training in {out}/ is whole, its posterior is not",
+                f"\ninterrupted: the training in {out}/ is complete, its posterior is not",
                 err=True,
             )
             raise typer.Exit(130) from None
-        facts |= found
-        pictures += more
+        facts |= posterior_facts
+        figures += posterior_figures
         save_json(out / "results.json", results)
     if not quiet:
-        _report(results, out, pictures)
+        _print_results(results, out, figures)
+
+
+def _problem(settings: dict[str, Any]) -> Any:
+    """The built-in problem, with the settings that are not None in place of its own."""
+    import torch
+
+    from swsmix.problems import recipes
+
+    try:
+        torch.empty(0, device=settings["device"])
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {settings['device']!r} here: {error}") from error
+    problem = recipes.load_problem(
+        settings["data"],
+        net=settings["net"],
+        seed=settings["seed"],
+        dtype=getattr(torch, settings["dtype"]),
+    )
+    changes = {"num_components": settings["components"], "epochs": settings["epochs"]}
+    problem = replace(problem, **{n: v for n, v in changes.items() if v is not None})
+    changes = {"tau": settings["tau"], "em_every": settings["em_every"]}
+    schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
+    if problem.lr is None:
+        torch.set_num_threads(1)  # networks this small are slower with several threads
+    return replace(problem, schedule=schedule)
 
 
 @contextmanager
@@ -253,9 +267,9 @@ def _callback(
     callbacks: list[Callable[[int, Any], None]], *, live: bool
 ) -> Iterator[Callable[[int, Any], None]]:
     """All callbacks as one; with `live`, the view in the terminal is the last of them."""
-    from swsmix import inspection as report
+    from swsmix.inspection import watch
 
-    with report.watch() if live else nullcontext() as view:
+    with watch() if live else nullcontext() as view:
         every = [*callbacks, *([view] if view else [])]
 
         def callback(epoch: int, history: Any) -> None:
@@ -265,11 +279,12 @@ def _callback(
         yield callback
 
 
-def _draw(outcome: Any, out: Path) -> list[str]:
+def _save_figures(outcome: Any, out: Path) -> list[str]:
+    """Draw and save the figures of the training; their file names."""
     from swsmix import plots
 
     history = outcome.history
-    drawn = []
+    saved = []
     for group, mixture in outcome.prior.mixtures.items():
         suffix = "" if len(history.groups) == 1 else f"-{group}"
         weights = outcome.prior.flat_weights(group)
@@ -284,11 +299,11 @@ def _draw(outcome: Any, out: Path) -> list[str]:
             figures["hinton"] = plots.hinton(first, mixture=mixture)
         for name, figure in figures.items():
             plots.save(figure, out / f"{name}{suffix}.png")
-            drawn.append(f"{name}{suffix}.png")
-    return drawn
+            saved.append(f"{name}{suffix}.png")
+    return saved
 
 
-def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
+def _print_results(results: dict[str, Any], out: Path, figures: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -303,4 +318,4 @@ def _report(results: dict[str, Any], out: Path, pictures: list[str]) -> None:
     for name, value in results["facts"].items():
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(f"run folder: {out}/", highlight=False, soft_wrap=True)
-    console.print(f"pictures: {', '.join(pictures)}", highlight=False, soft_wrap=True)
+    console.print(f"figures: {', '.join(figures)}", highlight=False, soft_wrap=True)

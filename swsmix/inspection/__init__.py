@@ -1,8 +1,16 @@
-"""Reports on an inspection: text for the terminal, figures, and one page of HTML."""
+"""Any checkpoint inspected: its tensors and mixtures as text, figures, and a page of HTML.
 
-from swsmix.inspection.figures import Picture, figures
+checkpoints  read: anyone's checkpoint as named tensors, without running its code
+inspect      inspect: the tensors of a checkpoint, and the mixture over them
+text         terminal: an inspection for the terminal
+figures      draw_figures: every figure of an inspection
+page         html_page: one self-contained page of HTML
+live         view, watch: training in the terminal
+"""
+
+from swsmix.inspection.figures import Picture, draw_figures
 from swsmix.inspection.live import view, watch
-from swsmix.inspection.page import page
+from swsmix.inspection.page import html_page
 from swsmix.inspection.text import terminal
 
-__all__ = ["Picture", "figures", "page", "terminal", "view", "watch"]
+__all__ = ["Picture", "draw_figures", "html_page", "terminal", "view", "watch"]

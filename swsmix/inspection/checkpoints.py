@@ -1,9 +1,8 @@
-"""Anyone's checkpoint, read as named tensors, without running a line of code that it may hold.
+"""Any checkpoint read as named tensors, without running code that it may hold; tensors written.
 
-A run folder of ours, one of its checkpoints, a compressed file, a file of PyTorch or safetensors,
-or a folder of such files. What kind a file is, its first bytes say, not its name. Files are
-mapped into memory where that is possible: what is not looked at is not read. And tensors, written
-as such a file.
+A checkpoint is a run folder of swsmix, one of its checkpoints, a compressed file, a PyTorch or
+safetensors file, or a folder of such files. A file's first bytes tell its kind, not its name. Files
+are mapped into memory where possible, so that only the tensors that are used are read.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swsmix import codec
+from swsmix._files import replacing
 from swsmix.compression.codebooks_fit import of_values
 from swsmix.mixture import GaussianMixture
 from swsmix.training import runs
@@ -30,23 +30,23 @@ from swsmix.training.history import History
 # Where trainers keep the network's state_dict in their checkpoints.
 _NETWORK = ("state_dict", "model_state_dict", "model", "network", "net", "module")
 _MAX_HEADER = 1 << 30
-_MAX_VALUES = 256  # of a codebook that says more than a histogram does
+_MAX_VALUES = 256  # of a codebook that is shown as a mixture
 _SHARDS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.sws")
 _OWN = ("training.pt", "history.safetensors", "prior.safetensors")  # beside our network.safetensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """The contents of a checkpoint.
 
     Attributes:
         path: the file or folder.
-        kind: what it is, in words.
+        kind: its kind, in words.
         tensors: name -> tensor, on the CPU.
         groups: group -> the names of the tensors under its mixture or in its codebook; empty if
-            there are none.
+            the checkpoint has neither.
         mixtures: group -> mixture.
-        history: of the run it belongs to, if any.
+        history: the history of its run, if any.
     """
 
     path: Path
@@ -64,19 +64,16 @@ def read(path: Path) -> Checkpoint:
         path: a run folder, a checkpoint in it, a PyTorch or safetensors file, a compressed file,
             or a folder of those (the shards of one network).
 
-    Returns:
-        The checkpoint.
-
     Raises:
         FileNotFoundError: if there is nothing of that name.
-        ValueError: if it is of another kind, damaged, or holds pickled code.
+        ValueError: if it is no checkpoint, damaged, or holds pickled code.
 
     Example:
         >>> read(Path("runs/sunspots")).kind  # doctest: +SKIP
         'run folder, epoch 60'
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"there is no file or folder {path}")
     if not path.is_dir():
         return _read_file(path)
     if runs.has_checkpoint(path) or any((path / name).is_file() for name in _OWN):
@@ -94,26 +91,26 @@ def read(path: Path) -> Checkpoint:
             if len(tensors) < sum(len(part.tensors) for part in parts):
                 raise ValueError(
                     f"{path} holds {len(files)} files with tensors of the same names, not the "
-                    "parts of one network: name one of the files"
+                    "parts of one network: pass one of the files"
                 )
             return Checkpoint(path, f"folder of {len(files)} x {parts[0].kind}", tensors)
     raise ValueError(
         f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors, nor a "
-        f"compressed file ({', '.join(_SHARDS)}): name the file itself"
+        f"compressed file ({', '.join(_SHARDS)}): pass the file itself"
     )
 
 
 def read_network(path: Path) -> Checkpoint:
-    """As `read`, but the network's state_dict alone, where a trainer has kept more in one file.
+    """As `read`, but only the network's state_dict if a trainer's file holds more.
 
-    That is what is under "state_dict", "model" or the like, without an average of the weights or
-    the best accuracy beside it.
+    That is the entry "state_dict", "model" or the like, without such things as an average of the
+    weights or the best accuracy beside it.
 
     Args:
         path: as for `read`.
 
     Returns:
-        The checkpoint, its tensors named as the network names them.
+        The checkpoint, with the network's own names of its tensors.
     """
     checkpoint = read(path)
     if checkpoint.kind == "PyTorch checkpoint":
@@ -155,20 +152,20 @@ def _read_file(path: Path) -> Checkpoint:
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
         return Checkpoint(path, "PyTorch checkpoint", dict(_tensors_in(_read_torch(path))))
     raise ValueError(
-        f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
-        f"safetensors file or one of `swsmix compress`, got one that begins with {magic!r}"
+        f"swsmix cannot read {path}: wanted a run folder, a PyTorch or "
+        f"safetensors file or a file of `swsmix compress`, got one that begins with {magic!r}"
     )
 
 
 def _read_compressed(path: Path) -> Checkpoint:
-    """Each codebook is a mixture of narrow components at its values."""
+    """A compressed file, with each codebook as a mixture of narrow components at its values."""
     tensors, books = codec.load_books(path)
     groups: dict[str, tuple[str, ...]] = {}
     mixtures: dict[str, GaussianMixture] = {}
     weights = {n for n, t in tensors.items() if t.is_floating_point() and t.ndim >= 2}
     for number, book in enumerate(books):
         names = tuple(name for name in book.names if name in weights)
-        values = book.values.double().unique()  # 0 and -0 are two entries of the file
+        values = book.values.double().unique()  # 0 and -0 are two entries
         if not names or len(values) > _MAX_VALUES or not values.isfinite().all():
             continue
         group = names[0] if len(names) == 1 else f"codebook {number + 1}"
@@ -182,42 +179,42 @@ def _read_compressed(path: Path) -> Checkpoint:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # safetensors has one error class of its own for all damages
+    except Exception as error:  # safetensors has its own error class
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on old protocols and TorchScript, which is refused
+            warnings.simplefilter("ignore")  # about old protocols and TorchScript
             return torch.load(
                 path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
-        # torch's message advises to switch the safety off: it is not repeated.
+        # Not torch's own message: it advises to allow pickled code.
         code = re.search(r"GLOBAL (\S+)|class (\S+)", str(error).replace("`", ""))
         if "TorchScript" in str(error):
             why = "it is a TorchScript archive, which is a program"
         elif code:
             name = code[1] or code[2]
-            why = f"it wants to run pickled code ({name}), which could do anything: refused"
+            why = f"it holds pickled code ({name}), which could do anything: refused"
         else:
             why = "it is damaged, or not a file of torch.save"
         raise ValueError(
-            f"{path}: {why}. Wanted plain tensors; where you trust it, load it and write "
-            "torch.save(model.state_dict(), ...)"
+            f"{path}: {why}. Wanted tensors alone; if you trust the file, load it yourself and "
+            "write torch.save(model.state_dict(), ...)"
         ) from error
 
 
 def _tensors_in(loaded: Any) -> Iterator[tuple[str, Tensor]]:
-    """The network's tensors in what torch.load gave: a state_dict, or what holds some."""
+    """The network's tensors in what torch.load returned: a state_dict, or containers of some."""
     if isinstance(loaded, Tensor):
         yield "tensor", loaded.detach()
-    if isinstance(loaded, list | tuple):  # of networks, such as an ensemble
+    if isinstance(loaded, list | tuple):  # such as the networks of an ensemble
         loaded = dict(enumerate(loaded))
     if not isinstance(loaded, Mapping):
         return
-    # Those beside a nested state_dict, such as the best accuracy, are shown too.
+    # Tensors beside a nested state_dict, such as the best accuracy, are included.
     yield from ((str(k), v.detach()) for k, v in loaded.items() if isinstance(v, Tensor))
     loaded = {k: v for k, v in loaded.items() if not isinstance(v, Tensor)}
     inner = {

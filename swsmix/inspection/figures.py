@@ -1,4 +1,4 @@
-"""Every figure that an inspection has the data for, one after the other."""
+"""The figures of an inspection, one at a time."""
 
 from __future__ import annotations
 
@@ -16,67 +16,66 @@ MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 12, 40, 4, 64
 
 
 class Picture(NamedTuple):
-    """A figure with its name in files and what it shows."""
+    """A figure, its name (for a file) and its caption."""
 
     name: str
     caption: str
     figure: Figure
 
 
-def figures(inspection: Inspection) -> Iterator[Picture]:
-    """Draw an inspection, one figure at a time.
+def draw_figures(inspection: Inspection) -> Iterator[Picture]:
+    """Draw every figure that an inspection has the data for, one at a time.
 
-    Of very many mixtures or tensors the largest are drawn, in the network's order: 6 mixtures,
-    12 tensors side by side, 40 bars, 4 Hinton diagrams of matrices up to 64 x 64. The captions
-    say so.
+    If there are more, the largest are drawn, in the network's order: 6 mixtures, 12 tensors side
+    by side, 40 bars, 4 Hinton diagrams of matrices up to 64 x 64. The captions say so.
 
     Args:
         inspection: the inspection.
 
     Yields:
-        The pictures; names are unique, `labels.file_name` makes them fit for files.
+        The pictures, each with a name of its own; `_labels.file_name` makes it a file's name.
     """
     groups = sorted(inspection.groups, key=lambda group: -group.size)[:MAX_GROUPS]
     names = {group.name for group in groups}
     for group in inspection.groups:
         if group.name not in names:
             continue
-        end, of = (
-            ("", "")
-            if len(inspection.groups) == 1
-            else (f"-{group.name}", f" {visible(group.name)}:")
-        )
+        suffix = prefix = ""
+        if len(inspection.groups) > 1:
+            suffix, prefix = f"-{group.name}", f" {visible(group.name)}:"
         yield Picture(
-            f"clusters{end}",
-            f"Clusters.{of} Weights, mixture density and components; linear and log.",
+            f"clusters{suffix}",
+            f"Clusters.{prefix} Weights, mixture density and components; linear and log.",
             plots.clusters(group.weights, group.mixture),
         )
         yield Picture(
-            f"responsibilities{end}",
-            f"Responsibilities.{of} Which component claims a weight of a given value.",
+            f"responsibilities{suffix}",
+            f"Responsibilities.{prefix} Which component claims a weight of a given value.",
             plots.responsibilities(group.mixture, group.weights),
         )
-        yield from _training(inspection, group.name, end, of)
-    yield from _tensors(inspection)
+        yield from _training_figures(inspection, group.name, suffix, prefix)
+    yield from _tensor_figures(inspection)
     terms = {"objective", "data_loss", "nll", "hyper_prior"}
     history = inspection.history
     if history is not None and terms <= {n for n, v in history.scalars.items() if v}:
-        caption = "Loss terms over training: what the data cost, and what the prior costs."
+        caption = "Loss terms over training: the objective, the data's terms and the prior's."
         yield Picture("loss-terms", caption, plots.loss_terms(history))
 
 
-def _training(inspection: Inspection, group: str, end: str, of: str) -> Iterator[Picture]:
+def _training_figures(
+    inspection: Inspection, group: str, suffix: str, prefix: str
+) -> Iterator[Picture]:
     history = inspection.history
     if history is None or group not in history.groups:
         return
     yield Picture(
-        f"collapse{end}",
-        f"Collapse.{of} The weight histogram over training, with the centres.",
+        f"collapse{suffix}",
+        f"Collapse.{prefix} The weight histogram over training, with the centres.",
         plots.collapse(history, group),
     )
     yield Picture(
-        f"trajectories{end}",
-        f"Trajectories.{of} Mean, std, mixing and clusters over training.",
+        f"trajectories{suffix}",
+        f"Trajectories.{prefix} Mean, std, mixing and clusters over training.",
         plots.trajectories(history, group),
     )
     (own,) = (g for g in inspection.groups if g.name == group)
@@ -86,23 +85,23 @@ def _training(inspection: Inspection, group: str, end: str, of: str) -> Iterator
 
         final = torch.cat([w.reshape(-1) for w in own.weights])
         yield Picture(
-            f"before-after{end}",
-            f"Before and after.{of} Each weight at the start and at the end of training.",
+            f"before-after{suffix}",
+            f"Before and after.{prefix} Each weight at the start and at the end of training.",
             plots.before_after(initial, final, own.mixture),
         )
 
 
-def _tensors(inspection: Inspection) -> Iterator[Picture]:
+def _tensor_figures(inspection: Inspection) -> Iterator[Picture]:
     every = inspection.layers
     by_size = sorted(range(len(every)), key=lambda i: (-every[i][0].size, i))
     panels, bars = (sorted(by_size[:most]) for most in (MAX_PANELS, MAX_BARS))
 
-    def which(shown: list[int]) -> str:
+    def selection(shown: list[int]) -> str:
         return "" if len(shown) == len(every) else f" The {len(shown)} largest of {len(every)}."
 
     yield Picture(
         "layers",
-        f"Tensors side by side, weights and mixture (log).{which(panels)}",
+        f"Tensors side by side, weights and mixture (log).{selection(panels)}",
         plots.layers(
             {every[i][0].name: every[i][0].weights for i in panels},
             {every[i][0].name: every[i][1].mixture for i in panels},
@@ -110,17 +109,17 @@ def _tensors(inspection: Inspection) -> Iterator[Picture]:
     )
     yield Picture(
         "entropy",
-        f"Bits a weight, the entropy of the clusters.{which(bars)}",
+        f"Bits per weight: the entropy of the clusters.{selection(bars)}",
         plots.entropy({every[i][0].name: every[i][0].bits_per_weight for i in bars}),
     )
     small = [
-        (layer, group)
-        for layer, group in every
-        if layer.weights.ndim == 2 and max(layer.weights.shape) <= MAX_SIDE
+        (tensor, group)
+        for tensor, group in every
+        if tensor.weights.ndim == 2 and max(tensor.weights.shape) <= MAX_SIDE
     ]
-    for layer, group in small[:MAX_MATRICES]:
+    for tensor, group in small[:MAX_MATRICES]:
         yield Picture(
-            f"hinton-{layer.name}",
-            f"Hinton diagram of {visible(layer.name)}: area is magnitude, colour the cluster.",
-            plots.hinton(layer.weights.float(), mixture=group.mixture),
+            f"hinton-{tensor.name}",
+            f"Hinton diagram of {visible(tensor.name)}: area is magnitude, colour the cluster.",
+            plots.hinton(tensor.weights.float(), mixture=group.mixture),
         )

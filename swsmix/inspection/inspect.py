@@ -1,7 +1,7 @@
-"""Inspect: a checkpoint's tensors, the mixture over them, and what each tensor makes of it.
+"""Inspect a checkpoint: its tensors, the mixture over them, and the clusters of each tensor.
 
-Works on the tensors where they lie, part by part: weights mapped from a file are neither joined
-nor copied.
+Tensors are read part by part where they are: weights mapped from a file are neither joined nor
+copied.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What one tensor makes of its group's mixture.
+class InspectedTensor:
+    """A tensor, and how its weights divide among the components of its group's mixture.
 
     Attributes:
-        name: of the tensor.
-        weights: the tensor itself, in its own type.
+        name: the tensor's name.
+        weights: the tensor itself, in its own dtype.
         claimed: the number of weights for which each component is the most responsible (k,).
         nonzero: the number of weights that are not exactly 0.
         counts: its histogram on the group's edges.
@@ -62,22 +62,22 @@ class Layer:
 
     @property
     def bits_per_weight(self) -> float:
-        """The zero-order entropy of the clusters, -sum_j p_j log2 p_j, in bits a weight."""
+        """The zero-order entropy of the clusters, -sum_j p_j log2 p_j, in bits per weight."""
         p = self.shares[self.shares > 0]
         return float(-(p * np.log2(p)).sum()) + 0.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """A mixture and the tensors it is over.
+    """A mixture and its tensors.
 
     Attributes:
-        name: of the mixture.
-        mixture: its components in the order of the means.
+        name: the group's name.
+        mixture: the mixture, its components sorted by their means.
         origin: where the mixture is from, in words.
-        fitted: whether it was fitted here.
-        edges: of the histograms of its tensors (bins + 1,).
-        layers: its tensors.
+        fitted: whether it was fitted by `inspect`.
+        edges: the bin edges of the tensors' histograms (bins + 1,).
+        layers: the tensors.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Group:
     origin: str
     fitted: bool
     edges: Array = field(repr=False)
-    layers: tuple[Layer, ...]
+    layers: tuple[InspectedTensor, ...]
 
     @property
     def size(self) -> int:
@@ -112,14 +112,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint holds, ready for a table, figures and a report.
+    """The contents of a checkpoint, for text, figures and the page.
 
     Attributes:
-        path: what was inspected.
-        kind: what it is, in words.
+        path: the file or folder that was inspected.
+        kind: its kind, in words.
         groups: the mixtures with their tensors.
         left_out: name -> why a tensor is under no mixture.
-        history: of the run, if it is one and its mixtures are the groups'.
+        history: the run's history, if the checkpoint is a run and the groups' mixtures are its own.
     """
 
     path: Path
@@ -130,12 +130,12 @@ class Inspection:
 
     @property
     def title(self) -> str:
-        """The name of what was inspected, and what it is, printable."""
+        """The name and the kind of what was inspected, printable."""
         name = self.path.name or self.path.resolve().name or str(self.path)
         return f"{visible(name)}: {visible(self.kind)}"
 
     @property
-    def layers(self) -> list[tuple[Layer, Group]]:
+    def layers(self) -> list[tuple[InspectedTensor, Group]]:
         """All tensors, each with its group."""
         return [(layer, group) for group in self.groups for layer in group.layers]
 
@@ -155,30 +155,28 @@ def inspect(
     refit: bool = False,
     seed: int | None = None,
 ) -> Inspection:
-    """Look into any checkpoint; where it has no mixture, fit one to its weights.
+    """Inspect any checkpoint; fit a mixture to its weights if it has none.
 
-    A run has the mixtures that it learned, and a compressed file a component at each value of its
+    A run has the mixtures that it learned. A compressed file has a component at each value of its
     codebooks.
 
     Args:
-        source: a run folder, a checkpoint of ours, a compressed file, a PyTorch or safetensors
-            file, a folder of those; or what `checkpoints.read` gave.
-        num_components: K of a mixture that is fitted here, 7 by default. Weights that have few
-            different values (quantised ones) get a component for each value instead.
-        per_tensor: fit one mixture for each tensor instead of one for all.
-        include: patterns of the tensors to take (shell-style, `"fc*.weight"`); by default all
+        source: a run folder, a checkpoint in it, a compressed file, a PyTorch or safetensors file,
+            a folder of those; or the result of `checkpoints.read`.
+        num_components: K of a fitted mixture, 7 by default. Weights with few distinct values
+            (quantised ones) get one component per value instead.
+        per_tensor: fit one mixture per tensor instead of one for all.
+        include: patterns of the tensors to inspect (shell-style, `"fc*.weight"`); by default all
             floating-point tensors of at least two dimensions.
-        exclude: patterns of tensors to leave out.
-        refit: fit mixtures even if the checkpoint has its own, as any choice of tensors does.
-        seed: for the sample that a mixture of very many weights is fitted to; 0 by default.
-
-    Returns:
-        The inspection.
+        exclude: patterns of tensors to omit.
+        refit: fit a mixture even if the checkpoint has its own. `per_tensor`, `include` and
+            `exclude` imply it.
+        seed: seed of the sample that a mixture of very many weights is fitted to; 0 by default.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name.
+        FileNotFoundError: if there is no such file or folder.
         ValueError: if it cannot be read, a pattern matches no tensor, K < 1, K or the seed is given
-            and nothing is fitted, or there are no finite weights to look at.
+            but no mixture is fitted, or there are no finite weights.
 
     Example:
         >>> inspect("runs/sunspots").groups[0].claimed  # doctest: +SKIP
@@ -189,21 +187,21 @@ def inspect(
     if num_components is not None and num_components < 1:
         raise ValueError(f"num_components must be at least 1; got {num_components}")
     read = source if isinstance(source, checkpoints.Checkpoint) else checkpoints.read(Path(source))
-    asked = {name for group in read.groups.values() for name in group}
-    own = bool(asked) and not (include or exclude or refit or per_tensor)
+    in_groups = {name for group in read.groups.values() for name in group}
+    own = bool(in_groups) and not (include or exclude or refit or per_tensor)
     given = [n for n, v in (("num_components", num_components), ("seed", seed)) if v is not None]
     if own and given and read.groups.keys() <= read.mixtures.keys():
         raise ValueError(
-            f"{' and '.join(given)}: for mixtures that are fitted here, but {read.path} "
-            f"({read.kind}) has its own: leave it away, or fit others by refit=True (--refit)"
+            f"{' and '.join(given)}: only for mixtures that are fitted, but {read.path} "
+            f"({read.kind}) has its own: omit it, or fit others by refit=True (--refit)"
         )
-    under_prior = asked if own and read.history is not None else None
+    under_prior = in_groups if own and read.history is not None else None
     left_out = _left_out(read.tensors, include, exclude, under_prior)
     chosen = [name for name in read.tensors if name not in left_out]
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:8])
         raise ValueError(
-            f"{read.path} ({read.kind}) has no weights to look at: wanted finite floating-point "
+            f"{read.path} ({read.kind}) has no weights to inspect: wanted finite floating-point "
             "tensors of at least two dimensions, or patterns in include; got "
             f"{reasons or 'no tensors'}"
         )
@@ -227,7 +225,7 @@ def inspect(
         groups.append(_group(group, mixture, origin, fitted, tensors))
     history = read.history
     if history is not None and history.groups and not own:
-        history = None  # it is of other mixtures than those fitted here, over other tensors
+        history = None  # it is about other mixtures, over other tensors
     return Inspection(read.path, read.kind, tuple(groups), left_out, history)
 
 
@@ -240,7 +238,7 @@ def _group(
     edges = bin_edges(count([*flat.values()]), *span(parameters_of(mixture), [*flat.values()]))
     regions = decision_regions(mixture)
     layers = tuple(
-        Layer(
+        InspectedTensor(
             member,
             tensors[member],
             regions.count(w).numpy(),
@@ -256,9 +254,9 @@ def _left_out(
     tensors: dict[str, Tensor],
     include: Sequence[str],
     exclude: Sequence[str],
-    asked: set[str] | None,
+    under_prior: set[str] | None,
 ) -> dict[str, str]:
-    """Name -> why a tensor is not looked at."""
+    """Name -> why a tensor is not inspected."""
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(name, pattern) for name in tensors):
             raise ValueError(
@@ -278,23 +276,23 @@ def _left_out(
             reasons[name] = "excluded"
         elif include and not any(fnmatchcase(name, pattern) for pattern in include):
             reasons[name] = "matched by no pattern"
-        elif asked is not None and name not in asked:
+        elif under_prior is not None and name not in under_prior:
             reasons[name] = "not under the prior"
-        elif asked is None and not include and tensor.ndim < 2:
+        elif under_prior is None and not include and tensor.ndim < 2:
             reasons[name] = f"{tensor.ndim} dimension{'s' * (tensor.ndim != 1)}, fewer than 2"
         elif place in seen:
             reasons[name] = f"the same tensor as {seen[place]}"
         elif bad := sum(int((~part.isfinite()).sum()) for part in chunks([tensor.reshape(-1)])):
             reasons[name] = f"{bad:,} of its {tensor.numel():,} weights are nan or inf"
-        elif (most := _largest(tensor)) > _MAX:
-            reasons[name] = f"its weights reach {most:.3g}, beyond float32"
+        elif (largest := _largest(tensor)) > _MAX:
+            reasons[name] = f"its weights reach {largest:.3g}, beyond float32"
         else:
             seen[place] = name
     return reasons
 
 
 def _largest(tensor: Tensor) -> float:
-    """The largest magnitude; 0 where the type has none beyond float32."""
+    """The largest magnitude; 0 for dtypes that do not exceed float32."""
     if tensor.dtype != torch.float64:
         return 0.0
     return max(part.abs().max().item() for part in chunks([tensor.reshape(-1)]))

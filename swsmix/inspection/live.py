@@ -1,4 +1,4 @@
-"""Training, watched in the terminal: the text histogram and the mixture, after every epoch."""
+"""Training in the terminal: the text histogram and the mixture, after every epoch."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from swsmix.training.history import History
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_INTERVAL = 0.1  # seconds between two pictures
+_INTERVAL = 0.1  # seconds between two views
 
 
 def view(
     history: History, *, ascii_only: bool = False, rows: int = 5, width: int = 72
 ) -> RenderableType:
-    """The newest record of a history: its scalars, and each mixture under its weights.
+    """The last record of a history: its scalars, and each mixture under its weights' histogram.
 
     The table's "weights" are the expected numbers N_j.
 
     Args:
-        history: with at least one record.
+        history: a history with at least one record.
         ascii_only: for terminals without Unicode.
-        rows: of the histograms.
-        width: of the histograms, in columns, at most 72.
+        rows: height of the histograms, in lines.
+        width: width of the histograms, in columns; at most 72 are used.
 
     Returns:
-        Something for rich's `print`.
+        A renderable for rich's `print`.
     """
     from rich.console import Group as Stack
     from rich.text import Text
@@ -56,11 +56,11 @@ def view(
 
 @contextmanager
 def watch(console: Console | None = None) -> Iterator[Callable[[int, History], None]]:
-    """A callback for `fit` that keeps the newest `view` on the screen.
+    """A callback for `fit` that keeps the current `view` on the screen.
 
     Args:
-        console: rich's console; the terminal by default. Where it is none, only the last view is
-            printed.
+        console: a console of rich; by default standard output. If it is not a terminal, only the
+            last view is printed.
 
     Yields:
         The callback, callback(epoch, history).

@@ -1,5 +1,5 @@
 "use strict";
-// The report's only script: a histogram to walk through, a slider, a table. No library, no network.
+// The page's only script: a histogram to step through, a slider, a table. No library, no network.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
@@ -47,7 +47,7 @@ function massIn(frame, low, high) {
   });
 }
 
-// gamma_j(w), in log space: exact far out in the tails too.
+// gamma_j(w), in log space: exact in the tails too.
 function responsibilities(frame, w) {
   const logs = frame.mean.map((mean, j) => {
     const z = (w - mean) / frame.std[j];
@@ -77,9 +77,9 @@ function ticks(low, high, most) {
   const raw = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((s) => s * power >= raw);
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
-  return found;
+  const places = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) places.push(i * step);
+  return places;
 }
 
 const box = { left: 72, right: 945, top: 12, bottom: 300 };
@@ -94,7 +94,7 @@ function draw() {
   const step = (frame.high - frame.low) / frame.counts.length;
   const x = (w) => box.left + ((w - low) / (high - low)) * (box.right - box.left);
   const edge = (i) => frame.low + i * step;
-  // What the mixture expects in bins of the same width, over all of the axis.
+  // The numbers that the mixture expects in bins of the same width, over the whole axis.
   const [before, after] = [Math.floor((low - frame.low) / step), Math.ceil((high - frame.low) / step)];
   const places = Array.from({ length: after - before }, (_, i) => before + i);
   const masses = places.map((i) => massIn(frame, edge(i), edge(i + 1)));
@@ -121,13 +121,13 @@ function draw() {
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
     .join(" ");
-  const sight = make(chart, "svg", { width: 960, height: box.bottom });
+  const clip = make(chart, "svg", { width: 960, height: box.bottom });
   frame.mean.forEach((_, j) => {
     if (frame.mixing[j] === 0) return;
-    make(sight, "polyline", { class: "component", stroke: group.colors[j],
+    make(clip, "polyline", { class: "component", stroke: group.colors[j],
       points: curve(masses.map((mass) => size * mass[j])) });
   });
-  make(sight, "polyline", { class: "total", points: curve(totals) });
+  make(clip, "polyline", { class: "total", points: curve(totals) });
   frame.mean.forEach((mean, j) => {
     if (frame.mixing[j] === 0 || mean < low || mean > high) return;
     const [cx, cy] = [x(mean), box.top - 2];
@@ -277,7 +277,7 @@ const columns = [
   ["shape", (layer) => layer.shape, (layer) => layer.size],
   ["weights", (layer) => whole(layer.size), (layer) => layer.size],
   ["clusters", (layer) => String(layer.clusters), (layer) => layer.clusters],
-  ["bits a weight", (layer) => layer.bits.toFixed(2), (layer) => layer.bits],
+  ["bits per weight", (layer) => layer.bits.toFixed(2), (layer) => layer.bits],
   ["non-zero", (layer) => percent(layer.nonzero), (layer) => layer.nonzero],
   ["largest share", (layer) => percent(Math.max(...layer.shares)),
     (layer) => Math.max(...layer.shares)],

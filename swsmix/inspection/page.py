@@ -1,7 +1,7 @@
-"""One self-contained page of HTML from an inspection: it fetches nothing, from anywhere.
+"""An inspection as one self-contained page of HTML, which loads nothing from anywhere.
 
-The page holds its data as JSON and its figures as SVG; its own script draws the histogram, and a
-content security policy forbids everything else. Names from a foreign checkpoint are data: they
+The page holds its data as JSON and its figures as SVG. Its own script draws the histogram, and a
+content security policy forbids everything else. Names from a foreign checkpoint stay data: they
 never become markup.
 """
 
@@ -23,24 +23,24 @@ import numpy as np
 from swsmix import plots
 from swsmix._labels import visible
 from swsmix.inspection.figures import Picture
-from swsmix.inspection.inspect import Group, Inspection, Layer
+from swsmix.inspection.inspect import Group, InspectedTensor, Inspection
 from swsmix.training.history import History
 
 MAX_FRAMES = 200
 
 
-def page(inspection: Inspection, pictures: Iterable[Picture] = ()) -> str:
-    """The report as the text of one HTML file.
+def html_page(inspection: Inspection, pictures: Iterable[Picture] = ()) -> str:
+    """The inspection as the text of one HTML file.
 
     Args:
         inspection: the inspection.
-        pictures: figures to put into it, from `swsmix.inspection.figures`.
+        pictures: figures for the page, from `draw_figures`.
 
     Returns:
         HTML, the same for the same data.
 
     Example:
-        >>> Path("report.html").write_text(page(inspect("model.pt")))  # doctest: +SKIP
+        >>> Path("report.html").write_text(html_page(inspect("model.pt")))  # doctest: +SKIP
     """
     source = files("swsmix.inspection")
     template, style, script = (
@@ -65,7 +65,7 @@ def _hash(text: str) -> str:
 def _figure(picture: Picture) -> str:
     with tempfile.TemporaryDirectory() as folder:
         svg = plots.save(picture.figure, Path(folder) / "figure.svg").read_bytes()
-    # A hundredth of a point is enough for the vertices of paths, which are most of the page.
+    # Two decimals are enough for the vertices of paths, which are most of the page.
     svg = re.sub(rb"([ML] -?\d+\.\d\d)\d* (-?\d+\.\d\d)\d*", rb"\1 \2", svg)
     caption = html.escape(visible(picture.caption))
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
@@ -75,25 +75,25 @@ def _figure(picture: Picture) -> str:
 
 
 def _data(inspection: Inspection) -> dict[str, Any]:
-    layers = inspection.layers
-    bits = sum(layer.bits_per_weight * layer.size for layer, _ in layers) / inspection.size
-    nonzero = sum(layer.nonzero for layer, _ in layers) / inspection.size
+    tensors = inspection.layers
+    bits = sum(t.bits_per_weight * t.size for t, _ in tensors) / inspection.size
+    nonzero = sum(t.nonzero for t, _ in tensors) / inspection.size
     clusters = sum(int((group.claimed > 0).sum()) for group in inspection.groups)
     summary = {
         "file": visible(str(inspection.path)),
         "kind": inspection.kind,
         "weights": f"{inspection.size:,}",
-        "tensors": f"{len(layers):,}",
+        "tensors": f"{len(tensors):,}",
         "mixtures": f"{len(inspection.groups):,}",
         "clusters in use": f"{clusters:,}",
-        "bits a weight": f"{bits:.2f}",
+        "bits per weight": f"{bits:.2f}",
         "non-zero": f"{100 * nonzero:.1f} %",
     }
     order = {group.name: i for i, group in enumerate(inspection.groups)}
     return {
         "summary": summary,
         "groups": [_group(group, inspection.history) for group in inspection.groups],
-        "layers": [_layer(layer, order[group.name]) for layer, group in layers],
+        "layers": [_tensor(tensor, order[group.name]) for tensor, group in tensors],
         "leftOut": {visible(name): visible(why) for name, why in inspection.left_out.items()},
     }
 
@@ -116,7 +116,7 @@ def _group(group: Group, history: History | None) -> dict[str, Any]:
 
 
 def _frames(group: Group, history: History) -> list[dict[str, Any]]:
-    """The records of a history, evenly chosen, their components in the order of the last means."""
+    """Evenly spaced records of a history, their components sorted by the last means."""
     columns = history.series[group.name]
     records = len(columns["mean"])
     epochs = history.scalars.get("epoch", [])
@@ -150,18 +150,18 @@ def _frame(
     }
 
 
-def _layer(layer: Layer, group: int) -> dict[str, Any]:
+def _tensor(tensor: InspectedTensor, group: int) -> dict[str, Any]:
     return {
-        "name": visible(layer.name),
+        "name": visible(tensor.name),
         "group": group,
-        "shape": " × ".join(map(str, layer.weights.shape)),
-        "size": layer.size,
-        "clusters": layer.num_clusters,
-        "bits": round(layer.bits_per_weight, 4),
-        "nonzero": round(layer.nonzero / layer.size, 6),
-        "claimed": [int(n) for n in layer.claimed],
-        "shares": [round(share, 6) for share in layer.shares.tolist()],
-        "counts": [int(n) for n in layer.counts],
+        "shape": " × ".join(map(str, tensor.weights.shape)),
+        "size": tensor.size,
+        "clusters": tensor.num_clusters,
+        "bits": round(tensor.bits_per_weight, 4),
+        "nonzero": round(tensor.nonzero / tensor.size, 6),
+        "claimed": [int(n) for n in tensor.claimed],
+        "shares": [round(share, 6) for share in tensor.shares.tolist()],
+        "counts": [int(n) for n in tensor.counts],
     }
 
 

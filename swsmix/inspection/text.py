@@ -11,7 +11,7 @@ import torch
 
 from swsmix._histogram import Array
 from swsmix._labels import distinct, number_of, shorten, visible
-from swsmix.inspection.inspect import Inspection, Layer
+from swsmix.inspection.inspect import InspectedTensor, Inspection
 from swsmix.mixture import GaussianMixture
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_GROUPS = 4  # whose histogram and components are shown
-_NAMES = 6  # of tensors left out for one reason
-_GAP, _MIN_BINS = 2, 8  # columns between the columns of the table, and of the smallest histogram
+_MAX_GROUPS = 4  # with a histogram and a table of components
+_MAX_NAMES = 6  # of tensors left out for one reason
+_GAP, _MIN_BINS = 2, 8  # characters between a table's columns, and of the smallest histogram
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
 def bars(counts: Array, *, rows: int = 1, ascii_only: bool = False) -> list[str]:
-    """A histogram as lines of block characters, the height the logarithm of 1 + count.
+    """A histogram as lines of block characters, with heights log(1 + count).
 
-    An empty bin is blank and a bin with a single weight is not.
+    An empty bin is blank; a bin with a single weight is not.
 
     Args:
-        counts: weights in each bin (bins,), one character a bin.
-        rows: lines.
+        counts: weights in each bin (bins,), one character per bin.
+        rows: the number of lines.
         ascii_only: for terminals without Unicode.
 
     Returns:
@@ -50,14 +50,14 @@ def bars(counts: Array, *, rows: int = 1, ascii_only: bool = False) -> list[str]
 
 
 def rebin(counts: Array, bins: int) -> Array:
-    """A histogram on at most `bins` equal bins, by adding up neighbours: no count is split.
+    """A histogram with at most `bins` equal bins, by adding neighbours, so that no count is split.
 
     Args:
         counts: weights in each bin.
-        bins: at most so many.
+        bins: the largest number of bins.
 
     Returns:
-        Fewer bins, with the same total over the same range but for empty bins at the end.
+        Fewer bins with the same total; the last one may extend beyond the old range.
     """
     size = -(-len(counts) // bins)
     padded = np.pad(counts, (0, -len(counts) % size))
@@ -74,14 +74,14 @@ def histogram_text(
     width: int = 72,
     ascii_only: bool = False,
 ) -> Text:
-    """The text histogram with the live centres below it, in the colours of the figures.
+    """The text histogram, with the centres below it in the colours of the figures.
 
     Args:
         counts: weights in each bin (bins,).
-        edges: of the bins (bins + 1,).
-        mixture: whose centres to mark.
-        rows: lines of bars.
-        width: columns, at most.
+        edges: edges of the bins (bins + 1,).
+        mixture: its centres with mixing > 0 are marked.
+        rows: height of the bars, in lines.
+        width: the largest width, in characters.
         ascii_only: for terminals without Unicode.
 
     Returns:
@@ -99,23 +99,23 @@ def histogram_text(
         text.append(line.rstrip() + "\n")
     marks: list[tuple[str, str]] = [(" ", "")] * len(small)
     colors = component_colors(mixture.mean)
-    for j in mixture.mixing.argsort().tolist():  # the largest last, on top
+    for j in mixture.mixing.argsort().tolist():  # the largest last, so on top
         place = int((float(mixture.mean[j]) - edges[0]) / step)
-        if mixture.mixing[j] > 0 and 0 <= place <= len(marks):  # either end is within
+        if mixture.mixing[j] > 0 and 0 <= place <= len(marks):  # the ends of the axis included
             marks[min(place, len(marks) - 1)] = ("^" if ascii_only else "▲", colors[j])
     for mark, color in marks:
         text.append(mark, color)
-    low, high = distinct([edges[0], edges[0] + step * len(small)], _plain)
+    low, high = distinct([edges[0], edges[0] + step * len(small)], _significant)
     text.append(f"\n{low}{high:>{max(len(small) - len(low), len(high) + 1)}}")
     return text
 
 
-def _plain(value: float, digits: int) -> str:
+def _significant(value: float, digits: int) -> str:
     return f"{value:.{digits}g}"
 
 
 def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
-    """The components of a mixture, one a row, in the order of the means.
+    """The components of a mixture, one per row, sorted by their means.
 
     Args:
         mixture: the mixture (k components).
@@ -134,7 +134,7 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     for name in ("mean", "std", "mixing", "weights", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     colors = component_colors(mixture.mean)
-    means = distinct(mixture.mean.tolist(), _plain)
+    means = distinct(mixture.mean.tolist(), _significant)
     for j in torch.argsort(mixture.mean, stable=True).tolist():
         table.add_row(
             f"[{colors[j]}]#[/]",
@@ -146,26 +146,26 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     return table
 
 
-def layer_table(
-    layers: Sequence[Layer], *, width: int = 120, ascii_only: bool = False
+def tensor_table(
+    tensors: Sequence[InspectedTensor], *, width: int = 120, ascii_only: bool = False
 ) -> RenderableType:
-    """Tensors: size, clusters, entropy, non-zero, shares, a histogram a line high, shape.
+    """Tensors as a table: shape, size, clusters, entropy, non-zero, a small histogram, shares.
 
-    Shares are in the order of the centres. In a narrow terminal the shape goes first, then the
-    histogram; where the rest does not fit either, each tensor gets lines of its own.
+    Shares are in the order of the centres. A narrow terminal omits first the shape, then the
+    histogram; if the rest does not fit either, each tensor has its own lines instead of a row.
 
     Args:
-        layers: from an inspection.
-        width: columns.
+        tensors: the tensors of an inspection.
+        width: width of the terminal, in characters.
         ascii_only: for terminals without Unicode.
 
     Returns:
-        Something for rich's `print`.
+        A renderable for rich's `print`.
     """
     from rich.table import Table
     from rich.text import Text
 
-    rows = [_cells(layer, ascii_only) for layer in layers]
+    rows = [_cells(tensor, ascii_only) for tensor in tensors]
     wide = {n: max(len(n), *(len(row[n]) for row in rows)) for n in rows[0]}
     numbers = ("weights", "clusters", "bits", "non-zero")
     name, shares = min(wide["tensor"], 20), min(wide["shares, %"], 14)
@@ -187,10 +187,10 @@ def layer_table(
     if histogram:
         table.add_column("histogram", no_wrap=True, min_width=histogram)
     table.add_column("shares, %", overflow="fold", min_width=shares)
-    for layer, row in zip(layers, rows, strict=True):
-        bar = bars(rebin(layer.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
+    for tensor, row in zip(tensors, rows, strict=True):
+        bar = bars(rebin(tensor.counts, max(histogram, 1)), ascii_only=ascii_only)[0]
         table.add_row(
-            Text(shorten(layer.name, name, ascii_only=ascii_only)),
+            Text(shorten(tensor.name, name, ascii_only=ascii_only)),
             *(row[column] for column in columns),
             *([Text(bar)] if histogram else []),
             Text(row["shares, %"]),
@@ -198,15 +198,15 @@ def layer_table(
     return table
 
 
-def _cells(layer: Layer, ascii_only: bool) -> dict[str, str]:
+def _cells(tensor: InspectedTensor, ascii_only: bool) -> dict[str, str]:
     return {
-        "tensor": visible(layer.name, ascii_only=ascii_only),
-        "shape": "x".join(map(str, layer.weights.shape)),
-        "weights": f"{layer.size:,}",
-        "clusters": str(layer.num_clusters),
-        "bits": f"{layer.bits_per_weight:.2f}",
-        "non-zero": f"{100 * layer.nonzero / layer.size:.1f} %",
-        "shares, %": " ".join(percent(share) for share in layer.shares),
+        "tensor": visible(tensor.name, ascii_only=ascii_only),
+        "shape": "x".join(map(str, tensor.weights.shape)),
+        "weights": f"{tensor.size:,}",
+        "clusters": str(tensor.num_clusters),
+        "bits": f"{tensor.bits_per_weight:.2f}",
+        "non-zero": f"{100 * tensor.nonzero / tensor.size:.1f} %",
+        "shares, %": " ".join(percent(share) for share in tensor.shares),
     }
 
 
@@ -227,10 +227,7 @@ def _stacked(row: dict[str, str], width: int, ascii_only: bool) -> Text:
 
 
 def percent(share: float) -> str:
-    """A share in whole percent; `.` for none at all and `<1` for little.
-
-    Returns:
-        At most three characters.
+    """A share in whole percent, in at most three characters; `.` for 0, `<1` below a half.
 
     Example:
         >>> [percent(s) for s in (0.0, 0.001, 0.42, 1.0)]
@@ -242,17 +239,17 @@ def percent(share: float) -> str:
 def terminal(
     inspection: Inspection, *, width: int = 120, ascii_only: bool = False
 ) -> RenderableType:
-    """All that `swsmix inspect` prints of an inspection.
+    """An inspection as `swsmix inspect` prints it.
 
-    Of more than 4 mixtures the 4 largest are shown, and then one table of the tensors of all.
+    If there are more than 4 mixtures, the 4 largest are shown, then one table of all tensors.
 
     Args:
         inspection: the inspection.
-        width: of the terminal, in columns.
+        width: width of the terminal, in characters.
         ascii_only: for terminals without Unicode.
 
     Returns:
-        Something for rich's `print`.
+        A renderable for rich's `print`.
     """
     from rich.console import Group as Stack
     from rich.text import Text
@@ -262,8 +259,8 @@ def terminal(
 
     parts: list[RenderableType] = [Text(shown(inspection.title), "bold")]
     chart = min(width, 72)
-    many = len(inspection.groups) > _GROUPS
-    largest = {g.name for g in sorted(inspection.groups, key=lambda g: -g.size)[:_GROUPS]}
+    many = len(inspection.groups) > _MAX_GROUPS
+    largest = {g.name for g in sorted(inspection.groups, key=lambda g: -g.size)[:_MAX_GROUPS]}
     for group in inspection.groups:
         if group.name not in largest:
             continue
@@ -278,13 +275,15 @@ def terminal(
             mixture_table(group.mixture, group.claimed, group.size),
         ]
         if not many:
-            parts += [Text(""), layer_table(group.layers, width=width, ascii_only=ascii_only)]
+            parts += [Text(""), tensor_table(group.layers, width=width, ascii_only=ascii_only)]
     if many:
-        every = [layer for layer, _ in inspection.layers]
-        said = f"\nthe {_GROUPS} largest of {len(inspection.groups)} mixtures are shown above; "
+        title = (
+            f"\nthe {_MAX_GROUPS} largest of {len(inspection.groups)} mixtures are shown above; "
+        )
+        every = [tensor for tensor, _ in inspection.layers]
         parts += [
-            Text(f"{said}the tensors of all:\n"),
-            layer_table(every, width=width, ascii_only=ascii_only),
+            Text(f"{title}the tensors of all:\n"),
+            tensor_table(every, width=width, ascii_only=ascii_only),
         ]
     if inspection.left_out:
         parts.append(Text(""))
@@ -292,7 +291,8 @@ def terminal(
     for name, why in inspection.left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
-        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        some = (shorten(name, max(width - 2, 1), ascii_only=ascii_only) for name in names[:_NAMES])
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        width_of_name = max(width - 2, 1)
+        some = (shorten(n, width_of_name, ascii_only=ascii_only) for n in names[:_MAX_NAMES])
         parts.append(Text(f"left out ({shown(why)}): {', '.join(some)}{more}"))
     return Stack(*parts)

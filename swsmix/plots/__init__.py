@@ -1,12 +1,20 @@
-"""Pictures of a mixture at work: tensors, a mixture or a history in, a matplotlib Figure out.
+"""Figures of weights, mixtures, histories and posteriors: data in, a matplotlib Figure out.
 
-Every figure can be redrawn from stored data and touches no global state: no pyplot, no backend,
-nothing to close; it shows itself in a notebook, and `save` writes it, byte for byte the same.
-`width` is in inches (`COLUMN`, `FULL`); with `ax` the figure goes into axes of your own. Colours
-mean the same everywhere (`component_colors`).
+Every figure can be redrawn from stored data. No global state changes: no pyplot, no backend,
+nothing to close. A figure shows itself in a notebook, and `save` writes the same bytes each time.
+`width` is in inches (`COLUMN`, `FULL`); `ax` draws into your own axes. A component has the same
+colour in all figures of a run (`component_colors`).
 
-Empty or non-finite weights, an empty history, an unknown or ambiguous group, and the wrong number
-of axes are a ValueError, in all functions.
+All functions raise a ValueError for empty or non-finite weights, an empty history, an unknown or
+ambiguous group, and the wrong number of axes.
+
+    weights    clusters, responsibilities, before_after
+    tensors    hinton, layers, entropy
+    training   trajectories, collapse, loss_terms
+    posterior  predictive_band, mixture_band, membership_band, calibration
+    files      save, animate_collapse
+    density    densities as curves, and the panel that shows them with a histogram
+    style      sizes, colours, panels, legends
 """
 
 from swsmix.plots.files import animate_collapse, save

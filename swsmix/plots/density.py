@@ -27,7 +27,7 @@ def most_responsible(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
     return labels
 
 
-def claimed(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
+def num_claimed(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
     """The number of weights for which each component is the most responsible."""
     regions = decision_regions(mixture)
     numbers: Array = torch.stack([regions.count(w) for w in flat]).sum(0).numpy()
@@ -42,12 +42,15 @@ def curve_points(low: float, high: float, mean: Array, std: Array, step: float =
     return np.unique(points[(points >= low) & (points <= high)])
 
 
-def bends(x: Array, curves: Array, tolerance: float) -> Array:
-    """The points that piecewise straight curves (m, points) need to stay within a tolerance."""
+def simplified(x: Array, curves: Array, tolerance: float) -> Array:
+    """The indices of the points that keep the curves (m, points), as polylines, within a tolerance.
+
+    By Douglas and Peucker.
+    """
     if len(x) < 3:
         return np.arange(len(x))
     kept, parts = {0, len(x) - 1}, [(0, len(x) - 1)]
-    while parts:  # Douglas and Peucker
+    while parts:
         first, last = parts.pop()
         if last - first < 2:
             continue
@@ -62,8 +65,8 @@ def bends(x: Array, curves: Array, tolerance: float) -> Array:
     return np.array(sorted(kept))
 
 
-# pi_j N(x | mu_j, sigma_j^2) averaged over a bin of width `step` about x: (k, points).
 def _densities(x: Array, mixing: Array, mean: Array, std: Array, step: float) -> Array:
+    """pi_j N(x | mu_j, sigma_j^2) averaged over a bin of width `step` about x: (k, points)."""
     distance = torch.from_numpy(np.abs(x - mean[:, None]))
     upper, lower = (
         torch.special.ndtr((half - distance) / torch.from_numpy(std)[:, None])
@@ -74,19 +77,19 @@ def _densities(x: Array, mixing: Array, mean: Array, std: Array, step: float) ->
 
 
 def peaks(mixing: Array, std: Array, step: float) -> Array:
-    """How high the curves of components reach, averaged over a bin of width `step`."""
+    """The heights of the components' curves, averaged over a bin of width `step`."""
     share: Array = torch.erf(torch.from_numpy(step / (8**0.5 * std))).numpy()
     return mixing * share / step
 
 
 def back_to_front(mixing: Array) -> list[int]:
-    """The components in the order to draw them: the largest last, of equals the one that claims."""
+    """The components in drawing order: the largest mixing last; of equals, the first one last."""
     order: list[int] = np.argsort(-mixing, kind="stable")[::-1].tolist()
     return order
 
 
-# The positions nearest to those given that lie `gap` apart, in the same order.
-def _spread(positions: Array, gap: float) -> Array:
+def _spread_out(positions: Array, gap: float) -> Array:
+    """The positions nearest to these that are at least `gap` apart, in the same order."""
     order = np.argsort(positions, kind="stable")
     steps = gap * np.arange(len(positions))
     blocks: list[list[float]] = []
@@ -102,7 +105,7 @@ def _spread(positions: Array, gap: float) -> Array:
 def label_centres(
     ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
 ) -> None:
-    """A label above each centre, moved aside where they crowd, tied to it by a line in colour."""
+    """A label above each centre, moved aside where they crowd, with a line to the centre."""
     box, dpi = ax.get_window_extent(), root_figure(ax).dpi
     low, high = ax.get_xlim()
     at, gap = (mean - low) / (high - low), 7.5 / 72 * dpi / box.width
@@ -113,7 +116,7 @@ def label_centres(
     if legible:
         ax.text(-0.015, rise, title, transform=ax.transAxes, ha="right", color=GREY, **style)
     for x, place, label, color in zip(
-        mean, _spread(at, gap) if legible else at, labels, colors, strict=True
+        mean, _spread_out(at, gap) if legible else at, labels, colors, strict=True
     ):
         ax.annotate(
             label if legible else "",
@@ -139,9 +142,9 @@ def density_panel(
     log: bool,
     bottom: float | None = None,
 ) -> None:
-    """A histogram as a density, the live components scaled by mixing, and their sum.
+    """A histogram as a density, the components with mixing > 0, and their sum.
 
-    The log panel begins at `bottom`; by default at half a weight in a bin, or lower.
+    The log axis starts at `bottom`; by default at half a weight per bin, or lower.
     """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
     density = counts / (counts.sum() * step)
@@ -151,50 +154,53 @@ def density_panel(
     top = max(density.max(), total.max())
     floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
     floor = floor if bottom is None else bottom
-    ground = floor / 10  # out of sight, so that no line runs along the axis
+    ground = floor / 10  # below the axis, so that no line runs along it
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
     tower = not log and top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05
     if tower:
-        limit = 5 * second  # a tower at zero would flatten all the rest: cut it, and say so
+        limit = 5 * second  # a lone tower would flatten all other bars: cut it, and label it
 
-    def seen(curve: Array) -> Array:
-        """Where a curve is in sight, in no more points than the eye needs."""
+    def visible_points(curve: Array) -> Array:
+        """The indices of the points that draw the part of a curve above the axis."""
         above = np.flatnonzero(curve > (ground if log else 1e-4 * top))
         part = np.arange(max(above[0] - 1, 0), min(above[-1] + 2, len(x))) if len(above) else above
         curve = np.maximum(curve[part], ground)
         height = np.log(curve / floor) / np.log(limit / floor) if log else curve / limit
-        return part[bends(x[part], height[None], 5e-4)]
+        return part[simplified(x[part], height[None], 5e-4)]
 
     ax.stairs(
         np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS, label="weights"
     )
-    points = seen(total)
+    points = visible_points(total)
     ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
     for j in back_to_front(parameters[0]):
         if parameters[0][j] == 0:
             continue
-        points = seen(components[j])
+        points = visible_points(components[j])
         curve = np.maximum(components[j][points], ground)
         ax.fill_between(x[points], ground, curve, color=colors[j], alpha=0.35, lw=0)
         ax.plot(x[points], curve, color=colors[j], lw=0.8, label=f"_component {j}")
     ax.set_xlim(edges[0], edges[-1])
-    if log and ax.get_yscale() != "log":  # setting it again costs a film much time
+    if log and ax.get_yscale() != "log":  # setting it again makes films slow
         ax.set_yscale("log")
     ax.set_ylim(floor, limit)
-    if log:
-        return
-    ax.yaxis.set_major_formatter(format_number)
+    if not log:
+        ax.yaxis.set_major_formatter(format_number)
     if tower:
         place = middles[outline.argmax()]
-        side = -1 if place > middles.mean() else 1
-        ax.annotate(
-            f"cut: reaches {format_number(top)}",
-            (place, limit),
-            (6 * side, -2),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="top",
-            fontsize=6.5,
-            color=GREY,
-        )
+        _label_cut(ax, place, top, limit, side=-1 if place > middles.mean() else 1)
+
+
+def _label_cut(ax: Axes, place: float, top: float, limit: float, *, side: int) -> None:
+    """Write the height of a bar that is cut beside it."""
+    ax.annotate(
+        f"cut: reaches {format_number(top)}",
+        (place, limit),
+        (6 * side, -2),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        va="top",
+        fontsize=6.5,
+        color=GREY,
+    )

@@ -1,40 +1,40 @@
-"""Figures and films on disk: the same bytes each time, all of the file or none."""
+"""Figures and films as files: the same bytes each time, written whole or not at all."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from swsmix._files import replacing
+from swsmix._histogram import Array
 from swsmix.plots.density import back_to_front, density_panel, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
-from swsmix.plots.training import clock, film, group_of, series
+from swsmix.plots.training import common_histograms, group_of, series, time_axis
 from swsmix.training.history import History
 
 
 @styled
 def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
-    """Write a figure, the same bytes each time: no dates, fixed ids, atomically.
+    """Write a figure, whole or not at all, the same bytes each time: no dates, fixed ids.
 
-    A constrained layout is settled at the first save and then stays.
+    A constrained layout is computed at the first save and then kept.
 
     Args:
         figure: any figure.
-        path: ends in .png, .pdf or .svg.
-        dpi: of PNGs and of the rasterised layers of the others.
-
-    Returns:
-        The path.
+        path: the file, .png, .pdf or .svg.
+        dpi: dots per inch of PNGs, and of rasterised parts in the other formats.
 
     Raises:
-        ValueError: if the suffix is another one.
+        ValueError: for another suffix.
 
     Example:
         >>> save(entropy({"fc1": 0.41}), "entropy.pdf")  # doctest: +SKIP
@@ -62,18 +62,15 @@ def animate_collapse(
     """The weights' collapse as a film: histogram, density and centres over training.
 
     Args:
-        history: of a run.
-        path: ends in .gif, or in .mp4 where ffmpeg is installed.
-        group: whose weights; needed when there are several.
-        seconds: of the film; the last frame then stays two more.
-        max_frames: at most this many records are shown, evenly spaced.
-        width: of the picture, in inches of 120 pixels.
-
-    Returns:
-        The path.
+        history: the history of a run.
+        path: the file, .gif, or .mp4 if ffmpeg is installed.
+        group: the group of weights; needed if there are several.
+        seconds: the length of the film; the last frame stays for two seconds more.
+        max_frames: the largest number of records shown, evenly spaced.
+        width: width of the picture, in inches of 120 pixels.
 
     Raises:
-        ValueError: if the suffix is another one, or ffmpeg is missing.
+        ValueError: for another suffix, or if ffmpeg is missing.
 
     Example:
         >>> animate_collapse(history, "collapse.gif")  # doctest: +SKIP
@@ -83,15 +80,15 @@ def animate_collapse(
     if kind not in {".gif", ".mp4"} or (kind == ".mp4" and ffmpeg is None):
         why = "there is no ffmpeg for it" if kind == ".mp4" else "wanted .gif or .mp4"
         raise ValueError(f"path: got {path.name!r}, {why}: change the suffix to .gif")
-    edges, counts = film(history, group)
-    epochs, unit = clock(history, len(counts))
+    edges, counts = common_histograms(history, group)
+    epochs, unit = time_axis(history, len(counts))
     mixing, mean, std = (series(history, group, name) for name in ("mixing", "mean", "std"))
     colors = component_colors(history.stacked(group, "mean")[-1])
     step = edges[1] - edges[0]
     unit_bar = 1 / (counts[0].sum() * step)  # the density of one weight in a bin
     heights = peaks(mixing, std, step)
     live = heights[series(history, group, "count") >= 1]
-    # In sight are single weights and all components that hold one, however wide.
+    # Low enough to show single weights, and every component that holds one, however wide.
     bottom = min([0.5 * unit_bar, *np.maximum(0.3 * live, 1e-4 * unit_bar)])
     top = 2 * max(unit_bar * counts.max(), heights.max())
     figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
@@ -104,47 +101,52 @@ def animate_collapse(
         parameters = mixing[i], mean[i], std[i]
         density_panel(panel, edges, counts[i], parameters, colors, log=True, bottom=bottom)
         panel.set(ylim=(bottom, top), xlabel="weight", ylabel="density (1 / weight)")
-        for j in back_to_front(mixing[i]):
-            if mixing[i, j] == 0:
-                continue
-            panel.plot(
-                mean[i, j],
-                1.02,
-                "v",
-                color=colors[j],
-                ms=3.5,
-                mew=0,
-                clip_on=False,
-                transform=panel.get_xaxis_transform(),
-            )
+        _mark_centres(panel, mixing[i], mean[i], colors)
         if not frames:
             space_ticks(panel)
         panel.set_title(f"{unit} {epochs[i]:g}", y=1.05)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
         figure.set_layout_engine("none")  # the first frame's layout, so that nothing jumps
-    hold = max(0.02, seconds / len(frames))
+    frame_seconds = max(0.02, seconds / len(frames))
     with replacing(path) as temporary:
         if kind == ".gif":
-            _write_gif(frames, temporary, hold)
+            _write_gif(frames, temporary, frame_seconds)
         else:
-            _write_mp4(frames, temporary, hold, str(ffmpeg))
+            _write_mp4(frames, temporary, frame_seconds, str(ffmpeg))
     return path
 
 
-def _write_gif(frames: list[Image.Image], path: Path, hold: float) -> None:
+def _mark_centres(panel: Axes, mixing: Array, mean: Array, colors: Sequence[str]) -> None:
+    """A triangle above the panel at each centre with mixing > 0."""
+    for j in back_to_front(mixing):
+        if mixing[j] == 0:
+            continue
+        panel.plot(
+            mean[j],
+            1.02,
+            "v",
+            color=colors[j],
+            ms=3.5,
+            mew=0,
+            clip_on=False,
+            transform=panel.get_xaxis_transform(),
+        )
+
+
+def _write_gif(frames: list[Image.Image], path: Path, frame_seconds: float) -> None:
     chosen = [np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]
     palette = Image.fromarray(np.concatenate(chosen)).quantize(96)
     small = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    duration = [round(100 * hold) * 10] * (len(small) - 1) + [2000]
+    duration = [round(100 * frame_seconds) * 10] * (len(small) - 1) + [2000]
     small[0].save(path, "GIF", save_all=True, append_images=small[1:], duration=duration, loop=0)
 
 
-def _write_mp4(frames: list[Image.Image], path: Path, hold: float, ffmpeg: str) -> None:
-    width, height = (2 * (side // 2) for side in frames[0].size)  # yuv420p wants even sides
-    last = [frames[-1]] * max(1, round(2 / hold))
+def _write_mp4(frames: list[Image.Image], path: Path, frame_seconds: float, ffmpeg: str) -> None:
+    width, height = (2 * (side // 2) for side in frames[0].size)  # yuv420p needs even sides
+    last = [frames[-1]] * max(1, round(2 / frame_seconds))
     pixels = b"".join(f.crop((0, 0, width, height)).tobytes() for f in frames + last)
-    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {1 / hold:.4f} -i -"
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {1 / frame_seconds:.4f} -i -"
     target = "-pix_fmt yuv420p -fflags +bitexact -f mp4"
     command = [ffmpeg, "-v", "error", "-y", *source.split(), *target.split(), str(path)]
     done = subprocess.run(command, input=pixels, capture_output=True, check=False)

@@ -1,7 +1,4 @@
-"""Pictures of a posterior: bands of predictions, of the mixture, of memberships; calibration.
-
-All take draws or quantiles, never a sampler.
-"""
+"""Figures of a posterior, from its draws: predictions, mixture, memberships, calibration."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from swsmix.plots.style import (
     styled,
 )
 
-_BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.38))  # the 90 % and the 50 % interval, and their ink
+_BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.38))  # low and high quantile, opacity
 
 
 @styled
@@ -45,32 +42,31 @@ def predictive_band(
 ) -> Figure:
     """The 50 % and the 90 % predictive interval along x, with the targets.
 
-    The fan of an iterated forecast is the same picture, x being the years ahead.
+    For an iterated forecast, let x be the years ahead.
 
     Args:
-        x: where (n,), ascending.
+        x: positions along the horizontal axis (n,), ascending.
         quantiles: q -> the predictive quantiles (n,), q = 0.05, 0.25, 0.75, 0.95, as
-            `Posterior.predict` gives them.
-        mean: the posterior mean (n,), a line.
-        target: what was observed (n,), dots.
-        color: of the bands.
-        width: in inches.
-        ax: axes of your own.
-
-    Returns:
-        The figure.
+            `Posterior.predict` returns them.
+        mean: the posterior mean (n,), drawn as a line.
+        target: the observed targets (n,), drawn as dots.
+        color: colour of the bands.
+        width: width of the figure, in inches.
+        ax: axes to draw into.
 
     Raises:
-        ValueError: if a quantile is missing, or lengths differ.
+        ValueError: if a quantile is missing, or the lengths differ.
     """
     wanted = [q for low, high, _ in _BANDS for q in (low, high)]
     if missing := [q for q in wanted if q not in quantiles]:
         raise ValueError(
-            f"the intervals want the quantiles {sorted(wanted)}; {missing} are missing"
+            f"the intervals need the quantiles {sorted(wanted)}; {missing} are missing"
         )
     sizes = {len(v) for v in (x, *quantiles.values(), mean, target) if v is not None}
     if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"x, quantiles, mean and target want one length, at least 1; got {sizes}")
+        raise ValueError(
+            f"x, quantiles, mean and target must have one length, at least 1; got {sizes}"
+        )
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
     for low, high, alpha in _BANDS:
         label = f"{round(100 * (high - low))} % interval"
@@ -98,22 +94,19 @@ def mixture_band(
     width: float = FULL,
     ax: Axes | None = None,
 ) -> Figure:
-    """The density of the mixture over the weights' histogram: its 50 % and 90 % band.
+    """The 50 % and 90 % band of the mixture's density, over the weights' histogram.
 
     Args:
         weights: draws of the weights, any shape.
         mixing: draws of pi (draws, k).
-        mean: of mu.
-        std: of sigma.
-        log: a logarithmic density axis.
-        width: in inches.
-        ax: axes of your own.
-
-    Returns:
-        The figure.
+        mean: draws of mu.
+        std: draws of sigma.
+        log: whether the density axis is logarithmic.
+        width: width of the figure, in inches.
+        ax: axes to draw into.
 
     Raises:
-        ValueError: if there are no weights, or some are not finite.
+        ValueError: if there are no weights, or one is not finite.
     """
     flat = weights.detach().double().reshape(-1).cpu().numpy()
     if not len(flat) or not np.isfinite(flat).all():
@@ -124,21 +117,21 @@ def mixture_band(
     counts, edges = np.histogram(flat, 80, (low, high))
     density = counts / (len(flat) * (edges[1] - edges[0]))
     curves = mixture_curves(grid, mixing, mean, std)
-    found = np.quantile(curves, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
-    floor = max(1e-4 * float(found[2].max()), 1e-12) if log else 0.0
+    bands = np.quantile(curves, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    floor = max(1e-4 * float(bands[2].max()), 1e-12) if log else 0.0
     panel.stairs(
         np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS,
         label="weights, all draws",
     )  # fmt: skip
     for a, b, alpha, label in ((0, 4, 0.2, "90 % band"), (1, 3, 0.42, "50 % band")):
         panel.fill_between(
-            grid, np.maximum(found[a], floor), np.maximum(found[b], floor), color=POSITIVE,
+            grid, np.maximum(bands[a], floor), np.maximum(bands[b], floor), color=POSITIVE,
             alpha=alpha, lw=0, label=label,
         )  # fmt: skip
-    panel.plot(grid, np.maximum(found[2], floor), color=POSITIVE, lw=1.0, label="median density")
+    panel.plot(grid, np.maximum(bands[2], floor), color=POSITIVE, lw=1.0, label="median density")
     if log:
         panel.set_yscale("log")
-        panel.set_ylim(floor, 3.0 * max(float(density.max()), float(found[4].max())))
+        panel.set_ylim(floor, 3.0 * max(float(density.max()), float(bands[4].max())))
     panel.set(xlim=(low, high), xlabel="weight", ylabel="density (1 / weight)")
     add_legend(panel)
     return figure
@@ -154,30 +147,27 @@ def membership_band(
     width: float = FULL,
     ax: Axes | None = None,
 ) -> Figure:
-    """Which component claims a weight of a given value, with the uncertainty of the mixture.
+    """The responsibilities for a weight of a given value, with their uncertainty.
 
-    Lines are posterior means of the responsibilities, bands their 50 % intervals; components are
-    in the order of their means, draw by draw.
+    Lines are posterior means of the responsibilities, bands their 50 % intervals. The components of
+    each draw are sorted by their means.
 
     Args:
         mixing: draws of pi (draws, k), sorted by mean (`Posterior.mixture`).
-        mean: of mu.
-        std: of sigma.
-        span: the values of the weight to show.
-        width: in inches.
-        ax: axes of your own.
-
-    Returns:
-        The figure.
+        mean: draws of mu.
+        std: draws of sigma.
+        span: the smallest and the largest weight to show.
+        width: width of the figure, in inches.
+        ax: axes to draw into.
 
     Raises:
         ValueError: if the span is empty.
     """
     if not span[0] < span[1]:
-        raise ValueError(f"span wants an interval; got {span}")
+        raise ValueError(f"span must be an interval (low, high); got {span}")
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.4)
     grid = torch.linspace(*span, 200, dtype=torch.float64)
-    gamma = _joint(grid, mixing, mean, std).softmax(-1)
+    gamma = _log_components(grid, mixing, mean, std).softmax(-1)
     colors, lines = component_colors(mean.double().mean(0)), {}
     for j in back_to_front(mixing.double().mean(0).numpy()):
         color = colors[j]
@@ -197,24 +187,24 @@ def membership_band(
 def calibration(
     ranks: Mapping[str, Sequence[float]], *, width: float = FULL, ax: Axes | None = None
 ) -> Figure:
-    """Nominal against observed coverage of the central intervals, with what chance allows.
+    """Observed against nominal coverage of the central intervals.
+
+    The band is where 90 % of calibrated predictions lie.
 
     Args:
-        ranks: label -> the predictive probability below each observation, P(y' < y), in [0, 1]
-            (uniform if the predictions are calibrated).
-        width: in inches.
-        ax: axes of your own.
-
-    Returns:
-        The figure.
+        ranks: label -> the predictive probability below each observation, P(y' < y), in [0, 1];
+            uniform if the predictions are calibrated. The band is for the first label.
+        width: width of the figure, in inches.
+        ax: axes to draw into.
 
     Raises:
-        ValueError: if there is nothing to show, more than four labels, or a rank outside [0, 1].
+        ValueError: if a label has no ranks, there are more than four labels, or a rank is outside
+            [0, 1].
     """
     from scipy.stats import binom
 
     if not ranks or any(not len(r) for r in ranks.values()):
-        raise ValueError("calibration wants at least one observation for each label")
+        raise ValueError("calibration needs at least one observation for each label")
     figure, (panel,) = make_panels(ax, 1, width=width, row=3.0)
     nominal = np.linspace(0.0, 1.0, 101)
     panel.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
@@ -240,17 +230,14 @@ def calibration(
 
 
 def mixture_curves(grid: Array, mixing: Tensor, mean: Tensor, std: Tensor) -> Array:
-    """The density of every draw of a mixture on a grid.
-
-    Returns:
-        (draws, len(grid)).
-    """
-    joint = _joint(torch.from_numpy(grid), mixing, mean, std)
-    curves: Array = joint.logsumexp(-1).exp().numpy()
+    """The density of every draw of a mixture on a grid: (draws, len(grid))."""
+    logs = _log_components(torch.from_numpy(grid), mixing, mean, std)
+    curves: Array = logs.logsumexp(-1).exp().numpy()
     return curves
 
 
-def _joint(grid: Tensor, mixing: Tensor, mean: Tensor, std: Tensor) -> Any:
+def _log_components(grid: Tensor, mixing: Tensor, mean: Tensor, std: Tensor) -> Any:
+    """Log pi_j N(w | mu_j, sigma_j^2): (draws, len(grid), k)."""
     pi, mu, sigma = (t.detach().double().cpu()[:, None, :] for t in (mixing, mean, std))
     off = (grid[None, :, None] - mu) / sigma
     return pi.log() - sigma.log() - 0.5 * off.square() - 0.5 * np.log(2.0 * np.pi)

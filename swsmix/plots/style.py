@@ -71,10 +71,9 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
     """One colour for each component, by the order of the means: cold below, warm above zero.
 
-    The component nearest zero is grey. Up to 7 components the others take colours of Okabe and
-    Ito, beyond that steps of the perceptually uniform map "plasma"; both are safe for the
-    colour-blind. Figures of a history use its last means, those of a mixture its own, so all
-    figures of one run agree.
+    The component nearest zero is grey. With up to 7 components the others have colours of Okabe and
+    Ito; with more, steps of the perceptually uniform map "plasma". Both are safe for the
+    colour-blind. Figures of a history use its last means, so that all figures of a run agree.
 
     Args:
         mean: the component means (k,), in units of the weights.
@@ -97,7 +96,7 @@ def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
 
 
 def num_columns(width: float) -> int:
-    """Two panels side by side on a page, one below the other in a column."""
+    """Two panels side by side if the figure is at least 5 inches wide, else one."""
     return 2 if width >= 5 else 1
 
 
@@ -110,7 +109,7 @@ def make_panels(
         if len(axes) != count or not all(isinstance(a, Axes) for a in axes):
             raise ValueError(
                 f"ax: wanted {count} Axes, got {len(axes)} object(s) of type "
-                f"{type(ax).__name__}: pass figure.subplots(1, {count}), or leave it out"
+                f"{type(ax).__name__}: pass figure.subplots(1, {count}), or omit it"
             )
         return root_figure(axes[0]), axes
     rows = -(-count // columns)
@@ -127,23 +126,23 @@ def make_panels(
 
 
 def root_figure(ax: Axes) -> Figure:
-    """The figure that the axes are in."""
+    """The outermost figure of the axes."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
 def unshared(panels: Sequence[Axes]) -> list[Axes]:
-    """The panels with numbers along the horizontal axis: all but those that share one below."""
+    """The panels with numbers on their horizontal axis: not those that share the one below."""
     return [p for p in panels if p.xaxis.get_tick_params().get("labelbottom", True)]
 
 
 def space_ticks(ax: Axes) -> None:
-    """Give the horizontal axis no more ticks than have labels that keep apart."""
+    """Give the horizontal axis as many ticks, up to 9, as have labels that do not touch."""
     font = ax.xaxis.get_major_ticks(1)[0].label1.get_fontproperties()
     points = 72 / root_figure(ax).dpi * ax.get_window_extent().width
     low, high = ax.get_xlim()
-    for most in range(9, 1, -1):  # matplotlib's own choice goes by the size of the letters alone
+    for most in range(9, 1, -1):  # matplotlib's own choice ignores the labels' lengths
         ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
         ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
         labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
@@ -154,12 +153,12 @@ def space_ticks(ax: Axes) -> None:
 
 
 def _text_width(text: str, font: FontProperties) -> float:
-    """In points, with a twentieth more for the letters that pixels make wider."""
+    """In points, with a twentieth more, because letters are wider in pixels."""
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 0.95
 
 
 def settle(figure: Figure) -> None:
-    """Lay the figure out, and keep it so: constrained layout moves a little with every drawing."""
+    """Lay the figure out and fix it: a constrained layout moves a little with every drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         figure.draw_without_rendering()
         figure.draw_without_rendering()
@@ -187,8 +186,8 @@ def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4)
     )
 
 
-def fitted(name: str, points: float, size: float) -> str:
-    """A name, shortened as needed for a width in points at a font size."""
+def shortened_to_width(name: str, points: float, size: float) -> str:
+    """A name, shortened if it is wider than `points` at a font size."""
     font = FontProperties(size=size)
     most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
     for length in range(min(len(visible(name)), most), 0, -1):

@@ -1,4 +1,4 @@
-"""Pictures of a network's tensors: one as a matrix, or several side by side."""
+"""Figures of a network's tensors: one as a matrix, or several side by side."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    fitted,
     make_panels,
+    shortened_to_width,
     space_ticks,
     styled,
 )
 
 _MAX_SQUARES = 65_536
-_SMALL_BINS = 100  # of a panel an inch wide
+_SMALL_BINS = 100  # in a panel an inch wide
 
 
 @styled
@@ -46,41 +46,28 @@ def hinton(
     ax: Panels = None,
     width: float = COLUMN,
 ) -> Figure:
-    """A Hinton diagram: each weight a square, its area the magnitude, its colour the sign.
+    """A Hinton diagram: each weight is a square, its area the magnitude, its colour the sign.
 
     Args:
-        weight_matrix: a matrix (rows, columns); a row is an output in torch's layout.
-        mixture: colour the squares by their most responsible component instead of the sign.
-        scale: the magnitude that fills a cell; the largest one by default.
+        weight_matrix: a matrix (rows, columns); a row holds the weights of one output, as in torch.
+        mixture: colours the squares by their most responsible component instead of the sign.
+        scale: the magnitude that fills a cell; by default the largest one.
         ax: one Axes.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches.
 
     Raises:
-        TypeError: if it is no tensor.
-        ValueError: if the tensor is no matrix, holds more than 65,536 weights, or `scale` is not
+        TypeError: if weight_matrix is not a tensor.
+        ValueError: if it is not a matrix, holds more than 65,536 weights, or `scale` is not
             positive.
 
     Example:
         >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
     """
-    if not isinstance(weight_matrix, torch.Tensor):
-        raise TypeError(
-            f"weight_matrix: wanted a tensor, got {type(weight_matrix).__name__}: pass "
-            "torch.as_tensor(w)"
-        )
-    shape = tuple(weight_matrix.shape)
-    if len(shape) != 2 or weight_matrix.numel() > _MAX_SQUARES:
-        raise ValueError(
-            f"weight_matrix: wanted a matrix of at most {_MAX_SQUARES:,} weights, got shape "
-            f"{shape}: pass w.flatten(1), or a block such as w[:64, :64]"
-        )
+    _check_matrix(weight_matrix)
     if scale is not None and not scale > 0:
-        raise ValueError(f"scale: wanted a positive magnitude, got {scale}: leave it out")
+        raise ValueError(f"scale: wanted a positive magnitude, got {scale}: omit it")
     (w,) = flat = flat_weights(weight_matrix, "weight_matrix")
-    value, (rows, columns) = w.double().cpu().numpy(), shape
+    value, (rows, columns) = w.double().cpu().numpy(), weight_matrix.shape
     full = scale or float(np.abs(value).max()) or 1.0
     half = 0.48 * np.sqrt(np.minimum(np.abs(value) / full, 1))
     y, x = np.divmod(np.arange(len(value)), columns)
@@ -103,11 +90,11 @@ def hinton(
     height = 0.88 * width * min(max(rows / columns, 0.1), 2)
     height += 0.5 + 0.15 * -(-len(handles) // per_line)
     figure, (panel,) = make_panels(ax, 1, width=width, row=height)
-    seen = half > 0
+    nonzero = half > 0
     panel.add_collection(
         PolyCollection(
-            list(squares[seen]),
-            facecolors=list(colors[seen]),
+            list(squares[nonzero]),
+            facecolors=list(colors[nonzero]),
             lw=0,
             rasterized=len(value) > 5000,
             label="_squares",
@@ -123,12 +110,24 @@ def hinton(
         facecolor="0.95",
     )
     for axis, cells in ((panel.xaxis, columns), (panel.yaxis, rows)):
-        most = max(1, round(5 * cells / max(shape)))
+        most = max(1, round(5 * cells / max(rows, columns)))
         steps = (m * 10**power for power in range(6) for m in (1, 2, 5))
         axis.set_ticks(range(0, cells, next(step for step in steps if step * most >= cells)))
     panel.spines[:].set_visible(False)
     add_legend(panel, handles, per_line)
     return figure
+
+
+def _check_matrix(weights: object) -> None:
+    if not isinstance(weights, torch.Tensor):
+        raise TypeError(
+            f"weight_matrix: wanted a tensor, got {type(weights).__name__}: pass torch.as_tensor(w)"
+        )
+    if weights.ndim != 2 or weights.numel() > _MAX_SQUARES:
+        raise ValueError(
+            f"weight_matrix: wanted a matrix of at most {_MAX_SQUARES:,} weights, got shape "
+            f"{tuple(weights.shape)}: pass w.flatten(1), or a block such as w[:64, :64]"
+        )
 
 
 @styled
@@ -144,11 +143,8 @@ def layers(
     Args:
         named_weights: name -> weights of any shape.
         mixture: one mixture for all tensors, or name -> mixture.
-        ax: one Axes for each tensor.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        ax: one Axes per tensor.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if there are no tensors, or a name has no mixture.
@@ -170,16 +166,16 @@ def layers(
         parameters = parameters_of(own)
         edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
         density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
-        panel.set_title("A\ng", fontsize=7)  # keeps the place
+        panel.set_title("A\ng", fontsize=7)  # takes the space of the title below
     for panel in panels[-columns:] if ax is None else panels:
         panel.set_xlabel("weight")
     for panel in panels[::columns] if ax is None else panels:
         panel.set_ylabel("density")
-    figure.draw_without_rendering()  # how wide the panels are, the layout says
+    figure.draw_without_rendering()  # the layout sets the panels' widths
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
-        title = f"{fitted(name, points, 7.0)}\n{size}"
+        title = f"{shortened_to_width(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
         space_ticks(panel)
     return figure
@@ -187,15 +183,12 @@ def layers(
 
 @styled
 def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float = COLUMN) -> Figure:
-    """The bits that a weight costs, one bar for each tensor, in the order given.
+    """The bits per weight of each tensor, as bars, in the order given.
 
     Args:
-        named_bits: name -> bits a weight.
+        named_bits: name -> bits per weight.
         ax: one Axes.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if there are no tensors, or a value is negative or not finite.
@@ -206,16 +199,17 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     bits = np.array(list(named_bits.values()), dtype=float)
     if not len(bits) or not np.isfinite(bits).all() or bits.min() < 0:
         raise ValueError(
-            f"named_bits: wanted name -> finite bits a weight, at least 0; got {dict(named_bits)}: "
-            "pass one or more tensors, and leave out those without a size"
+            "named_bits: wanted name -> finite bits per weight, at least 0; got "
+            f"{dict(named_bits)}: pass one or more tensors, and omit those without a size"
         )
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))
     bars = panel.barh(range(len(bits)), bits, height=0.7, color=NEGATIVE)
     panel.bar_label(bars, [f"{b:.2f}" for b in bits], padding=2, fontsize=6.5, color=GREY)
-    names = [fitted(name, 0.45 * 72 * figure.get_figwidth(), 7.0) for name in named_bits]
+    points = 0.45 * 72 * figure.get_figwidth()
+    names = [shortened_to_width(name, points, 7.0) for name in named_bits]
     panel.set_yticks(range(len(bits)), names, parse_math=False)
     panel.set(
-        ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits a weight"
+        ylim=(len(bits) - 0.4, -0.6), xlim=(0, 1.15 * bits.max() or 1), xlabel="bits per weight"
     )
     panel.tick_params(axis="y", length=0)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of a history: the mixture, the weights and the loss over training."""
+"""Figures of a history: the mixture, the weights and the loss over training."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def series(history: History, group: str, name: str) -> Array:
     return history.stacked(group, name).double().numpy()
 
 
-def film(history: History, group: str) -> tuple[Array, Array]:
-    """All histograms of a group on common edges: edges, counts (records, bins). Totals are kept."""
-    # No bin is narrower than a record's own, and none holds a part of a weight: the place of each
-    # is known to within its own bin, which may lie across an edge.
+def common_histograms(history: History, group: str) -> tuple[Array, Array]:
+    """A group's histograms on common edges: edges, counts (records, bins). Totals are kept."""
+    # A record's own bins say where a weight is only to within their width: no common bin is
+    # narrower, and the counts that interpolation across an edge gives are rounded.
     own_edges, own_counts = (series(history, group, n) for n in ("bin_edges", "bin_counts"))
     mean = series(history, group, "mean")
     low, high = min(own_edges.min(), mean.min()), max(own_edges.max(), mean.max())
@@ -64,7 +64,7 @@ def film(history: History, group: str) -> tuple[Array, Array]:
     return edges, np.diff(np.stack([np.interp(edges, e, b).round() for e, b in pairs]))
 
 
-def clock(history: History, records: int) -> tuple[Array, str]:
+def time_axis(history: History, records: int) -> tuple[Array, str]:
     """The horizontal axis of a history: epochs where they are recorded, else record numbers."""
     epochs = history.scalars.get("epoch", [])
     if len(epochs) == records:
@@ -72,14 +72,14 @@ def clock(history: History, records: int) -> tuple[Array, str]:
     return np.arange(records, dtype=float), "record"
 
 
-def _over_time(ax: Axes, epochs: Array, unit: str) -> None:
+def _label_time(ax: Axes, epochs: Array, unit: str) -> None:
     ax.set_xlabel(unit)
     if len(epochs) == 1:
         ax.set_xticks(epochs)
 
 
-# Component -> the record where it lost its last weight for good: by its death, or by a merger.
-def _fates(claimed: Array, count: Array) -> tuple[dict[int, int], dict[int, int]]:
+def _deaths_and_mergers(claimed: Array, count: Array) -> tuple[dict[int, int], dict[int, int]]:
+    """Component -> the record where it lost its last weight for good: deaths, and mergers."""
     holds = claimed >= 1
     lost = {
         j: int(np.flatnonzero(holds[:, j])[-1]) + 1
@@ -95,19 +95,17 @@ def trajectories(
 ) -> Figure:
     """The mixture over training: mean (band: +- one std), std, mixing and the number of clusters.
 
-    A cluster is a component that claims a weight, is the most responsible for it; of duplicates
-    only one does. A mark is where a component lost its last weight for good: a cross for a death
-    (in the end it expects fewer than one weight, N_j < 1), a circle for a merger (it shares the
-    weights that others claim). Colours follow the last means.
+    A component claims a weight if it is the most responsible one for it; a cluster is a component
+    that claims at least one weight, so of duplicates only one is. A mark shows where a component
+    lost its last weight for good: a cross for a death (at the end it expects fewer than one weight,
+    N_j < 1), a circle for a merger (it shares weights that others claim). Colours are those of the
+    last means.
 
     Args:
-        history: of a run.
-        group: whose mixture; needed when there are several.
+        history: the history of a run.
+        group: the mixture's group; needed if there are several.
         ax: four Axes.
-        width: of the figure, in inches; below 5 the panels are stacked.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches; below 5 the panels are stacked.
 
     Example:
         >>> figure = trajectories(history)  # doctest: +SKIP
@@ -117,13 +115,13 @@ def trajectories(
     mean, std, mixing, count = (series(history, group, name) for name in names)
     claimed = history.claimed(group).numpy()
     order, mixing = back_to_front(mixing[-1]), np.where(mixing > 0, mixing, np.nan)
-    epochs, unit = clock(history, len(mean))
+    epochs, unit = time_axis(history, len(mean))
     colors = component_colors(history.stacked(group, "mean")[-1])
     columns = num_columns(width)
     figure, panels = make_panels(
         ax, 4, width=width, row=1.8 if columns == 2 else 1.4, columns=columns, sharex=True
     )
-    deaths, mergers = _fates(claimed, count)
+    deaths, mergers = _deaths_and_mergers(claimed, count)
     dot = "." if len(mean) == 1 else ""
     for j in order:
         color = colors[j]
@@ -132,22 +130,16 @@ def trajectories(
             panel.plot(
                 epochs[:end], values[:end, j], color=color, marker=dot, label=f"_component {j}"
             )
-        panels[0].fill_between(
-            epochs[:end],
-            (mean - std)[:end, j],
-            (mean + std)[:end, j],
-            color=color,
-            alpha=0.15,
-            lw=0,
-        )
+        below, above = (mean - std)[:end, j], (mean + std)[:end, j]
+        panels[0].fill_between(epochs[:end], below, above, color=color, alpha=0.15, lw=0)
     keys = []
-    for name, marker, fates in (("died", "x", deaths), ("merged", "o", mergers)):
+    for name, marker, lost in (("died", "x", deaths), ("merged", "o", mergers)):
         style: dict[str, Any] = {"ls": "", "marker": marker, "ms": 4, "mfc": "w"}
-        for j, record in fates.items():
+        for j, record in lost.items():
             panels[0].plot(
                 epochs[record], mean[record, j], color=colors[j], label=f"_{name} {j}", **style
             )
-        keys += [Line2D([], [], color=INK, label=name, **style)] if fates else []
+        keys += [Line2D([], [], color=INK, label=name, **style)] if lost else []
     if keys:
         add_legend(panels[0], keys)
     pad = 0.15 * float(np.ptp(mean)) + float(np.median(std))
@@ -163,7 +155,7 @@ def trajectories(
     panels[3].set(ylabel="clusters", ylim=(0, len(colors) + 0.5))
     panels[3].yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for panel in unshared(panels):
-        _over_time(panel, epochs, unit)
+        _label_time(panel, epochs, unit)
     return figure
 
 
@@ -174,28 +166,25 @@ def collapse(
     """The weight histogram over training as a heat map, with the centres that claim weights.
 
     Args:
-        history: of a run.
-        group: whose weights; needed when there are several.
+        history: the history of a run.
+        group: the group of weights; needed if there are several.
         ax: one Axes.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches.
 
     Example:
         >>> figure = collapse(history)  # doctest: +SKIP
     """
     group = group_of(history, group, "collapse")
-    edges, counts = film(history, group)
-    epochs, unit = clock(history, len(counts))
+    edges, counts = common_histograms(history, group)
+    epochs, unit = time_axis(history, len(counts))
     padded = np.pad(epochs, 1, "reflect", reflect_type="odd")  # one more record at each end
     sides = (padded[1:] + padded[:-1]) / 2 if len(epochs) > 1 else epochs[0] + [-0.5, 0.5]
     density = counts / (counts.sum(1, keepdims=True) * (edges[1] - edges[0]))
-    shown = np.ma.masked_less_equal(density, 0)
+    nonzero = np.ma.masked_less_equal(density, 0)
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.35 * width + 1)
-    low, high = max(shown.min(), 1e-4 * shown.max()) / 3, shown.max()
+    low, high = max(nonzero.min(), 1e-4 * nonzero.max()) / 3, nonzero.max()
     mesh = panel.pcolormesh(
-        sides, edges, shown.T, cmap="Greys", norm=LogNorm(low, high), rasterized=True
+        sides, edges, nonzero.T, cmap="Greys", norm=LogNorm(low, high), rasterized=True
     )
     mean = np.where(history.claimed(group).numpy() >= 1, series(history, group, "mean"), np.nan)
     for j, color in enumerate(component_colors(history.stacked(group, "mean")[-1])):
@@ -208,12 +197,12 @@ def collapse(
             marker="." if len(epochs) == 1 else "",
         )
     panel.set(xlim=(sides[0], sides[-1]), ylim=(edges[0], edges[-1]), ylabel="weight")
-    _over_time(panel, epochs, unit)
+    _label_time(panel, epochs, unit)
     bar = figure.colorbar(mesh, ax=panel, pad=0.015, aspect=30, label="density (1 / weight)")
     bar.ax.spines[:].set_visible(False)
     bar.ax.tick_params(**TICKS)
     bar.minorticks_off()
-    if high < 100 * low:  # maybe without a power of ten
+    if high < 100 * low:  # it may span no power of ten
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         bar.ax.yaxis.set_major_formatter(format_number)
     return figure
@@ -221,18 +210,15 @@ def collapse(
 
 @styled
 def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> Figure:
-    """The objective's parts over training: what the data cost, and what the prior costs.
+    """The objective's terms over training.
 
-    First, in nats a case: the objective, the data loss, and their difference, the prior's share.
-    Then, in nats: R(w) (`nll`) and the hyper-prior.
+    The first panel, in nats per case: the objective, the data loss, and their difference, the
+    prior's term. The second, in nats: R(w) (`nll`) and the hyper-prior.
 
     Args:
-        history: of a run, with the scalars that `fit` writes.
+        history: the history of a run, with the scalars that `fit` writes.
         ax: two Axes.
-        width: of the figure, in inches; below 5 the panels are stacked.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches; below 5 the panels are stacked.
 
     Raises:
         ValueError: if the history is empty or lacks one of the scalars.
@@ -247,7 +233,7 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
             f"{missing}: write them with History.record"
         )
     objective, data, nll, hyper = (np.asarray(history.scalars[name]) for name in wanted)
-    epochs, unit = clock(history, len(history))
+    epochs, unit = time_axis(history, len(history))
     columns = num_columns(width)
     figure, panels = make_panels(
         ax, 2, width=width, row=2.2 if columns == 2 else 1.8, columns=columns
@@ -260,10 +246,10 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
         (panels[1], "hyper-prior", hyper, "#009e73"),
     ):
         panel.plot(epochs, values, color=color, label=name, marker="." if len(epochs) == 1 else "")
-    for panel, label in zip(panels, ("nats a case", "nats"), strict=True):
+    for panel, label in zip(panels, ("nats per case", "nats"), strict=True):
         panel.axhline(0, color="0.8", lw=0.5, zorder=0)
         panel.set_ylabel(label)
         panel.yaxis.set_major_formatter(format_number)
-        _over_time(panel, epochs, unit)
+        _label_time(panel, epochs, unit)
         add_legend(panel)
     return figure

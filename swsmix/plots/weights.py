@@ -1,4 +1,4 @@
-"""Pictures of a vector of weights and its mixture."""
+"""Figures of a vector of weights and its mixture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,12 +16,12 @@ from swsmix._histogram import Array, chunks, flat_weights, histogram, parameters
 from swsmix._labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
-    bends,
-    claimed,
     curve_points,
     density_panel,
     label_centres,
     most_responsible,
+    num_claimed,
+    simplified,
 )
 from swsmix.plots.style import (
     COLUMN,
@@ -49,19 +50,16 @@ def clusters(
 ) -> Figure:
     """The weights' histogram with the mixture's density and its components, linear and log.
 
-    The number above a centre is the number of weights for which that component is the most
-    responsible; it is left out where there are none. Components with mixing 0 are not drawn. In
-    the linear panel a lone tower ten times higher than the rest is cut; its height is written
-    beside it.
+    The number above a centre counts the weights for which that component is the most responsible;
+    centres without any have no number. Components with mixing 0 are not drawn. In the linear panel
+    a lone bar more than ten times higher than the second highest component is cut, and its height
+    is written beside it.
 
     Args:
         weights: a tensor of any shape, or several whose weights are drawn together.
         mixture: the mixture (k components).
         ax: two Axes, linear and log.
-        width: of the figure, in inches; below 5 the panels are stacked.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches; below 5 the panels are stacked.
 
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
@@ -78,7 +76,7 @@ def clusters(
         density_panel(panel, edges, counts, parameters, colors, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
         space_ticks(panel)
-    numbers = claimed(w, mixture)
+    numbers = num_claimed(w, mixture)
     owners = np.flatnonzero(numbers)
     label_centres(
         panels[1],
@@ -99,20 +97,17 @@ def responsibilities(
     ax: Panels = None,
     width: float = FULL,
 ) -> Figure:
-    """Which component claims a weight of a given value: gamma_j(w), stacked to 1.
+    """The responsibilities gamma_j(w) for a weight of a given value, stacked to 1.
 
-    Named are the means of the components whose responsibility exceeds a quarter somewhere; one
-    that does so on less than a point of the axis is drawn a point wide.
+    Components whose responsibility exceeds a quarter somewhere are labelled with their means; where
+    they do so over less than a point of the axis, they are drawn a point wide.
 
     Args:
         mixture: the mixture (k components).
         weights: a tensor of any shape, or several, drawn below as a histogram (log counts), each
-            bar in the colour of the component that claims it.
+            bar in the colour of its most responsible component.
         ax: one Axes, or two with weights.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        width: width of the figure, in inches.
 
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
@@ -140,7 +135,7 @@ def responsibilities(
     )
     x = curve_points(low, high, mean, parameters[2])
     shares = gamma(x)
-    points = bends(x, shares.cumsum(0), 1e-3)
+    points = simplified(x, shares.cumsum(0), 1e-3)
     areas = panels[0].stackplot(
         x[points], shares[:, points], colors=shades, lw=0.3, ec="w", alpha=0.85
     )
@@ -159,16 +154,9 @@ def responsibilities(
         edges, counts = histogram(flat, low, high)
         claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
         for i, j in enumerate(order):
-            held = np.where(claimant == i, np.maximum(counts, 0.5), 0.5)
-            panels[1].stairs(
-                held,
-                edges,
-                baseline=0.5,
-                fill=True,
-                color=colors[j],
-                alpha=0.85,
-                label=f"_component {j}",
-            )
+            heights = np.where(claimant == i, np.maximum(counts, 0.5), 0.5)
+            style = {"color": colors[j], "alpha": 0.85, "label": f"_component {j}"}
+            panels[1].stairs(heights, edges, baseline=0.5, fill=True, **style)
         panels[1].set(yscale="log", ylim=(0.5, max(3 * counts.max(), 20)))
         panels[1].set(xlim=(low, high), ylabel="weights / bin")
     for panel in unshared(panels):
@@ -186,21 +174,18 @@ def before_after(
     ax: Panels = None,
     width: float = COLUMN,
 ) -> Figure:
-    """Each weight after training against its start, coloured by its final component.
+    """Each weight after training against its initial value, coloured by its final component.
 
-    Bands are mean +- 2 std of each component that holds a final weight; the grey diagonal is "did
-    not move"; the margins hold the histograms of all weights (log counts). The dots are at most
-    20,000 weights, the same ones every time.
+    Bands are mean +- 2 std of each component that claims a final weight; weights on the grey
+    diagonal did not move; the margins show histograms of all weights (log counts). At most 20,000
+    weights are drawn as dots, the same ones every time.
 
     Args:
         initial: weights before training, any shape.
         final: the same weights after training.
         mixture: the final mixture (k components).
-        ax: one Axes; the margins are drawn about it.
-        width: of the figure, in inches.
-
-    Returns:
-        The figure.
+        ax: one Axes; the margins are drawn beside it.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if the numbers of weights differ.
@@ -227,7 +212,7 @@ def before_after(
     pad = 0.03 * (last - first) or parameters[2].min()
     xlim, ylim = (first - pad, last + pad), span(parameters, [after])
     main.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0, label="_did not move")
-    for j in np.flatnonzero(claimed([after], mixture)).tolist():
+    for j in np.flatnonzero(num_claimed([after], mixture)).tolist():
         middle, half = parameters[1][j], 2 * parameters[2][j]
         main.axhspan(
             middle - half, middle + half, color=colors[j], alpha=0.15, lw=0, label=f"_band {j}"
@@ -245,17 +230,24 @@ def before_after(
     )
     main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
-    margins: tuple[tuple[Literal["vertical", "horizontal"], Tensor], ...]
-    margins = (("vertical", before), ("horizontal", after))
-    for side, values in margins:
-        upright = side == "vertical"
-        limits = xlim if upright else ylim
-        margin = main.inset_axes((0, 1.02, 1, 0.16) if upright else (1.02, 0, 0.16, 1))
-        edges, counts = histogram([values], *limits)
-        margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=side)
-        (margin.set_xlim if upright else margin.set_ylim)(limits)
-        margin.axis("off")
+    _margin_histogram(main, before, xlim, "vertical")
+    _margin_histogram(main, after, ylim, "horizontal")
     if ax is None:
         figure.draw_without_rendering()  # the margins narrow the panel
     space_ticks(main)
     return figure
+
+
+def _margin_histogram(
+    main: Axes,
+    values: Tensor,
+    limits: tuple[float, float],
+    orientation: Literal["vertical", "horizontal"],
+) -> None:
+    """A histogram (log counts) above the panel, or, horizontal, to the right of it."""
+    above = orientation == "vertical"
+    margin = main.inset_axes((0, 1.02, 1, 0.16) if above else (1.02, 0, 0.16, 1))
+    edges, counts = histogram([values], *limits)
+    margin.stairs(np.log10(1 + counts), edges, fill=True, color="0.6", orientation=orientation)
+    (margin.set_xlim if above else margin.set_ylim)(limits)
+    margin.axis("off")

@@ -1,1 +1,8 @@
-"""problems."""
+"""Data sets, networks, and the problems that `swsmix train` trains.
+
+data         yearly sunspot numbers and shift detection
+mnist        MNIST, from a folder or a mirror, with checksums
+nets         the papers' networks
+recipes      Problem, load_problem: data, network, loss and recipe of each problem
+experiments  train: a problem, beside weight decay
+"""

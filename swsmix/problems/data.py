@@ -1,4 +1,4 @@
-"""The first papers' data sets as plain tensors: yearly sunspot numbers and shift detection."""
+"""The data sets of Nowlan & Hinton (1992) as tensors: yearly sunspot numbers, shift detection."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 SUNSPOT_SCALE = 191.0
-"""Divisor of inputs and targets: the largest number is 190.2 (1957), so they lie in [0, 1]."""
+"""Divisor of inputs and targets. The largest number is 190.2 (1957), so they are in [0, 1]."""
 
 SUNSPOT_SPLITS: Mapping[str, tuple[int, int]] = {
     "train": (1712, 1920),
@@ -30,7 +30,7 @@ SUNSPOT_SPLITS: Mapping[str, tuple[int, int]] = {
     "late": (1956, 1979),
     "confirm": (1980, 2008),
 }
-"""First and last target year: the papers' three splits, and the years after their record."""
+"""First and last target year: the papers' three splits, and the years after the papers."""
 
 VARIANCE_1535 = 1535.0
 """Normaliser of the average relative variance in the literature of 1990-1992, numbers squared."""
@@ -46,9 +46,9 @@ class Sunspots:
     Attributes:
         years: 1700 to 2008.
         series: the yearly numbers (version 1).
-        target_years: the year that each row predicts, in the order of time.
-        inputs: the years before it, oldest first, in sunspot numbers / scale.
-        targets: its number, in sunspot numbers / scale.
+        target_years: the year that each row predicts, in ascending order.
+        inputs: the numbers of the years before it, oldest first, in sunspot numbers / scale.
+        targets: the number of that year, in sunspot numbers / scale.
         scale: the divisor of inputs and targets.
     """
 
@@ -69,7 +69,7 @@ class Sunspots:
             Inputs (n, lags) and targets (n,).
 
         Raises:
-            ValueError: there is no split of that name.
+            ValueError: if there is no split of that name.
 
         Example:
             >>> x, y = sunspots().split("test")
@@ -77,7 +77,7 @@ class Sunspots:
             (torch.Size([35, 12]), torch.Size([35]))
         """
         if name not in SUNSPOT_SPLITS:
-            raise ValueError(f"wanted a split out of {list(SUNSPOT_SPLITS)}, got {name!r}")
+            raise ValueError(f"the split must be one of {list(SUNSPOT_SPLITS)}; got {name!r}")
         first, last = SUNSPOT_SPLITS[name]
         rows = (self.target_years >= first) & (self.target_years <= last)
         return self.inputs[rows], self.targets[rows]
@@ -89,20 +89,17 @@ class Sunspots:
         *,
         normaliser: float = VARIANCE_1535,
     ) -> float:
-        """Average relative variance of a prediction of one split: `arv` with this scale.
+        """The average relative variance of a prediction of one split: `arv` with this scale.
 
         Args:
             prediction: predicted targets of the split, shape (n,), in sunspot numbers / scale.
             name: "train", "test", "late" or "confirm".
             normaliser: a variance in sunspot numbers squared; report it with the result.
 
-        Returns:
-            The average relative variance, a pure number.
-
         Example:
             >>> data = sunspots()
             >>> x, y = data.split("train")
-            >>> round(data.arv(x[:, -1], "train"), 3)  # persistence: this year as the last one
+            >>> round(data.arv(x[:, -1], "train"), 3)  # persistence: as last year
             0.292
         """
         _, target = self.split(name)
@@ -114,21 +111,21 @@ def sunspots(
 ) -> Sunspots:
     """Yearly sunspot numbers 1700-2008 as the papers' prediction problem.
 
-    The series is the one of statsmodels (public domain), *version 1* as in 1992; the version-2
-    numbers of 2015 are about 1/0.6 times as large. Targets are 1712-1920 to train on (209),
-    1921-1955 to test (35), 1956-1979 late (24) and 1980-2008 to confirm (29); with more than 12
-    lags training starts at 1700 + lags.
+    The series is that of statsmodels (public domain), *version 1* as in 1992; the version-2 numbers
+    of 2015 are about 1/0.6 times as large. The target years are 1712-1920 for training (209),
+    1921-1955 "test" (35), 1956-1979 "late" (24) and 1980-2008 "confirm" (29). With more than 12
+    lags, training starts at 1700 + lags.
 
     Args:
-        lags: number of past years at the input, 1 to 220.
+        lags: number of past years as inputs, 1 to 220.
         scale: divisor of inputs and targets.
-        dtype: type of inputs and targets; None for PyTorch's default. `series` is always float64.
+        dtype: dtype of inputs and targets; None for PyTorch's default. `series` is always float64.
 
     Returns:
         The series and its lagged form; choose a split with ``.split("train")``.
 
     Raises:
-        ValueError: no training case would be left, or the scale is not positive and finite.
+        ValueError: if no training case would be left, or the scale is not positive and finite.
 
     Reference:
         Weigend, Huberman & Rumelhart 1990; Nowlan & Hinton 1992.
@@ -145,7 +142,7 @@ def sunspots(
             f"training targets end in {last_train_year} and the series starts in {first_year}"
         )
     _check_positive(scale=scale)
-    with resources.files("swsmix").joinpath("sunspots.csv").open() as file:
+    with resources.files("swsmix.problems").joinpath("sunspots.csv").open() as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1))
     years, series = table[:, 0].long(), table[:, 1].clone()
 
@@ -169,24 +166,21 @@ def arv(
     scale: float,
     normaliser: float = VARIANCE_1535,
 ) -> float:
-    """Average relative variance: the mean squared error over a fixed variance of the record.
+    """The average relative variance: the mean squared error over a fixed variance of the series.
 
     arv(S) = mean over S of (scale (x - xhat))^2 / normaliser. The normaliser does not depend on
-    the set S, so hard sets may exceed 1. `scale` has no default, as forgetting it costs a factor
-    of scale^2.
+    the set S, so the result may exceed 1. `scale` has no default: without it the result would be
+    wrong by a factor of scale^2.
 
     Args:
         prediction: predicted values, any shape, in sunspot numbers / scale.
         target: true values of the same shape and unit.
-        scale: the divisor that was applied to both; 1 if they are sunspot numbers.
+        scale: the divisor of both; 1 if they are sunspot numbers.
         normaliser: a variance in sunspot numbers squared: `VARIANCE_1535` (the papers') or
             `VARIANCE_1700_1979` (2.6 % smaller). Report it with the result.
 
-    Returns:
-        The average relative variance, a pure number.
-
     Raises:
-        ValueError: the shapes differ, there is no case, or a scale is not positive and finite.
+        ValueError: if the shapes differ, there is no case, or a scale is not positive and finite.
 
     Reference:
         Weigend, Huberman & Rumelhart 1990.
@@ -222,23 +216,22 @@ def shift(
 
     A case is a strip of `bits` bits followed by the same strip shifted circularly by one place:
     x = (s, s') with s'_(i+1) = s_i for label 1 (right) and s'_(i-1) = s_i for label 0 (left).
-    Strips that both shifts send to the same place (all equal, or alternating) are left out: 10
-    bits have 2 (1024 - 4) = 2040 cases. The draw is *without replacement*: draw as many as you
-    need and split them into training and test cases.
+    Strips for which both shifts are equal (all bits equal, or alternating) are omitted: 10 bits
+    have 2 (1024 - 4) = 2040 cases. Cases are drawn *without replacement*: draw training and test
+    cases together, then split them.
 
     Args:
         num_cases: number of cases n to draw.
         generator: source of the draw.
-        coding: "01" for bits 0 and 1, "pm1" for -1 and +1. Labels are 0 and 1 in both.
+        coding: "01" for bits 0 and 1, "pm1" for -1 and +1. Labels are always 0 and 1.
         bits: length of a strip, 3 to 16.
-        dtype: type of both tensors; None for PyTorch's default.
+        dtype: dtype of both tensors; None for PyTorch's default.
 
     Returns:
         Inputs x (n, 2 bits) and labels y (n,), both floating-point.
 
     Raises:
-        ValueError: an unknown coding, a length without a meaningful shift, or more cases than
-            there are.
+        ValueError: for an unknown coding, a length out of range, or more cases than there are.
 
     Reference:
         Nowlan & Hinton 1992. Drawing without replacement is ours.
@@ -259,13 +252,13 @@ def shift(
     places = torch.arange(bits, device=device)
     strips = (torch.arange(2**bits, device=device)[:, None] >> places) & 1
     left, right = strips.roll(-1, dims=1), strips.roll(1, dims=1)
-    clear = (left != right).any(dim=1)
-    x = torch.cat([torch.cat([strips, second], dim=1)[clear] for second in (left, right)])
+    unambiguous = (left != right).any(dim=1)
+    x = torch.cat([torch.cat([strips, shifted], dim=1)[unambiguous] for shifted in (left, right)])
     y = torch.arange(len(x), device=device) >= len(x) // 2
     if not 1 <= num_cases <= len(x):
         raise ValueError(
-            f"wanted 1 to {len(x)} cases, as many as {bits} bits have without repetition, "
-            f"got {num_cases}; more bits give more cases"
+            f"wanted 1 to {len(x)} cases, as many as {bits} bits have, got {num_cases}; more bits "
+            "have more cases"
         )
     drawn = torch.randperm(len(x), generator=generator, device=device)[:num_cases]
     dtype = dtype or torch.get_default_dtype()
@@ -274,7 +267,6 @@ def shift(
 
 
 def _check_positive(**values: float) -> None:
-    # Complain about the first value that is not a positive, finite number.
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"wanted a positive, finite {name}, got {value}")

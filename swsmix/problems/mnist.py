@@ -1,4 +1,4 @@
-"""MNIST: read from a folder or downloaded, every byte checked; then tensors to train on."""
+"""MNIST: read from a folder or downloaded, verified by checksum; and as tensors to train on."""
 
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ MNIST_MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-"""Where the four gz files are looked for, in this order."""
+"""Addresses of folders with the four gz files, tried in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,8 @@ def mnist(*, mirrors: Sequence[str] = MNIST_MIRRORS, cache: str | Path | None = 
     """MNIST from the folder named by ``SWSMIX_DATA``, else from the cache or a mirror.
 
     The folder may hold ``mnist.npz`` (arrays x_train, y_train, x_test, y_test) or the four idx
-    files, plain or gzipped; else the gz files come through pooch's cache. Wherever they come from,
-    the idx bytes must have the published SHA-256.
+    files, gzipped or not. Otherwise pooch downloads the gz files into its cache. In all cases the
+    idx bytes must have the published SHA-256.
 
     Args:
         mirrors: addresses of folders with the four gz files, tried in this order.
@@ -78,8 +78,8 @@ def mnist(*, mirrors: Sequence[str] = MNIST_MIRRORS, cache: str | Path | None = 
         Images as uint8 and digits as int64.
 
     Raises:
-        FileNotFoundError: neither the folder, the cache nor a mirror has the files.
-        ValueError: a file is there, but it is corrupt or holds other data.
+        FileNotFoundError: if neither the folder, the cache nor a mirror has the files.
+        ValueError: if a file is corrupt or holds other data.
 
     Reference:
         LeCun, Bottou, Bengio & Haffner 1998.
@@ -94,9 +94,9 @@ def mnist(*, mirrors: Sequence[str] = MNIST_MIRRORS, cache: str | Path | None = 
     if arrays is None:
         names = ", ".join(f"{file.name}.gz" for file in _FILES.values())
         raise FileNotFoundError(
-            "wanted MNIST, and found it nowhere. Tried:\n"
+            "MNIST was not found. Tried:\n"
             + "\n".join(f"  - {line}" for line in tried)
-            + "\nTo mend it, set the environment variable SWSMIX_DATA to a folder with mnist.npz "
+            + "\nSet the environment variable SWSMIX_DATA to a folder with mnist.npz "
             f"(arrays {', '.join(_FILES)}) or with the four idx files {names} "
             "(gzipped or not), or call mnist(mirrors=[...]) with an address that has them."
         )
@@ -120,22 +120,22 @@ def mnist_tensors(
 ) -> MNISTTensors:
     """Training, validation and test tensors for a LeNet.
 
-    Pixels become x / 255, in [0, 1]; standardised, (x / 255 - m) / s with the mean m and the
-    standard deviation s over all pixels of the training part alone.
+    Pixels become x / 255, in [0, 1]; with `standardise`, (x / 255 - m) / s with the mean m and the
+    standard deviation s over all pixels of the training part.
 
     Args:
         digits: the data, from `mnist`.
-        num_validation: number of training images to hold out; 0 trains on all of them.
-        generator: draws the validation images; None takes the last ones.
+        num_validation: number of training images to hold out.
+        generator: draws the validation images; None holds out the last ones.
         standardise: subtract the training mean and divide by the training standard deviation.
         flatten: images (n, 784) instead of (n, 1, 28, 28).
-        dtype: type of the images; None for PyTorch's default.
+        dtype: dtype of the images; None for PyTorch's default.
 
     Returns:
         Images and digits of the three parts.
 
     Raises:
-        ValueError: there are not that many training images to hold out.
+        ValueError: if there are not that many training images to hold out.
 
     Example:
         >>> data = mnist_tensors(mnist())  # doctest: +SKIP
@@ -145,8 +145,8 @@ def mnist_tensors(
     num_images = len(digits.x_train)
     if not 0 <= num_validation < num_images:
         raise ValueError(
-            f"wanted 0 to {num_images - 1} validation images, so that of {num_images} training "
-            f"images some are left, got {num_validation}"
+            f"wanted 0 to {num_images - 1} validation images, fewer than the {num_images} training "
+            f"images, got {num_validation}"
         )
     if generator is None:
         order = torch.arange(num_images)
@@ -175,10 +175,9 @@ def mnist_tensors(
 
 
 def _corrupt(path: Path, what: str) -> ValueError:
-    # The error of a file that is there, but does not hold MNIST.
     return ValueError(
         f"{path} does not hold MNIST: {what}. The file is corrupt or of another data set; "
-        "replace it, or delete it to have it looked for elsewhere."
+        "replace it, or delete it so that the other places are tried."
     )
 
 
@@ -195,7 +194,7 @@ class _IdxFile:
         return b"".join(n.to_bytes(4, "big") for n in (0x800 + len(self.shape), *self.shape))
 
     def array(self, payload: bytes, path: Path) -> np.ndarray:
-        # The array in an idx file's bytes, once their SHA-256 is the published one.
+        """The array in an idx file's bytes, whose SHA-256 must be the published one."""
         got = hashlib.sha256(payload).hexdigest()
         if got != self.sha256:
             raise _corrupt(path, f"wanted {self.name} of SHA-256 {self.sha256}, got {got}")
@@ -232,7 +231,7 @@ _FILES: Mapping[str, _IdxFile] = {
 
 
 def _from_folder(tried: list[str]) -> dict[str, np.ndarray] | None:
-    # The arrays from the folder SWSMIX_DATA; None, and a line in `tried`, if it lacks them.
+    """The arrays from the folder SWSMIX_DATA; None, and a line in `tried`, if it lacks them."""
     name = os.environ.get("SWSMIX_DATA")
     if not name:
         tried.append("the environment variable SWSMIX_DATA: not set")
@@ -258,8 +257,8 @@ def _from_folder(tried: list[str]) -> dict[str, np.ndarray] | None:
 def _from_mirrors(
     tried: list[str], mirrors: Sequence[str], cache: str | Path | None
 ) -> dict[str, np.ndarray] | None:
-    # The arrays through pooch; None, and a line for each failure, if a file can't be had.
-    import pooch  # here, as a user without MNIST has no need of it
+    """The arrays through pooch; None, and a line in `tried` per failure, if a file is missing."""
+    import pooch  # here, because only MNIST needs it
 
     folder = Path(cache) if cache is not None else Path(pooch.os_cache("swsmix"))
     mirrors = [mirrors] if isinstance(mirrors, str) else mirrors
@@ -282,7 +281,7 @@ def _from_mirrors(
 
 
 def _read_idx(path: Path, file: _IdxFile) -> np.ndarray:
-    # The array of a plain or gzipped idx file.
+    """The array in an idx file, gzipped or not."""
     num_bytes = len(file.header()) + math.prod(file.shape)
     with path.open("rb") as raw:
         try:
@@ -294,7 +293,7 @@ def _read_idx(path: Path, file: _IdxFile) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # The arrays of mnist.npz, checked as if they were idx files.
+    """The arrays in mnist.npz, verified as if they were idx files."""
     arrays: dict[str, np.ndarray] = {}
     with path.open("rb") as raw:
         try:
@@ -302,10 +301,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 missing = [key for key in _FILES if f"{key}.npy" not in archive.namelist()]
                 if not missing:
                     for key in _FILES:
-                        # Read in full: zipfile checks the CRC before numpy parses the bytes.
+                        # Read in full, so that zipfile checks the CRC before numpy parses.
                         member = io.BytesIO(archive.read(f"{key}.npy"))
                         arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
-        except Exception as error:  # zipfile and numpy raise a dozen kinds on foreign bytes
+        except Exception as error:  # zipfile and numpy raise a dozen kinds
             raise _corrupt(path, f"wanted a numpy npz file, got {error!r}") from error
     if missing:
         raise _corrupt(path, f"wanted arrays {list(_FILES)}, it lacks {missing}")

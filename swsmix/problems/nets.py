@@ -1,7 +1,7 @@
-"""The papers' networks: plain ``nn.Sequential``s with named layers (``hidden.weight``).
+"""The papers' networks: ``nn.Sequential``s with named layers (``hidden.weight``).
 
-Weights and biases start uniform on +-1/sqrt(fan_in). Given a generator, the start is a function of
-that generator alone, and the global random state stays untouched.
+Initial weights and biases are uniform on +-1/sqrt(fan_in). Given a generator, they depend on it
+alone, and the global random state does not change.
 """
 
 from collections import OrderedDict
@@ -23,9 +23,9 @@ def sunspot_net(
 
     Args:
         hidden: number of hidden units, at least 1 (else a ValueError).
-        lags: number of past years at the input.
+        lags: number of past years as inputs.
         generator: source of the initial weights; None for the global random state.
-        dtype: type of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Returns:
         The network, with layers ``hidden`` and ``output``; 12-8-1 has 104 weights and 9 biases.
@@ -50,7 +50,7 @@ def shift_net(
         bits: number of bits in a strip; the network has twice as many inputs.
         hidden: number of hidden units, at least 1 (else a ValueError).
         generator: source of the initial weights; None for the global random state.
-        dtype: type of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Returns:
         The network, with layers ``hidden`` and ``output``; 20-10-1 has 210 weights and 11 biases.
@@ -69,7 +69,7 @@ def lenet_300_100(
 
     Args:
         generator: source of the initial weights; None for the global random state.
-        dtype: type of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Returns:
         The network, with layers ``fc1``, ``fc2``, ``fc3``; 266,200 weights and 410 biases.
@@ -91,11 +91,11 @@ def lenet_5_caffe(
 ) -> nn.Sequential:
     """LeNet-5 as in Caffe's examples, 20-50-500-10: images of 784 pixels to logits (b, 10).
 
-    As in Caffe's definition the one non-linearity besides the pooling is the ReLU after ``fc1``.
+    As in Caffe's definition, the only non-linearities are the pooling and the ReLU after ``fc1``.
 
     Args:
         generator: source of the initial weights; None for the global random state.
-        dtype: type of the parameters; None for PyTorch's default.
+        dtype: dtype of the parameters; None for PyTorch's default.
 
     Returns:
         The network, with layers ``conv1``, ``conv2``, ``fc1``, ``fc2``; 430,500 weights and 580
@@ -134,7 +134,7 @@ def _one_hidden_layer(
 def _start(
     layers: OrderedDict[str, nn.Module], generator: Generator | None, dtype: torch.dtype | None
 ) -> nn.Sequential:
-    # The constructors drew from the global random state, which was put back: draw anew.
+    # The constructors drew from the global random state, since restored: draw again.
     device = torch.get_default_device() if generator is None else generator.device
     net = nn.Sequential(layers).to(device, dtype)
     for layer in net:

@@ -181,13 +181,13 @@ def test_layers_by_hand_are_autograds():
 
 @pytest.mark.parametrize("options", [{}, {"zero": True, "zero_mixing": 0.7}])
 @pytest.mark.parametrize("k", [2, 3])
-def test_the_compiled_term_is_the_plain_one(monkeypatch, options, k):
-    from swsmix.bayes import density
+def test_the_compiled_term_is_the_one_in_numpy(monkeypatch, options, k):
+    from swsmix.bayes import density, mixture_term
 
     *_, joint = small(k=k, tau=0.8, **options)
     fast = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
-    plain = density.mixture_at, density.mixture_sums, density.with_hyper_prior
-    monkeypatch.setattr(density, "_fastest", lambda: plain)
+    in_numpy = density.mixture_at, density.mixture_sums, density.with_hyper_prior
+    monkeypatch.setattr(mixture_term, "_fastest_formulas", lambda: in_numpy)
     slow = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]
     for (value, gradient), (wanted, by_hand) in zip(fast, slow, strict=True):
         assert value == pytest.approx(wanted, rel=1e-12)
@@ -213,7 +213,7 @@ def test_the_pyro_program_has_the_same_density():
 
 def test_a_layout_survives_a_file_and_packs_what_it_unpacks():
     net, prior, _, _, joint = small(groups="tensor", k=2)
-    layout = Layout.from_plain(joint.layout.to_plain())
+    layout = Layout.from_dict(joint.layout.to_dict())
     assert layout == joint.layout
     z = torch.from_numpy(np.stack(points(joint)))
     mixtures = {g: layout.mixture(z, g) for g in layout.groups}

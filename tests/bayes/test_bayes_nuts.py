@@ -152,15 +152,15 @@ def test_an_interruption_keeps_the_finished_draws(monkeypatch, raises):
 
     *_, joint, _, _ = conjugate()
     whole = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
-    plain = module._in_turn
+    in_turn = module.in_turn
 
     def broken(*args):
-        for number, step in enumerate(plain(*args)):
+        for number, step in enumerate(in_turn(*args)):
             if number == 3 * 60 + 3 * 17 + 1:  # two chains have 17 draws, one 18
                 raises()
             yield step
 
-    monkeypatch.setattr(module, "_in_turn", broken)
+    monkeypatch.setattr(module, "in_turn", broken)
     with pytest.warns(UserWarning, match="interrupted: 3 of 3 chains with 17 of 40 draws"):
         kept = sample(joint, chains=3, draws=40, warmup=60, seed=4, progress=False)
     assert torch.equal(kept.z, whole.z[:, :17])
@@ -177,7 +177,7 @@ def test_another_error_of_compiled_code_is_no_interruption(monkeypatch):
         raise SystemError("not the user's")
         yield
 
-    monkeypatch.setattr(module, "_in_turn", broken)
+    monkeypatch.setattr(module, "in_turn", broken)
     with pytest.raises(SystemError, match="not the user's"):
         sample(joint, chains=1, draws=4, warmup=20, progress=False)
 
@@ -215,13 +215,13 @@ def test_more_than_ten_divergences_and_one_in_a_hundred_are_warned_about(
     from swsmix.bayes import nuts as module
 
     *_, joint, _, _ = conjugate()
-    plain = module._in_turn
+    in_turn = module.in_turn
 
     def diverging(*args):
-        for chain, iteration, step in plain(*args):
+        for chain, iteration, step in in_turn(*args):
             yield chain, iteration, step._replace(diverged=60 <= iteration < 60 + diverged)
 
-    monkeypatch.setattr(module, "_in_turn", diverging)
+    monkeypatch.setattr(module, "in_turn", diverging)
     options = {"chains": 1, "draws": draws, "warmup": 60, "max_depth": 3, "progress": False}
     assert sample(joint, **options).divergences == diverged  # and no warning, which is an error
     diverged += 1

@@ -37,7 +37,7 @@ def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
     out = tmp_path / "run"
     printed = run(*QUICK, "--baseline", "--out", out)
     for words in ("soft weight-sharing", "snapped to its centres", "weight decay", "validation",
-                  "bits a weight", "clusters (components", "clusters.png"):  # fmt: skip
+                  "bits per weight", "clusters (components", "clusters.png"):  # fmt: skip
         assert words in printed
     results = json.loads((out / "results.json").read_text())
     assert results["measure"] == "arv (1535)" and len(results["rows"]) == 3
@@ -146,7 +146,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "go on with --resume" in errors
+    assert process.returncode == 130 and "continue with --resume" in errors
     assert load_run(out).epoch >= 1
 
 
@@ -206,7 +206,7 @@ def test_inspect_writes_the_same_bytes_again_and_only_what_is_asked_for(tmp_path
 
 def test_inspect_says_what_is_wrong_in_one_line(tmp_path):
     (tmp_path / "a.txt").write_text("not a checkpoint")
-    run("inspect", tmp_path / "a.txt", fails="no checkpoint that swsmix can read")
+    run("inspect", tmp_path / "a.txt", fails="swsmix cannot read")
     torch.save({"\x1b[2Jw": torch.ones(3, 3)}, tmp_path / "net.pt")
     error = run("inspect", tmp_path / "net.pt", "--include", "x", fails="there are \\x1b[2Jw")
     assert "\x1b" not in error
@@ -218,9 +218,9 @@ def test_inspect_fails_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "swsmix.inspection.inspect.inspect", lambda *_, **__: pytest.fail("it went to work")
     )
-    with pytest.raises(ValueError, match=r"--out wants a folder; .*file is a file"):
+    with pytest.raises(ValueError, match=r"--out needs a folder; .*file is a file"):
         here("inspect", tmp_path / "net.pt", "--out", tmp_path / "file")
-    with pytest.raises(ValueError, match=r"--animate wants the history of a run; .*PyTorch"):
+    with pytest.raises(ValueError, match=r"--animate needs the history of a run; .*PyTorch"):
         here("inspect", tmp_path / "net.pt", "--animate", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -269,7 +269,7 @@ def test_a_posterior_is_written_and_inspected(tmp_path, monkeypatch):
         assert words in printed
     assert (tmp_path / "look" / "posterior-mixture.png").is_file()
     other = ("train", "--out", tmp_path / "other", *sampled)
-    monkeypatch.setenv("SWSMIX_DATA", str(tmp_path / "none"))  # refused before data are wanted
+    monkeypatch.setenv("SWSMIX_DATA", str(tmp_path / "none"))  # refused before data are read
     run(*other, "--data", "mnist", fails="--posterior is for the small problems")
     run(*other, "--tau", 0, fails="--tau above 0")
     (out / "posterior.safetensors").write_bytes(b"damaged")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swsmix import plots
-from swsmix.inspection import Picture, page
+from swsmix.inspection import Picture, html_page
 from swsmix.inspection.inspect import inspect
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
@@ -64,7 +64,7 @@ def driver():
 def browser(driver, inspection, tmp_path):
     """The page, freshly opened; afterwards nothing was fetched and the console is empty."""
     pictures = [Picture("a", "A figure.", plots.entropy({"a": 1.0}))]
-    (tmp_path / "report.html").write_text(page(inspection, pictures), encoding="utf-8")
+    (tmp_path / "report.html").write_text(html_page(inspection, pictures), encoding="utf-8")
     driver.get_log("performance")
     driver.get((tmp_path / "report.html").as_uri())
     yield driver
@@ -222,7 +222,7 @@ def test_the_table_sorts_both_ways(browser):
 def test_names_break_after_their_dots_and_sort_by_their_numbers(driver, tmp_path):
     names = ["layers.10.weight", "layers.9.weight", "layers.2.weight"]
     torch.save({name: torch.randn(20, 20) for name in names}, tmp_path / "a.pt")
-    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "a.pt")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(html_page(inspect(tmp_path / "a.pt")), encoding="utf-8")
     driver.get((tmp_path / "report.html").as_uri())
     assert len(find(driver, "#layers tbody tr:first-child wbr")) == 2
     find(driver, "#layers th button")[0].click()
@@ -311,7 +311,7 @@ def test_millions_of_weights_have_labels_that_are_not_cut(driver, tmp_path):
     far = torch.tensor([1e6 - 2, 1e6, 1e6 + 2], dtype=torch.float64)
     w = far[torch.randint(3, (2000, 1000), generator=generator)]
     torch.save({"w": w}, tmp_path / "big.pt")
-    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "big.pt")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(html_page(inspect(tmp_path / "big.pt")), encoding="utf-8")
     driver.get((tmp_path / "report.html").as_uri())
     for _ in range(2):
         left = driver.execute_script(
@@ -355,7 +355,7 @@ def test_no_curve_runs_along_the_axis_where_there_is_nothing_to_see(browser):
 
 def test_one_weight_is_no_plural(driver, tmp_path):
     torch.save({"w": torch.ones(1, 1), "b": torch.ones(1)}, tmp_path / "one.pt")
-    (tmp_path / "report.html").write_text(page(inspect(tmp_path / "one.pt")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(html_page(inspect(tmp_path / "one.pt")), encoding="utf-8")
     driver.get((tmp_path / "report.html").as_uri())
     assert text(driver, "#shown").startswith("1 weight;")
     assert text(driver, "#matching") == "1 of 1 tensor"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from swsmix import MixturePrior
+from swsmix.compression import save_compressed
 from swsmix.compression.snap import snapped_state
 from swsmix.inspection import checkpoints
 from swsmix.inspection.inspect import inspect

@@ -19,7 +19,7 @@ from swsmix import plots
 from swsmix.compression.snap import assign
 from swsmix.mixture import GaussianMixture
 from swsmix.plots import files
-from swsmix.plots.training import film
+from swsmix.plots.training import common_histograms
 from swsmix.training.history import History
 
 COLUMNS = ("mixing", "mean", "std")
@@ -120,7 +120,7 @@ def test_loss_terms_split_the_objective_into_data_and_prior():
     np.testing.assert_allclose(data + prior, objective)
     np.testing.assert_allclose(curve(nats, "R(w)")[1], HISTORY.scalars["nll"])
     np.testing.assert_allclose(curve(nats, "hyper-prior")[1], HISTORY.scalars["hyper_prior"])
-    assert (each.get_ylabel(), nats.get_ylabel()) == ("nats a case", "nats")
+    assert (each.get_ylabel(), nats.get_ylabel()) == ("nats per case", "nats")
 
 
 def test_group_picks_one_of_several_mixtures():
@@ -184,7 +184,7 @@ def test_every_frame_shows_all_weights_and_all_components_that_hold_one(
 
 
 def test_a_lone_weight_has_one_bin_at_every_record():
-    edges, counts = film(wandering(30_000), "all")
+    edges, counts = common_histograms(wandering(30_000), "all")
     alone = counts[:, edges[1:] > 5.5]
     assert ((alone > 0).sum(1) == 1).all() and (alone.sum(1) == 1).all()
     own = wandering(30_000).stacked("all", "bin_edges").diff()

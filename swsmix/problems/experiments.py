@@ -1,0 +1,194 @@
+"""Train a built-in problem, measure it, and compare it with weight decay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from swsmix.compression.snap import bits_per_weight, snap_, within_share
+from swsmix.prior import MixturePrior, Mode
+from swsmix.problems.recipes import Problem
+from swsmix.schedule import Schedule
+from swsmix.training.evaluation import Batch, evaluate
+from swsmix.training.fitting import fit
+from swsmix.training.history import History
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of training a problem.
+
+    Attributes:
+        net: the trained network, not snapped.
+        prior: its prior.
+        history: the history.
+        rows: name -> measure on `train`, `validation` and `test`, for the network, the snapped
+            network, and weight decay.
+        facts: further numbers, by a name with the unit.
+    """
+
+    net: nn.Module
+    prior: MixturePrior
+    history: History
+    rows: dict[str, dict[str, float]]
+    facts: dict[str, float]
+
+
+def train(
+    problem: Problem,
+    *,
+    seed: int = 0,
+    mode: Mode = "em",
+    device: str = "cpu",
+    run: str | None = None,
+    resume: bool = False,
+    progress: bool | str = True,
+    baseline: bool = True,
+    baseline_progress: bool = True,
+    callback: Callable[[int, History], None] | None = None,
+) -> Outcome:
+    """Train a problem by its recipe, and for comparison the same network under weight decay.
+
+    Args:
+        problem: from `load_problem`; change it by `dataclasses.replace`.
+        seed: seed of the initial weights and of the order of the batches.
+        mode: `"em"` or `"gradient"`.
+        device: the device to train on.
+        run: a folder for checkpoints.
+        resume: continue the run in that folder.
+        progress: show a progress bar; a string is its label.
+        baseline: train the weight-decay networks too.
+        baseline_progress: show a progress bar for each of them.
+        callback: as in `fit`.
+    """
+    problem = replace(
+        problem,
+        train=_to(problem.train, device),
+        validation=_to(problem.validation, device),
+        test=_to(problem.test, device),
+    )
+    net = problem.make_net(torch.Generator().manual_seed(seed)).to(device)
+    prior = MixturePrior(
+        net,
+        problem.num_components,
+        mode=mode,
+        method="spread",
+        initial=None if problem.initial is None else problem.initial(problem.num_components),
+        hyper=problem.hyper,
+        seed=seed,
+    )
+    _, start = _snapped(problem, net, prior)
+    history = _fit(
+        problem, net, prior, problem.schedule, seed,
+        run=run, resume=resume, progress=progress, callback=callback,
+    )  # fmt: skip
+    snapped, end = _snapped(problem, net, prior)
+    rows = {
+        "soft weight-sharing": _measures(problem, net),
+        "the same, snapped to its centres": snapped,
+    }
+    facts = {
+        f"{name}, {when}": value
+        for when, numbers in (("start", start), ("end", end))
+        for name, value in numbers.items()
+    }
+    facts["clusters (components that claim a weight)"] = sum(
+        float(history.num_clusters(g)[-1]) for g in history.groups
+    )
+    if baseline:
+        std, decayed = _weight_decay(problem, seed, baseline_progress)
+        rows[f"weight decay, std {std:g}, by validation"] = decayed
+    return Outcome(net, prior, history, rows, facts)
+
+
+def _measures(problem: Problem, net: nn.Module) -> dict[str, float]:
+    """The measure of a network on `"train"`, `"validation"` and `"test"`."""
+    parts = {"train": problem.train, "validation": problem.validation, "test": problem.test}
+    return {name: evaluate(net, problem.measure, part) for name, part in parts.items()}
+
+
+def _gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
+    """Weight decay as a mixture of one fixed component N(0, std^2): R(w) = w.w / (2 std^2) + c."""
+    prior = MixturePrior(net, 1, zero=True)
+    (mixture,) = prior.mixtures.values()
+    mixture.std.fill_(std)
+    mixture.pinned_std.fill_(True)
+    return prior
+
+
+def _weight_decay(problem: Problem, seed: int, progress: bool) -> tuple[float, dict[str, float]]:
+    """The std that is best on validation, and the measures under it."""
+    results: list[tuple[float, float, dict[str, float]]] = []
+    total = len(problem.decay_stds)
+    for number, std in enumerate(problem.decay_stds, 1):
+        label = f"weight decay, std {std:g} ({number} of {total})"
+        net = problem.make_net(torch.Generator().manual_seed(seed)).to(problem.train[0].device)
+        schedule = Schedule(em_every=problem.schedule.em_every)
+        shown = label if progress else False
+        _fit(problem, net, _gaussian_prior(net, std), schedule, seed, progress=shown)
+        result = _measures(problem, net)
+        results.append((result["validation"], std, result))
+    _, std, result = min(results, key=lambda entry: entry[0])
+    return std, result
+
+
+def _fit(
+    problem: Problem,
+    net: nn.Module,
+    prior: MixturePrior,
+    schedule: Schedule,
+    seed: int,
+    **more: Any,
+) -> History:
+    loss = problem.make_loss().to(problem.train[0].device)
+    optimizer: Any = "l-bfgs"
+    if problem.lr is not None:
+        groups = [{"params": [*net.parameters(), *loss.parameters()]}]
+        if prior.mode == "gradient":
+            groups.append({"params": [*prior.parameters()]})
+        optimizer = torch.optim.Adam(groups, lr=problem.lr)
+    return fit(
+        net,
+        loss,
+        problem.train,
+        optimizer=optimizer,
+        epochs=problem.epochs,
+        prior=prior,
+        schedule=schedule,
+        update=problem.update,
+        batch_size=problem.batch_size,
+        iterations=problem.iterations,
+        validation=problem.validation,
+        measure=problem.measure,
+        seed=seed,
+        **more,
+    )
+
+
+def _snapped(
+    problem: Problem, net: nn.Module, prior: MixturePrior
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The measures with each weight snapped to its centre, and numbers that show the collapse."""
+    shares = [(within_share(m, prior.flat_weights(g)), g) for g, m in prior.mixtures.items()]
+    before = copy.deepcopy(net.state_dict())
+    index = torch.cat([j.reshape(-1) for j in snap_(prior).values()])
+    rows = _measures(problem, net)
+    values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
+    net.load_state_dict(before)
+    sizes = {g: len(prior.flat_weights(g)) for g in prior.mixtures}
+    within = sum(share * sizes[g] for share, g in shares) / sum(sizes.values())
+    return rows, {
+        "within-cluster / total variance": within,
+        "bits per weight after snapping": bits_per_weight(index),
+        "distinct values after snapping": values,
+        f"validation {problem.measure_name} after snapping": rows["validation"],
+    }
+
+
+def _to(part: Batch, device: str) -> Batch:
+    return part[0].to(device), part[1].to(device)
