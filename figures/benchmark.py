@@ -28,7 +28,7 @@ import torch
 import training_cost
 
 from swsmix import tables
-from swsmix.tables import backends, lookup
+from swsmix.tables import backends, passes
 
 FIGURES = Path(__file__).parent
 MAX_NAIVE = 6.5e7  # N x K beyond which the N x K methods are not run (28 GB at N = 2.5e7)
@@ -193,7 +193,7 @@ def rows(quick: bool) -> Iterator[dict]:
             table.full(w)
             half, slot = w.bfloat16(), out.bfloat16()
             table.gradient(half)
-            few = lookup.DIRECT // k + 1  # the fewest weights that use tables
+            few = passes.DIRECT // k + 1  # the fewest weights that use tables
 
             def gradient_without_numba(t=table, w=w, o=out):
                 with without_numba():

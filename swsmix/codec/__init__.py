@@ -1,6 +1,6 @@
-"""The format of compressed files: tensors of few values to bytes and back, bit for bit.
+"""Compressed files: tensors of few values to bytes and back, bit for bit.
 
-The file, version 2. Numbers are unsigned, seven bits a byte, the lowest first; a signed z is
+The file, version 2. Numbers are unsigned, seven bits per byte, the lowest first; a signed z is
 stored as 2z or -2z - 1.
 
     "SWSM"  version (1 byte)
@@ -9,7 +9,7 @@ stored as 2z or -2z - 1.
     CRC-32 of all of that (4 bytes, little-endian)
 
     tensor table: number of tensors, then for each
-        name: number of dotted parts; each 0, length, UTF-8 or the number of a part seen before
+        name: number of dotted parts; each 0, length, UTF-8 or the number of an earlier part
         kind: 0 values | 1 codebook and index | 2 index into an earlier codebook | 3 a copy
         dtype, dimensions, sizes      (0, 1, 2)
         the values                    (0; in the narrowest form that is exact, see `codec.values`)
@@ -18,7 +18,20 @@ stored as 2z or -2z - 1.
         model of the index, settings  (1, 2 unless K = 1; see `codec.index`)
 
 The codec is lossless for any state_dict: it finds the few values of a snapped tensor by itself.
-Its size is the number to print: `len(encode(state))` bytes are the file.
+The file is `len(encode(state))` bytes: that is the size to report.
+
+The modules:
+
+- `encoder`: `encode` makes the file.
+- `decoder`: `decode` and `decode_books` read it; nothing in it is trusted.
+- `accounting`: `sizes`, what each tensor takes in a file.
+- `header`: the tensor table's bytes: numbers, names, dtypes, shapes.
+- `values`: lists of numbers (codebooks, biases) in the narrowest exact form.
+- `index`: component numbers, by the model that makes them smallest.
+- `scans`: the ways to read a tensor as a matrix for the context models.
+- `contexts`: the context models: what neighbours, rows and columns say about a weight.
+- `mixing`: adaptive models of binary decisions, which the context models are made of.
+- `stream`: the entropy-coded stream and its coder.
 """
 
 from __future__ import annotations
@@ -29,15 +42,9 @@ from pathlib import Path
 from torch import Tensor
 
 from swsmix.codec.accounting import TensorSize, sizes
-from swsmix.codec.file import (
-    MAGIC,
-    MAX_WEIGHTS,
-    Codebook,
-    check,
-    decode,
-    decode_books,
-    encode,
-)
+from swsmix.codec.decoder import MAX_WEIGHTS, Codebook, decode, decode_books
+from swsmix.codec.encoder import check, encode
+from swsmix.codec.header import MAGIC
 
 __all__ = [
     "MAGIC",
@@ -56,7 +63,7 @@ __all__ = [
 def load_compressed(
     path: str | os.PathLike[str], *, max_weights: int = MAX_WEIGHTS
 ) -> dict[str, Tensor]:
-    """Read a network from a file of `swsmix.compression.save_compressed`.
+    """Read a network from a file that `swsmix.compression.save_compressed` wrote.
 
     Nothing in the file is trusted: a damaged or hostile one gives an error. The same bytes give
     the same tensors on every machine.
@@ -93,7 +100,7 @@ def load_books(
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there") from None
+        raise FileNotFoundError(f"{path} does not exist") from None
     try:
         return decode_books(data, max_weights=max_weights)
     except ValueError as error:

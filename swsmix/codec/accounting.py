@@ -1,4 +1,4 @@
-"""Where the bytes of a compressed file are, tensor by tensor."""
+"""Where the bytes of a compressed file go, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swsmix.codec.file import MAX_WEIGHTS, Part, read_parts
-from swsmix.codec.header import to_patterns
-from swsmix.codec.stream import Meter, entropy_bits
+from swsmix.codec.decoder import MAX_WEIGHTS, Part, read_parts
+from swsmix.codec.header import Kind, to_patterns
+from swsmix.codec.stream import StreamMeter, entropy_bits
+
+_NAMES = {
+    Kind.VALUES: "values",
+    Kind.INDEX: "codebook",
+    Kind.SHARED: "shared codebook",
+    Kind.COPY: "copy",
+}
 
 
 @dataclass(frozen=True)
 class TensorSize:
-    """What one tensor takes in a compressed file.
+    """The size of one tensor in a compressed file.
 
     Attributes:
-        kind: 'values', 'codebook', 'shared codebook' (that of a tensor before it), or 'copy' (of
-            a tensor before it).
-        model: what its component numbers are coded by, such as 'contexts by rows'; empty if it
-            has none.
-        numel: its elements.
-        num_values: distinct values K; 0 if it has no component numbers of its own.
-        name_bits: its name, type and shape.
-        codebook_bits: its codebook.
-        index_bits: its component numbers, the model's settings included.
-        value_bits: its elements, where they are stored value by value.
-        entropy_bits: the zero-order entropy of the component numbers; the table of counts that a
-            decoder would need is not in it.
+        kind: 'values', 'codebook', 'shared codebook' (an earlier tensor's), or 'copy' (of an
+            earlier tensor).
+        model: the model of its component numbers, such as 'contexts by rows'; empty if it has
+            none.
+        numel: its number of elements.
+        num_values: its number of distinct values K; 0 if it has no component numbers of its own.
+        name_bits: the size of its name, type and shape, in bits.
+        codebook_bits: the size of its codebook, in bits.
+        index_bits: the size of its component numbers, with the model's settings, in bits.
+        value_bits: the size of its elements, if they are stored value by value, in bits.
+        entropy_bits: the zero-order entropy of its component numbers, in bits, without the table
+            of counts that a decoder would need.
     """
 
     kind: str
@@ -42,16 +49,16 @@ class TensorSize:
 
     @property
     def bits(self) -> float:
-        """All that it takes."""
+        """Its whole size, in bits."""
         return self.name_bits + self.codebook_bits + self.index_bits + self.value_bits
 
 
 def sizes(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, TensorSize]:
-    """What each tensor takes in a compressed file.
+    """The size of each tensor in a compressed file.
 
-    The file is decoded, and each decision counts by its probability p, as -log2 p. The rest of the
-    file is its header, its checksum and what the range coder loses: 12 to 24 bytes, in large files
-    about 0.02 %.
+    The file is decoded, and each decision of probability p counts as -log2 p bits. The rest of the
+    file is its header, its checksum and the loss of the range coder: 12 to 24 bytes, or about
+    0.02 % of a large file.
 
     Args:
         data: the file, from `encode`.
@@ -61,7 +68,8 @@ def sizes(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, TensorSiz
         name -> its size, in the order of the file.
 
     Raises:
-        ValueError: if it is no such file, damaged, of another version, or too large.
+        ValueError: if the bytes are not such a file, are damaged, of another version, or hold more
+            than `max_weights`.
 
     Example:
         >>> import torch
@@ -69,21 +77,21 @@ def sizes(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, TensorSiz
         >>> data = encode({"weight": torch.tensor([0.0, 0.5, -0.5]).repeat(500)})
         >>> size = sizes(data)["weight"]
         >>> size.kind, size.num_values, size.model
-        ('codebook', 3, 'contexts by memory, in order')
+        ('codebook', 3, 'contexts by memory')
         >>> len(data) - size.bits / 8 < 24
         True
     """
-    parts, _ = read_parts(data, max_weights=max_weights, player=Meter)
+    parts, _ = read_parts(data, max_weights=max_weights, stream_decoder=StreamMeter)
     return {part.name: _size(part) for part in parts}
 
 
 def _size(part: Part) -> TensorSize:
     name, codebook, content = part.bits
-    stored, count = part.kind == "values", np.zeros(0, np.int64)
-    if part.kind.endswith("codebook"):
+    stored, count = part.kind == Kind.VALUES, np.zeros(0, np.int64)
+    if part.kind in (Kind.INDEX, Kind.SHARED):
         count = np.unique(to_patterns(part.tensor), return_counts=True)[1]
     index, values = (0.0, content) if stored else (content, 0.0)
     return TensorSize(
-        part.kind, part.model, part.tensor.numel(), len(count), name, codebook, index, values,
-        entropy_bits(count),
+        _NAMES[part.kind], part.model, part.tensor.numel(), len(count),
+        name, codebook, index, values, entropy_bits(count),
     )  # fmt: skip

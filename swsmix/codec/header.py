@@ -1,7 +1,8 @@
-"""Plain bytes: numbers, names, dtypes and shapes of the tensor table, read with suspicion."""
+"""The tensor table's bytes: numbers, names, dtypes and shapes, checked as they are read."""
 
 from __future__ import annotations
 
+import enum
 import math
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from swsmix.codec.stream import Array
 
-# The order is the format's: append only.
+MAGIC = b"SWSM"
+VERSION = 2
+MAX_VALUES = 1 << 16  # of a codebook
+# The format stores numbers of these two lists: append only.
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -26,8 +30,17 @@ _MAX_NAME = 1 << 16  # bytes of a name
 _MAX_NAMES = 1 << 24  # of all names
 
 
-class Writer:
-    """A growing byte string."""
+class Kind(enum.IntEnum):
+    """How a tensor is stored."""
+
+    VALUES = 0  # value by value
+    INDEX = 1  # a codebook and an index into it
+    SHARED = 2  # an index into an earlier codebook
+    COPY = 3  # equal to an earlier tensor
+
+
+class TableWriter:
+    """Writes the tensor table, or a part of it."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -35,18 +48,18 @@ class Writer:
         self._names = 0
 
     def number(self, value: int) -> None:
-        """A non-negative integer, seven bits a byte, the lowest first."""
+        """Write a non-negative integer, seven bits per byte, the lowest first."""
         while value >= 0x80:
             self.data.append(0x80 | (value & 0x7F))
             value >>= 7
         self.data.append(value)
 
     def signed(self, value: int) -> None:
-        """An integer as 0, -1, 1, -2, 2 ..."""
+        """Write an integer, in the order 0, -1, 1, -2, 2 ..."""
         self.number(2 * value if value >= 0 else -2 * value - 1)
 
     def name(self, name: str) -> None:
-        """A name by its dotted parts, each a number if it occurred before.
+        """Write a name by its dotted parts, each as a number if it occurred before.
 
         Raises:
             ValueError: if the names are too long to be read back.
@@ -55,8 +68,8 @@ class Writer:
         self._names += size
         if size > _MAX_NAME or self._names > _MAX_NAMES:
             raise ValueError(
-                f"a name has less than {_MAX_NAME:,} bytes, and all names {_MAX_NAMES:,} at most; "
-                f"got {size - 1:,} and {self._names:,}"
+                f"a name must have less than {_MAX_NAME:,} bytes, and all names at most "
+                f"{_MAX_NAMES:,}; got {size - 1:,} and {self._names:,}: shorten them"
             )
         parts = name.split(".")
         self.number(len(parts))
@@ -70,7 +83,7 @@ class Writer:
                 self._parts[part] = len(self._parts)
 
     def tensor(self, t: Tensor) -> None:
-        """A tensor's dtype and shape.
+        """Write a tensor's dtype and shape.
 
         Raises:
             TypeError: if the format has no such dtype.
@@ -84,8 +97,8 @@ class Writer:
             self.number(size)
 
 
-class Reader:
-    """Reads what a `Writer` wrote; never past the end.
+class TableReader:
+    """Reads what a `TableWriter` wrote, never past the end.
 
     Args:
         data: the bytes.
@@ -98,10 +111,7 @@ class Reader:
         self._names = _MAX_NAMES
 
     def take(self, size: int) -> bytes:
-        """The next bytes.
-
-        Returns:
-            `size` bytes.
+        """The next `size` bytes.
 
         Raises:
             ValueError: if there are fewer.
@@ -117,18 +127,11 @@ class Reader:
         return self._at
 
     def rest(self) -> bytes:
-        """All that is left.
-
-        Returns:
-            The bytes.
-        """
+        """All the bytes that are left."""
         return self.take(len(self._data) - self._at)
 
     def number(self, limit: int = _MAX_SIZE) -> int:
-        """A non-negative integer.
-
-        Returns:
-            The integer, at most `limit`.
+        """A non-negative integer, at most `limit`.
 
         Raises:
             ValueError: if it is larger.
@@ -144,22 +147,15 @@ class Reader:
             shift += 7
 
     def signed(self, limit: int) -> int:
-        """An integer between -limit and limit.
-
-        Returns:
-            The integer.
-        """
+        """An integer between -limit and limit."""
         value = self.number(2 * limit)
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
     def name(self) -> str:
         """A tensor's name.
 
-        Returns:
-            The name.
-
         Raises:
-            ValueError: if it is no text, or too long: parts repeat at a byte each.
+            ValueError: if it is not text, or too long: a part that repeats costs only a byte.
         """
         parts: list[str] = []
         left = min(_MAX_NAME, self._names)
@@ -174,7 +170,7 @@ class Reader:
                 try:
                     part = self.take(self.number(_MAX_NAME)).decode()
                 except UnicodeDecodeError:
-                    raise ValueError("a name in the tensor table is no UTF-8") from None
+                    raise ValueError("a name in the tensor table is not UTF-8") from None
                 self._parts.append(part)
             left -= len(part.encode()) + 1
             if left < 0:
@@ -184,18 +180,15 @@ class Reader:
         return ".".join(parts)
 
     def tensor(self) -> tuple[torch.dtype, tuple[int, ...]]:
-        """A tensor's dtype and shape.
-
-        Returns:
-            Both; the number of elements is below 2^62.
+        """A tensor's dtype and shape, with at most 2^62 elements.
 
         Raises:
-            ValueError: if they cannot be.
+            ValueError: if no tensor can have them.
         """
         dtype = DTYPES[self.number(len(DTYPES) - 1)]
         shape = tuple(self.number() for _ in range(self.number(_MAX_DIMENSIONS)))
         if math.prod(max(size, 1) for size in shape) > _MAX_SIZE:
-            raise ValueError(f"the tensor table tells of an impossible shape, {shape}")
+            raise ValueError(f"the tensor table holds an impossible shape, {shape}")
         return dtype, shape
 
     def check_end(self) -> None:
@@ -209,12 +202,8 @@ class Reader:
 
 
 def to_patterns(t: Tensor) -> Array:
-    """A tensor's elements as unsigned integers, its bits as they are.
-
-    Returns:
-        A vector in row-major order.
-    """
-    # Through int views: numpy knows no bfloat16, and nan's bits must survive.
+    """The bit patterns of a tensor's elements, as unsigned integers in row-major order."""
+    # Through integer views: numpy knows no bfloat16, and the bits of a nan must survive.
     if not t.numel():
         return np.zeros(0, f"u{t.element_size()}")
     flat = t.detach().cpu().contiguous().reshape(-1)
@@ -223,10 +212,7 @@ def to_patterns(t: Tensor) -> Array:
 
 
 def from_patterns(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The tensor with these bits.
-
-    Returns:
-        A tensor of its own.
+    """A new tensor with these bit patterns.
 
     Raises:
         ValueError: if a truth value is neither 0 nor 1.
@@ -237,9 +223,6 @@ def from_patterns(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -
     if dtype == torch.bool and (patterns > 1).any():
         raise ValueError("a truth value is neither 0 nor 1")
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    own = np.array(
-        patterns,
-        dtype=f"u{size}",
-    )
-    signed = own if size == 1 else own.view(f"i{size}")
+    copied = np.array(patterns, dtype=f"u{size}")
+    signed = copied if size == 1 else copied.view(f"i{size}")
     return torch.from_numpy(signed).view(dtype if dtype.itemsize == size else kind).view(shape)

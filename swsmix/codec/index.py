@@ -1,30 +1,27 @@
 """Component numbers of one tensor: each model is tried, and the smallest is taken.
 
-    0  counts of the values, then the numbers by them     (zero order)
-    1  the numbers by the counts of those before them     (zero order, adaptive)
-    2  context models (`codec.contexts`): the commonest value, the scan (4 more if its lanes are
-       born in order), its stride
-
-The scans of model 2: a tensor is a matrix of its first dimension (rows, a layer's outputs) by all
-the others (columns, its inputs); 0 steps through the columns, 1 through the rows, 2 through the
-second dimension (input channels), 3 through the tensor in memory order, in square shape (only where
-each of the others has over 1,024 steps, and over one for 4,096 weights).
+0  counts of the values, then the numbers by them     (zero order)
+1  the numbers by the counts of those before them     (zero order, adaptive)
+2  context models (`codec.contexts`). Settings: the commonest value, the scan (`codec.scans`;
+   plus 4 if its lanes start in order), its stride
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
+from swsmix.codec import scans
 from swsmix.codec.contexts import SIDES, Scan, code_in_context
-from swsmix.codec.header import Reader, Writer
+from swsmix.codec.header import TableReader, TableWriter
 from swsmix.codec.mixing import log_density
+from swsmix.codec.scans import ScanChoice
 from swsmix.codec.stream import (
     Array,
     Coder,
-    Recorder,
+    StreamEncoder,
     code_adaptively,
     code_integers,
     entropy_bits,
@@ -32,31 +29,26 @@ from swsmix.codec.stream import (
 )
 
 _COUNTED, _ADAPTIVE, _CONTEXTS = range(3)
-_COLUMNS, _ROWS, _CHANNELS, _FLAT = range(4)
-_IN_ORDER = 4  # added to these
-_SCANS = "columns", "rows", "channels", "memory"  # their names
+_IN_ORDER = 4  # added to the scan's number
 _MAX_VALUES = 1024  # of context models: their tables grow with it
-_MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
-_MAX_STRIDE = 1 << 10
-_LEAST = 256  # weights that context models could pay for
+_MIN_WEIGHTS = 256  # fewer never pay for context models
 _TRIAL = 1 << 16  # weights, from the middle, on which scans are tried
-_PATIENT = 1 << 14  # up to so many weights, every scan is tried, whatever the first one saves
-# The share of the bits that context models must save: they take their time, a microsecond or two a
-# weight, and as much again for each decision about a value that is not the commonest. Of a large
-# tensor that is a second or more.
-_WORTH = 0.01
-_WORTH_IF_LARGE = 0.05
+_TRY_ALL = 1 << 14  # up to so many weights, every scan is tried, whatever the first one saves
+# The share of the bits that context models must save: they take a microsecond or two per weight,
+# and as much again for each decision about a value that is not the commonest. For a large tensor
+# that is a second or more.
+_MIN_SAVING = 0.01
+_MIN_SAVING_IF_LARGE = 0.05
 _LARGE = 1 << 20
-_SAMPLE = 1 << 20  # weights in which a stride is looked for
 
 
-class Effort:
-    """What may still be spent on context models in one file, in decisions of some microseconds.
+class ContextBudget:
+    """What context models may still spend in one file, in decisions of some microseconds each.
 
-    It is counted and not measured, so that the same bytes come out everywhere.
+    Decisions are counted, not timed, so that every machine writes the same bytes.
 
     Args:
-        left: so many decisions; when coding, a step of a scan counts as `STEP` of them.
+        left: the number of decisions; when coding, a step of a scan counts as `STEP` of them.
     """
 
     STEP = 500
@@ -64,141 +56,127 @@ class Effort:
     def __init__(self, left: int) -> None:
         self.left = left
 
-    def coded(self, recorder: Recorder, steps: int) -> None:
-        """Take off what has been coded."""
-        self.left -= recorder.decisions + self.STEP * steps
+    def spend(self, stream: StreamEncoder, steps: int) -> None:
+        """Subtract the cost of what has been coded."""
+        self.left -= stream.decisions + self.STEP * steps
 
 
-class Earlier:
-    """How dense the rows of the tensors before are: a layer's outputs are the next one's inputs."""
+class RowDensities:
+    """How dense the rows of earlier tensors are: a layer's outputs are the next one's inputs."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, Array] = {}  # by their number, the latest last
+        self._classes: dict[int, Array] = {}  # number of rows -> their classes, the latest last
 
     def add_(self, index: Array, num_values: int, shape: tuple[int, ...]) -> None:
-        """Take note of a tensor."""
+        """Remember a tensor's rows."""
         if len(shape) < 2 or min(shape) < 1 or shape[0] < 2:
             return
         common = np.bincount(index, minlength=num_values).argmax()
         count = np.count_nonzero(index.reshape(shape[0], -1) != common, axis=1)
         columns = len(index) // shape[0]
-        self._rows.pop(shape[0], None)
-        self._rows[shape[0]] = 1 + log_density(count, columns, SIDES - 1)
+        self._classes.pop(shape[0], None)
+        self._classes[shape[0]] = 1 + log_density(count, columns, SIDES - 1)
 
     def of_columns(self, columns: int) -> Array:
-        """A class of each column: that of the row it continues, in the last tensor that fits.
-
-        Returns:
-            Numbers below `SIDES`; zeros if none fits.
-        """
-        for number, rows in reversed(self._rows.items()):
+        """A class below `SIDES` per column: its row's in the last tensor that fits; 0 if none."""
+        for number, classes in reversed(self._classes.items()):
             if columns % number == 0:
-                return np.repeat(rows, columns // number)
+                return np.repeat(classes, columns // number)
         return np.zeros(columns, np.int64)
 
 
-class _Choice(NamedTuple):
-    kind: int
-    stride: int
-    in_order: bool = False
+@dataclass(frozen=True)
+class _Tensor:
+    """What context models know about a tensor before they code it."""
 
-    def __str__(self) -> str:
-        stride = f", stride {self.stride}" if self.stride > 1 else ""
-        return f"contexts by {_SCANS[self.kind]}{stride}{', in order' * self.in_order}"
+    num_values: int
+    shape: tuple[int, ...]
+    common: int  # the commonest value's number
+    densities: RowDensities
 
 
 def write_index(
-    writer: Writer,
-    recorder: Recorder,
+    table: TableWriter,
+    stream: StreamEncoder,
     index: Array,
     num_values: int,
     shape: tuple[int, ...],
-    earlier: Earlier,
-    effort: Effort,
+    densities: RowDensities,
+    budget: ContextBudget,
 ) -> None:
     """Code component numbers with the model that makes them smallest.
 
     Args:
-        writer: the tensor table; takes the model's number and its settings.
-        recorder: the stream.
+        table: the tensor table; receives the model's number and its settings.
+        stream: the stream; receives the coded numbers.
         index: numbers below `num_values`, row-major.
         num_values: K, at least 2.
-        shape: the tensor's.
-        earlier: the tensors before.
-        effort: what trying context models may still take.
+        shape: the tensor's shape.
+        densities: the earlier tensors' rows; the tensor is added to them.
+        budget: what context models may still spend.
     """
-    best = Recorder()
+    best = StreamEncoder()
     model, settings = _COUNTED, list[int]()
     _code_zero_order(best, _COUNTED, len(index), num_values, index)
-    trial = Recorder()
+    trial = StreamEncoder()
     _code_zero_order(trial, _ADAPTIVE, len(index), num_values, index)
     if trial.cost < best.cost:
         best, model = trial, _ADAPTIVE
-    count = np.bincount(index)
-    common = int(count.argmax())
-    # Is it the commonest value, on which side of it, and which there: at most so many decisions.
-    need = len(index) + (len(index) - int(count[common])) * num_values.bit_length()
     if num_values <= _MAX_VALUES:
-        least = (1 - _WORTH) * best.cost - 24
-        for scan, done in _choose_scans(index, num_values, shape, common, earlier, effort):
-            trial, steps = done or Recorder(), _scans(shape)[scan.kind][0]
-            if done is None:
-                if need + effort.STEP * steps > effort.left:
-                    break
-                _code_contexts(trial, scan, common, num_values, shape, earlier, index)
-                effort.coded(trial, steps)
-            if trial.cost < least:
-                kind = scan.kind + _IN_ORDER * scan.in_order
-                best, model, settings = trial, _CONTEXTS, [common, kind, scan.stride]
-                least = trial.cost
+        common = int(np.bincount(index).argmax())
+        tensor = _Tensor(num_values, shape, common, densities)
+        most = (1 - _MIN_SAVING) * best.cost - 24
+        if contexts := _best_contexts(index, tensor, budget, most):
+            best, choice = contexts
+            model = _CONTEXTS
+            settings = [common, choice.kind + _IN_ORDER * choice.starts_in_order, choice.stride]
     for number in (model, *settings):
-        writer.number(number)
-    recorder.extend(best)
-    earlier.add_(index, num_values, shape)
+        table.number(number)
+    stream.extend(best)
+    densities.add_(index, num_values, shape)
 
 
 def read_index(
-    reader: Reader,
+    table: TableReader,
     coder: Coder,
     num_values: int,
     shape: tuple[int, ...],
-    earlier: Earlier,
-    effort: Effort,
+    densities: RowDensities,
+    budget: ContextBudget,
 ) -> tuple[Array, str]:
-    """Read component numbers.
-
-    Returns:
-        Numbers below `num_values`, row-major; and the model that they are coded by, in words.
+    """Read component numbers: below `num_values`, row-major; and their model, in words.
 
     Raises:
-        ValueError: if the settings are impossible, or more weights are under context models than
-            are left in `effort`.
+        ValueError: if the settings are impossible, or context models code more weights than
+            `budget` has left.
     """
-    model = reader.number(_CONTEXTS)
+    model = table.number(_CONTEXTS)
     if model != _CONTEXTS:
         index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
-        told = "counts" if model == _COUNTED else "adaptive counts"
+        name = "counts" if model == _COUNTED else "adaptive counts"
     else:
         if num_values > _MAX_VALUES:
             raise ValueError("the context models of a tensor have too many values")
-        common = reader.number(num_values - 1)
-        in_order, kind = divmod(reader.number(_IN_ORDER + _FLAT), _IN_ORDER)
-        stride = reader.number(_MAX_STRIDE)
-        if kind not in _scans(shape) or not _strides_fit(stride, kind, shape):
+        common = table.number(num_values - 1)
+        in_order, kind = divmod(table.number(_IN_ORDER + scans.FLAT), _IN_ORDER)
+        stride = table.number(scans.MAX_STRIDE)
+        if kind not in scans.scans_of(shape) or not scans.stride_fits(stride, kind, shape):
             raise ValueError("a tensor cannot be scanned as its table says")
-        effort.left -= math.prod(shape)
-        if effort.left < 0:
-            raise ValueError("more weights are under context models than a file may have")
-        scan = _Choice(kind, stride, bool(in_order))
-        index = _code_contexts(coder, scan, common, num_values, shape, earlier, None)
-        told = str(scan)
-    earlier.add_(index, num_values, shape)
-    return index, told
+        budget.left -= math.prod(shape)
+        if budget.left < 0:
+            raise ValueError("context models code more weights than one file may have under them")
+        choice = ScanChoice(kind, stride, bool(in_order))
+        tensor = _Tensor(num_values, shape, common, densities)
+        index = _code_contexts(coder, choice, tensor, None)
+        name = str(choice)
+    densities.add_(index, num_values, shape)
+    return index, name
 
 
 def _code_zero_order(
     coder: Coder, model: int, size: int, num_values: int, index: Array | None
 ) -> Array:
+    """Models 0 and 1."""
     if model == _ADAPTIVE:
         return code_adaptively(coder, num_values, size, index)
     count = None if index is None else np.bincount(index, minlength=num_values)
@@ -210,185 +188,123 @@ def _code_zero_order(
 
 def _code_contexts(
     coder: Coder,
-    choice: _Choice,
-    common: int,
-    num_values: int,
-    shape: tuple[int, ...],
-    earlier: Earlier,
+    choice: ScanChoice,
+    tensor: _Tensor,
     index: Array | None,
     part: slice | None = None,
 ) -> Array:
     """Model 2; `part` codes those steps only, for a trial."""
-    kind = choice.kind
-    rows, columns = shape[0], math.prod(shape[1:])
-    steps, lanes = _scans(shape)[kind]
-    side = earlier.of_columns(columns) if kind in (_COLUMNS, _ROWS) else np.zeros(lanes, np.int64)
-    none = np.zeros(0, np.int64)
-    matrix = None if index is None else _scanned(index, kind, shape, common)
+    kind, shape = choice.kind, tensor.shape
+    steps, lanes = scans.scans_of(shape)[kind]
+    side, unknown = np.zeros(lanes, np.int64), np.zeros(0, np.int64)
+    if kind in (scans.COLUMNS, scans.ROWS):
+        side = tensor.densities.of_columns(math.prod(shape[1:]))
+    matrix = None if index is None else scans.to_matrix(index, kind, shape, tensor.common)
     if part is not None and matrix is not None:
         matrix = matrix[part]
         steps = len(matrix)
-        side = side[part] if kind == _COLUMNS else side
+        side = side[part] if kind == scans.COLUMNS else side
     scan = Scan(
         steps,
         lanes,
-        num_values,
-        common,
+        tensor.num_values,
+        tensor.common,
         choice.stride,
-        side if kind == _COLUMNS else none,
-        none if kind == _COLUMNS else side,
-        choice.in_order,
+        side_step=side if kind == scans.COLUMNS else unknown,
+        side_lane=unknown if kind == scans.COLUMNS else side,
+        starts_in_order=choice.starts_in_order,
     )
     matrix = code_in_context(coder, scan, matrix)
-    if part is not None:
-        return matrix
-    if kind == _COLUMNS:
-        matrix = matrix.T
-    elif kind == _CHANNELS:
-        matrix = matrix.reshape(shape[1], rows, -1).transpose(1, 0, 2)
-    return matrix.reshape(-1)[: rows * columns]
+    return matrix if part is not None else scans.from_matrix(matrix, kind, shape)
 
 
-def _scanned(index: Array, kind: int, shape: tuple[int, ...], common: int) -> Array:
-    steps, lanes = _scans(shape)[kind]
-    if kind == _FLAT:
-        full = np.full(steps * lanes, common, index.dtype)
-        full[: len(index)] = index
-        return full.reshape(steps, lanes)
-    if kind == _COLUMNS:
-        return index.reshape(lanes, steps).T
-    if kind == _CHANNELS:
-        return index.reshape(shape[0], shape[1], -1).transpose(1, 0, 2).reshape(steps, lanes)
-    return index.reshape(steps, lanes)
-
-
-def _scans(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:
-    """The scans that suit a shape: kind -> steps, lanes. Each step costs some calls."""
-    size = math.prod(shape)
-    if size == 0 or not shape:
-        return {}
-    rows, columns = shape[0], size // shape[0]
-    found = {}
-    if len(shape) > 1:
-        found = {_COLUMNS: (columns, rows), _ROWS: (rows, columns)}
-    if len(shape) > 2:
-        found[_CHANNELS] = (shape[1], size // shape[1])
-    found = {kind: scan for kind, scan in found.items() if scan[1] <= _MAX_LANES}
-    # Those of any square matrix; and few enough that the steps' fixed cost is not what counts.
-    most, few = (min(max(1024, size >> shift), 64 + size // 32) for shift in (10, 12))
-    if all(steps > few for steps, _ in found.values()):
-        steps = max(min(math.isqrt(size - 1) + 1, few), -(-size // _MAX_LANES))
-        found[_FLAT] = (steps, -(-size // steps))
-    return {kind: scan for kind, scan in found.items() if kind == _FLAT or scan[0] <= most}
-
-
-def _strides_fit(stride: int, kind: int, shape: tuple[int, ...]) -> bool:
-    steps, _ = _scans(shape)[kind]
-    return 1 <= stride <= max(1, min(_MAX_STRIDE, steps))
+def _best_contexts(
+    index: Array, tensor: _Tensor, budget: ContextBudget, most: float
+) -> tuple[StreamEncoder, ScanChoice] | None:
+    """The smallest coding by context models, if it is below `most` bits and within the budget."""
+    others = len(index) - int(np.count_nonzero(index == tensor.common))
+    # Is it the commonest value, on which side of it, and which there: at most so many decisions.
+    decisions = len(index) + others * tensor.num_values.bit_length()
+    best = None
+    for choice, coded in _choose_scans(index, tensor, budget):
+        trial, steps = coded or StreamEncoder(), scans.scans_of(tensor.shape)[choice.kind][0]
+        if coded is None:
+            if decisions + budget.STEP * steps > budget.left:
+                break
+            _code_contexts(trial, choice, tensor, index)
+            budget.spend(trial, steps)
+        if trial.cost < most:
+            best, most = (trial, choice), trial.cost
+    return best
 
 
 def _choose_scans(
-    index: Array,
-    num_values: int,
-    shape: tuple[int, ...],
-    common: int,
-    earlier: Earlier,
-    effort: Effort,
-) -> list[tuple[_Choice, Recorder | None]]:
-    """The scan and stride that do best on the weights in the middle, if they would do.
+    index: Array, tensor: _Tensor, budget: ContextBudget
+) -> list[tuple[ScanChoice, StreamEncoder | None]]:
+    """The scans and strides to code the whole tensor with: up to two, one if it is large.
 
-    And the best of those whose lanes are born in order, of which a part tells nothing. Of an even
-    tensor, where the quickest scan saves nothing, the others are not tried. Of a sparse tensor that
-    is uneven the middle does not tell: the pruned rows may lie elsewhere.
-
-    Returns:
-        The choices to try in full: none to two, of a large tensor at most one; and what has been
-        coded, where the middle is the whole.
+    They are the one that does best on the weights in the middle, and the best of those whose lanes
+    start in order, about which a part tells nothing. An even tensor has none if the quickest scan
+    saves nothing there. Of an uneven sparse tensor the middle does not tell: its pruned rows may
+    lie elsewhere. Where the middle is the whole, the coding comes with its choice.
     """
-    if len(index) < _LEAST:
+    if len(index) < _MIN_WEIGHTS:
         return []
-    costs: dict[_Choice, float] = {}
-    whole: dict[_Choice, Recorder] = {}
-    scans = sorted(_scans(shape).items(), key=lambda item: item[1][0])
-    in_order = {k for k, _ in scans if _born_in_order(_scanned(index, k, shape, common) != common)}
+    shape, common = tensor.shape, tensor.common
+    in_order = {
+        kind
+        for kind in scans.scans_of(shape)
+        if scans.start_in_order(scans.to_matrix(index, kind, shape, common) != common)
+    }
     flags = (index != common).reshape(shape[0] if shape else 1, -1)
-    even, dense = not in_order and not _uneven(flags), 2 * np.count_nonzero(flags) > len(index)
-    for kind, (steps, lanes) in scans:
-        if len(index) > _PATIENT and even and costs and min(costs.values()) > 0:
-            return []
-        matrix = _scanned(index, kind, shape, common)
-        window = min(steps, -(-_TRIAL // lanes))
-        part = slice((steps - window) // 2, (steps + window) // 2)
-        count = np.bincount(matrix[part].reshape(-1)).astype(np.float64)
-        entropy = entropy_bits(count) / (window * lanes)
-        for stride in _stride_candidates(matrix, common, kind):
-            if effort.left <= 0:
-                return []
-            trial, choice = Recorder(), _Choice(kind, stride)
-            _code_contexts(trial, choice, common, num_values, shape, earlier, index, part=part)
-            effort.coded(trial, window)
-            # What is saved; a window's own entropy may be far from the whole's.
-            costs[choice] = trial.cost / (window * lanes) - entropy
-            if window == steps:
-                whole[choice] = trial
+    even = not in_order and not scans.is_uneven(flags)
+    dense = 2 * np.count_nonzero(flags) > len(index)
+    trials = _try_scans(index, tensor, budget, even)
+    if trials is None:
+        return []
+    costs, whole = trials
     ranked = sorted(costs, key=lambda choice: (costs[choice], choice))
     saved = -costs[ranked[0]]
     chosen = ranked[:1]
-    chosen += [choice._replace(in_order=True) for choice in ranked if choice.kind in in_order][:1]
-    if len(index) > _TRIAL and (even or dense):
-        large = len(index) > _LARGE
-        if saved < large * _WORTH_IF_LARGE * entropy_bits(np.bincount(index)) / len(index):
-            return []
-    if len(index) > _LARGE:
+    chosen += [c._replace(starts_in_order=True) for c in ranked if c.kind in in_order][:1]
+    large = len(index) > _LARGE
+    entropy = entropy_bits(np.bincount(index)) / len(index)
+    worthless = saved < large * _MIN_SAVING_IF_LARGE * entropy
+    if len(index) > _TRIAL and (even or dense) and worthless:
+        return []
+    if large:
         chosen = chosen[-1:]
     return [(choice, whole.get(choice)) for choice in chosen]
 
 
-def _uneven(flags: Array) -> bool:
-    """Whether rows, columns or neighbours differ from chance by six standard deviations.
+def _try_scans(
+    index: Array, tensor: _Tensor, budget: ContextBudget, even: bool
+) -> tuple[dict[ScanChoice, float], dict[ScanChoice, StreamEncoder]] | None:
+    """Code the weights in the middle by every scan and stride: bits per weight above the entropy.
 
-    Neighbours are those in a row and in a column, and up to 64 columns away (an image's width).
-
-    Returns:
-        Whether they do.
+    The second dictionary has the codings where the middle is the whole. None if the budget is
+    spent, or if the first scan of an even tensor saves nothing.
     """
-    p = flags.mean()
-    if not 0.0 < p < 1.0:
-        return False
-    for each in (flags, flags.T):
-        count = np.count_nonzero(each, axis=1)
-        spread = count.var() / (each.shape[1] * p * (1 - p))
-        if spread > 1 + 6 * math.sqrt(2 / len(count)):
-            return True
-    some = flags[: max(1, _SAMPLE // flags.shape[1])]
-    shifted = [(some[1:], some[:-1])]
-    shifted += [(some[:, d:], some[:, :-d]) for d in range(1, min(some.shape[1], 65))]
-    for one, other in shifted:
-        expected = one.size * p * p
-        if abs(np.count_nonzero(one & other) - expected) > 6 * math.sqrt(expected + 1):
-            return True
-    return False
-
-
-def _born_in_order(flags: Array) -> bool:
-    """Whether no lane's first other value comes before that of the lane before it."""
-    first = np.where(flags.any(0), flags.argmax(0), len(flags))
-    return bool((np.diff(first) >= 0).all())
-
-
-def _stride_candidates(matrix: Array, common: int, kind: int) -> list[int]:
-    """1 and the distance at which steps resemble each other most, but for neighbours."""
-    steps = len(matrix)
-    if kind != _COLUMNS or steps < 9:
-        return [1]
-    flags = matrix[:, : max(1, _SAMPLE // steps)] != common
-    alike = {
-        d: np.count_nonzero(flags[d:] & flags[:-d]) / (steps - d)
-        for d in range(3, min(steps // 3, 65))
-    }
-    peaks = [
-        d
-        for d, value in alike.items()
-        if value > 0.0 and value >= max(alike.get(d - 1, 0.0), alike.get(d + 1, 0.0))
-    ]
-    return [1, *sorted(peaks, key=lambda d: (-alike[d], d))[:1]]
+    costs: dict[ScanChoice, float] = {}
+    whole: dict[ScanChoice, StreamEncoder] = {}
+    for kind, (steps, lanes) in sorted(
+        scans.scans_of(tensor.shape).items(), key=lambda item: item[1][0]
+    ):
+        if len(index) > _TRY_ALL and even and costs and min(costs.values()) > 0:
+            return None
+        matrix = scans.to_matrix(index, kind, tensor.shape, tensor.common)
+        window = min(steps, -(-_TRIAL // lanes))
+        part = slice((steps - window) // 2, (steps + window) // 2)
+        count = np.bincount(matrix[part].reshape(-1)).astype(np.float64)
+        entropy = entropy_bits(count) / (window * lanes)
+        for stride in scans.stride_candidates(matrix != tensor.common, kind):
+            if budget.left <= 0:
+                return None
+            trial, choice = StreamEncoder(), ScanChoice(kind, stride)
+            _code_contexts(trial, choice, tensor, index, part=part)
+            budget.spend(trial, window)
+            # Compared with the window's own entropy, which may be far from the whole's.
+            costs[choice] = trial.cost / (window * lanes) - entropy
+            if window == steps:
+                whole[choice] = trial
+    return costs, whole

@@ -1,13 +1,13 @@
-"""Adaptive binary decisions: counts in many contexts, their predictions mixed in the logit domain.
+"""Adaptive models of binary decisions: the predictions of many contexts, mixed as logits.
 
-Each context of a decision has seen zeros and ones, which give a probability. The logits of all of
-them are mixed with weights learned online (Mattern 2012, "Mixing strategies in data compression";
-PAQ's mixer), here for a batch of decisions at once and with a diagonal Newton step.
+Each context of a decision has counted zeros and ones, which give a probability. The logits of all
+contexts are mixed with weights learned online (Mattern 2012, "Mixing strategies in data
+compression"; PAQ's mixer), here for a batch of decisions at once and with a diagonal Newton step.
 
-The arithmetic is portable: numbers are integers, also where floats hold them; those stay below
-2^53, so that sums are exact in any order, and only operations that IEEE 754 rounds correctly are
-used. The two tables of logarithms and exponentials hold integers, none of which is close to a
-rounding boundary.
+The arithmetic is the same on every machine. Numbers are integers, also where floats hold them, and
+stay below 2^53, so that sums are exact in any order. All operations are those that IEEE 754 rounds
+correctly. The two tables of logarithms and exponentials hold integers, rounded from values far from
+a rounding boundary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from swsmix.codec.stream import ONE, Array, Coder
 
 LOGIT_SCALE = 256
 _MAX_LOGIT = 2840
-# What a step may add to a weight, in units of 2^-16.
-_MAX_STEP = 6000
-_DECAY = 32
+_MAX_STEP = 6000  # what a Newton step may add to a mixing weight, in units of 2^-16
+_DECAY = 32  # steps after which the curvature has forgotten a decision
 
 
 def _logit_table() -> Array:
@@ -35,22 +34,23 @@ def _probability_table() -> Array:
     return table
 
 
-# p -> its logit (float, for the matrix products); logit -> p.
+# Probability -> its logit (float, for the matrix products), and logit -> probability.
 LOGIT = _logit_table()
 PROBABILITY = _probability_table()
 
 
-class Decisions:
-    """A kind of decision that is made again and again, in contexts that are told each time.
+class DecisionModel:
+    """The model of one kind of decision, which learns from each decision that it codes.
 
     Args:
         bases: number of values of the base context, whose probability the others start from.
         sizes: number of values of each other context.
-        inputs: initial weights of the logits that are given directly.
+        inputs: initial mixing weights of the logits that are given directly.
         sets: number of values of each context that chooses mixing weights.
         prior: how much the base probability counts in a context, in quarters of a decision.
         limit: counts above it are halved.
-        rate: of the Newton steps.
+        rate: the size of the Newton steps.
+        first: initial mixing weight of the base context and of each other one.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Decisions:
         self.prior = prior
         self.limit = limit
         self.rate = np.floor(rate * (1 << 22))
-        each = [first] * len(sizes) + [0.0] * len(sizes)
-        start = np.floor(np.array([first, *inputs, *each]) * (1 << 16))
+        of_contexts = [first] * len(sizes) + [0.0] * len(sizes)
+        start = np.floor(np.array([first, *inputs, *of_contexts]) * (1 << 16))
         self.least = float(1 << 34)
         self.weight = [np.tile(start, (n, 1)) for n in sets]
         self.curvature = [np.full((n, len(start)), self.least) for n in sets]
@@ -91,7 +91,7 @@ class Decisions:
         """Code a batch of decisions and learn from it.
 
         Args:
-            coder: what codes them.
+            coder: the encoder or decoder.
             base: the base context of each (n,).
             contexts: the other contexts (m, n).
             inputs: logits given directly (d, n), in units of 1 / LOGIT_SCALE.
@@ -101,20 +101,11 @@ class Decisions:
         Returns:
             The decisions and the probabilities of a one, both int64.
         """
-        size = base.shape[0]
-        if not size:
+        if not base.shape[0]:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = contexts + self.offset
-        before = np.floor((4 * ONE * self.ones[base] + ONE) / (4 * self.seen[base] + 2))
-        given = (4 * ONE * self.ones[place] + self.prior * before) / (
-            4 * self.seen[place] + self.prior
-        )
-        whole, own = LOGIT[before.astype(np.int64)][None], LOGIT[given.astype(np.int64)]
-        # What a context adds to the base, once more: the more, the more often it was seen.
-        seen = self.seen[place]
-        sure = np.floor((own - whole) * seen / (seen + 8))
-        logits = np.concatenate([whole, inputs, own, sure])
-        lanes = np.arange(size)
+        logits = self._logits(base, place, inputs)
+        lanes = np.arange(base.shape[0])
         outputs = [
             _within(np.floor((weight @ logits)[chosen, lanes] / (1 << 16)), _MAX_LOGIT)
             for weight, chosen in zip(self.weight, pick, strict=True)
@@ -122,13 +113,32 @@ class Decisions:
         mixed = np.floor(sum(outputs) / len(outputs)).astype(np.int64)
         probability = PROBABILITY[mixed + _MAX_LOGIT]
         bits = coder.bits(probability, bits).astype(np.int64)
+        self._adapt_weights_(logits, outputs, pick, bits)
+        self._count_(np.concatenate([base[None], place]), bits != 0)
+        return bits, probability
 
-        squares = logits * logits
+    def _logits(self, base: Array, place: Array, inputs: Array) -> Array:
+        """What is mixed: the base's logit, the direct ones, and two per context."""
+        before = np.floor((4 * ONE * self.ones[base] + ONE) / (4 * self.seen[base] + 2))
+        given = (4 * ONE * self.ones[place] + self.prior * before) / (
+            4 * self.seen[place] + self.prior
+        )
+        of_base, own = LOGIT[before.astype(np.int64)][None], LOGIT[given.astype(np.int64)]
+        # What a context adds to the base, once more: the more, the more often it was seen.
+        seen = self.seen[place]
+        sure = np.floor((own - of_base) * seen / (seen + 8))
+        return np.concatenate([of_base, inputs, own, sure])
+
+    def _adapt_weights_(
+        self, logits: Array, outputs: list[Array], pick: list[Array], bits: Array
+    ) -> None:
+        """A diagonal Newton step of the mixing weights that were used."""
+        squares, lanes = logits * logits, np.arange(len(bits))
         for weight, curvature, chosen, output in zip(
             self.weight, self.curvature, pick, outputs, strict=True
         ):
             p = PROBABILITY[output.astype(np.int64) + _MAX_LOGIT]
-            error, spread = np.zeros((2, len(weight), size))
+            error, spread = np.zeros((2, len(weight), len(bits)))
             error[chosen, lanes] = (bits << 16) - p
             spread[chosen, lanes] = (p * (ONE - p)) >> 18
             used = np.flatnonzero(np.bincount(chosen, minlength=len(weight)))
@@ -137,10 +147,8 @@ class Decisions:
             step = np.floor((error[used] @ logits.T) * self.rate / curvature[used])
             weight[used] += _within(step, _MAX_STEP)
 
-        self._count_(np.concatenate([base[None], place]), bits != 0)
-        return bits, probability
-
     def _count_(self, place: Array, ones: Array) -> None:
+        """Add the decisions to the counts of their contexts."""
         size = len(self.seen)
         if place.size < size:
             np.add.at(self.seen, place, 1.0)
@@ -156,7 +164,7 @@ class Decisions:
 
 
 def _within(values: Array, most: int) -> Array:
-    # np.clip takes three times as long on short arrays.
+    # np.clip would take three times as long on short arrays.
     inside: Array = np.minimum(np.maximum(values, -most), most)
     return inside
 
@@ -164,8 +172,7 @@ def _within(values: Array, most: int) -> Array:
 def logit_of_ratio(part: Array, whole: Array | int, prior: Array | int, weight: int) -> Array:
     """The logit of (part + weight * prior) / (whole + weight), prior being over `ONE`.
 
-    Returns:
-        Logits in units of 1 / LOGIT_SCALE.
+    Logits are in units of 1 / LOGIT_SCALE.
     """
     p = (part * ONE + weight * prior) // (whole + weight)
     logits: Array = LOGIT[np.minimum(np.maximum(p, 1), ONE - 1)]
@@ -173,11 +180,7 @@ def logit_of_ratio(part: Array, whole: Array | int, prior: Array | int, weight: 
 
 
 def log_density(part: Array, whole: Array | int, levels: int) -> Array:
-    """A class of a density: -log2(part / whole), regularised, in half octaves.
-
-    Returns:
-        Numbers below `levels`, 0 for the densest.
-    """
+    """The class of a density, below `levels`: -log2(part / whole), regularised, in half octaves."""
     ratio = np.maximum(((5 * part + 2) * 1024) // (5 * whole + 4), 1)
     length = np.frexp(ratio.astype(np.float64))[1].astype(np.int64)
     half = (ratio >> np.maximum(length - 2, 0)) & 1

@@ -1,9 +1,9 @@
 """The entropy-coded stream: decisions and symbols with integer probabilities, by `constriction`.
 
 A model is one function that runs the same way in both directions. It hands each batch of
-decisions with their probabilities to a coder: a `Recorder` is given the decisions, keeps them and
-knows what they cost; a `Player` reads them from a stream. What a model sees is thus what has been
-decoded, in either direction. Probabilities are integers over a power of two, exact as floats, and
+decisions with their probabilities to a coder: a `StreamEncoder` is given the decisions, keeps them
+and knows their cost; a `StreamDecoder` reads them from a stream. In either direction the model sees
+only what is already decoded. Probabilities are integers over a power of two, exact as floats, and
 the range coder (Martin 1979) is constriction's `queue.RangeEncoder`.
 """
 
@@ -23,8 +23,8 @@ _FREQUENCY_BITS = 22
 _CHUNK = 1 << 20
 
 
-class Recorder:
-    """Collects what is coded; `cost` is its ideal length in bits, `decisions` their number."""
+class StreamEncoder:
+    """Collects what is to be coded: its ideal length in bits (`cost`), its number of decisions."""
 
     def __init__(self) -> None:
         self.cost = 0.0
@@ -32,11 +32,7 @@ class Recorder:
         self._items: list[tuple[str, Array, Array]] = []
 
     def bits(self, probability: Array, bits: Array | None) -> Array:
-        """Take decisions, each with its probability of a 1, an integer over `ONE`.
-
-        Returns:
-            The same decisions.
-        """
+        """Code decisions, each with its probability of a 1, an integer over `ONE`; returns them."""
         assert bits is not None
         self.cost += cost_of_bits(probability, bits)
         self.decisions += len(bits)
@@ -44,29 +40,21 @@ class Recorder:
         return bits
 
     def symbols(self, frequency: Array, size: int, symbols: Array | None) -> Array:
-        """Take symbols that share one table of integer frequencies (see `frequencies`).
-
-        Returns:
-            The same symbols.
-        """
+        """Code symbols by one table of integer frequencies (see `frequencies`); returns them."""
         assert symbols is not None
         if size and len(frequency) > 1:
             self.cost += cost_of_symbols(frequency, symbols)
             self._items.append(("symbols", symbols, frequency))
         return symbols
 
-    def extend(self, other: Recorder) -> None:
-        """Append what another recorder holds."""
+    def extend(self, other: StreamEncoder) -> None:
+        """Append what another encoder holds."""
         self.cost += other.cost
         self.decisions += other.decisions
         self._items += other._items
 
     def to_bytes(self) -> bytes:
-        """Encode everything.
-
-        Returns:
-            The stream, little-endian 32-bit words.
-        """
+        """The stream, as little-endian 32-bit words."""
         constriction = _constriction()
         encoder = constriction.stream.queue.RangeEncoder()
         bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -78,11 +66,11 @@ class Recorder:
         return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
 
 
-class Player:
-    """Reads what a `Recorder` wrote.
+class StreamDecoder:
+    """Reads what a `StreamEncoder` wrote.
 
     Args:
-        stream: from `Recorder.to_bytes`.
+        stream: from `StreamEncoder.to_bytes`.
 
     Raises:
         ValueError: if it is not a whole number of words.
@@ -92,16 +80,13 @@ class Player:
         if len(stream) % 4:
             raise ValueError("the coded stream is not a whole number of 32-bit words")
         constriction = _constriction()
-        self.cost = 0.0  # counted by a `Meter` alone: it takes time
+        self.cost = 0.0  # only a `StreamMeter` counts it: that takes time
         words = np.frombuffer(stream, dtype="<u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
         self._bernoulli = constriction.stream.model.Bernoulli(perfect=False)
 
     def bits(self, probability: Array, bits: Array | None = None) -> Array:
-        """Read decisions.
-
-        Returns:
-            One 0 or 1 a probability.
+        """Read decisions, a 0 or a 1 per probability.
 
         Raises:
             ValueError: if the stream is damaged.
@@ -113,10 +98,7 @@ class Player:
         return read
 
     def symbols(self, frequency: Array, size: int, symbols: Array | None = None) -> Array:
-        """Read symbols.
-
-        Returns:
-            `size` numbers below `len(frequency)`.
+        """Read `size` symbols, numbers below `len(frequency)`.
 
         Raises:
             ValueError: if the stream is damaged.
@@ -139,8 +121,8 @@ class Player:
             raise ValueError("the coded stream goes on after its last tensor")
 
 
-class Meter(Player):
-    """A `Player` that adds up the ideal length of what it reads: `cost`, in bits."""
+class StreamMeter(StreamDecoder):
+    """A decoder that adds up the ideal length of what it reads: `cost`, in bits."""
 
     def bits(self, probability: Array, bits: Array | None = None) -> Array:
         """Read decisions, and count them."""
@@ -169,35 +151,29 @@ def cost_of_symbols(frequency: Array, symbols: Array) -> float:
     return -float((count * bits).sum())
 
 
-# What a model codes with.
-Coder = Recorder | Player
+# A model codes with either.
+Coder = StreamEncoder | StreamDecoder
 
 
 def frequencies(count: Array) -> Array:
     """Counts as integer frequencies that sum to a power of two.
 
-    Symbols that do not occur get none (the coder leaves them its smallest probability, 2^-24).
-
-    Returns:
-        One integer a symbol; a symbol that occurs has at least 1.
+    A symbol that occurs gets at least 1. One that does not gets 0, and the coder gives it its
+    smallest probability, 2^-24.
     """
     count = count.astype(np.int64)
     total = int(count.sum())
     if total == 0:
         count, total = np.ones_like(count), len(count)
     shared = (1 << _FREQUENCY_BITS) - int((count > 0).sum())
-    # Two steps, lest the product overflows: counts of up to 2^40.
+    # In int64: with counts up to 2^40 the product does not overflow.
     frequency = np.where(count > 0, 1 + (count * shared) // total, 0)
     frequency[int(frequency.argmax())] += (1 << _FREQUENCY_BITS) - int(frequency.sum())
     return frequency
 
 
 def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | None = None) -> Array:
-    """Code symbols by the counts of those before them, in blocks of 1, 1, 2, 4, 8 ...
-
-    Returns:
-        The symbols.
-    """
+    """Code symbols by the counts of those before them, in blocks of 1, 1, 2, 4, 8 ..."""
     count = np.ones(alphabet, np.int64)
     done: list[Array] = []
     begin = 0
@@ -213,11 +189,7 @@ def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | Non
 
 
 def code_integers(coder: Coder, size: int, values: Array | None = None) -> Array:
-    """Code integers below 2^40: the longest's bit length, all lengths adaptively, the bits below.
-
-    Returns:
-        The integers, int64.
-    """
+    """Code integers below 2^40: the largest bit length, all bit lengths, then the lower bits."""
     length = None if values is None else _bit_length(values)
     if not size:
         return np.zeros(0, np.int64)
@@ -241,7 +213,7 @@ def _bit_length(values: Array) -> Array:
 
 
 def _joined(items: list[tuple[str, Array, Array]]) -> Any:
-    """Runs of small batches of decisions as one batch: a call of the coder costs microseconds."""
+    """Small batches of decisions, joined: each call of the coder costs microseconds."""
     bits: list[Array] = []
     tables: list[Array] = []
     waiting = 0
@@ -269,17 +241,13 @@ def _constriction() -> Any:
         import constriction
     except ImportError:
         raise ImportError(
-            "compressed files want the package constriction: pip install constriction"
+            "compressed files need the package constriction: pip install constriction"
         ) from None
     return constriction
 
 
 def entropy_bits(count: Array) -> float:
-    """The zero-order entropy of counted symbols, n log2 n - sum_k n_k log2 n_k, in bits.
-
-    Returns:
-        The ideal size of the whole sequence.
-    """
+    """The zero-order entropy of counted symbols, n log2 n - sum_k n_k log2 n_k, in bits."""
     occurring = count[count > 0].astype(np.float64)
     total = float(occurring.sum())
     bits = total * math.log2(total) - (occurring * np.log2(occurring)).sum() if total else 0.0

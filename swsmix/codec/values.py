@@ -1,7 +1,7 @@
-"""Lists of exact numbers (codebooks, biases): as narrow as they are, bit for bit.
+"""Lists of numbers (codebooks, biases), bit for bit, in the fewest bits.
 
-A list is stored in the narrowest form that gives back every bit: all of them multiples of one
-power of two (entropy-coded integers), of a narrower floating-point type, or as they are.
+A list is stored in the narrowest form that gives back every bit: as multiples of one power of two
+(entropy-coded integers), in a narrower type, or as it is.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from swsmix.codec.header import DTYPES, Reader, Writer, from_patterns, to_patterns
-from swsmix.codec.stream import Array, Coder, Recorder, code_integers
+from swsmix.codec.header import DTYPES, TableReader, TableWriter, from_patterns, to_patterns
+from swsmix.codec.stream import Array, Coder, StreamEncoder, code_integers
 
-_GRID = len(DTYPES)  # the forms: a dtype's number, or the grid
+_GRID = len(DTYPES)  # a form is a dtype's number, or this one: multiples of a power of two
 _MAX_EXPONENT = 1100
 _MAX_INTEGER = 1 << 32
 _NARROWER = {
@@ -23,13 +23,15 @@ _NARROWER = {
 }
 
 
-def write_values(writer: Writer, recorder: Recorder, patterns: Array, dtype: torch.dtype) -> None:
+def write_values(
+    table: TableWriter, stream: StreamEncoder, patterns: Array, dtype: torch.dtype
+) -> None:
     """Write a list of numbers in its smallest form.
 
     Args:
-        writer: the tensor table.
-        recorder: the stream.
-        patterns: their bits.
+        table: the tensor table.
+        stream: the stream.
+        patterns: the numbers' bit patterns.
         dtype: their type.
     """
     values = from_patterns(patterns, dtype, (len(patterns),))
@@ -38,32 +40,29 @@ def write_values(writer: Writer, recorder: Recorder, patterns: Array, dtype: tor
         if np.array_equal(to_patterns(values.to(narrow).to(dtype)), patterns):
             form = DTYPES.index(narrow)
             break
-    plain = 8 * DTYPES[form].itemsize * len(patterns)
+    unchanged = 8 * DTYPES[form].itemsize * len(patterns)
     grid = _grid(patterns, dtype)
     if grid is not None:
-        trial = Recorder()
+        trial = StreamEncoder()
         _code_grid(trial, len(patterns), grid[1])
-        if trial.cost + 16 < plain:
-            writer.number(_GRID)
-            writer.signed(grid[0])
-            recorder.extend(trial)
+        if trial.cost + 16 < unchanged:
+            table.number(_GRID)
+            table.signed(grid[0])
+            stream.extend(trial)
             return
-    writer.number(form)
-    writer.data += to_patterns(values.to(DTYPES[form])).tobytes()
+    table.number(form)
+    table.data += to_patterns(values.to(DTYPES[form])).tobytes()
 
 
-def read_values(reader: Reader, coder: Coder, size: int, dtype: torch.dtype) -> Array:
-    """Read a list of numbers.
-
-    Returns:
-        Their bits.
+def read_values(table: TableReader, coder: Coder, size: int, dtype: torch.dtype) -> Array:
+    """Read the bit patterns of a list of numbers.
 
     Raises:
-        ValueError: if they are no numbers of that type.
+        ValueError: if they are not numbers of that type.
     """
-    form = reader.number(_GRID)
+    form = table.number(_GRID)
     if form == _GRID:
-        exponent = reader.signed(_MAX_EXPONENT)
+        exponent = table.signed(_MAX_EXPONENT)
         integers = _code_grid(coder, size, None)
         values = torch.from_numpy(np.ldexp(integers.astype(np.float64), exponent))
         if not values.isfinite().all():
@@ -72,14 +71,14 @@ def read_values(reader: Reader, coder: Coder, size: int, dtype: torch.dtype) -> 
     narrow = DTYPES[form]
     if narrow != dtype and narrow not in _NARROWER.get(dtype, ()):
         raise ValueError(f"numbers of {dtype} cannot be stored as {narrow}")
-    raw = np.frombuffer(reader.take(size * narrow.itemsize), f"<u{narrow.itemsize}")
+    raw = np.frombuffer(table.take(size * narrow.itemsize), f"<u{narrow.itemsize}")
     if narrow == dtype:
         return raw.astype(f"u{narrow.itemsize}")
     return to_patterns(from_patterns(raw, narrow, (size,)).to(dtype))
 
 
 def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:
-    """The values as integers times 2^exponent, if that gives back every bit."""
+    """An exponent and integers whose products with 2^exponent are the values, bit for bit."""
     if not len(patterns) or len(patterns) > 1 << 22 or dtype == torch.bool:
         return None
     values = from_patterns(patterns, dtype, (len(patterns),)).double()

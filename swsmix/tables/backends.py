@@ -1,4 +1,4 @@
-"""The compiled loops: which there are, and which of them are for given tensors."""
+"""The compiled loops over the weights: which are installed, and which fit given tensors."""
 
 from __future__ import annotations
 
@@ -12,61 +12,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swsmix.tables.direct import Mixture
+from swsmix.tables.exact import ExactMixture
 
 _COMPILED = contextvars.ContextVar("compiled", default=True)
 
 
 @functools.cache
 def numba_kernels() -> Any | None:
-    """The loops compiled by numba, if it is installed."""
+    """Numba's loops (`numba_loops`), or None if it is not installed."""
     try:
-        from swsmix.tables import kernels
-    except (ImportError, RuntimeError):  # numba raises the latter where it can keep no cache
+        from swsmix.tables import numba_loops
+    except (ImportError, RuntimeError):  # numba raises the latter if it cannot write its cache
         return None
-    return kernels
+    return numba_loops
 
 
 @functools.cache
 def triton_kernels(device: torch.device) -> Any | None:
-    """The kernels of a GPU, if Triton is installed and works there: it wants a C compiler."""
+    """Triton's loops (`triton_loops`), or None if it does not work there: it needs a C compiler."""
     try:
-        from swsmix.tables import fused
+        from swsmix.tables import triton_loops
     except ImportError:
         return None
     try:
         one = torch.ones(1, device=device)
-        fused.write_gradient_(Mixture(one, one, one), None, one.clone(), one, None)
+        standard = ExactMixture(one, one, one)
+        triton_loops.write_gradient_(standard, None, one.clone(), one, None)
     except Exception as error:
         warnings.warn(
-            f"Triton does not work on {device} ({error}): the prior is slower there, by the "
+            f"Triton does not work on {device} ({error}): the prior is slower there, with the "
             "operations of torch",
             stacklevel=2,
         )
         return None
-    return fused
+    return triton_loops
 
 
-def _are(device: str, tensors: tuple[Tensor, ...]) -> bool:
+def _all_float32_on(device: str, tensors: tuple[Tensor, ...]) -> bool:
     return all(each.device.type == device and each.dtype == torch.float32 for each in tensors)
 
 
 def numba_for(*tensors: Tensor) -> Any | None:
-    """Numba's loops, if these tensors are for them."""
-    return numba_kernels() if _COMPILED.get() and _are("cpu", tensors) else None
+    """Numba's loops, if they can handle these tensors."""
+    usable = _COMPILED.get() and _all_float32_on("cpu", tensors)
+    return numba_kernels() if usable else None
 
 
 def triton_for(*tensors: Tensor) -> Any | None:
-    """Triton's kernels, if these tensors are for them."""
-    return triton_kernels(tensors[0].device) if _COMPILED.get() and _are("cuda", tensors) else None
+    """Triton's loops, if they can handle these tensors."""
+    usable = _COMPILED.get() and _all_float32_on("cuda", tensors)
+    return triton_kernels(tensors[0].device) if usable else None
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Do without compiled loops: for a few passes they take longer to load than they save.
+    """Use no compiled loops: for a few passes they take longer to load than they save.
 
-    Yields:
-        Nothing; the results are the same.
+    The results agree within the certified bounds.
     """
     token = _COMPILED.set(False)
     try:

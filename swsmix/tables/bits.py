@@ -1,17 +1,20 @@
-"""Cells addressed by the float's own bits: log-spaced, down to single floats where need be."""
+"""Cells addressed by the bits of a float32: log-spaced around zero, down to single floats."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import Cells, Layout, Room, needs
-from swsmix.tables.direct import Mixture
+from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.scratch import Scratch
 from swsmix.tables.taylor import ORDER, Intervals, ranges, split
 
 MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
+_SMALLEST = 64  # floats in the shortest interval
 
 
 def _ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,31 +23,27 @@ def _ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     return inner, outer
 
 
-class Bits:
+class BitAddress:
     """A float32 is its own address.
 
-    It is in block (bits >> 16) + 32768, named by its upper 16 bits (a bfloat16). In a block of
-    2^(16 - shift) cells, the first of them `first`, its cell is first + (low >> shift) with low =
-    bits & 65535. Its number is low or, where that would round too coarsely, low & (2^shift - 1),
-    from the cell's own start.
+    Its upper 16 bits (a bfloat16) name its block: (bits >> 16) + 32768. A block has
+    2^(16 - shift) cells, the first of them `first`. With low = bits & 65535, the float is in cell
+    first + (low >> shift). Its number there is low or, where that would round too coarsely,
+    low & (2^shift - 1), counted from the cell's own start.
 
     Args:
         block: first << 5 | shift for each of the 65,536 blocks.
-        whole: whether numbers count from the block's start.
+        absolute: whether numbers count from the block's start instead of the cell's.
     """
 
     bits = 16
 
-    def __init__(self, block: Tensor, whole: bool) -> None:
-        self.block, self.whole = block, whole
+    def __init__(self, block: Tensor, absolute: bool) -> None:
+        self.block, self.absolute = block, absolute
 
-    def find(self, w: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
-        """See `cells.Address`.
-
-        Returns:
-            cell, number, coordinate, in scratch memory.
-        """
-        low, block, shift, part = (each[: len(w)] for each in room.ints)
+    def find(self, w: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+        """See `cells.Address`; the results lie in scratch memory."""
+        low, block, shift, part = (each[: len(w)] for each in scratch.ints)
         bits = w.view(torch.int32)
         torch.bitwise_and(bits, 0xFFFF, out=low)
         torch.bitwise_right_shift(bits, 16, out=shift).add_(1 << 15)
@@ -52,18 +51,54 @@ class Bits:
         torch.bitwise_and(block, 31, out=shift)
         torch.bitwise_right_shift(low, shift, out=part)
         block.bitwise_right_shift_(5).add_(part)
-        if not self.whole:
+        if not self.absolute:
             low.sub_(part.bitwise_left_shift_(shift))
-        return block, low, room.floats[0, : len(w)].copy_(low)
+        return block, low, scratch.floats[0, : len(w)].copy_(low)
 
 
-def _intervals(mixture: Mixture, tolerance: float) -> Intervals | None:
-    """The floats in intervals, those that do not meet the tolerance with 64 floats left open.
+def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
+    """The cells of a mixture, addressed by bits.
 
-    They start as an interval around zero and half octaves up to 8 times the mixture's reach.
+    Tiny floats share one cell; so do huge ones, infinities and NaN. In the latter cell, and where
+    no polynomial meets the tolerance, no line is certified.
+
+    Args:
+        mixture: the mixture, on the CPU.
+        tolerance: the most that the certified bounds may be.
+        device: where the weights are.
 
     Returns:
-        The intervals, or None if there are too many.
+        The cells, or None if there would be too many.
+    """
+    intervals = _intervals(mixture, tolerance)
+    if intervals is None:
+        return None
+    needed = refinement_for(intervals, tolerance)
+    # Rounding over a whole block, in units of its interval's length, which may be shorter.
+    coarse = (needed.rounding * (1 << 16) / intervals.width)[intervals.start > 0].nan_to_num(0.0)
+    absolute = bool(coarse.max() <= tolerance / 8)
+    shift = intervals.width.double().log2().floor() - needed.parts
+    uncertified = intervals.rest.isinf() | (shift < 2)
+    intervals.rest.masked_fill_(uncertified, math.inf)
+    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(16.0).long()
+    blocks = _blocks(intervals, shift)
+    if int(blocks.first[-1]) > MAX_CELLS:
+        return None
+    return Cells(
+        mixture,
+        intervals,
+        BitAddress(blocks.packed().to(device), absolute),
+        _geometry(intervals, blocks, uncertified, absolute),
+        _errors(intervals, needed, shift, coarse.max() if absolute else None),
+        device,
+    )
+
+
+def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
+    """Certified intervals of floats; those that miss the tolerance at 64 floats stay uncertified.
+
+    They start as one interval around zero and half octaves up to 8 times the mixture's reach.
+    None if there are too many.
     """
     alive = mixture.mixing > 0
     std, far = mixture.std[alive].min().item(), mixture.mean[alive].abs().max().item()
@@ -77,85 +112,77 @@ def _intervals(mixture: Mixture, tolerance: float) -> Intervals | None:
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
-    return split(mixture, tolerance, start, width, sign, ends=_ends, smallest=64)
+    return split(mixture, tolerance, start, width, sign, ends=_ends, smallest=_SMALLEST)
 
 
-def bit_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cells | None:
-    """The cells of a mixture by the bits.
+class _Blocks(NamedTuple):
+    """Blocks of floats: of each sign one for the tiny, those of the intervals, one for the rest."""
 
-    Tiny floats share one cell; so do huge ones, infinities and NaN. In that one and in open cells
-    no line holds.
+    low: int  # the upper half of the first interval's magnitudes
+    number: int  # how many blocks each sign has
+    shift: Tensor  # log2 of the floats per cell (blocks,)
+    first: Tensor  # each block's first cell (blocks,)
+    of_interval: Tensor  # the block in which each interval starts (t,)
 
-    Args:
-        mixture: the mixture, on the CPU.
-        tolerance: what the certified bounds must meet.
-        device: where the weights are.
+    def packed(self) -> Tensor:
+        """The entries first << 5 | shift of all 65,536 upper halves."""
+        magnitude = torch.arange(1 << 15, device="cpu") - (self.low - 1)
+        magnitude = magnitude.clamp(0, self.number - 1)
+        entries = ((self.first << 5) | self.shift).int()
+        return torch.cat([entries[magnitude], entries[magnitude + self.number]])
 
-    Returns:
-        The cells, or None if there would be too many.
-    """
-    found = _intervals(mixture, tolerance)
-    if found is None:
-        return None
-    third, line, rounding, parts = needs(found, tolerance)
-    # Of a whole block, counted in its interval's length, which may be shorter.
-    coarse = (rounding * (1 << 16) / found.width)[found.start > 0].nan_to_num(0.0)
-    whole = bool(coarse.max() <= tolerance / 8)
-    shift = found.width.double().log2().floor() - parts
-    opened = found.rest.isinf() | (shift < 2)
-    found.rest.masked_fill_(opened, math.inf)
-    shift = shift.masked_fill_(opened, 6.0).clamp_max_(16.0).long()
 
-    # Of each sign: a block for the tiny, those that the intervals cover, one for the rest.
-    low = int(found.start[found.start > 0].min()) >> 16
-    number = (int((found.start + found.width).max()) >> 16) - low + 2
-    block = torch.where(found.start > 0, (found.start >> 16) - low + 1, 0)
-    block += (found.sign > 0) * number
+def _blocks(intervals: Intervals, shift: Tensor) -> _Blocks:
+    """The blocks that the intervals need, each with the smallest shift of its intervals."""
+    start = intervals.start
+    low = int(start[start > 0].min()) >> 16
+    number = (int((start + intervals.width).max()) >> 16) - low + 2
+    block = torch.where(start > 0, (start >> 16) - low + 1, 0)
+    block += (intervals.sign > 0) * number
     shifts = torch.full((2 * number,), 17, device="cpu")
     shifts.scatter_reduce_(0, block, shift, "amin")
     blocks = torch.arange(2 * number, device="cpu")
     shifts = shifts[torch.where(shifts < 17, blocks, 0).cummax(0).values]
     shifts[number - 1 :: number] = 16
     first = (1 << (16 - shifts)).cumsum(0) - (1 << (16 - shifts))
-    if int(first[-1]) > MAX_CELLS:
-        return None
-    index, home = ranges(1 << (16 - shifts))
-    magnitude = (torch.arange(1 << 15, device="cpu") - (low - 1)).clamp(0, number - 1)
-    packed = ((first << 5) | shifts).int()
+    return _Blocks(low, number, shifts, first, block)
 
-    mark = torch.zeros_like(home)
-    mark[first[block] + ((found.start & 0xFFFF) >> shifts[block])] = 1
+
+def _geometry(
+    intervals: Intervals, blocks: _Blocks, uncertified: Tensor, absolute: bool
+) -> CellGeometry:
+    """Where the blocks' cells lie in their intervals."""
+    index, home = ranges(1 << (16 - blocks.shift))
+    mark, begins = torch.zeros_like(home), blocks.of_interval
+    mark[blocks.first[begins] + ((intervals.start & 0xFFFF) >> blocks.shift[begins])] = 1
     owner = mark.cumsum(0) - 1
-    away, width = home % number, (1 << shifts).index_select(0, home)
+    away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
     begin = index * width
-    inner, outer = (end * (away > 0) for end in _ends(((away + low - 1) << 16) + begin, width))
-    inner[home < number], outer[home < number] = -inner[home < number], -outer[home < number]
-    unit = 1 / found.radius.index_select(0, owner)
-    inner = (inner - found.centre.index_select(0, owner)) * unit
-    ulp = (outer * unit - found.centre.index_select(0, owner) * unit - inner) / (
-        width - 1
-    ).clamp_min(1)
+    magnitudes = _ends(((away + blocks.low - 1) << 16) + begin, width)
+    inner, outer = (end * (away > 0) for end in magnitudes)
+    negative = home < blocks.number
+    inner[negative], outer[negative] = -inner[negative], -outer[negative]
+    unit = 1 / intervals.radius.index_select(0, owner)
+    centre = intervals.centre.index_select(0, owner)
+    inner = (inner - centre) * unit
+    ulp = (outer * unit - centre * unit - inner) / (width - 1).clamp_min(1)
     middle = inner + ulp * (width - 1) / 2
-    shut = ~(opened.index_select(0, owner) | (away == number - 1))
-    if whole:
+    certified = ~(uncertified.index_select(0, owner) | (away == blocks.number - 1))
+    if absolute:
         inner = inner - ulp * begin
+    return CellGeometry(owner, inner, ulp, middle, inner, certified)
 
-    part = ((1 << shift) - 1) / (found.width - 1).clamp_min(1)
-    rest = found.rest / math.factorial(ORDER + 1)
-    miss = line * part**2 + (coarse.max() if whole else rounding * part)
-    miss = miss + rest * (ORDER + 1) / found.floor / found.radius
-    value = (third * part**3 + rest) / found.size
-    tiny = found.start == 0  # counts as zero
-    miss[tiny] = (found.second / found.radius / found.floor * 2)[tiny]
-    value[tiny] = (found.taylor[1].abs() + found.second)[tiny] * 2
-    part = torch.where(tiny, 1.0, part)
-    return Cells(
-        mixture,
-        found,
-        Bits(torch.cat([packed[magnitude], packed[magnitude + number]]).to(device), whole),
-        Layout(owner, inner, ulp, middle, inner, shut),
-        line=miss,
-        value=value,
-        part=part,
-        device=device,
-    )
+
+def _errors(
+    intervals: Intervals, needed: Refinement, shift: Tensor, coarse: Tensor | None
+) -> CellErrors:
+    """The certified errors; `coarse` is the rounding of numbers that count from the block."""
+    part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
+    rest = intervals.rest / math.factorial(ORDER + 1)
+    line = needed.line * part**2 + (needed.rounding * part if coarse is None else coarse)
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    value = (needed.third * part**3 + rest) / intervals.size
+    tiny = intervals.start == 0  # its floats count as zero
+    line[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
+    value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
+    return CellErrors(line, value, torch.where(tiny, 1.0, part))

@@ -1,4 +1,4 @@
-"""Cells of one width, for soft mixtures: the address is a multiplication."""
+"""Cells of one width, for soft mixtures: a multiplication finds them."""
 
 from __future__ import annotations
 
@@ -7,53 +7,50 @@ import math
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import Cells, Layout, Room, needs
-from swsmix.tables.direct import Mixture
-from swsmix.tables.taylor import ORDER, split
+from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.scratch import Scratch
+from swsmix.tables.taylor import ORDER, Intervals, split
 
-_UNITS, _FEW = 16, 15  # log2 of the most cells, and of the fewest numbers in a cell
+_UNITS, _FEWEST = 16, 15  # log2 of the most cells, and of the fewest numbers in a cell
 
 
-class Grid:
-    """Cells of width h = 2^bits / scale around zero, the first and the last for what is beyond.
+class GridAddress:
+    """Cells of width h = 2^bits / scale around zero; the first and last take what lies beyond.
 
-    A weight's number in its cell is exact to one of 2^bits, however close to zero the weight.
+    A weight's number in its cell is exact to one part in 2^bits, however close to zero it is.
 
     Args:
         cells: log2 of the number of cells.
-        scale: numbers in a unit of w, a power of two.
-        whole: whether coordinates count from zero instead of from the cell's own start.
+        scale: numbers per unit of w, a power of two.
+        absolute: whether coordinates count from zero instead of the cell's own start.
     """
 
-    def __init__(self, cells: int, scale: float, whole: bool) -> None:
-        self.bits, self.scale, self.whole = _bits(cells), scale, whole
+    def __init__(self, cells: int, scale: float, absolute: bool) -> None:
+        self.bits, self.scale, self.absolute = _bits(cells), scale, absolute
         self.half = 1 << (cells - 1)
 
-    def find(self, w: Tensor, room: Room) -> tuple[Tensor, Tensor, Tensor]:
-        """See `cells.Address`.
-
-        Returns:
-            cell, number, coordinate, in scratch memory.
-        """
-        number, cell = (each[: len(w)] for each in room.ints[:2])
-        coordinate = torch.mul(w, self.scale, out=room.floats[0, : len(w)])
+    def find(self, w: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
+        """See `cells.Address`; the results lie in scratch memory."""
+        number, cell = (each[: len(w)] for each in scratch.ints[:2])
+        coordinate = torch.mul(w, self.scale, out=scratch.floats[0, : len(w)])
         # What does not fit, NaN too, becomes the largest or the smallest integer.
         number.copy_(coordinate).clamp_(-self.half << self.bits, (self.half << self.bits) - 1)
         torch.bitwise_right_shift(number, self.bits, out=cell).add_(self.half)
         number.bitwise_and_((1 << self.bits) - 1)
-        return cell, number, coordinate if self.whole else coordinate.copy_(number)
+        return cell, number, coordinate if self.absolute else coordinate.copy_(number)
 
 
 def _bits(cells: int) -> int:
-    return min(16, _UNITS + _FEW - cells)
+    return min(16, _UNITS + _FEWEST - cells)
 
 
-def grid_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cells | None:
+def grid_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
     """The cells of a soft mixture, out to 16 of its widest stds beyond its means.
 
     Args:
         mixture: the mixture, on the CPU.
-        tolerance: what the certified bounds must meet.
+        tolerance: the most that the certified bounds may be.
         device: where the weights are.
 
     Returns:
@@ -73,52 +70,69 @@ def grid_cells(mixture: Mixture, tolerance: float, device: torch.device) -> Cell
     first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
     width = torch.full((1 << first,), 1 << (_UNITS - first), device="cpu")
     start = torch.arange(1 << first, device="cpu") * width + 1  # 0 would never be split
-    found = split(mixture, tolerance, start, width, torch.ones_like(start), ends=ends, smallest=1)
-    if found is None or bool(found.rest.isinf().any()):
+    sign = torch.ones_like(start)
+    intervals = split(mixture, tolerance, start, width, sign, ends=ends, smallest=1)
+    if intervals is None or bool(intervals.rest.isinf().any()):
         return None
-    third, line, rounding, parts = needs(found, tolerance)
-    # The numbers' own errors, of one part: in f, and in f' if they count from the cell's start.
-    swing = (found.taylor[1].abs() + found.second) / found.size
-    pull = found.second / (found.radius * found.floor)
-    fine = (torch.maximum(swing, pull) * 2.0 ** (2 - _FEW) / tolerance).clamp_min(1.0)
-    parts = torch.maximum(parts, fine.log2().ceil())
-    level = int((found.width.double().log2() - parts).min())
+    needed = refinement_for(intervals, tolerance)
+    # A number's own error, relative to one part: in f, and in f' if it counts from the cell.
+    swing = (intervals.taylor[1].abs() + intervals.second) / intervals.size
+    pull = intervals.second / (intervals.radius * intervals.floor)
+    fine = (torch.maximum(swing, pull) * 2.0 ** (2 - _FEWEST) / tolerance).clamp_min(1.0)
+    parts = torch.maximum(needed.parts, fine.log2().ceil())
+    level = int((intervals.width.double().log2() - parts).min())  # log2 of the units in a cell
     if level < 0:
         return None
     cells = _UNITS - level
-    address_bits = _bits(cells)
-    part = 2.0**level / found.width
-    trunc = part * 2.0 ** (1 - address_bits)  # a number's error in s
-    miss = rounding * part + trunc * pull
-    coarse = rounding * half / found.radius / 2
-    whole = bool(coarse.max() <= tolerance / 8)
-    rest = found.rest / math.factorial(ORDER + 1)
-    miss = line * part**2 + (coarse.max() if whole else miss)
-    miss = miss + rest * (ORDER + 1) / found.floor / found.radius
-    value = (third * part**3 + rest) / found.size + trunc * swing
-
-    left = torch.arange(1 << cells, dtype=torch.float64, device="cpu") * (unit * 2**level) - half
-    owner = torch.zeros(1 << cells, dtype=torch.int64, device="cpu")
-    owner[(found.start - 1) >> level] = 1
-    owner = owner.cumsum(0) - 1
-    radius, centre = (each.index_select(0, owner) for each in (found.radius, found.centre))
-    inner, width_s = (left - centre) / radius, unit * 2**level / radius
-    shut = torch.ones_like(owner, dtype=torch.bool)
-    shut[0] = shut[-1] = False
+    coarse = needed.rounding * half / intervals.radius / 2
+    absolute = bool(coarse.max() <= tolerance / 8)
+    address = GridAddress(cells, 2.0 ** _bits(cells) / (unit * 2**level), absolute)
+    part = 2.0**level / intervals.width
     return Cells(
         mixture,
-        found,
-        Grid(cells, 2.0**address_bits / (unit * 2**level), whole),
-        Layout(
-            owner=owner,
-            inner=inner,
-            ulp=width_s * 2.0**-address_bits,
-            middle=inner + width_s / 2,
-            origin=-centre / radius if whole else inner,
-            shut=shut,
-        ),
-        line=miss,
-        value=value,
-        part=part,
-        device=device,
+        intervals,
+        address,
+        _geometry(intervals, address, level, unit * 2**level),
+        _errors(intervals, needed, part, (swing, pull), address, coarse.max()),
+        device,
     )
+
+
+def _geometry(intervals: Intervals, address: GridAddress, level: int, width: float) -> CellGeometry:
+    """Where the cells, each of a width, lie in their intervals."""
+    cells = 2 * address.half
+    left = torch.arange(cells, dtype=torch.float64, device="cpu") * width - address.half * width
+    owner = torch.zeros(cells, dtype=torch.int64, device="cpu")
+    owner[(intervals.start - 1) >> level] = 1
+    owner = owner.cumsum(0) - 1
+    radius, centre = (each.index_select(0, owner) for each in (intervals.radius, intervals.centre))
+    inner, width_s = (left - centre) / radius, width / radius
+    certified = torch.ones_like(owner, dtype=torch.bool)
+    certified[0] = certified[-1] = False
+    return CellGeometry(
+        owner=owner,
+        inner=inner,
+        ulp=width_s * 2.0**-address.bits,
+        middle=inner + width_s / 2,
+        origin=-centre / radius if address.absolute else inner,
+        certified=certified,
+    )
+
+
+def _errors(
+    intervals: Intervals,
+    needed: Refinement,
+    part: Tensor,
+    by_number: tuple[Tensor, Tensor],
+    address: GridAddress,
+    coarse: Tensor,
+) -> CellErrors:
+    """The certified errors; `by_number` is what a number's error changes in f and in f'."""
+    swing, pull = by_number
+    truncation = part * 2.0 ** (1 - address.bits)  # a number's error in s
+    rounding = coarse if address.absolute else needed.rounding * part + truncation * pull
+    rest = intervals.rest / math.factorial(ORDER + 1)
+    line = needed.line * part**2 + rounding
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    value = (needed.third * part**3 + rest) / intervals.size + truncation * swing
+    return CellErrors(line, value, part)

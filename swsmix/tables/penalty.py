@@ -1,4 +1,4 @@
-"""The penalty R(w), differentiable in the weights and in the mixture, by the tables."""
+"""The penalty R(w), differentiable in the weights and in the mixture, from the tables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swsmix.tables.direct import eager
+from swsmix.tables.exact import eager
 from swsmix.tables.lookup import Tables, build
 
 
 class _NegLogPrior(torch.autograd.Function):
-    """R with its derivatives by their formulas, so that the graph holds nothing of size N x K."""
+    """R with its derivatives by formulas, so that the graph holds nothing of size N x K."""
 
     @staticmethod
     def forward(
@@ -26,18 +26,18 @@ class _NegLogPrior(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         w, mixing, mean, std, count, first, second = ctx.saved_tensors
         slope = None
         if ctx.needs_input_grad[1]:
             slope = torch.zeros_like(w)
-            ctx.tables.add_gradient_(slope, w, float(above))
+            ctx.tables.add_gradient_(slope, w, float(upstream))
         parts = (
             -count / torch.where(mixing > 0, mixing, math.inf).double(),
             -first / std.double() ** 2,
             count / std.double() - second / std.double() ** 3,
         )
-        return None, slope, *((above * part).to(mean.dtype) for part in parts)
+        return None, slope, *((upstream * part).to(mean.dtype) for part in parts)
 
 
 @eager
@@ -46,7 +46,7 @@ def neg_log_prior(
 ) -> Tensor:
     """R(w) = -sum_i log p(w_i), differentiable (once) in all four, without N x K memory.
 
-        dR/dw_i = f'(w_i),  dR/dpi_j = -count_j / pi_j (0 where pi_j is),
+        dR/dw_i = f'(w_i),  dR/dpi_j = -count_j / pi_j (0 where pi_j = 0),
         dR/dmu_j = -first_j / sigma_j^2,  dR/dsigma_j = count_j / sigma_j - second_j / sigma_j^3
 
     Args:
@@ -54,7 +54,7 @@ def neg_log_prior(
         mixing: pi (k,).
         mean: mu (k,).
         std: sigma (k,).
-        tables: the mixture's tables, if they are at hand.
+        tables: the mixture's tables, if you have them.
 
     Returns:
         A scalar, in nats.

@@ -3,8 +3,8 @@
 On an interval c + t, |t| <= r, write p(c + t) / p(c) = exp(-u t - a t^2 / 2) q(t),
 q(t) = sum_j gamma_j exp(-x_j t - y_j t^2 / 2), with slopes x and bends y centred under the
 responsibilities gamma at c. Jensen: q >= 1. Hence gamma_j(c + t) <= gamma_j max_t exp(-x_j t -
-y_j t^2 / 2), which bounds every derivative of f on the *whole* interval: no spike hides between
-probes. Intervals are split until a polynomial provably holds.
+y_j t^2 / 2), which bounds every derivative of f on the *whole* interval, so that no spike
+hides between probes. Intervals are split until their polynomial is certified.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swsmix.tables.direct import Mixture, Posterior
+from swsmix.tables.exact import Evaluation, ExactMixture
 
 ORDER = 6  # the highest derivative of f that an interval's polynomial carries
 MAX_INTERVALS = 1 << 15  # a harder mixture is evaluated directly
-Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # start, width -> inner, outer magnitude
+Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # start, width -> the ends' magnitudes
 
 
 class Intervals(NamedTuple):
-    """Taylor polynomials of f in s = (w - centre) / radius, and what is certain about them."""
+    """Taylor polynomials of f in s = (w - centre) / radius, and certified bounds."""
 
     start: Tensor  # magnitude bits of the first float (t,)
     width: Tensor  # how many floats (t,)
-    sign: Tensor
-    centre: Tensor
-    radius: Tensor
+    sign: Tensor  # of its floats, 1 or -1 (t,)
+    centre: Tensor  # c (t,)
+    radius: Tensor  # r (t,)
     bend: Tensor  # a r^2 at the centre (t,)
     taylor: Tensor  # f^(n) r^n / n!, n = 0 .. ORDER (ORDER + 1, t)
-    rest: Tensor  # bound on |f^(ORDER + 1)| r^(ORDER + 1) (t,)
+    rest: Tensor  # bound on |f^(ORDER + 1)| r^(ORDER + 1) (t,); infinite: uncertified
     second: Tensor  # bound on |f''| r^2 (t,)
     floor: Tensor  # lower bound of |f'| + sqrt(a) (t,)
     size: Tensor  # lower bound of 1 + |f| (t,)
 
 
-def recursion(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
+def exponential_derivatives(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
     """The sums of weight_j h_n, h_n the n-th derivative of exp(x_j t + y_j t^2 / 2) at 0."""
     before, now, sums = torch.ones_like(x), x, [weight.sum(1), (weight * x).sum(1)]
     for n in range(1, ORDER + 1):
@@ -48,34 +48,31 @@ def recursion(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
     return sums
 
 
-def _bounded(p: Posterior, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _bounded(p: Evaluation, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Slopes and bends in units of the radius, their magnitudes, and the bound on gamma (t, k)."""
     x, y = p.slope * r, p.bend * r * r
     steep, bent = x.abs(), y.abs()
     t = ((steep + 1e-300) / y.clamp_min(1e-300)).clamp_max_(1.0)  # where the exponent peaks
     most = (p.log_gamma + t * (steep - 0.5 * y * t)).clamp_max_(500.0).exp_()
-    for each in (x, y, steep, bent):  # where nothing is left, powers may still overflow
+    for each in (x, y, steep, bent):  # where gamma underflows, powers may still overflow
         each.masked_fill_(most == 0, 0.0)
     return x, y, steep, bent, most
 
 
 def certified(
-    mixture: Mixture, start: Tensor, width: Tensor, sign: Tensor, ends: Ends
+    mixture: ExactMixture, start: Tensor, width: Tensor, sign: Tensor, ends: Ends
 ) -> Intervals:
-    """The polynomials of some intervals, and their bounds.
-
-    Returns:
-        The intervals in the order given.
-    """
+    """The polynomials of intervals, and their bounds, in the order given."""
     inner, outer = ends(start, width)
     centre, radius = sign * (inner + outer) / 2, (outer - inner) / 2
     p = mixture.at(centre)
     x, y, steep, bent, most = _bounded(p, radius[:, None])
     pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
-    sums = recursion(*(torch.cat(pair) for pair in pairs))
-    # One recursion from moments to cumulants: of q exactly, and, with -bounds for moments, of
-    # -bounds. The first cumulant is zero at the centre, hence at most the second one inside.
-    exact = len(centre)
+    sums = exponential_derivatives(*(torch.cat(pair) for pair in pairs))
+    # One recursion gives cumulants from moments: those of q exactly, and their bounds from bounds
+    # (negated, so that all terms add up). The first cumulant is zero at the centre: inside, the
+    # second one's bound is one for it too.
+    exact = len(centre)  # columns; the bounds follow
     q = torch.stack(sums)
     q[:, exact:].neg_()
     q[1, :exact], q[1, exact:] = 0.0, q[2, exact:]
@@ -104,50 +101,50 @@ def _joined(parts: list[Intervals]) -> Intervals:
     return Intervals(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
 
 
-def _chosen(found: Intervals, which: Tensor) -> Intervals:
-    return Intervals(*(each.index_select(-1, which) for each in found))
+def _chosen(intervals: Intervals, which: Tensor) -> Intervals:
+    return Intervals(*(each.index_select(-1, which) for each in intervals))
 
 
 def ranges(number: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers 0 .. number[i] - 1 for each i in one row, and i beside it."""
+    """0 .. number[i] - 1 for each i, in one vector, and the i of each entry."""
     owner = torch.arange(len(number), device=number.device).repeat_interleave(number)
     first = (number.cumsum(0) - number).index_select(0, owner)
     return torch.arange(len(owner), device=number.device) - first, owner
 
 
-def curvature(mixture: Mixture, found: Intervals) -> tuple[Tensor, Tensor, Tensor]:
+def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tensor, Tensor]:
     """The polynomials of a(w) = sum_j gamma_j / sigma_j^2 in the same intervals.
 
-    Returns:
-        a^(n) r^n / n! for n = 0 .. ORDER (ORDER + 1, t), a bound on |a^(ORDER + 1)| r^(ORDER + 1)
-        (t,), and a lower bound of a (t,).
+    They are a^(n) r^n / n! for n = 0 .. ORDER (ORDER + 1, t). With them a bound on
+    |a^(ORDER + 1)| r^(ORDER + 1) (t,), and a lower bound of a (t,).
     """
     rows = []
-    for part, p in mixture.chunks(found.centre):
-        radius = found.radius[part]
+    for part, p in mixture.chunks(intervals.centre):
+        radius = intervals.radius[part]
         x, y, steep, bent, most = _bounded(p, radius[:, None])
         pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
         slope, bend, gamma = (torch.cat(pair) for pair in pairs)
-        exact = len(radius)
-        q = torch.stack(recursion(slope, bend, gamma))
-        a = torch.stack(recursion(slope, bend, gamma * torch.cat([y, bent])))
+        exact = len(radius)  # columns; the bounds follow
+        q = torch.stack(exponential_derivatives(slope, bend, gamma))
+        weight = gamma * torch.cat([y, bent])
+        a = torch.stack(exponential_derivatives(slope, bend, weight))
         q[1, exact:] = q[2, exact:]
-        q[:, exact:].neg_()  # so that all its terms add up
+        q[:, exact:].neg_()  # so that all terms of the bounds add up
         for n in range(1, ORDER + 2):
             ways = q.new_tensor([math.comb(n, k) for k in range(n)])
             a[n] -= ways @ (a[:n] * q[1 : n + 1].flip(0))
         factorials = q.new_tensor([math.factorial(n) for n in range(ORDER + 1)])
         taylor, bound = a[: ORDER + 1, :exact] / factorials[:, None], a[:, exact:]
-        taylor[0] += found.bend[part]
-        low = torch.maximum(found.bend[part] - bound[1], mixture.scale**2 * radius**2)
+        taylor[0] += intervals.bend[part]
+        low = torch.maximum(intervals.bend[part] - bound[1], mixture.scale**2 * radius**2)
         rows.append(torch.cat([taylor, bound[-1:], low[None]]))
-    whole = torch.cat(rows, 1)
-    whole /= found.radius**2
-    return whole[:-2], whole[-2], whole[-1]
+    all_rows = torch.cat(rows, 1)
+    all_rows /= intervals.radius**2
+    return all_rows[:-2], all_rows[-2], all_rows[-1]
 
 
 def split(
-    mixture: Mixture,
+    mixture: ExactMixture,
     tolerance: float,
     start: Tensor,
     width: Tensor,
@@ -156,28 +153,27 @@ def split(
     ends: Ends,
     smallest: int,
 ) -> Intervals | None:
-    """Intervals that are split, by how far their bounds miss, until these hold.
+    """Split intervals until their bounds are an eighth of the tolerance.
 
-    They hold at an eighth of the tolerance. Those that do not at the smallest width stay open:
-    infinite `rest`. The interval that starts at 0 is never split.
+    The further a bound misses, the more parts. Those that miss at the smallest width stay
+    uncertified (infinite `rest`). The interval that starts at 0 is never split.
 
     Returns:
-        The intervals from negative to positive ones, each kind by start, or None if there are too
-        many.
+        The intervals, negative before positive ones, each by start, or None if there are too many.
     """
     done: list[Intervals] = []
     while len(start):
         if len(start) + sum(len(each.start) for each in done) > MAX_INTERVALS:
             return None
         batches = zip(*(each.split(mixture.rows) for each in (start, width, sign)), strict=True)
-        found = _joined([certified(mixture, s, n, sides, ends) for s, n, sides in batches])
+        tried = _joined([certified(mixture, s, n, sides, ends) for s, n, sides in batches])
         slack = tolerance / 8 * math.factorial(ORDER + 1)
-        room = torch.minimum(found.radius * found.floor / (ORDER + 1), found.size)
-        excess = found.rest / room / slack
+        allowed = torch.minimum(tried.radius * tried.floor / (ORDER + 1), tried.size)
+        excess = tried.rest / allowed / slack
         good = excess <= 1
         last = good | (width <= smallest) | (start == 0)
-        found.rest[~good & last] = math.inf
-        done.append(_chosen(found, last.nonzero()[:, 0]))
+        tried.rest[~good & last] = math.inf
+        done.append(_chosen(tried, last.nonzero()[:, 0]))
         rest = (~last).nonzero()[:, 0]
         start, width, sign, excess = (each[rest] for each in (start, width, sign, excess))
         power = excess.nan_to_num(math.inf, math.inf).log2().div(ORDER).ceil().clamp(1, 4).long()
@@ -185,5 +181,5 @@ def split(
         index, owner = ranges(parts)
         width = (width // parts)[owner]
         start, sign = start[owner] + index * width, sign[owner]
-    found = _joined(done)
-    return _chosen(found, (found.start + (found.sign > 0) * (1 << 31)).argsort())
+    joined = _joined(done)
+    return _chosen(joined, (joined.start + (joined.sign > 0) * (1 << 31)).argsort())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swsmix import MixturePrior, snap_
-from swsmix.codec import decode, encode, file, index, load_compressed, sizes
-from swsmix.codec.header import DTYPES, Writer
+from swsmix.codec import decode, decoder, encode, index, load_compressed, sizes
+from swsmix.codec.header import DTYPES, TableWriter
 from swsmix.compression import save_compressed
 from swsmix.compression.snap import snap_to_grid
 
@@ -159,12 +159,12 @@ def model_of(data):
     calls = []
     original = index.read_index
 
-    def spy(reader, *rest):
-        calls.append(reader._data[reader._at])
-        return original(reader, *rest)
+    def spy(table, *rest):
+        calls.append(table._data[table._at])
+        return original(table, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file, "read_index", spy)
+        patch.setattr(decoder, "read_index", spy)
         decode(data)
     return calls[0]
 
@@ -248,7 +248,7 @@ def test_no_memory_is_taken_beyond_max_weights():
 
 def table(write):
     """The bytes of a file whose tensor table is written by a function."""
-    front, body = Writer(), Writer()
+    front, body = TableWriter(), TableWriter()
     write(body)
     front.number(len(body.data))
     return repaired(b"SWSM\2" + front.data + body.data + bytes(4))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix.codec import decode, encode, file, index, mixing, sizes
+from swsmix.codec import decode, decoder, encode, encoder, index, mixing, scans, sizes
 from swsmix.codec.stream import (
     ONE,
-    Player,
-    Recorder,
+    StreamDecoder,
+    StreamEncoder,
     code_adaptively,
     code_integers,
     entropy_bits,
@@ -56,7 +56,7 @@ def test_neighbours_in_an_image_are_found_by_their_stride():
 
 def test_square_matrices_of_every_size_are_scanned_by_rows_and_by_columns():
     for side in (2, 300, 1024, 1025, 1536, 2048, 4096, 1 << 14):
-        by_columns, by_rows = (index._scans((side, side))[kind] for kind in (0, 1))
+        by_columns, by_rows = (scans.scans_of((side, side))[kind] for kind in (0, 1))
         assert by_columns == by_rows == (side, side)
 
 
@@ -98,8 +98,8 @@ def test_neurons_in_order_and_far_neighbours_are_found_though_the_first_scan_sav
 
 def test_a_file_with_more_under_context_models_than_may_be_is_refused(monkeypatch):
     data = encode({"w": structured()})
-    monkeypatch.setattr(file, "_MAX_IN_CONTEXT", 4799)
-    with pytest.raises(ValueError, match="more weights are under context models"):
+    monkeypatch.setattr(decoder, "_MAX_IN_CONTEXT", 4799)
+    with pytest.raises(ValueError, match="context models code more weights"):
         decode(data)
 
 
@@ -133,16 +133,16 @@ def test_dead_neurons_at_the_end_cost_next_to_nothing():
 def test_coding_takes_a_minute_at_most(monkeypatch):
     state = {name: structured(seed=seed) for seed, name in enumerate("abc")}
     full = sizes(encode(state))
-    efforts = []
+    budgets = []
 
     def counted(left):
-        efforts.append(index.Effort(left))
-        return efforts[-1]
+        budgets.append(index.ContextBudget(left))
+        return budgets[-1]
 
-    monkeypatch.setattr(file, "Effort", counted)
+    monkeypatch.setattr(encoder, "ContextBudget", counted)
     encode({"a": state["a"]})
     # Enough for the first, whose decisions are counted, and not for the next.
-    monkeypatch.setattr(file, "_EFFORT", file._EFFORT - efforts[0].left)
+    monkeypatch.setattr(encoder, "_BUDGET", encoder._BUDGET - budgets[0].left)
     limited = sizes(encode(state))
     assert limited["a"].index_bits == full["a"].index_bits < 0.8 * limited["a"].entropy_bits
     assert limited["c"].index_bits > limited["c"].entropy_bits
@@ -152,34 +152,34 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
 
 def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
     rng = np.random.default_rng(0)
-    recorder = Recorder()
+    stream = StreamEncoder()
     p = rng.integers(1, ONE, 20_000)
     bits = (rng.integers(0, ONE, 20_000) < p).astype(np.int64)
-    recorder.bits(p, bits)
+    stream.bits(p, bits)
     count = np.array([1000, 0, 10, 5000])
     symbols = np.repeat(np.arange(4), count)
-    recorder.symbols(frequencies(count), len(symbols), symbols)
-    data = recorder.to_bytes()
-    assert abs(8 * len(data) - recorder.cost) < 0.001 * recorder.cost + 64
-    player = Player(data)
-    assert np.array_equal(player.bits(p), bits)
-    assert np.array_equal(player.symbols(frequencies(count), len(symbols)), symbols)
-    player.check_end()
+    stream.symbols(frequencies(count), len(symbols), symbols)
+    data = stream.to_bytes()
+    assert abs(8 * len(data) - stream.cost) < 0.001 * stream.cost + 64
+    stream = StreamDecoder(data)
+    assert np.array_equal(stream.bits(p), bits)
+    assert np.array_equal(stream.symbols(frequencies(count), len(symbols)), symbols)
+    stream.check_end()
 
 
 @pytest.mark.parametrize("values", [[], [0], [2**40 - 1, 0, 1, 2, 3], list(range(0, 90_000, 7))])
 def test_integers_come_back(values):
     values = np.array(values, np.int64)
-    recorder = Recorder()
-    code_integers(recorder, len(values), values)
-    assert np.array_equal(code_integers(Player(recorder.to_bytes()), len(values)), values)
+    stream = StreamEncoder()
+    code_integers(stream, len(values), values)
+    assert np.array_equal(code_integers(StreamDecoder(stream.to_bytes()), len(values)), values)
 
 
 def test_adaptive_coding_comes_near_the_entropy():
     symbols = np.random.default_rng(0).choice(5, 10_000, p=[0.9, 0.05, 0.03, 0.01, 0.01])
-    recorder = Recorder()
-    code_adaptively(recorder, 5, len(symbols), symbols)
-    assert recorder.cost < 1.02 * entropy_bits(np.bincount(symbols)) + 100
+    stream = StreamEncoder()
+    code_adaptively(stream, 5, len(symbols), symbols)
+    assert stream.cost < 1.02 * entropy_bits(np.bincount(symbols)) + 100
 
 
 def test_frequencies_add_up_and_leave_none_out():
@@ -226,16 +226,17 @@ def test_a_file_of_the_first_version_is_read_and_written_as_ever():
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads():
     code = (
-        "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import torch;"
+        "import sys, hashlib; sys.path[:0] = sys.argv[1:]; import torch;"
         "from test_contexts import structured, encode, decode;"
         "w = structured(200, 40); data = encode({'w': w});"
         "assert torch.equal(decode(data)['w'], w);"
         "print(hashlib.sha256(data).hexdigest())"
     )
     here = os.path.dirname(__file__)
+    folders = [here, os.path.dirname(here)]  # this module's, and that of `cases`
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     done = subprocess.run(
-        [sys.executable, "-c", code, here],
+        [sys.executable, "-c", code, *folders],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     before = torch.get_num_threads()

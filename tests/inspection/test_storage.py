@@ -11,8 +11,8 @@ from rich.console import Console
 
 from swsmix import codec
 from swsmix.codec import encode, sizes
-from swsmix.codec.file import read_parts
-from swsmix.codec.stream import Meter
+from swsmix.codec.decoder import read_parts
+from swsmix.codec.stream import StreamMeter
 from swsmix.inspection.storage import byte_tables, whole_bytes
 
 
@@ -131,7 +131,7 @@ def test_whole_bytes_are_right_to_the_nearest_byte_up_to_any_row(parts):
 @EVERY
 def test_counting_changes_no_bit_that_is_read(name):
     data = file_of(name)
-    parts, _ = read_parts(data, player=Meter)
+    parts, _ = read_parts(data, stream_decoder=StreamMeter)
     decoded = codec.decode(data)
     assert [part.name for part in parts] == list(decoded)
     assert all(torch.equal(part.tensor, decoded[part.name]) for part in parts)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(params=["triton", "torch"])
 def loops(request, monkeypatch):
-    """Who walks over the weights: Triton's kernels, or torch's operations."""
+    """What passes over the weights: Triton's loops, or torch's operations."""
     if request.param == "torch":
         monkeypatch.setattr(backends, "triton_kernels", lambda device: None)
     else:

@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @pytest.fixture(params=["numba", "torch", *["triton"] * INTERPRETED])
 def loops(request, monkeypatch):
-    """Who walks over the weights: numba's loops, torch's operations or Triton's kernels."""
+    """What passes over the weights: numba's loops, torch's operations or Triton's loops."""
     if request.param == "torch":
         monkeypatch.setattr(backends, "numba_kernels", lambda: None)
     elif request.param == "triton":
@@ -31,13 +31,13 @@ def loops(request, monkeypatch):
         pytest.importorskip("numba")
 
 
-def test_where_tritons_kernels_cannot_be_made_torch_does_without(monkeypatch):
-    fused = pytest.importorskip("swsmix.tables.fused")
+def test_where_tritons_loops_cannot_be_made_torch_does_without(monkeypatch):
+    triton_loops = pytest.importorskip("swsmix.tables.triton_loops")
 
     def broken(*args):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(fused, "write_gradient_", broken)
+    monkeypatch.setattr(triton_loops, "write_gradient_", broken)
     backends.triton_kernels.cache_clear()
     with pytest.warns(UserWarning, match="no C compiler.*the prior is slower"):
         assert backends.triton_kernels(torch.device("cpu")) is None
@@ -138,7 +138,7 @@ def table_limit(table, w):
 
 def test_soft_mixtures_have_cells_of_one_width_and_hard_ones_have_not():
     for name, soft in {"typical": True, "wide": True, "hard": False, "quantised": False}.items():
-        assert (tables.build(*MIXTURES[name])._grid is not None) == soft, name
+        assert (tables.build(*MIXTURES[name])._passes.grid is not None) == soft, name
 
 
 @pytest.mark.parametrize("name", ["typical", "wide", "one"])
@@ -146,7 +146,7 @@ def test_the_two_addresses_agree(name, loops):
     mixture = MIXTURES[name]
     table, w = tables.build(*mixture), weights_of(mixture)[1400:]
     by_bits = tables.build(*mixture)
-    by_bits._grid = None
+    by_bits._passes.grid = None
     _, exact, curvature, _ = twin(w, *mixture)
     assert excess(table.gradient(w), by_bits.gradient(w).double(), curvature) <= 2e-5
     for a, b in zip(table.moments(w), by_bits.moments(w), strict=True):

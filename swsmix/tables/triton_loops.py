@@ -1,7 +1,7 @@
-"""The passes over the weights on a GPU, each as one Triton kernel (where Triton is installed).
+"""The passes over the weights on a GPU, each as one Triton kernel (if Triton is installed).
 
-The same look-ups as in `cells`, without scratch memory or waiting for the GPU: a weight is read
-once, and once written. Where no line holds, the mixture is evaluated on the spot, in float64.
+The same look-ups as in `cells`, without scratch memory or waiting for the GPU: each weight is read
+once and written once. Where no line is certified, the kernel evaluates the mixture, in float64.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swsmix.tables.bits import Bits
+from swsmix.tables.bits import BitAddress
 from swsmix.tables.cells import Cells
-from swsmix.tables.direct import Mixture
-from swsmix.tables.grid import Grid
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.grid import GridAddress
 
-_SIZE = 1024
+_BLOCK = 1024
 
 
 def write_gradient_(
-    mixture: Mixture, cells: Cells | None, target: Tensor, w: Tensor, scale: float | None
+    mixture: ExactMixture, cells: Cells | None, target: Tensor, w: Tensor, scale: float | None
 ) -> None:
     """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
 
@@ -32,7 +32,7 @@ def write_gradient_(
         cells: its cells; None evaluates the mixture for every weight.
         target: changed in place.
         w: the weights.
-        scale: see above.
+        scale: what to multiply f' by before it is added; None overwrites the target.
     """
     add, scale = scale is not None, 1.0 if scale is None else scale
     lines = None if cells is None else cells.lines
@@ -40,12 +40,12 @@ def write_gradient_(
     with torch.cuda.device_of(w):
         _write_gradient[_blocks(w)](
             target, w, len(w), mixture.packed, len(mixture.mean), lines, scale, *where,
-            add=add, how=_how(cells), size=_SIZE,
+            add=add, how=_how(cells), size=_BLOCK,
         )  # fmt: skip
 
 
 def proximal_(
-    mixture: Mixture,
+    mixture: ExactMixture,
     cells: Cells | None,
     w: Tensor,
     at: Tensor,
@@ -60,52 +60,54 @@ def proximal_(
         cells: its cells; None evaluates the mixture for every weight.
         w: the weights, changed in place.
         at: see `Tables.proximal_`.
-        second: Adam's second moments, if there are any.
+        second: Adam's second moments, or None for one step size.
         rate: the step size times the prior's strength.
-        eps: Adam's.
+        eps: Adam's epsilon.
     """
     lines = None if cells is None else cells.both_lines
     where = _address(cells)
     with torch.cuda.device_of(w):
         _proximal[_blocks(w)](
             w, at, second, len(w), mixture.packed, len(mixture.mean), lines, rate, eps, *where,
-            adaptive=second is not None, how=_how(cells), size=_SIZE,
+            adaptive=second is not None, how=_how(cells), size=_BLOCK,
         )  # fmt: skip
 
 
 def _blocks(w: Tensor) -> tuple[int]:
-    return (triton.cdiv(len(w), _SIZE),)
+    return (triton.cdiv(len(w), _BLOCK),)
 
 
 def _how(cells: Cells | None) -> str:
-    return "direct" if cells is None else "grid" if isinstance(cells.address, Grid) else "bits"
+    return (
+        "direct" if cells is None else "grid" if isinstance(cells.address, GridAddress) else "bits"
+    )
 
 
 def _address(cells: Cells | None) -> tuple[Any, ...]:
     if cells is None:
         return None, False, 0, 0, 0.0
     at = cells.address
-    if isinstance(at, Grid):
-        return None, at.whole, at.half, at.bits, at.scale
-    assert isinstance(at, Bits)
-    return at.block, at.whole, 0, at.bits, 0.0
+    if isinstance(at, GridAddress):
+        return None, at.absolute, at.half, at.bits, at.scale
+    assert isinstance(at, BitAddress)
+    return at.block, at.absolute, 0, at.bits, 0.0
 
 
 def _compiled(function: Any) -> Any:
-    # Unwrapped: a type checker's import hook may have wrapped it.
+    # Unwrapped, since a type checker's import hook may have wrapped it.
     return triton.jit(inspect.unwrap(function))
 
 
 @_compiled
-def _find(w, block, whole, half, bits, scale, how: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Cell and coordinate; see `Grid.find` and `Bits.find`."""
+def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Cell and coordinate; see `GridAddress.find` and `BitAddress.find`."""
     if how == "grid":
         place = w * scale
         inside = tl.abs(place) < (half << bits) * 1.0  # not so for NaN
         number = tl.where(inside, place, 0.0).to(tl.int32)
         low = number & ((1 << bits) - 1)
         cell = tl.where(inside, (number >> bits) + half, 0)
-        coordinate = tl.where(whole, place, low.to(tl.float32))
+        coordinate = tl.where(absolute, place, low.to(tl.float32))
     else:
         raw = w.to(tl.int32, bitcast=True)
         low = raw & 0xFFFF
@@ -113,13 +115,13 @@ def _find(w, block, whole, half, bits, scale, how: tl.constexpr):  # type: ignor
         shift = entry & 31
         part = low >> shift
         cell = (entry >> 5) + part
-        coordinate = tl.where(whole, low, low - (part << shift)).to(tl.float32)
+        coordinate = tl.where(absolute, low, low - (part << shift)).to(tl.float32)
     return cell, coordinate
 
 
 @_compiled
 def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
-    """The derivative f' and a by the mixture itself; see `Mixture.at`."""
+    """The gradient f' and the curvature a from the mixture itself; see `ExactMixture.at`."""
     w = w.to(tl.float64)
     offset = w - tl.load(mixture)
     z = offset * tl.load(mixture + 1)
@@ -142,7 +144,7 @@ def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _write_gradient(  # type: ignore[no-untyped-def]
-    target, w, n, mixture, k, lines, scale, block, whole, half, bits, grid,
+    target, w, n, mixture, k, lines, scale, block, absolute, half, bits, grid,
     add: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
@@ -151,7 +153,7 @@ def _write_gradient(  # type: ignore[no-untyped-def]
     if how == "direct":
         slope, _ = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, whole, half, bits, grid, how)
+        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
         slope = tl.load(lines + 2 * cell) + tl.load(lines + 2 * cell + 1) * coordinate
         gap = slope != slope
         if tl.max(gap.to(tl.int32), 0) > 0:
@@ -164,7 +166,7 @@ def _write_gradient(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _proximal(  # type: ignore[no-untyped-def]
-    w, at, second, n, mixture, k, lines, rate, eps, block, whole, half, bits, grid,
+    w, at, second, n, mixture, k, lines, rate, eps, block, absolute, half, bits, grid,
     adaptive: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
@@ -173,7 +175,7 @@ def _proximal(  # type: ignore[no-untyped-def]
     if how == "direct":
         slope, a = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, whole, half, bits, grid, how)
+        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
         line = lines + 4 * cell
         slope = tl.load(line) + tl.load(line + 1) * coordinate
         a = tl.load(line + 2) + tl.load(line + 3) * coordinate

@@ -1,0 +1,227 @@
+"""The bytes of a compressed file to tensors; nothing in the bytes is trusted."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix.codec.header import MAGIC, MAX_VALUES, VERSION, Kind, TableReader, from_patterns
+from swsmix.codec.index import ContextBudget, RowDensities, read_index
+from swsmix.codec.stream import Array, StreamDecoder
+from swsmix.codec.values import read_values
+
+MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
+_MAX_IN_CONTEXT = 1 << 25  # weights of one file that context models may code
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A codebook of a compressed file.
+
+    Attributes:
+        values: ascending (k,).
+        names: the tensors whose elements are its values.
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+
+
+def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
+    """Decode the state_dict in the bytes of a compressed file.
+
+    Args:
+        data: from `encode`.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
+
+    Returns:
+        name -> tensor.
+
+    Raises:
+        ValueError: if the bytes are not such a file, are damaged, of another version, or hold more
+            than `max_weights`.
+    """
+    return decode_books(data, max_weights=max_weights)[0]
+
+
+def decode_books(
+    data: bytes, *, max_weights: int = MAX_WEIGHTS
+) -> tuple[dict[str, Tensor], list[Codebook]]:
+    """As `decode`, with the codebooks that the file is written in.
+
+    Args:
+        data: from `encode`.
+        max_weights: the most elements to allocate, all tensors together; a tensor without any
+            counts as one.
+
+    Returns:
+        name -> tensor, and the codebooks. No codebook lists tensors that are stored value by value.
+
+    Raises:
+        ValueError: if the bytes are not such a file, are damaged, of another version, or hold more
+            than `max_weights`.
+
+    Example:
+        >>> from swsmix.codec import encode
+        >>> data = encode({"weight": torch.tensor([0.0, 0.5, -0.5]).repeat(50)})
+        >>> decode_books(data)[1]
+        [Codebook(values=tensor([-0.5000,  0.0000,  0.5000]), names=('weight',))]
+    """
+    parts, books = read_parts(data, max_weights=max_weights)
+    users: list[list[str]] = [[] for _ in books]
+    for part in parts:
+        if part.codebook is not None:
+            users[part.codebook].append(part.name)
+    codebooks = [Codebook(values, tuple(names)) for values, names in zip(books, users, strict=True)]
+    return {part.name: part.tensor for part in parts}, codebooks
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor as a file stores it.
+
+    Attributes:
+        name: its name.
+        tensor: its elements.
+        kind: how it is stored.
+        model: the model of its component numbers, in words; empty if there are none.
+        codebook: the number of its codebook; None if it has none.
+        bits: the sizes of its name and shape, its codebook, and its component numbers or values;
+            they include the coded stream only if a `StreamMeter` reads it.
+    """
+
+    name: str
+    tensor: Tensor
+    kind: Kind
+    model: str
+    codebook: int | None
+    bits: tuple[float, float, float]
+
+
+def read_parts(
+    data: bytes,
+    *,
+    max_weights: int = MAX_WEIGHTS,
+    stream_decoder: type[StreamDecoder] = StreamDecoder,
+) -> tuple[list[Part], list[Tensor]]:
+    """Read the tensors of a file, in its order, and its codebooks, each (k,).
+
+    Args:
+        data: from `encode`.
+        max_weights: see `decode`.
+        stream_decoder: the class that reads the stream.
+
+    Raises:
+        ValueError: see `decode`.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError("it is not a swsmix file: it does not begin with SWSM")
+    if len(data) < len(MAGIC) + 6:
+        raise ValueError("it is damaged: it ends too early")
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise ValueError("it is damaged: its checksum does not fit")
+    if data[len(MAGIC)] != VERSION:
+        raise ValueError(
+            f"it has version {data[len(MAGIC)]} of the format, and this swsmix reads only version "
+            f"{VERSION}: install a swsmix that reads the other"
+        )
+    body = TableReader(data[len(MAGIC) + 1 : -4])
+    table = TableReader(body.take(body.number()))
+    decoder = _Decoder(table, stream_decoder(body.rest()), max_weights)
+    for _ in range(table.number(len(data))):
+        decoder.read_part()
+    table.check_end()
+    decoder.stream.check_end()
+    books = [from_patterns(values, dtype, values.shape) for dtype, values in decoder.codebooks]
+    return decoder.parts, books
+
+
+class _Decoder:
+    """Reads tensors one after another, each with the help of those before it."""
+
+    def __init__(self, table: TableReader, stream: StreamDecoder, max_weights: int) -> None:
+        self.table, self.stream = table, stream
+        self.parts: list[Part] = []
+        self.codebooks: list[tuple[torch.dtype, Array]] = []
+        self.densities, self.budget = RowDensities(), ContextBudget(_MAX_IN_CONTEXT)
+        self._names: set[str] = set()
+        self._max_weights = self._left = max_weights
+
+    def read_part(self) -> None:
+        """Read the next tensor into `parts`."""
+        start = self._bits_read()
+        name = self.table.name()
+        if name in self._names:
+            raise ValueError(f"it is damaged: it holds {name!r} twice")
+        self._names.add(name)
+        kind = Kind(self.table.number(Kind.COPY))
+        original = self._read_original() if kind == Kind.COPY else None
+        if original is None:
+            dtype, shape = self.table.tensor()
+        else:
+            dtype, shape = original.tensor.dtype, tuple(original.tensor.shape)
+        self._left -= max(math.prod(shape), 1)
+        if self._left < 0:
+            raise ValueError(
+                f"it holds more than max_weights = {self._max_weights:,} numbers: give a larger "
+                "max_weights if you trust it"
+            )
+        named = with_codebook = self._bits_read()
+        codebook, model = None, ""
+        if original is not None:
+            tensor, codebook = original.tensor.clone(), original.codebook
+        elif kind == Kind.VALUES:
+            patterns = read_values(self.table, self.stream, math.prod(shape), dtype)
+            tensor = _shaped(patterns, dtype, shape)
+        else:
+            codebook = self._read_codebook(kind, dtype, math.prod(shape))
+            with_codebook = self._bits_read()
+            patterns, model = self._read_indexed(self.codebooks[codebook][1], shape)
+            tensor = _shaped(patterns, dtype, shape)
+        bits = named - start, with_codebook - named, self._bits_read() - with_codebook
+        self.parts.append(Part(name, tensor, kind, model, codebook, bits))
+
+    def _bits_read(self) -> float:
+        return 8 * self.table.position + self.stream.cost
+
+    def _read_original(self) -> Part:
+        number = self.table.number()
+        if number >= len(self.parts):
+            raise ValueError("it is damaged: a tensor is a copy of one that is not there")
+        return self.parts[number]
+
+    def _read_codebook(self, kind: Kind, dtype: torch.dtype, size: int) -> int:
+        """The number of an earlier codebook, or of a new one."""
+        if kind == Kind.SHARED:
+            number = self.table.number()
+            if number >= len(self.codebooks) or self.codebooks[number][0] != dtype:
+                raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
+            return number
+        count = self.table.number(min(size, MAX_VALUES))
+        values = read_values(self.table, self.stream, count, dtype)
+        if len(values) == 0:
+            raise ValueError("it is damaged: a codebook is empty")
+        self.codebooks.append((dtype, values))
+        return len(self.codebooks) - 1
+
+    def _read_indexed(self, values: Array, shape: tuple[int, ...]) -> tuple[Array, str]:
+        """Bit patterns that are numbers in a codebook, and the model of these numbers."""
+        if len(values) == 1:
+            return np.broadcast_to(values, math.prod(shape)), ""
+        index, model = read_index(
+            self.table, self.stream, len(values), shape, self.densities, self.budget
+        )
+        return values[index], model
+
+
+def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    try:
+        return from_patterns(patterns, dtype, shape)
+    except RuntimeError as error:
+        raise ValueError(f"it is damaged: no tensor has the shape {shape}: {error}") from None
