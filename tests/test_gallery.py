@@ -2,18 +2,18 @@
 
 import dataclasses
 
-import gallery
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+from figures import gallery
 from swsmix import plots
 from swsmix.problems import experiments, recipes
 
 
 def test_the_gallery_is_up_to_date_and_its_pictures_are_there():
     assert (gallery.FIGURES / "README.md").read_text() == gallery.text(), (
-        "run: python tests/gallery.py --text"
+        "run: python figures/gallery.py --text"
     )
     for name in gallery.LINES:
         assert (gallery.FIGURES / "gallery" / f"{name}.png").read_bytes()[1:4] == b"PNG"

@@ -1,5 +1,3 @@
-from inspect import unwrap
-
 import cases
 import numpy as np
 import pytest
@@ -75,33 +73,6 @@ def test_samples_come_from_the_mixture():
     assert draws.square().mean().item() == pytest.approx(second.item(), rel=2e-2)
 
 
-@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
-@pytest.mark.parametrize("zero", [False, True])
-def test_every_initialisation_gives_each_component_weights(method, zero):
-    w = cases.weights()
-    mixture = GaussianMixture.from_weights(w, 5, method=method, zero=zero)
-    assert (mixture.responsibilities(w).sum(0) > 0.1).all()
-    assert mixture.mixing.sum().item() == pytest.approx(1.0)
-    if zero:
-        assert mixture.mean[0] == 0.0 and mixture.pinned_mean.tolist() == [True] + [False] * 4
-
-
-def test_spread_covers_the_range_evenly():
-    w = cases.weights()
-    mean = GaussianMixture.from_weights(w, 5, method="spread").mean
-    assert mean[0] == w.min() and mean[-1] == w.max()
-    torch.testing.assert_close(mean.diff(), mean.diff()[:1].expand(4))
-
-
-@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
-@pytest.mark.parametrize(
-    "w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)]
-)
-def test_degenerate_weights_still_give_a_finite_mixture(method, w):
-    mixture = GaussianMixture.from_weights(w, 3, method=method)
-    assert torch.isfinite(mixture.log_prob(w)).all()
-
-
 def test_a_fixed_zero_mixing_is_stored_to_the_last_bit_in_both_modes():
     w = cases.weights().float()
     mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.9)
@@ -151,22 +122,6 @@ def test_state_dicts_load_with_weights_only_in_both_modes(tmp_path):
 def test_impossible_mixtures_are_refused_with_the_reason(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("w", "k", "options", "message"),
-    [
-        (torch.tensor([0.0, float("nan")]), 1, {}, "1 of 2 are nan or inf"),
-        (torch.zeros(3), 4, {}, "use fewer components"),
-        (torch.zeros(3), 0, {}, "at least 1"),
-        (torch.zeros(3), 2, {"method": "guess"}, "method must be"),
-        (torch.zeros(3), 2, {"zero_mixing": 0.9}, "zero=True"),
-        (torch.zeros(3), 2, {"zero": True, "zero_mixing": 1.5}, "between 0 and 1"),
-    ],
-)
-def test_impossible_starts_are_refused_with_the_reason(w, k, options, message):
-    with pytest.raises(ValueError, match=message):
-        unwrap(GaussianMixture.from_weights)(GaussianMixture, w, k, **options)
 
 
 def test_integer_tensors_are_taken_as_real_numbers():

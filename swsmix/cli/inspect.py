@@ -66,6 +66,10 @@ def inspect(
         typer.Option(help="Seed of the sample that a mixture is fitted to; 0 by default."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
+    bytes_: Annotated[
+        bool,
+        typer.Option("--bytes", help="Only print where the bytes of a compressed file are."),
+    ] = False,
 ) -> None:
     """Show the clusters in the weights of any checkpoint.
 
@@ -82,7 +86,18 @@ def inspect(
     - `swsmix inspect model.safetensors --per-tensor --no-figures`
 
     - `swsmix inspect model.sws --html` : a file of `swsmix compress`, codebook by codebook
+
+    - `swsmix inspect model.sws --bytes` : where its bytes are, tensor by tensor
     """
+    if bytes_:
+        others = {
+            "--out": out is not None, "--html": html, "--no-figures": not figures,
+            "--animate": animate, "--components": components is not None,
+            "--per-tensor": per_tensor, "--include": bool(include), "--exclude": bool(exclude),
+            "--refit": refit, "--seed": seed is not None, "--quiet": quiet,
+        }  # fmt: skip
+        _print_bytes(path, [name for name, given in others.items() if given])
+        return
     import torch
     from rich.console import Console
 
@@ -136,6 +151,39 @@ def inspect(
     if not quiet:
         line = f"\nwritten to {visible(str(out))}/: {', '.join(written)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_bytes(path: Path, others: list[str]) -> None:
+    """The tables of `--bytes`; `others` are the options given beside it."""
+    from rich.console import Console
+
+    from swsmix import codec
+    from swsmix.inspection.storage import byte_tables
+
+    if others:
+        raise ValueError(
+            f"--bytes prints two tables of the whole file and writes nothing: omit "
+            f"{', '.join(others)}"
+        )
+    if path.is_dir():
+        raise ValueError(
+            f"--bytes needs a compressed file (.sws), and {path} is a folder: name a file in it, "
+            "or make one with `swsmix compress`"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    data = path.read_bytes()
+    if not data.startswith(codec.MAGIC):
+        raise ValueError(
+            f"--bytes needs a compressed file (.sws); {path} is not one: make one with "
+            "`swsmix compress`"
+        )
+    try:
+        sizes = codec.sizes(data)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    console = Console()
+    console.print(byte_tables(sizes, len(data), ascii_only=console.options.ascii_only))
 
 
 def _folder(path: Path, out: Path | None) -> Path:

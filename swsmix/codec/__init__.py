@@ -22,8 +22,9 @@ The file is `len(encode(state))` bytes: that is the size to report.
 
 The modules:
 
-- `encoder`: `encode` makes the file, `sizes` gives the size of each tensor in it.
+- `encoder`: `encode` makes the file.
 - `decoder`: `decode` and `decode_books` read it; nothing in it is trusted.
+- `accounting`: `sizes`, what each tensor takes in a file.
 - `header`: the tensor table's bytes: numbers, names, dtypes, shapes.
 - `values`: lists of numbers (codebooks, biases) in the narrowest exact form.
 - `index`: component numbers, by the model that makes them smallest.
@@ -40,8 +41,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from swsmix.codec.accounting import TensorSize, sizes
 from swsmix.codec.decoder import MAX_WEIGHTS, Codebook, decode, decode_books
-from swsmix.codec.encoder import TensorSize, check, encode, sizes
+from swsmix.codec.encoder import check, encode
 from swsmix.codec.header import MAGIC
 
 __all__ = [

@@ -73,6 +73,53 @@ def decode_books(
         >>> decode_books(data)[1]
         [Codebook(values=tensor([-0.5000,  0.0000,  0.5000]), names=('weight',))]
     """
+    parts, books = read_parts(data, max_weights=max_weights)
+    users: list[list[str]] = [[] for _ in books]
+    for part in parts:
+        if part.codebook is not None:
+            users[part.codebook].append(part.name)
+    codebooks = [Codebook(values, tuple(names)) for values, names in zip(books, users, strict=True)]
+    return {part.name: part.tensor for part in parts}, codebooks
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor as a file stores it.
+
+    Attributes:
+        name: its name.
+        tensor: its elements.
+        kind: how it is stored.
+        model: the model of its component numbers, in words; empty if there are none.
+        codebook: the number of its codebook; None if it has none.
+        bits: the sizes of its name and shape, its codebook, and its component numbers or values;
+            they include the coded stream only if a `StreamMeter` reads it.
+    """
+
+    name: str
+    tensor: Tensor
+    kind: Kind
+    model: str
+    codebook: int | None
+    bits: tuple[float, float, float]
+
+
+def read_parts(
+    data: bytes,
+    *,
+    max_weights: int = MAX_WEIGHTS,
+    stream_decoder: type[StreamDecoder] = StreamDecoder,
+) -> tuple[list[Part], list[Tensor]]:
+    """Read the tensors of a file, in its order, and its codebooks, each (k,).
+
+    Args:
+        data: from `encode`.
+        max_weights: see `decode`.
+        stream_decoder: the class that reads the stream.
+
+    Raises:
+        ValueError: see `decode`.
+    """
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("it is not a swsmix file: it does not begin with SWSM")
     if len(data) < len(MAGIC) + 6:
@@ -84,88 +131,72 @@ def decode_books(
             f"it has version {data[len(MAGIC)]} of the format, and this swsmix reads only version "
             f"{VERSION}: install a swsmix that reads the other"
         )
-    decoder = _Decoder(data[len(MAGIC) + 1 : -4], max_weights)
-    for _ in range(decoder.table.number(len(data))):
-        decoder.read_tensor()
-    decoder.table.check_end()
+    body = TableReader(data[len(MAGIC) + 1 : -4])
+    table = TableReader(body.take(body.number()))
+    decoder = _Decoder(table, stream_decoder(body.rest()), max_weights)
+    for _ in range(table.number(len(data))):
+        decoder.read_part()
+    table.check_end()
     decoder.stream.check_end()
-    return decoder.state, decoder.books()
+    books = [from_patterns(values, dtype, values.shape) for dtype, values in decoder.codebooks]
+    return decoder.parts, books
 
 
 class _Decoder:
     """Reads tensors one after another, each with the help of those before it."""
 
-    def __init__(self, body: bytes, max_weights: int) -> None:
-        parts = TableReader(body)
-        self.table = TableReader(parts.take(parts.number()))
-        self.stream = StreamDecoder(parts.rest())
-        self.state: dict[str, Tensor] = {}
+    def __init__(self, table: TableReader, stream: StreamDecoder, max_weights: int) -> None:
+        self.table, self.stream = table, stream
+        self.parts: list[Part] = []
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities, self.budget = RowDensities(), ContextBudget(_MAX_IN_CONTEXT)
-        self._names: list[str] = []
-        self._codebook_of: dict[str, int] = {}
+        self._names: set[str] = set()
         self._max_weights = self._left = max_weights
 
-    def read_tensor(self) -> None:
-        """Read the next tensor into `state`."""
+    def read_part(self) -> None:
+        """Read the next tensor into `parts`."""
+        start = self._bits_read()
         name = self.table.name()
-        if name in self.state:
+        if name in self._names:
             raise ValueError(f"it is damaged: it holds {name!r} twice")
-        kind = self.table.number(Kind.COPY)
+        self._names.add(name)
+        kind = Kind(self.table.number(Kind.COPY))
         original = self._read_original() if kind == Kind.COPY else None
         if original is None:
             dtype, shape = self.table.tensor()
         else:
-            dtype, shape = self.state[original].dtype, tuple(self.state[original].shape)
+            dtype, shape = original.tensor.dtype, tuple(original.tensor.shape)
         self._left -= max(math.prod(shape), 1)
         if self._left < 0:
             raise ValueError(
                 f"it holds more than max_weights = {self._max_weights:,} numbers: give a larger "
                 "max_weights if you trust it"
             )
-        if original is None:
-            patterns, codebook = self._read_patterns(kind, dtype, shape)
-            self.state[name] = _shaped(patterns, dtype, shape)
+        named = with_codebook = self._bits_read()
+        codebook, model = None, ""
+        if original is not None:
+            tensor, codebook = original.tensor.clone(), original.codebook
+        elif kind == Kind.VALUES:
+            patterns = read_values(self.table, self.stream, math.prod(shape), dtype)
+            tensor = _shaped(patterns, dtype, shape)
         else:
-            self.state[name] = self.state[original].clone()
-            codebook = self._codebook_of.get(original)
-        if codebook is not None:
-            self._codebook_of[name] = codebook
-        self._names.append(name)
+            codebook = self._read_codebook(kind, dtype, math.prod(shape))
+            with_codebook = self._bits_read()
+            patterns, model = self._read_indexed(self.codebooks[codebook][1], shape)
+            tensor = _shaped(patterns, dtype, shape)
+        bits = named - start, with_codebook - named, self._bits_read() - with_codebook
+        self.parts.append(Part(name, tensor, kind, model, codebook, bits))
 
-    def books(self) -> list[Codebook]:
-        """The codebooks read, each with the tensors that use it."""
-        users: list[list[str]] = [[] for _ in self.codebooks]
-        for name, number in self._codebook_of.items():
-            users[number].append(name)
-        return [
-            Codebook(from_patterns(values, dtype, values.shape), tuple(names))
-            for (dtype, values), names in zip(self.codebooks, users, strict=True)
-        ]
+    def _bits_read(self) -> float:
+        return 8 * self.table.position + self.stream.cost
 
-    def _read_original(self) -> str:
+    def _read_original(self) -> Part:
         number = self.table.number()
-        if number >= len(self._names):
+        if number >= len(self.parts):
             raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-        return self._names[number]
+        return self.parts[number]
 
-    def _read_patterns(
-        self, kind: int, dtype: torch.dtype, shape: tuple[int, ...]
-    ) -> tuple[Array, int | None]:
-        """A tensor's bit patterns, and the number of its codebook, if it has one."""
-        size = math.prod(shape)
-        if kind == Kind.VALUES:
-            return read_values(self.table, self.stream, size, dtype), None
-        number = self._read_codebook(kind, dtype, size)
-        values = self.codebooks[number][1]
-        if len(values) == 0:
-            raise ValueError("it is damaged: a codebook is empty")
-        if len(values) == 1:
-            return np.broadcast_to(values, size), number
-        index = read_index(self.table, self.stream, len(values), shape, self.densities, self.budget)
-        return values[index], number
-
-    def _read_codebook(self, kind: int, dtype: torch.dtype, size: int) -> int:
+    def _read_codebook(self, kind: Kind, dtype: torch.dtype, size: int) -> int:
         """The number of an earlier codebook, or of a new one."""
         if kind == Kind.SHARED:
             number = self.table.number()
@@ -173,8 +204,20 @@ class _Decoder:
                 raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
             return number
         count = self.table.number(min(size, MAX_VALUES))
-        self.codebooks.append((dtype, read_values(self.table, self.stream, count, dtype)))
+        values = read_values(self.table, self.stream, count, dtype)
+        if len(values) == 0:
+            raise ValueError("it is damaged: a codebook is empty")
+        self.codebooks.append((dtype, values))
         return len(self.codebooks) - 1
+
+    def _read_indexed(self, values: Array, shape: tuple[int, ...]) -> tuple[Array, str]:
+        """Bit patterns that are numbers in a codebook, and the model of these numbers."""
+        if len(values) == 1:
+            return np.broadcast_to(values, math.prod(shape)), ""
+        index, model = read_index(
+            self.table, self.stream, len(values), shape, self.densities, self.budget
+        )
+        return values[index], model
 
 
 def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

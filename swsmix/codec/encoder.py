@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,31 +21,12 @@ from swsmix.codec.header import (
     to_patterns,
 )
 from swsmix.codec.index import ContextBudget, RowDensities, write_index
-from swsmix.codec.stream import Array, StreamEncoder, entropy_bits
+from swsmix.codec.stream import Array, StreamEncoder
 from swsmix.codec.values import write_values
 
 _SAMPLE = 1 << 16  # elements, to see that a tensor has too many distinct values
 # Decisions for context models in one file, about half a minute; later tensors do without.
 _BUDGET = 1 << 24
-
-
-@dataclass(frozen=True)
-class TensorSize:
-    """What one tensor takes in a compressed file.
-
-    Attributes:
-        numel: its number of elements.
-        num_values: its number of distinct values K; 0 if it is stored value by value.
-        bits: its whole size, codebook and index, in bits.
-        index_bits: the size of the coded component numbers alone, in bits.
-        entropy_bits: their zero-order entropy, in bits.
-    """
-
-    numel: int
-    num_values: int
-    bits: float
-    index_bits: float
-    entropy_bits: float
 
 
 def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
@@ -70,16 +50,11 @@ def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
         >>> torch.equal(decode(encode(state))["weight"], state["weight"])
         True
     """
-    return _encode(state, progress=progress)[0]
-
-
-def sizes(state: Mapping[str, Tensor]) -> dict[str, TensorSize]:
-    """The size of each tensor in the file that `encode` makes.
-
-    Returns:
-        name -> its size.
-    """
-    return _encode(state)[1]
+    encoder = _Encoder()
+    encoder.table.number(len(state))
+    for name, t in watched(state.items(), "coding", shown=progress):
+        encoder.add_(name, t)
+    return encoder.to_bytes()
 
 
 def check(name: str, t: Tensor) -> None:
@@ -97,17 +72,6 @@ def check(name: str, t: Tensor) -> None:
         raise TypeError(
             f"{name} must be a dense tensor of {names}: convert it first; got {t.dtype}, {t.layout}"
         )
-
-
-def _encode(
-    state: Mapping[str, Tensor], *, progress: bool = False
-) -> tuple[bytes, dict[str, TensorSize]]:
-    encoder = _Encoder()
-    encoder.table.number(len(state))
-    by_name = {
-        name: encoder.add(name, t) for name, t in watched(state.items(), "coding", shown=progress)
-    }
-    return encoder.to_bytes(), by_name
 
 
 class _Stored(NamedTuple):
@@ -132,21 +96,17 @@ class _Encoder:
         # dtype, shape and checksum -> the tensors that have them.
         self._positions: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
 
-    def add(self, name: str, t: Tensor) -> TensorSize:
+    def add_(self, name: str, t: Tensor) -> None:
         """Write a tensor in the smallest way."""
         check(name, t)
-        before = 8 * len(self.table.data) + self.stream.cost
         self.table.name(name)
         patterns = to_patterns(t)
         original = self._original(t, patterns)
         if original is not None and len(patterns):
             self.table.number(Kind.COPY)
             self.table.number(original)
-            num_values, index_bits, entropy = 0, 0.0, 0.0
         else:
-            num_values, index_bits, entropy = self._write_tensor(t, patterns)
-        bits = 8 * len(self.table.data) + self.stream.cost - before
-        return TensorSize(len(patterns), num_values, bits, index_bits, entropy)
+            self._append(self._smallest(t, patterns))
 
     def to_bytes(self) -> bytes:
         """The whole file."""
@@ -168,33 +128,27 @@ class _Encoder:
         self.table.data += stored.table.data
         self.stream.extend(stored.stream)
 
-    def _write_tensor(self, t: Tensor, patterns: Array) -> tuple[int, float, float]:
-        """Write a codebook and an index, or value by value; give K, index bits and entropy."""
+    def _smallest(self, t: Tensor, patterns: Array) -> _Stored:
+        """A tensor as a codebook and an index, or value by value."""
         values = _distinct(patterns, t.dtype)
         by_value = _Stored(TableWriter(), StreamEncoder())
         by_value.table.number(Kind.VALUES)
         by_value.table.tensor(t)
         write_values(*by_value, patterns, t.dtype)
         if values is None:
-            self._append(by_value)
-            return 0, 0.0, 0.0
+            return by_value
         indexed = _Stored(TableWriter(), StreamEncoder())
         values, is_new = self._write_codebook(indexed, t, values)
         index = np.searchsorted(_sortable(values, t.dtype), _sortable(patterns, t.dtype))
         index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
-        before = indexed.bits
         if len(values) > 1:
             shape = tuple(t.shape)
             write_index(*indexed, index, len(values), shape, self.densities, self.budget)
-        total = indexed.bits
-        if total >= by_value.bits:
-            self._append(by_value)
-            return 0, 0.0, 0.0
+        if indexed.bits >= by_value.bits:
+            return by_value
         if is_new:
             self.codebooks.append((t.dtype, values))
-        self._append(indexed)
-        count = np.bincount(index, minlength=len(values))
-        return int((count > 0).sum()), total - before, entropy_bits(count)
+        return indexed
 
     def _write_codebook(self, stored: _Stored, t: Tensor, values: Array) -> tuple[Array, bool]:
         """Write an earlier codebook's number or a new codebook; the values, and whether new."""

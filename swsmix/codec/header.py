@@ -121,6 +121,11 @@ class TableReader:
         self._at += size
         return self._data[self._at - size : self._at]
 
+    @property
+    def position(self) -> int:
+        """The number of bytes read."""
+        return self._at
+
     def rest(self) -> bytes:
         """All the bytes that are left."""
         return self.take(len(self._data) - self._at)

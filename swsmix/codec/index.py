@@ -143,8 +143,8 @@ def read_index(
     shape: tuple[int, ...],
     densities: RowDensities,
     budget: ContextBudget,
-) -> Array:
-    """Read component numbers: below `num_values`, row-major.
+) -> tuple[Array, str]:
+    """Read component numbers: below `num_values`, row-major; and their model, in words.
 
     Raises:
         ValueError: if the settings are impossible, or context models code more weights than
@@ -153,6 +153,7 @@ def read_index(
     model = table.number(_CONTEXTS)
     if model != _CONTEXTS:
         index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
+        name = "counts" if model == _COUNTED else "adaptive counts"
     else:
         if num_values > _MAX_VALUES:
             raise ValueError("the context models of a tensor have too many values")
@@ -167,8 +168,9 @@ def read_index(
         choice = ScanChoice(kind, stride, bool(in_order))
         tensor = _Tensor(num_values, shape, common, densities)
         index = _code_contexts(coder, choice, tensor, None)
+        name = str(choice)
     densities.add_(index, num_values, shape)
-    return index
+    return index, name
 
 
 def _code_zero_order(

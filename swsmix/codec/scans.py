@@ -20,6 +20,7 @@ import numpy as np
 from swsmix.codec.stream import Array
 
 COLUMNS, ROWS, CHANNELS, FLAT = range(4)
+_NAMES = "columns", "rows", "channels", "memory"
 _MAX_LANES = 1 << 17  # beyond, sums over lanes would not be exact
 MAX_STRIDE = 1 << 10
 _SAMPLE = 1 << 20  # weights in which a stride is looked for
@@ -31,6 +32,11 @@ class ScanChoice(NamedTuple):
     kind: int
     stride: int  # a second neighbour is so many steps back
     starts_in_order: bool = False  # see `contexts.Scan`
+
+    def __str__(self) -> str:
+        """The scan in words, such as 'contexts by columns, stride 28'."""
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"contexts by {_NAMES[self.kind]}{stride}{', in order' * self.starts_in_order}"
 
 
 def scans_of(shape: tuple[int, ...]) -> dict[int, tuple[int, int]]:

@@ -34,8 +34,7 @@ class StreamEncoder:
     def bits(self, probability: Array, bits: Array | None) -> Array:
         """Code decisions, each with its probability of a 1, an integer over `ONE`; returns them."""
         assert bits is not None
-        chosen = np.where(bits != 0, probability, ONE - probability)
-        self.cost -= float(np.log2(chosen / ONE).sum())
+        self.cost += cost_of_bits(probability, bits)
         self.decisions += len(bits)
         self._items.append(("bits", bits.astype(np.uint8), probability.astype(np.uint16)))
         return bits
@@ -44,9 +43,7 @@ class StreamEncoder:
         """Code symbols by one table of integer frequencies (see `frequencies`); returns them."""
         assert symbols is not None
         if size and len(frequency) > 1:
-            count = np.bincount(symbols, minlength=len(frequency))
-            bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
-            self.cost -= float((count * bits).sum())
+            self.cost += cost_of_symbols(frequency, symbols)
             self._items.append(("symbols", symbols, frequency))
         return symbols
 
@@ -83,6 +80,7 @@ class StreamDecoder:
         if len(stream) % 4:
             raise ValueError("the coded stream is not a whole number of 32-bit words")
         constriction = _constriction()
+        self.cost = 0.0  # only a `StreamMeter` counts it: that takes time
         words = np.frombuffer(stream, dtype="<u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
         self._bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -121,6 +119,36 @@ class StreamDecoder:
         """
         if not self._decoder.maybe_exhausted():
             raise ValueError("the coded stream goes on after its last tensor")
+
+
+class StreamMeter(StreamDecoder):
+    """A decoder that adds up the ideal length of what it reads: `cost`, in bits."""
+
+    def bits(self, probability: Array, bits: Array | None = None) -> Array:
+        """Read decisions, and count them."""
+        read = super().bits(probability)
+        self.cost += cost_of_bits(probability, read)
+        return read
+
+    def symbols(self, frequency: Array, size: int, symbols: Array | None = None) -> Array:
+        """Read symbols, and count them."""
+        read = super().symbols(frequency, size)
+        if size and len(frequency) > 1:
+            self.cost += cost_of_symbols(frequency, read)
+        return read
+
+
+def cost_of_bits(probability: Array, bits: Array) -> float:
+    """The ideal length of decisions in bits, each with its probability of a 1 over `ONE`."""
+    chosen = np.where(bits != 0, probability, ONE - probability)
+    return -float(np.log2(chosen / ONE).sum())
+
+
+def cost_of_symbols(frequency: Array, symbols: Array) -> float:
+    """The ideal length of symbols in bits, by their table of integer frequencies."""
+    count = np.bincount(symbols, minlength=len(frequency))
+    bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
+    return -float((count * bits).sum())
 
 
 # A model codes with either.

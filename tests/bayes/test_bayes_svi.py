@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sbc
 import torch
 from torch import nn
 
+from figures import sbc
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.bayes import Joint, fit_guide
 from swsmix.bayes.program import held_mixtures, sites_of
@@ -124,7 +124,7 @@ def test_an_interrupted_guide_is_drawn_from(monkeypatch):
     assert drawn.num_draws == 4 and len(drawn.about["elbo"]) == 3
 
 
-# -- simulation-based calibration (tests/sbc.py) -----------------------------------------------
+# -- simulation-based calibration (figures/sbc.py) ---------------------------------------------
 
 
 def test_few_simulations_are_calibrated_and_a_wrong_prior_is_not():
@@ -139,7 +139,7 @@ def test_few_simulations_are_calibrated_and_a_wrong_prior_is_not():
 
 @pytest.mark.parametrize("name", ["sbc.json", "sbc-wrong.json"])
 def test_the_recorded_calibration(name):
-    found = json.loads((Path(__file__).parents[1] / name).read_text())
+    found = json.loads((Path(sbc.__file__).parent / name).read_text())
     ranks = np.array(found["ranks"])
     assert found["names"] == [*sbc.NAMES] and len(ranks) >= 60
     assert ranks.min() >= 0 and ranks.max() <= found["draws"]

@@ -36,11 +36,11 @@ def structured(rows=60, columns=80, seed=0, rates=None):
 
 def test_context_models_go_well_below_the_zero_order_entropy_where_there_is_structure():
     w = structured()
-    size = sizes({"w": w})["w"]
+    size = sizes(encode({"w": w}))["w"]
     assert size.index_bits < 0.75 * size.entropy_bits
     rng = np.random.default_rng(1)
     shuffled = w.reshape(-1)[torch.from_numpy(rng.permutation(w.numel()))].view(w.shape)
-    assert sizes({"w": shuffled})["w"].index_bits > 0.97 * size.entropy_bits
+    assert sizes(encode({"w": shuffled}))["w"].index_bits > 0.97 * size.entropy_bits
 
 
 def test_neighbours_in_an_image_are_found_by_their_stride():
@@ -50,7 +50,7 @@ def test_neighbours_in_an_image_are_found_by_their_stride():
         y, x = rng.integers(0, 9, 2)
         image[y : y + 4, x : x + 4] = 1.0
     w = torch.from_numpy(blobs.reshape(40, 144)).float()
-    size = sizes({"w": w})["w"]
+    size = sizes(encode({"w": w}))["w"]
     assert size.index_bits < 0.5 * size.entropy_bits
 
 
@@ -71,13 +71,13 @@ def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
     monkeypatch.setattr(index, "_code_contexts", watched)
     generator = torch.Generator().manual_seed(5)
     dense = torch.randint(8, (300, 300), generator=generator).float()
-    assert sizes({"w": dense})["w"].index_bits < 1.02 * 90_000 * 3
+    assert sizes(encode({"w": dense}))["w"].index_bits < 1.02 * 90_000 * 3
     assert len(set(tried)) == 1 and tried[0][1] == "part"
     # Half of the rows are dead.
     pruned = dense * (torch.rand(300, 300, generator=generator) < 0.1)
     pruned[:150] = 0.0
     pruned = pruned[torch.randperm(300, generator=generator)]
-    size = sizes({"w": pruned})["w"]
+    size = sizes(encode({"w": pruned}))["w"]
     assert size.index_bits < 0.95 * size.entropy_bits
     assert "whole" in [extent for _, extent in tried]
 
@@ -86,13 +86,13 @@ def test_neurons_in_order_and_far_neighbours_are_found_though_the_first_scan_sav
     generator = torch.Generator().manual_seed(0)
     w = (torch.rand(300, 100, generator=generator) < 0.02).float()
     w = w[w.argmax(1).where(w.any(1), 100).argsort(stable=True)]
-    size = sizes({"w": w})["w"]
+    size = sizes(encode({"w": w}))["w"]
     assert size.index_bits < 0.85 * size.entropy_bits
     w = torch.randint(8, (200, 784), generator=generator).float()
     same = torch.rand(200, 784, generator=generator) < 0.7
     for column in range(28, 784):
         w[:, column] = w[:, column - 28].where(same[:, column], w[:, column])
-    size = sizes({"w": w})["w"]
+    size = sizes(encode({"w": w}))["w"]
     assert size.index_bits < 0.97 * size.entropy_bits
 
 
@@ -107,8 +107,8 @@ def test_the_rows_of_the_layer_before_tell_of_this_ones_columns():
     rates = np.where(np.arange(60) % 3 == 0, 0.8, 0.0)
     first = structured(60, 50, 1, rates)
     second = structured(60, 50, 2, rates).T.contiguous()
-    together = sizes({"first": first, "second": second})["second"].index_bits
-    assert together < 0.97 * sizes({"second": second})["second"].index_bits
+    together = sizes(encode({"first": first, "second": second}))["second"].index_bits
+    assert together < 0.97 * sizes(encode({"second": second}))["second"].index_bits
 
 
 def test_the_order_of_neurons_costs_nothing_once_they_are_sorted():
@@ -117,7 +117,7 @@ def test_the_order_of_neurons_costs_nothing_once_they_are_sorted():
     first = (w != 0).int().argmax(1)
     assert (w != 0).any(1).all() and len(first.unique()) > 10
     ordered = w[first.argsort(stable=True)]
-    one, two = (sizes({"w": each})["w"].index_bits for each in (w, ordered))
+    one, two = (sizes(encode({"w": each}))["w"].index_bits for each in (w, ordered))
     assert one - 272 < two < one - 100
     assert torch.equal(decode(encode({"w": ordered}))["w"], ordered)
 
@@ -126,13 +126,13 @@ def test_dead_neurons_at_the_end_cost_next_to_nothing():
     w = structured(40, 80, 3, np.full(40, 0.2))
     w = w[(w != 0).int().argmax(1).argsort(stable=True)]
     more = torch.cat([w, torch.zeros(200, 80)])
-    one, two = (sizes({"w": each})["w"].index_bits for each in (w, more))
+    one, two = (sizes(encode({"w": each}))["w"].index_bits for each in (w, more))
     assert abs(two - one) < 64
 
 
 def test_coding_takes_a_minute_at_most(monkeypatch):
     state = {name: structured(seed=seed) for seed, name in enumerate("abc")}
-    full = sizes(state)
+    full = sizes(encode(state))
     budgets = []
 
     def counted(left):
@@ -143,7 +143,7 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
     encode({"a": state["a"]})
     # Enough for the first, whose decisions are counted, and not for the next.
     monkeypatch.setattr(encoder, "_BUDGET", encoder._BUDGET - budgets[0].left)
-    limited = sizes(state)
+    limited = sizes(encode(state))
     assert limited["a"].index_bits == full["a"].index_bits < 0.8 * limited["a"].entropy_bits
     assert limited["c"].index_bits > limited["c"].entropy_bits
     back = decode(encode(state))

@@ -1,10 +1,12 @@
-"""Compress a network that we did not train, and count its errors: python tests/pretrained.py
+"""Compress a network that we did not train, and count its errors.
+
+    python figures/pretrained.py
 
 Magika (Fratantonio et al. 2024) ships a convolutional network that tells the type of a file from
 its bytes, 0.8 million weights, in its package (pip install magika onnx). It is evaluated on files
-of this Python installation, whose names tell their types. No training data are used: to each of
-its three large tensors a mixture is fitted, or k-means with as many values. Writes
-figures/pretrained.md.
+of this Python installation, whose names tell their types. No training data are used: each of its
+three large tensors gets a mixture of its own, or k-means with as many values. Writes
+pretrained.md beside this program, or the file that `--out` names.
 """
 
 import argparse
@@ -56,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-type", type=int, default=30, help="files of each type, at most")
     parser.add_argument("--values", type=int, nargs="+", default=[16, 8, 4], help="K")
-    parser.add_argument("--out", type=Path, default=Path("figures/pretrained.md"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     arguments = parser.parse_args()
 
     import magika
@@ -115,7 +117,7 @@ def main():
         f"{len(large)} tensors are quantised; the others are counted too. Errors on "
         f"{len(labelled):,} files of a Python installation, {len({e for _, e in labelled})} types. "
         "With so few files a difference of about 1.7 points or less tells nothing (one standard "
-        "error of an error rate is 1.2 points). Made by `python tests/pretrained.py`.",
+        "error of an error rate is 1.2 points). Made by `python figures/pretrained.py`.",
         "",
         "| | biases etc. | bytes | x float32 | rms change of a weight | errors % |",
         "|---|---|---:|---:|---:|---:|",

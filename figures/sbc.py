@@ -1,11 +1,12 @@
-#!/usr/bin/env python3
 """Simulation-based calibration of the posterior (Talts et al. 2018) on a tiny model.
 
 Draw a mixture from its hyper-prior, weights from the mixture, data from the weights; sample the
 posterior; the rank of what was drawn among the posterior's draws must be uniform.
 
-    python tests/sbc.py            120 simulations; writes tests/sbc.json
-    python tests/sbc.py --wrong    60 with a wrong hyper-prior, tests/sbc-wrong.json: must fail
+    python figures/sbc.py            120 simulations; writes figures/sbc.json
+    python figures/sbc.py --wrong    60 with a wrong hyper-prior, figures/sbc-wrong.json: must fail
+
+The tests check the ranks in both files (tests/bayes).
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.bayes import Joint, sample
@@ -104,13 +103,12 @@ def wrong(hyper):
 
 
 def main():
-    """Run what is asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulations", type=int, help="120, or 60 of the wrong one")
     parser.add_argument("--wrong", action="store_true", help="a wrong hyper-prior: must fail")
-    parser.add_argument("--out", type=Path, help="tests/sbc.json, or tests/sbc-wrong.json")
+    parser.add_argument("--out", type=Path, help="figures/sbc.json, or figures/sbc-wrong.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hyper = wrong(HYPER) if arguments.wrong else HYPER

@@ -1,4 +1,9 @@
-"""What the prior adds to a training step: LeNet-300-100 and ResNet-18 with Adam, K = 17."""
+"""What the prior adds to a training step: LeNet-300-100 and ResNet-18 with Adam, K = 17.
+
+    python figures/training_cost.py
+
+Prints the last table of benchmark.md; benchmark.py and benchmark_gpu.py write it.
+"""
 
 import statistics
 import time
@@ -11,18 +16,18 @@ from swsmix.problems.nets import lenet_300_100
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a way around them."""
+    """Two 3 x 3 convolutions and a shortcut around them."""
 
     def __init__(self, before, after, stride):
         super().__init__()
         self.one = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.two = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(after), nn.BatchNorm2d(after)])
-        self.around = nn.Conv2d(before, after, 1, stride, bias=False) if stride > 1 else None
+        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if stride > 1 else None
 
     def forward(self, x):
         y = self.norms[1](self.two(self.norms[0](self.one(x)).relu()))
-        return (y + (x if self.around is None else self.around(x))).relu()
+        return (y + (x if self.shortcut is None else self.shortcut(x))).relu()
 
 
 def resnet_18():
@@ -36,7 +41,7 @@ def resnet_18():
 
 
 def measure(name, make, shape, steps, rounds, *, device="cpu", now=time.process_time):
-    """update -> seconds a step; the kinds take turns, so that noise meets them alike."""
+    """Seconds per step of each update; they take turns, so that noise meets all of them."""
     x, y = torch.randn(shape, device=device), torch.randint(10, shape[:1], device=device)
     kinds = {}
     for update in ("plain", "gradient", "proximal"):
@@ -63,7 +68,7 @@ RESNET = ("ResNet-18, batch 64", resnet_18, (64, 3, 32, 32), 3, 3)
 
 
 def lines(nets, **where):
-    """The table in Markdown; EM steps come every 100 steps, so within 100 steps once."""
+    """The table in Markdown, as lines. EM comes once in 100 steps."""
     rows = [
         "| training step (Adam, K = 17) | plain ms | gradient | proximal |",
         "|---|---|---|---|",

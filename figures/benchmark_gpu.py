@@ -1,11 +1,13 @@
 """What the prior costs on a GPU: the tables against naive PyTorch, in one table.
 
-    python tests/benchmark_gpu.py
+    python figures/benchmark_gpu.py [--quick] [--out FOLDER]
 
 Medians of wall-clock time between two synchronisations, everything in one run: only ratios count.
-Writes figures/benchmark-gpu.md. Without a GPU it says so and writes nothing.
+Writes benchmark-gpu.md beside this program, or into FOLDER. Without a GPU it says so and writes
+nothing.
 """
 
+import argparse
 import functools
 import statistics
 import sys
@@ -18,7 +20,7 @@ from benchmark import differentiable, full_direct, full_tables, mixture_of, naiv
 
 from swsmix import tables
 
-OUT = Path(__file__).parents[1] / "figures" / "benchmark-gpu.md"
+FIGURES = Path(__file__).parent
 MAX_NAIVE = 5e8  # N x K beyond which the N x K methods are not run (some 15 GB)
 NETS = [
     training_cost.LENET,
@@ -45,7 +47,7 @@ def measured(call):
 
 
 def methods(w, mixture, out):
-    """name -> what is measured."""
+    """What is measured, by name."""
     table, second = tables.build(*mixture), torch.rand_like(w)
     table.full(w)
     step = tables.Adaptive(second, 1e-9, 1e-8)
@@ -61,9 +63,9 @@ def methods(w, mixture, out):
     }
 
 
-def rows():
-    """Every measurement: N, K, name, seconds, times faster than naive, bytes a weight."""
-    for n in (100_000, 1_000_000, 25_000_000):
+def rows(quick):
+    """Every measurement: N, K, name, seconds, times faster than naive, bytes per weight."""
+    for n in (100_000,) if quick else (100_000, 1_000_000, 25_000_000):
         w = 0.05 * torch.randn(n, generator=torch.Generator().manual_seed(0)).cuda()
         w[: n // 2] *= 0.1
         out = torch.empty_like(w)
@@ -79,25 +81,31 @@ def rows():
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the smallest N, the smaller network")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="the folder to write to")
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device: nothing measured")
     lines = [
         "# What the prior costs on a GPU",
         "",
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. `tests/benchmark_gpu.py`,",
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}. `figures/benchmark_gpu.py`,",
         f"wall clock, medians. N x K methods are not run beyond N K = {MAX_NAIVE:.1e}.",
-        "Bytes: extra peak memory a weight, results included.",
+        "Bytes: extra peak memory per weight, results included.",
         "",
-        "| N | K | method | ms | x naive | bytes a weight |",
+        "| N | K | method | ms | x naive | bytes per weight |",
         "|---|---|---|---|---|---|",
     ]
-    for n, k, name, seconds, faster, size in rows():
+    for n, k, name, seconds, faster, size in rows(arguments.quick):
         cells = [f"{n:.1e}", str(k), name, f"{seconds * 1e3:.3g}"]
         cells += ["" if each is None else f"{each:.3g}" for each in (faster, size)]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    lines += ["", *training_cost.lines(NETS, device="cuda", now=now)]
-    OUT.write_text("\n".join(lines) + "\n")
+    nets = NETS[:1] if arguments.quick else NETS
+    lines += ["", *training_cost.lines(nets, device="cuda", now=now)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "benchmark-gpu.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Explicit gradient against proximal step: one table, one figure.
 
-    python tests/compare_updates.py            (about five minutes; needs the MNIST files)
+    python figures/updates.py            about five minutes; needs the MNIST files
+    python figures/updates.py --draw     only draws the figure again, from updates.json
 
+Writes updates.json and updates.png beside this program, or into the folder that `--out` names.
 LeNet-300-100 on 12,000 MNIST images: one epoch on the data alone, then three under the prior,
 whose stds anneal to a final value. Measured on 10,000 images held out of the training data, after
 each weight was snapped to its centre.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from swsmix.problems import nets
 from swsmix.problems.mnist import mnist, mnist_tensors
 from swsmix.training.evaluation import evaluate
 
-FIGURES = Path(__file__).parent.parent / "figures"
+FIGURES = Path(__file__).parent
 STDS = (0.03, 0.01, 0.003, 0.001, 0.0003)
 RATES = (3e-4, 1e-3, 3e-3)
 
@@ -52,7 +55,7 @@ def measure(digits, update, std, rate, seed):
     return evaluate(net, errors, validation), distance
 
 
-def draw(rows):
+def draw(rows, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(plots.FULL, 2.8), layout="constrained")
@@ -79,32 +82,45 @@ def draw(rows):
     right.set_ylabel("distance to centre (std)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3,
                   frameon=False, fontsize=8)  # fmt: skip
-    plots.save(figure, FIGURES / "updates.png")
+    plots.save(figure, path)
+
+
+def measured(seeds, quick):
+    """A row for each setting and seed, printed on the way."""
+    digits = mnist_tensors(mnist())
+    updates, rates, stds = ("gradient", "proximal"), RATES, STDS
+    if quick:
+        rates, stds = RATES[1:2], STDS[2:3]
+    rows = []
+    print(f"{'update':<10}{'lr':>8}{'std':>8}{'seed':>6}{'errors %':>10}{'distance / std':>16}")
+    for update, rate, std, seed in itertools.product(updates, rates, stds, range(seeds)):
+        try:
+            wrong, distance = measure(digits, update, std, rate, seed)
+        except (FloatingPointError, ValueError) as error:
+            print(error)
+            wrong, distance = 90.0, float("nan")
+        rows.append({"update": update, "rate": rate, "std": std, "seed": seed,
+                     "errors": wrong, "distance": distance})  # fmt: skip
+        print(f"{update:<10}{rate:>8g}{std:>8g}{seed:>6}{wrong:>10.2f}{distance:>16.3g}",
+              flush=True)  # fmt: skip
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="one learning rate and std")
+    parser.add_argument("--draw", action="store_true", help="only draw, from updates.json")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="the folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    digits = mnist_tensors(mnist())
-    rows = []
-    print(f"{'update':<10}{'lr':>8}{'std':>8}{'seed':>6}{'errors %':>10}{'distance / std':>16}")
-    for update in ("gradient", "proximal"):
-        for rate in RATES:
-            for std in STDS:
-                for seed in range(arguments.seeds):
-                    try:
-                        found, distance = measure(digits, update, std, rate, seed)
-                    except (FloatingPointError, ValueError) as error:
-                        print(error)
-                        found, distance = 90.0, float("nan")
-                    rows.append({"update": update, "rate": rate, "std": std, "seed": seed,
-                                 "errors": found, "distance": distance})  # fmt: skip
-                    print(f"{update:<10}{rate:>8g}{std:>8g}{seed:>6}{found:>10.2f}{distance:>16.3g}",
-                          flush=True)  # fmt: skip
-    (FIGURES / "updates.json").write_text(json.dumps(rows, indent=1) + "\n")
-    draw(rows)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.draw:
+        rows = json.loads((FIGURES / "updates.json").read_text())
+    else:
+        rows = measured(arguments.seeds, arguments.quick)
+        (arguments.out / "updates.json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(rows, arguments.out / "updates.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What the prior costs: the tables against the alternatives, in one table and one picture.
 
-    python tests/benchmark.py [--quick]
+    python figures/benchmark.py [--quick] [--out FOLDER]
 
-One thread, medians of processor time (a shared machine's wall clock is noise), everything in one
-run: only ratios count.
-"Full" is the value, the gradient and the EM moments of float32 weights, the building of the
-tables included; "gradient" is one call with the tables at hand, as in most training steps. Writes
-figures/benchmark.md and figures/benchmark.png.
+Measured on one thread, as medians of processor time (the wall clock of a shared machine is
+noise), everything in one run: only ratios count.
+"Full" is the value, the gradient and the EM moments of float32 weights, building the tables
+included; "gradient" is one call with the tables at hand, as in most training steps. Writes
+benchmark.md and benchmark.png beside this program, or into FOLDER.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import training_cost
 from swsmix import tables
 from swsmix.tables import backends, passes
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = Path(__file__).parent
 MAX_NAIVE = 6.5e7  # N x K beyond which the N x K methods are not run (28 GB at N = 2.5e7)
 
 
@@ -138,7 +138,7 @@ def seconds(call: Callable[[], object], budget: float) -> float:
 
 
 def peak_bytes(method: str, n: int, k: int) -> float:
-    """Extra bytes a weight at the peak, the result aside; in a process of its own."""
+    """Extra bytes per weight at the peak, without the result; in a process of its own."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import benchmark as b\n"
         "torch.set_num_threads(1); n, k = int(sys.argv[3]), int(sys.argv[4])\n"
@@ -263,11 +263,11 @@ def as_markdown(found: list[dict], foot: list[str]) -> str:
     lines = [
         "# What the prior costs",
         "",
-        f"{machine()}. `tests/benchmark.py`, processor time, medians. N x K methods are",
+        f"{machine()}. `figures/benchmark.py`, processor time, medians. N x K methods are",
         f"not run beyond N K = {MAX_NAIVE:.1e}. Error: relative L2 of the gradient. Bytes: extra",
-        "peak memory a weight, the gradient itself aside.",
+        "peak memory per weight, without the gradient itself.",
         "",
-        "| N | K | method | ms | x naive | x copy | error | bytes a weight |",
+        "| N | K | method | ms | x naive | x copy | error | bytes per weight |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -286,7 +286,7 @@ def as_markdown(found: list[dict], foot: list[str]) -> str:
 
 
 def draw(found: list[dict], path: Path) -> None:
-    """Cost a weight in ns, against K (at N = 1e6) and against N (at K = 17)."""
+    """Cost per weight in ns, against K (at N = 1e6) and against N (at K = 17)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -313,7 +313,7 @@ def draw(found: list[dict], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.minorticks_off()
     axes[0].set_xticks([4, 17, 64], ["4", "17", "64"])
-    axes[0].set_ylabel("cost a weight (ns)")
+    axes[0].set_ylabel("cost per weight (ns)")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(path, dpi=150, metadata={"Software": None})
@@ -322,7 +322,9 @@ def draw(found: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats")
-    quick = parser.parse_args().quick
+    parser.add_argument("--out", type=Path, default=FIGURES, help="the folder to write to")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     torch.set_num_threads(1)
     found = []
     for row in rows(quick):
@@ -334,9 +336,9 @@ def main() -> None:
     nets = [training_cost.LENET] if quick else [training_cost.LENET, training_cost.RESNET]
     text = as_markdown(found, [*training_cost.lines(nets), "", threads()])
     print(text)
-    FIGURES.mkdir(exist_ok=True)
-    (FIGURES / "benchmark.md").write_text(text + "\n")
-    draw(found, FIGURES / "benchmark.png")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "benchmark.md").write_text(text + "\n")
+    draw(found, arguments.out / "benchmark.png")
 
 
 if __name__ == "__main__":
