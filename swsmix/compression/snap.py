@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
+from swsmix.tables.regions import decision_regions
 
 _CHUNK = 1 << 16
 
@@ -159,20 +160,23 @@ def _moment_matched(a: Float[Tensor, " 6"], b: Float[Tensor, " 6"]) -> Float[Ten
 def assign(mixture: GaussianMixture, w: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     """The most responsible component of each weight, argmax_j gamma_ij.
 
+    In O(N log K) by the mixture's decision regions (`swsmix.tables.regions`). The weights are
+    compared in their own type with boundaries that were found in float64, so that the answer is
+    right far out in the tails too. Of equally responsible components the first claims the weight.
+
     Args:
         mixture: the mixture.
-        w: the weights, any shape.
+        w: the weights, any shape, on any device.
 
     Returns:
-        Component numbers of the weights' shape.
+        Component numbers of the weights' shape, on their device.
 
     Example:
         >>> mixture = GaussianMixture([0.9, 0.1], [0.0, 1.0], [0.1, 0.1])
         >>> assign(mixture, torch.tensor([0.1, 0.9]))
         tensor([0, 1])
     """
-    chunks = w.detach().reshape(-1).to(mixture.mean.dtype).split(_CHUNK)
-    return torch.cat([mixture.log_joint(chunk).argmax(-1) for chunk in chunks]).view(w.shape)
+    return decision_regions(mixture).assign(w)
 
 
 @torch.no_grad()
