@@ -19,7 +19,7 @@ QUICK = ["train", "--epochs", "3", "--no-baseline"]
 def run(*arguments, fails=None):
     """The command line in a process of its own, as a user has it."""
     done = subprocess.run(
-        [sys.executable, "-m", "swsmix.cli", *map(str, arguments)],
+        [sys.executable, "-m", "swsmix", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
@@ -136,7 +136,7 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "swsmix.cli", "train", "--epochs", "100000", "--out", str(out)]
+    command = [sys.executable, "-m", "swsmix", "train", "--epochs", "100000", "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

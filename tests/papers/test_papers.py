@@ -34,7 +34,7 @@ FLOAT = torch.float64
 
 def reproduce(*arguments, cwd=ROOT, code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "swsmix.cli", "reproduce", *map(str, arguments)],
+        [sys.executable, "-m", "swsmix", "reproduce", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
