@@ -7,16 +7,16 @@
                on its centre; meanwhile the network answers as if each weight sat there already
     snap       each weight to the centre of its most responsible component; centres that are
                nearly equal, and those of hardly any weights, merge
-    fine-tune  the centres and whatever the prior does not see, with the assignments fixed
+    fine-tune  the centres and everything that the prior does not see, with the assignments fixed
 
 All stds falling together would freeze the assignments long before the network has become sparse;
 hence the two phases. After Ullrich, Meeds & Welling (2017), who retrain in one phase.
 
 In the second phase the gradient is taken at the snapped weights and moves the weights themselves
 (straight through: Bengio, Leonard & Courville 2013). Such weights would hop between two centres
-for ever; the prior's pull, stronger as the stds fall, is what settles them. Without snapped
-answers the weights stiffen at their centres wherever these are, and the error grows with every
-epoch (`papers/ullrich2017/attempts.jsonl`, m1 and t0).
+for ever; the prior's pull, which grows as the stds fall, settles them. Without snapped answers
+the weights freeze at their centres, wherever these are, and the error grows with every epoch
+(`papers/ullrich2017/attempts.jsonl`, m1 and t0).
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ class Recipe:
         sparsify_tau: the strength of the prior while it sparsifies: the knob of the trade-off
             between size and error. 0.03 is gentle, 0.3 hard.
         quantise_tau: its strength while it quantises.
-        sparsify_epochs: epochs of the first phase, which is where patience pays.
-        warmup_epochs: of these, how many the prior takes to come to its full strength.
-        quantise_epochs: epochs of the second.
+        sparsify_epochs: epochs of the first phase, where more epochs help most.
+        warmup_epochs: how many of these the prior takes to reach its full strength.
+        quantise_epochs: epochs of the second phase.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
             by a cosine to a twentieth.
-        quantise_lr: the same of the second phase.
-        finetune_lr: the same of the third.
+        quantise_lr: the same for the second phase.
+        finetune_lr: the same for fine-tuning.
         zero_start: the zero component's std at the start of the first phase, in units of the std
             of the tensor's pretrained weights.
-        zero_end: the same at nine tenths of that phase, and from then on. Small, since a
-            thousand nearly-zeros add up to what a network can use.
+        zero_end: the same at nine tenths of that phase, and from then on. It is small,
+            since a thousand weights near zero add up to something that a network can use.
         cluster_start: the std of all components at the start of the second phase, in the same
             units.
         slab: the std of the wide component, in the same units.
@@ -118,12 +118,12 @@ class Recipe:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         if not math.inf > self.zero_start >= self.zero_end >= self.std_end > 0.0:
             raise ValueError(
-                "wanted zero_start >= zero_end >= std_end > 0; got "
+                "the stds need zero_start >= zero_end >= std_end > 0; got "
                 f"{self.zero_start}, {self.zero_end}, {self.std_end}"
             )
         if not math.inf > self.cluster_start >= self.std_end:
             raise ValueError(
-                f"wanted cluster_start >= std_end; got {self.cluster_start}, {self.std_end}"
+                f"the stds need cluster_start >= std_end; got {self.cluster_start}, {self.std_end}"
             )
 
 
@@ -132,8 +132,8 @@ class Compressed:
     """What `compress_` made of a network.
 
     Attributes:
-        prior: the prior over the snapped network, one mixture a tensor, whose means are its
-            values: what `save_compressed` wants.
+        prior: the prior over the snapped network, one mixture per tensor, whose means are
+            its values: what `save_compressed` needs.
         index: name -> the component of each weight.
         histories: phase -> its history.
     """
@@ -172,7 +172,7 @@ def compress_(
     """Sparsify, quantise, snap and fine-tune a pretrained network, in place.
 
     The network stays the plain module it is; its tensors under the prior hold few values, one
-    codebook a tensor (on a grid of 8 bits where that holds it), and mostly zeros. Write it with
+    codebook per tensor (on a grid of 8 bits where that is enough), mostly zeros. Write it with
     `swsmix.compression.save_compressed(path, model, compressed.prior)`.
 
     Args:
@@ -182,15 +182,15 @@ def compress_(
         recipe: how hard and how long; `Recipe()` by default.
         include: patterns of the parameters to compress; by default every trainable
             floating-point parameter of at least two dimensions. `"*"` takes the biases too.
-        exclude: patterns of those to leave out.
-        tau: a factor of the prior's strength; one number, or one a tensor.
+        exclude: patterns of those to omit.
+        tau: a factor of the prior's strength; one number, or one per tensor.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors.
         validation: as `data`; only measured.
         measure: `measure(model(x), y)`, lower is better; the loss by default.
-        run: a folder for checkpoints, one run folder a phase in it.
+        run: a folder for checkpoints, with one run folder per phase.
         resume: continue from it.
-        seed: for shuffling and k-means.
+        seed: for shuffling, and the sample of very many weights.
         progress: show a progress bar for each phase.
 
     Returns:

@@ -124,7 +124,8 @@ def _crossings(
     roots = torch.cat([mean[n] + std[n] * (q / a), mean[n] + std[n] * (c / q)])
     # Nan or inf where there is none. Nearly equal components meet so far out that squares overflow.
     roots = roots[(roots / std[0]).abs() < 1e150] if len(roots) else roots
-    return roots.unique()
+    ascending: Tensor = roots.unique()
+    return ascending
 
 
 def _winners(
@@ -144,4 +145,5 @@ def _winners(
 def _rounded_down(x: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
     """The largest numbers of a type that are not above x: w <= x is the same for all its w."""
     near = x.to(dtype)
-    return torch.where(near.double() > x, near.nextafter(torch.full_like(near, -torch.inf)), near)
+    below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+    return torch.where(near.double() > x, below, near)
