@@ -202,8 +202,8 @@ class GaussianMixture(nn.Module):
 
         `"spread"` puts the means evenly over the weights' range, each std one spacing wide, as
         the papers do (Nowlan & Hinton 1992; Ullrich et al. 2017, section 3.1). `"quantiles"` cuts
-        the sorted weights into K equal shares. `"kmeans"` is Lloyd's algorithm from a k-means++
-        start (scipy). The last two take each share's own mean, std and size.
+        the sorted weights into K equal shares. `"kmeans"` minimises the sum of squares, by
+        dynamic programming. The last two take each share's own mean, std and size.
 
         Args:
             w: the weights, finite.
@@ -211,7 +211,7 @@ class GaussianMixture(nn.Module):
             method: how the means are placed.
             zero: pin the first component's mean at 0.
             zero_mixing: its mixing proportion, then fixed; free if None.
-            seed: for k-means++ and for the sub-sample of very many weights.
+            seed: for the sample of very many weights.
 
         Returns:
             A mixture in the weights' dtype (float32 for 16-bit weights) and on their device.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from swsmix._kmeans import kmeans
 
 Initialisation = Literal["spread", "quantiles", "kmeans"]
 Components = tuple[Tensor, Tensor, Tensor]  # mixing, mean, std: each (k,)
@@ -31,7 +34,7 @@ def components_for(
         method: how the means are placed.
         zero: put the first component's mean at 0.
         zero_mixing: its mixing proportion.
-        seed: for k-means++ and for the sub-sample of very many weights.
+        seed: for the sample of very many weights.
 
     Returns:
         Mixing, mean and std (k,), in float64 on the CPU.
@@ -46,8 +49,8 @@ def components_for(
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     _check(w, num_components, method, zero, zero_mixing)
-    sample = _subsample(w, seed).double().cpu()
-    mixing, mean, std = _place(sample, num_components - zero, method, seed)
+    sample = subsample([w], seed)
+    mixing, mean, std = _place(sample, num_components - zero, method)
     if zero:
         share = 1.0 / num_components if zero_mixing is None else zero_mixing
         narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
@@ -80,17 +83,34 @@ def _check(
         )
 
 
-def _subsample(w: Tensor, seed: int) -> Tensor:
-    if len(w) <= _SAMPLE:
-        return w
+def subsample(flat: Sequence[Tensor], seed: int, *, most: int = _SAMPLE) -> Float[Tensor, " s"]:
+    """All weights, or so many of them drawn at random and with them the two extremes.
+
+    The extremes belong to it, so that what is placed on the sample spans all weights.
+
+    Args:
+        flat: the weights, as vectors, at least one of them not empty.
+        seed: for the draw.
+        most: the largest number that is not sampled.
+
+    Returns:
+        The weights, in float64 on the CPU.
+    """
+    total = sum(len(w) for w in flat)
+    if total <= most:
+        return torch.cat([w.double().cpu() for w in flat])
     generator = torch.Generator("cpu").manual_seed(seed)
-    chosen = torch.randint(len(w), (_SAMPLE,), generator=generator, device="cpu")
-    # The extremes belong to it, so that "spread" covers the whole range.
-    ends = torch.stack([w.argmin(), w.argmax()])
-    return w[torch.cat([chosen.to(w.device), ends])]
+    drawn = torch.randint(total, (most,), generator=generator, device="cpu")
+    parts, begin = [], 0
+    for w in flat:
+        here = drawn[(drawn >= begin) & (drawn < begin + len(w))] - begin
+        parts.append(w[here.to(w.device)].double().cpu())
+        begin += len(w)
+    ends = torch.stack([end.double().cpu() for w in flat if len(w) for end in w.aminmax()])
+    return torch.cat([*parts, ends.min().reshape(1), ends.max().reshape(1)])
 
 
-def _place(w: Tensor, k: int, method: str, seed: int) -> Components:
+def _place(w: Tensor, k: int, method: str) -> Components:
     """Mixing, mean and std of k components on the weights w (n,), float64 on the CPU."""
     scale = w.std(correction=0).item() or max(w.abs().max().item(), 1.0) * 1e-2
     if k == 0:
@@ -101,15 +121,13 @@ def _place(w: Tensor, k: int, method: str, seed: int) -> Components:
         mean = even if k > 1 else w.mean().reshape(1)
         spacing = (high - low) / (k - 1) if k > 1 else 0.0
         return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
-    if method == "quantiles" or len(w.unique()) <= k:  # k-means++ needs k distinct values
+    if method == "quantiles" or len(w.unique()) <= k:  # k-means needs k values
         rank = torch.arange(len(w), device=w.device) * k // len(w)
         share = torch.empty_like(rank)
         share[w.argsort(stable=True)] = rank
     else:
-        from scipy.cluster.vq import kmeans2
-
-        _, labels = kmeans2(w.numpy()[:, None], k, minit="++", rng=seed, missing="raise")
-        share = torch.from_numpy(labels).long()
+        centre = kmeans(w, k)
+        share = torch.bucketize(w, (centre[1:] + centre[:-1]) / 2)
     size = torch.bincount(share, minlength=k).double()
     mean = w.new_zeros(k).index_add_(0, share, w) / size.clamp_min(1.0)
     second = w.new_zeros(k).index_add_(0, share, (w - mean[share]).square())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,31 +22,37 @@ if TYPE_CHECKING:
 def compress(
     source: Annotated[
         Path,
-        typer.Argument(help="A run folder, a .safetensors file, one of torch.save, or a folder."),
+        typer.Argument(
+            help="A run folder, a .safetensors file, a file of torch.save, or a folder of these."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="The file to write; SOURCE with .sws by default.")
     ] = None,
     values: Annotated[
-        int, typer.Option(min=1, help="K, values a tensor, for a checkpoint that is no run.")
+        int,
+        typer.Option(
+            min=1, help="K, the most values per tensor. Not for a run, which has its mixtures."
+        ),
     ] = 16,
     zero: Annotated[
-        bool, typer.Option("--zero", help="Keep one of the values at exactly 0 (a checkpoint).")
+        bool, typer.Option("--zero", help="Keep one of the values at exactly 0. Not for a run.")
     ] = False,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Change nothing: for weights that are snapped.")
+        bool,
+        typer.Option("--lossless", help="Change no weight: for weights that are snapped already."),
     ] = False,
     bias_bits: Annotated[
-        int | None, typer.Option(help="8 or 16: biases and norms coarser; exact by default.")
+        int | None, typer.Option(help="Round biases and norms to 8 or 16 bits; exact by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the fit.")] = 0,
+    seed: Annotated[int, typer.Option(help="For the sample of very many weights.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
-    """Write a network to a file that really is smaller, and say how much.
+    """Write a network to a small file, and print its size beside those of other formats.
 
-    The weights of a run are snapped to the centres of its mixtures. To any other checkpoint a
-    mixture is fitted, tensor by tensor, without training data; its table shows what k-means with
-    as many values would take. `swsmix decompress` gives back the snapped weights bit for bit.
+    The weights of a run are snapped to the centres of its mixtures. For any other checkpoint a
+    mixture is fitted to each tensor, without training data; the table also shows k-means with as
+    many values. `swsmix decompress` gives back the snapped weights bit for bit.
 
     **Examples**
 
@@ -56,12 +64,12 @@ def compress(
     """
     from swsmix.compression import save_compressed
     from swsmix.compression.codebooks import quantize_state, snapped
-    from swsmix.compression.report import Report, compare
+    from swsmix.compression.report import SnappingReport, tensor_reports
     from swsmix.compression.snap import snapped_state
 
     if out is None:
         stem = source.stem
-        if source.is_dir():  # the dots in its name, such as lr0.1, begin no suffix
+        if source.is_dir():  # a dot in its name, as in lr0.1, begins no suffix
             stem = source.name if source.name.strip(".") else source.resolve().name
         out = source.parent / f"{stem}.sws"
     checkpoint = _opened(source, out)
@@ -75,13 +83,15 @@ def compress(
     size = save_compressed(out, state, progress=not quiet)
     if not quiet:
         if found:
-            typer.echo(Report(compare(original, state, found), bias_bits, None, None))
+            reports = tensor_reports(original, state, found)
+            typer.echo(SnappingReport(reports, bias_bits, before=None, after=None))
             small = [n for n, t in original.items() if t.is_floating_point() and t.ndim > 1]
             if not checkpoint.mixtures and (small := [n for n in small if n not in found]):
                 typer.echo(f"too few weights for {values} values: {', '.join(small)}")
-        _report(original, found, state, size, out, bias_bits=bias_bits, seed=seed)
+        rows = _sizes(original, found, state, size, out, bias_bits=bias_bits, seed=seed)
+        _print_table(rows)
         if lossless and 10 * size > 9 * sum(t.nbytes for t in original.values()):
-            typer.echo("little gained: these weights are not snapped; without --lossless they are")
+            typer.echo("little gained: these weights are not snapped; omit --lossless to snap them")
 
 
 @app.command()
@@ -90,12 +100,12 @@ def decompress(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=".safetensors or .pt, replaced if it is there; SOURCE with .safetensors by "
-            "default, if there is none yet."
+            help="The .safetensors or .pt file to write, replacing any; by default SOURCE with "
+            ".safetensors, which must not exist yet."
         ),
     ] = None,
     max_weights: Annotated[
-        int, typer.Option(min=1, help="The most numbers to allocate; a larger file is refused.")
+        int, typer.Option(min=1, help="The most numbers to allocate; larger files are refused.")
     ] = 1 << 28,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -123,10 +133,12 @@ def decompress(
 
 
 def _beside(source: Path) -> Path:
-    """Where a file comes back by default: never over another, most likely what was compressed."""
+    """The default output; never an existing file, which is most likely the one compressed."""
     out = source.parent / f"{source.stem}.safetensors"
     if out.exists():
-        raise FileExistsError(f"{out} is there already: name a file by --out, it or another")
+        raise FileExistsError(
+            f"{out} is there already: name it by --out to replace it, or name another file"
+        )
     return out
 
 
@@ -147,7 +159,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
 
 
 def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
-    """A run's tensors under the prior, by the components of their mixtures; none of a file."""
+    """A run's tensors under the prior, each weight as its component; empty for other files."""
     from swsmix.compression.snap import Quantized, assign
 
     found = {}
@@ -155,13 +167,13 @@ def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
         for name in checkpoint.groups[group]:
             w = checkpoint.tensors[name]
             found[name] = Quantized(mixture.mean.to(w.dtype), assign(mixture, w))
-    # A tied tensor has its other names in the checkpoint too.
+    # A tied tensor is in the checkpoint under each of its names.
     tied = _ties(checkpoint.tensors)
     return found | {name: found[first] for name, first in tied.items() if first in found}
 
 
 def _ties(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Matrices that equal an earlier one bit for bit, as tied ones are stored: name -> its name."""
+    """Name of a matrix -> name of an earlier one that it equals bit for bit, as tied ones do."""
     from zlib import crc32
 
     from swsmix.codec.header import to_patterns
@@ -180,7 +192,17 @@ def _ties(tensors: dict[str, Tensor]) -> dict[str, str]:
     return tied
 
 
-def _report(
+@dataclass(frozen=True)
+class _Size:
+    """A row of the table; the error is None where it is not measured."""
+
+    format: str
+    bytes: int
+    biases: str
+    error: float | None
+
+
+def _sizes(
     original: dict[str, Tensor],
     found: dict[str, Quantized],
     state: dict[str, Tensor],
@@ -189,11 +211,9 @@ def _report(
     *,
     bias_bits: int | None,
     seed: int,
-) -> None:
+) -> list[_Size]:
+    """The size of the file and of the same network in other formats, float32 first."""
     import gzip
-
-    from rich.console import Console
-    from rich.table import Table
 
     from swsmix.codec import encode
     from swsmix.codec.header import to_patterns
@@ -204,41 +224,45 @@ def _report(
     plain = b"".join(to_patterns(t).tobytes() for t in once.values())
     floats = sum(t.numel() for t in once.values() if t.is_floating_point())
     rest = sum(t.nbytes for t in once.values() if not t.is_floating_point())
-    full = 4 * floats + rest
     kept = "exact" if bias_bits is None else f"{bias_bits} bits"
-    rows: list[tuple[str, int, str, float | None]] = [
-        ("float32", full, "exact", 0.0),
-        ("float16", 2 * floats + rest, "float16", None),
-        ("the tensors as they are", len(plain), "exact", 0.0),
-        ("gzip of them", len(gzip.compress(plain, 6, mtime=0)), "exact", 0.0),
+    rows = [
+        _Size("float32", 4 * floats + rest, "exact", 0.0),
+        _Size("float16", 2 * floats + rest, "float16", None),
+        _Size("the tensors as they are", len(plain), "exact", 0.0),
+        _Size("the same, gzip", len(gzip.compress(plain, 6, mtime=0)), "exact", 0.0),
     ]
     if found:
         most = max(len(q.codebook) for q in found.values())
         chosen = {name: original[name] for name in found}
         other = quantize_state(chosen, most, method="kmeans", seed=seed, progress=True)
         palette = {n: state[n] for n in state if n not in found} | snapped(chosen, other)
-        error = _error(original, palette, found)
+        error = _rms_error(original, palette, found)
         packed = {n: t for n, t in palette.items() if n not in tied}
         coded = len(encode(palette, progress=True))
+        name = f"k-means, {most} values"
         rows += [
-            (f"k-means, {most} values, packed", packed_bytes(packed, other), kept, error),
-            (f"k-means, {most} values, in this format", coded, kept, error),
+            _Size(f"{name}, packed", packed_bytes(packed, other), kept, error),
+            _Size(f"{name}, in this format", coded, kept, error),
         ]
-    rows.append((f"{out}", size, kept, _error(original, state, found)))
-    title = "whole network, biases and headers included; the error is that of the weights"
+    return [*rows, _Size(f"{out}", size, kept, _rms_error(original, state, found))]
+
+
+def _print_table(rows: list[_Size]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = "the whole network, with biases and headers; the error is that of the weights"
     table = Table(title=title, title_justify="left")
     for column in ("", "bytes", "x float32", "biases etc.", "rms error"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    for name, count, others, deviation in rows:
-        shown = "" if deviation is None else f"{deviation:.3g}"
-        ratio = f"{full / count:.1f}" if count else ""
-        table.add_row(name, f"{count:,}", ratio, others, shown)
+    for row in rows:
+        error = "" if row.error is None else f"{row.error:.3g}"
+        ratio = f"{rows[0].bytes / row.bytes:.1f}" if row.bytes else ""
+        table.add_row(row.format, f"{row.bytes:,}", ratio, row.biases, error)
     Console(width=None).print(table)
 
 
-def _error(
-    before: dict[str, Tensor], after: dict[str, Tensor], names: dict[str, Quantized]
-) -> float:
+def _rms_error(before: dict[str, Tensor], after: dict[str, Tensor], names: Iterable[str]) -> float:
     squares = sum((before[n].double() - after[n].double()).square().sum().item() for n in names)
     count = sum(before[n].numel() for n in names)
     return float((squares / max(count, 1)) ** 0.5)

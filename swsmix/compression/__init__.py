@@ -1,85 +1,65 @@
-"""A trained network to few values and a small file: recipe, codebooks, snapping, centres, report.
+"""A trained network to few values and a small file.
 
-`compress_` takes a pretrained network through two phases with training data (`recipe`);
-`quantize_state` needs no data (`codebooks`); `snap_` sets weights to their centres (`snap`);
-`save_compressed` writes the file that `load_compressed` reads (`swsmix.codec` has the format).
+    recipe       compress_: sparsify, quantise, snap, fine-tune, with training data
+    codebooks    quantize_state: a codebook per tensor, without data
+    snap         snap_: each weight to its centre; merge_components, snapped_state
+    centres      refine_, tie: the centres fitted to the data after snapping
+    transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
+    report       snapping_report: what snapping changes, tensor by tensor
+    saving       save_compressed; `swsmix.codec` has the format and load_compressed
+
+`compress_` uses `clusters` (of one tensor, between its phases) and `straight_through` (training
+with snapped answers).
 """
 
-from __future__ import annotations
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import os
-from collections.abc import Mapping
+if TYPE_CHECKING:
+    from swsmix.codec import load_compressed as load_compressed
+    from swsmix.compression.centres import refine_ as refine_
+    from swsmix.compression.centres import tie as tie
+    from swsmix.compression.codebooks import quantize_state as quantize_state
+    from swsmix.compression.recipe import Compressed as Compressed
+    from swsmix.compression.recipe import Recipe as Recipe
+    from swsmix.compression.recipe import compress_ as compress_
+    from swsmix.compression.report import snapping_report as snapping_report
+    from swsmix.compression.saving import save_compressed as save_compressed
+    from swsmix.compression.snap import Quantized as Quantized
+    from swsmix.compression.snap import assign as assign
+    from swsmix.compression.snap import merge_components as merge_components
+    from swsmix.compression.snap import quantize as quantize
+    from swsmix.compression.snap import snap_ as snap_
+    from swsmix.compression.snap import snapped_state as snapped_state
 
-from torch import Tensor, nn
-
-from swsmix import codec
-from swsmix._files import replacing
-from swsmix.codec import load_compressed
-from swsmix.compression.centres import refine_, tie
-from swsmix.compression.codebooks import quantize_state
-from swsmix.compression.recipe import Compressed, Recipe, compress_
-from swsmix.compression.report import snapping_report
-from swsmix.compression.snap import (
-    Quantized,
-    assign,
-    merge_components,
-    quantize,
-    snap_,
-    snapped_state,
-)
-from swsmix.prior import MixturePrior
-
-__all__ = [
-    "Compressed",
-    "Quantized",
-    "Recipe",
-    "assign",
-    "compress_",
-    "load_compressed",
-    "merge_components",
-    "quantize",
-    "quantize_state",
-    "refine_",
-    "save_compressed",
-    "snap_",
-    "snapped_state",
-    "snapping_report",
-    "tie",
-]
+# Imported at the first use: `swsmix.snap_` needs neither the codec nor the training loop.
+_HOME = {
+    "Compressed": "compression.recipe",
+    "Quantized": "compression.snap",
+    "Recipe": "compression.recipe",
+    "assign": "compression.snap",
+    "compress_": "compression.recipe",
+    "load_compressed": "codec",
+    "merge_components": "compression.snap",
+    "quantize": "compression.snap",
+    "quantize_state": "compression.codebooks",
+    "refine_": "compression.centres",
+    "save_compressed": "compression.saving",
+    "snap_": "compression.snap",
+    "snapped_state": "compression.snap",
+    "snapping_report": "compression.report",
+    "tie": "compression.centres",
+}
+__all__ = list(_HOME)
 
 
-def save_compressed(
-    path: str | os.PathLike[str],
-    model: nn.Module | Mapping[str, Tensor],
-    prior: MixturePrior | None = None,
-    *,
-    bias_bits: int | None = None,
-    progress: bool = False,
-) -> int:
-    """Write a network to a small file, its weights snapped to the centres of its prior.
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
+    value = getattr(importlib.import_module(f"swsmix.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
-    Args:
-        path: the file; written whole or not at all.
-        model: the network, which stays as it is, or a state_dict.
-        prior: the prior on it; None if its weights are snapped already (or for no loss at all).
-        bias_bits: snap the tensors outside the prior too, see `snapped_state`; None keeps them
-            exactly.
-        progress: show a progress bar over the tensors.
 
-    Returns:
-        The size of the file in bytes.
-
-    Example:
-        >>> import tempfile, torch
-        >>> net = nn.Linear(100, 100)
-        >>> prior = MixturePrior(net, num_components=4)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     size = save_compressed(f"{folder}/net.sws", net, prior)
-        ...     state = load_compressed(f"{folder}/net.sws")
-        >>> size < 3500, len(state["weight"].unique())  # 40,400 in float32
-        (True, 4)
-    """
-    data = codec.encode(snapped_state(model, prior, bias_bits=bias_bits), progress=progress)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return len(data)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

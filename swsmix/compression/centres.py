@@ -20,10 +20,10 @@ def centre_sums(index: Tensor, values: Tensor) -> Tensor:
 
     Args:
         index: the centre of each weight.
-        values: one number for each, such as its gradient.
+        values: one number per weight, such as its gradient.
 
     Returns:
-        One sum a centre, up to the last that occurs.
+        One sum per centre, up to the last centre that occurs.
 
     Example:
         >>> centre_sums(torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0, 3.0]))
@@ -34,17 +34,17 @@ def centre_sums(index: Tensor, values: Tensor) -> Tensor:
 
 
 def tie(parameter: Tensor, index: Tensor, *, fixed: int | None = 0) -> RemovableHandle:
-    """Give each weight its centre's gradient, so that weights of one value stay of one value.
+    """Give each weight its centre's gradient, so that weights of one value keep one value.
 
     An optimizer that treats all weights alike (SGD, Adam) then moves the centres.
 
     Args:
         parameter: a snapped tensor.
         index: the centre of each weight.
-        fixed: a centre that stays, whose gradient is 0: that of the pruned weights; None is none.
+        fixed: a centre that stays, such as that of the pruned weights; None fixes none.
 
     Returns:
-        A handle whose `remove()` ends it.
+        A handle; `remove()` unties the weights.
 
     Example:
         >>> w = torch.tensor([0.0, 0.5, 0.5], requires_grad=True)
@@ -76,17 +76,17 @@ def refine_(
 ) -> dict[str, Quantized]:
     """Fit the centres of snapped tensors by gradient, their assignments fixed, in place.
 
-    Adam takes one step a batch.
+    Adam takes one step per batch.
 
     Args:
         model: the network; its tensors are set to the refined values. Those that take no
             gradient keep their centres.
         quantized: name -> codebook and index, from `quantize`; shared codebooks stay shared.
         loss: `loss(model(inputs), targets)`, a mean over the batch.
-        batches: pairs of inputs and targets, each used once: repeat them for several epochs.
+        batches: pairs of inputs and targets, each used once; repeat them for several epochs.
         lr: Adam's learning rate.
         others: also train the parameters that are not quantised (biases, norms).
-        keep: a centre of this value stays, so that pruned weights stay pruned; None keeps none.
+        keep: centres of this value stay, so that pruned weights stay pruned; None fixes none.
 
     Returns:
         name -> the refined codebook with the same index.

@@ -1,32 +1,40 @@
-"""Compression after training: a mixture fitted to each tensor's weights, no training data needed.
+"""Codebooks of bare weights: mixtures fitted to them without any training data.
 
-The mixture assigns a weight to its most responsible component, the largest
-pi_j N(w | mu_j, sigma_j^2): besides the distance it counts how common a component is, so that the
-coded numbers take fewer bits than those of k-means with as many values, at about its error. All
-components share one std, in units of that error: it says what a bit is worth, and does not
-describe the weights. `swsmix.compression.codebooks_fit` fits a mixture that describes them.
+Two kinds. `quantize_state` fits one that *encodes*: a weight goes to its most responsible
+component, the largest pi_j N(w | mu_j, sigma_j^2), which besides the distance counts how common a
+component is, so that the coded numbers take fewer bits than those of k-means with as many values,
+at about its error. All components share one std, in units of that error: it says what a bit is
+worth. `cluster` fits one that *describes*, for a picture or a table: each component has a std of
+its own. Both see the same sample of very many weights, start from the same k-means, and leave
+weights of few values as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from swsmix import tables
+from swsmix._histogram import chunks, count
+from swsmix._kmeans import kmeans
 from swsmix._progress import watched
 from swsmix.compression.snap import Quantized, assign
-from swsmix.em import HyperPrior, e_step, m_step_
+from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
 from swsmix.mixture import GaussianMixture
+from swsmix.start import subsample
 
 Method = Literal["mixture", "kmeans"]
-# The mixture and the centres of k-means are fitted to at most this many weights.
-_SAMPLE = 1 << 17
+_SAMPLE = 100_000  # a mixture is fitted to at most this many weights, and the two extremes
 _EM_STEPS = 30
-_LLOYD_STEPS = 1000
+_CHUNK = 1 << 18
+_TABULATED = {torch.float32, torch.float16, torch.bfloat16}
+_MAX_VALUES = 64  # weights of so few values are described by a component for each
 
 
 def quantize_state(
@@ -41,23 +49,27 @@ def quantize_state(
 ) -> dict[str, Quantized]:
     """Quantise every weight matrix of a state_dict, each with a codebook of its own.
 
+    A tensor of no more than K different values keeps them all. A codebook of the mixture can hold
+    fewer than K values: those whose bits would cost more than they save in error are dropped.
+
     Args:
         state: name -> tensor. Floating-point tensors of at least two dimensions and four times
             as many weights as values are quantised, the others are not.
-        num_values: K, the number of values of a tensor.
-        method: `"mixture"`, or `"kmeans"`, the palettisation of other tools (Lloyd's algorithm,
-            Han, Mao & Dally 2016), to compare with.
+        num_values: K, the largest number of values per tensor.
+        method: `"mixture"`, or `"kmeans"`, the palettisation of other tools (Han, Mao & Dally
+            2016), to compare with.
         strength: the common std of the mixture's components, in units of the error that k-means
             makes. The larger, the more it counts how common a value is: fewer bytes, more error.
-        zero: keep one value at exactly 0.
-        seed: for the start, and the sample of very many weights.
+        zero: the first value of each codebook is exactly 0.
+        seed: for the sample of very many weights.
         progress: show a progress bar over the tensors.
 
     Returns:
         name -> codebook and index.
 
     Raises:
-        ValueError: if weights are not finite, or num_values is below 1.
+        ValueError: if weights are not finite, num_values is below 1, strength is not positive, or
+            the method is unknown.
 
     Example:
         >>> found = quantize_state({"w": torch.randn(50, 50), "b": torch.randn(50)}, 4)
@@ -66,27 +78,110 @@ def quantize_state(
     """
     if num_values < 1:
         raise ValueError(f"num_values must be at least 1; got {num_values}")
+    if method not in ("mixture", "kmeans"):
+        raise ValueError(f"method must be 'mixture' or 'kmeans'; got {method!r}")
+    if not 0.0 < strength < math.inf:
+        raise ValueError(f"strength must be positive; got {strength}")
     found = {}
     for name, t in watched(state.items(), "quantising", shown=progress):
         if not t.is_floating_point() or t.ndim < 2 or t.numel() < 4 * num_values:
             continue
         if not torch.isfinite(t).all():
-            raise ValueError(f"{name} holds nan or inf: it cannot be quantised")
-        found[name] = _quantize(t.detach(), num_values, method, strength, zero, seed)
+            raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
+        used = strength if method == "mixture" else None
+        found[name] = _quantize(t.detach(), num_values, used, zero, seed)
     return found
+
+
+@tables.uncompiled()  # compiling takes 100 MB and seconds, for five passes over the weights
+def cluster(
+    flat: Sequence[Tensor], num_components: int, *, seed: int = 0
+) -> tuple[GaussianMixture, str]:
+    """Fit a mixture that describes weights: k-means, EM on a sample, a few EM steps on all.
+
+    Weights of few different values (no more than K, or at most 64 with 8 weights per value) are
+    clustered already: each value becomes a narrow component.
+
+    Args:
+        flat: the weights, finite, as vectors.
+        num_components: K.
+        seed: for the sample.
+
+    Returns:
+        The mixture, and how it was found, in words.
+
+    Example:
+        >>> mixture, origin = cluster([torch.tensor([0.0, 0.5, 0.5])], 7)
+        >>> mixture.mean.tolist(), origin
+        ([0.0, 0.5], 'one component for each of the 2 values that the weights have')
+    """
+    total = count(flat)
+    values = _few_values(flat, max(num_components, min(_MAX_VALUES, total // 8)))
+    if values is not None:
+        how = "one component for each of the {} values that the weights have"
+        one = "one component for the one value that the weights have"
+        mixture = mixture_of_values(flat, values)
+        return mixture, how.format(len(values)) if len(values) > 1 else one
+    flat, unit = _near_one(flat)
+    sample = subsample(flat, seed, most=_SAMPLE).float()
+    mixture = GaussianMixture.from_weights(sample, num_components, method="kmeans")
+    hyper = HyperPrior(std=sample.double().std(correction=0).item() / 20)
+    fit_mixture_(mixture, sample, hyper, max_steps=100, tolerance=1e-3)
+    steps = 5 if total > _SAMPLE else 0
+    for _ in range(steps):
+        table = tables.build(mixture.mixing, mixture.mean, mixture.std)
+        parts = [e_step(mixture, w if w.dtype in _TABULATED else w.float(), table) for w in flat]
+        m_step_(mixture, functools.reduce(lambda a, b: a + b, parts), hyper)
+    if unit != 1.0:
+        mean, std = (unit * v.double() for v in (mixture.mean, mixture.std))
+        mixture = GaussianMixture(mixture.mixing, mean, std)
+    how = f"fitted here by EM, K = {num_components}"
+    return mixture, how + (f", on a sample of {_SAMPLE:,} and then on all" if steps else "")
+
+
+def mixture_of_values(flat: Sequence[Tensor], values: Float[Tensor, " k"]) -> GaussianMixture:
+    """A mixture with a narrow component at each of the few values that weights have.
+
+    Args:
+        flat: the weights.
+        values: all values that occur, and possibly others, ascending and different.
+
+    Returns:
+        The mixture; its mixing proportions are the values' shares of the weights.
+
+    Example:
+        >>> weights = [torch.tensor([0.0, 1.0, 1.0, 1.0])]
+        >>> mixture_of_values(weights, torch.tensor([0.0, 1.0])).mixing
+        tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    values = values.double()
+    numbers = torch.zeros(len(values), dtype=torch.float64)
+    for part in chunks([w.reshape(-1) for w in flat]):
+        index = torch.searchsorted(values, part.double())
+        numbers += torch.bincount(index, minlength=len(values))[: len(values)]
+    gap = values.diff().min().item() if len(values) > 1 else values[0].abs().item() or 1.0
+    return GaussianMixture(numbers / numbers.sum(), values, torch.full_like(values, 0.03 * gap))
 
 
 def snapped(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]) -> dict[str, Tensor]:
     """A state_dict with its quantised tensors snapped.
 
+    Args:
+        state: name -> tensor.
+        quantized: name -> codebook and index, from `quantize_state`.
+
     Returns:
-        name -> tensor, of the old dtypes.
+        name -> tensor, of the old dtypes; the other tensors are the same objects.
     """
     return {n: quantized[n].values.to(t.dtype) if n in quantized else t for n, t in state.items()}
 
 
 def packed_bytes(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]) -> int:
     """The size of plain palettisation: packed numbers of ceil(log2 K) bits, codebooks, the rest.
+
+    Args:
+        state: name -> tensor.
+        quantized: name -> codebook and index, from `quantize_state`.
 
     Returns:
         Bytes, without any header; the codebooks and the rest in the dtypes they have.
@@ -101,40 +196,30 @@ def packed_bytes(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]
     return total
 
 
-def _quantize(
-    t: Tensor, k: int, method: Method, strength: float, zero: bool, seed: int
-) -> Quantized:
-    largest = t.abs().max().item()
-    if largest and not 1e-6 < largest < 1e6:  # squares of weights like 1e30 are beyond float32
-        unit = 2.0 ** round(math.log2(largest))
-        near_one = _quantize((t.double() / unit).float(), k, method, strength, zero, seed)
-        return Quantized((near_one.codebook.double() * unit).to(t.dtype), near_one.index)
-    w = t.reshape(-1).float()
-    few = w[:: max(len(w) // _SAMPLE, 1)][:_SAMPLE].unique()
-    if len(few) <= k and len(few := w.unique()) <= k:  # quantised already
-        return Quantized(few.to(t.dtype), torch.searchsorted(few, w).view(t.shape))
-    generator = torch.Generator().manual_seed(seed)
-    sample = w
-    if len(w) > _SAMPLE:
-        sample = w[torch.randint(len(w), (_SAMPLE,), generator=generator)]
-    start = GaussianMixture.from_weights(sample, k, method="quantiles", zero=zero, seed=seed)
-    centre = _lloyd(sample, start.mean.clone(), zero)
-    index = _nearest(w, centre)
-    if method == "mixture":
-        mixture = _fitted(sample, centre, strength, zero)
-        centre, index = mixture.mean.clone(), assign(mixture, w)
-    # The best values for these assignments are the means of the weights.
-    count = torch.bincount(index, minlength=k)
-    total = torch.zeros(k, dtype=torch.float64).index_add_(0, index, w.double())
-    fitted = torch.where(count > 0, (total / count.clamp_min(1)).float(), centre)
+def _quantize(t: Tensor, k: int, strength: float | None, zero: bool, seed: int) -> Quantized:
+    """A codebook that encodes a tensor; that of k-means without a strength."""
+    values = _few_values([t.reshape(-1)], k)
+    if values is not None:
+        values = values.to(t.device, t.dtype)
+        return Quantized(values, torch.searchsorted(values, t.contiguous()))
+    (w,), unit = _near_one([t.reshape(-1)])
+    sample = subsample([w], seed, most=_SAMPLE).float()
+    centre = kmeans(sample, k, zero=zero).float()
     if zero:
-        fitted[0] = 0.0
-    return Quantized(fitted.to(t.dtype), index.view(t.shape))
+        centre = torch.cat([centre.new_zeros(1), centre[centre != 0.0]])
+    mixture = GaussianMixture(torch.full_like(centre, 1 / k), centre, torch.ones_like(centre))
+    if strength is not None:
+        mixture = _encoding_mixture(sample, mixture, strength, zero)
+    index = assign(mixture, w)
+    codebook, index = _means(w, index, k, zero)
+    return Quantized((unit * codebook).to(t.device, t.dtype), index.view(t.shape))
 
 
-def _fitted(sample: Tensor, centre: Tensor, strength: float, zero: bool) -> GaussianMixture:
+def _encoding_mixture(
+    sample: Tensor, nearest: GaussianMixture, strength: float, zero: bool
+) -> GaussianMixture:
     """EM from the centres of k-means, with one std for all components, in units of its error."""
-    label = _nearest(sample, centre)
+    label, centre = assign(nearest, sample), nearest.mean
     error = (sample - centre[label]).square().mean().sqrt().clamp_min(1e-12)
     share = torch.bincount(label, minlength=len(centre)).clamp_min(1).to(sample)
     every = torch.ones(len(centre), dtype=torch.bool)
@@ -151,26 +236,43 @@ def _fitted(sample: Tensor, centre: Tensor, strength: float, zero: bool) -> Gaus
     return mixture
 
 
-def _lloyd(sample: Float[Tensor, " n"], centre: Float[Tensor, " k"], zero: bool) -> Tensor:
-    ordered, _ = sample.double().sort()
-    sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
-    centre = centre.double()
-    for _ in range(_LLOYD_STEPS):
-        values, order = centre.sort()
-        cuts = torch.searchsorted(ordered, (values[1:] + values[:-1]) / 2)
-        ends = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), len(ordered))])
-        count = ends.diff()
-        mean = (sums[ends[1:]] - sums[ends[:-1]]) / count.clamp_min(1)
-        new = centre.clone()
-        new[order] = torch.where(count > 0, mean, values)
-        if zero:
-            new[0] = 0.0
-        if torch.equal(new, centre):
-            break
-        centre = new
-    return centre.float()
+def _means(w: Tensor, index: Tensor, k: int, zero: bool) -> tuple[Tensor, Tensor]:
+    """The mean of each centre's weights, the best value for them, and the index into these.
+
+    Args:
+        w: the weights.
+        index: the centre of each weight.
+        k: the number of centres; those without weights are dropped.
+        zero: the first centre is 0, and stays.
+
+    Returns:
+        The means and the index, numbered anew.
+    """
+    size, total = torch.zeros(k, dtype=torch.int64), torch.zeros(k, dtype=torch.float64)
+    for part, j in zip(w.split(_CHUNK), index.cpu().split(_CHUNK), strict=True):
+        size += torch.bincount(j, minlength=k)
+        total += torch.bincount(j, part.cpu().double(), minlength=k)
+    used = size > 0
+    if zero:
+        used[0], total[0] = True, 0.0
+    number = used.cumsum(0) - 1
+    return (total / size.clamp_min(1))[used], number.to(index.device)[index]
 
 
-def _nearest(w: Float[Tensor, " n"], centre: Float[Tensor, " k"]) -> Tensor:
-    values, order = centre.sort()
-    return order[torch.searchsorted((values[1:] + values[:-1]) / 2, w)]
+def _few_values(flat: Sequence[Tensor], most: int) -> Tensor | None:
+    """The different values, ascending, in float64; None if there are more than `most`."""
+    values = torch.zeros(0, dtype=torch.float64)
+    for part in chunks(flat):
+        values = torch.cat([values, part.double().unique()]).unique()
+        if len(values) > most:
+            return None
+    return values
+
+
+def _near_one(flat: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+    """The weights and their unit, 1 unless squares of weights leave float32."""
+    largest = max(end.abs().item() for part in chunks(flat) for end in part.aminmax())
+    if not largest or 1e-6 < largest < 1e6:
+        return list(flat), 1.0
+    unit = 2.0 ** math.floor(math.log2(largest))
+    return [(w.double() / unit).float() for w in flat], unit

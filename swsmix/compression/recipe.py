@@ -7,16 +7,16 @@
                on its centre; meanwhile the network answers as if each weight sat there already
     snap       each weight to the centre of its most responsible component; centres that are
                nearly equal, and those of hardly any weights, merge
-    fine-tune  the centres and whatever the prior does not see, with the assignments fixed
+    fine-tune  the centres and everything that the prior does not see, with the assignments fixed
 
 All stds falling together would freeze the assignments long before the network has become sparse;
 hence the two phases. After Ullrich, Meeds & Welling (2017), who retrain in one phase.
 
 In the second phase the gradient is taken at the snapped weights and moves the weights themselves
 (straight through: Bengio, Leonard & Courville 2013). Such weights would hop between two centres
-for ever; the prior's pull, stronger as the stds fall, is what settles them. Without snapped
-answers the weights stiffen at their centres wherever these are, and the error grows with every
-epoch (`papers/ullrich2017/attempts.jsonl`, m1 and t0).
+for ever; the prior's pull, which grows as the stds fall, settles them. Without snapped answers
+the weights freeze at their centres, wherever these are, and the error grows with every epoch
+(`papers/ullrich2017/attempts.jsonl`, m1 and t0).
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swsmix.compression.centres import centre_sums, tie
-from swsmix.compression.snap import assign, snap_to_grid
+from swsmix.compression import clusters
+from swsmix.compression.centres import tie
+from swsmix.compression.snap import assign
+from swsmix.compression.straight_through import StraightThrough
 from swsmix.em import HyperPrior
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
@@ -52,18 +54,18 @@ class Recipe:
         sparsify_tau: the strength of the prior while it sparsifies: the knob of the trade-off
             between size and error. 0.03 is gentle, 0.3 hard.
         quantise_tau: its strength while it quantises.
-        sparsify_epochs: epochs of the first phase, which is where patience pays.
-        warmup_epochs: of these, how many the prior takes to come to its full strength.
-        quantise_epochs: epochs of the second.
+        sparsify_epochs: epochs of the first phase, where more epochs help most.
+        warmup_epochs: how many of these the prior takes to reach its full strength.
+        quantise_epochs: epochs of the second phase.
         finetune_epochs: epochs of fine-tuning the centres.
         sparsify_lr: Adam's learning rate at the start of the first phase; in each phase it falls
             by a cosine to a twentieth.
-        quantise_lr: the same of the second phase.
-        finetune_lr: the same of the third.
+        quantise_lr: the same for the second phase.
+        finetune_lr: the same for fine-tuning.
         zero_start: the zero component's std at the start of the first phase, in units of the std
             of the tensor's pretrained weights.
-        zero_end: the same at nine tenths of that phase, and from then on. Small, since a
-            thousand nearly-zeros add up to what a network can use.
+        zero_end: the same at nine tenths of that phase, and from then on. It is small,
+            since a thousand weights near zero add up to something that a network can use.
         cluster_start: the std of all components at the start of the second phase, in the same
             units.
         slab: the std of the wide component, in the same units.
@@ -116,12 +118,12 @@ class Recipe:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         if not math.inf > self.zero_start >= self.zero_end >= self.std_end > 0.0:
             raise ValueError(
-                "wanted zero_start >= zero_end >= std_end > 0; got "
+                "the stds need zero_start >= zero_end >= std_end > 0; got "
                 f"{self.zero_start}, {self.zero_end}, {self.std_end}"
             )
         if not math.inf > self.cluster_start >= self.std_end:
             raise ValueError(
-                f"wanted cluster_start >= std_end; got {self.cluster_start}, {self.std_end}"
+                f"the stds need cluster_start >= std_end; got {self.cluster_start}, {self.std_end}"
             )
 
 
@@ -130,8 +132,8 @@ class Compressed:
     """What `compress_` made of a network.
 
     Attributes:
-        prior: the prior over the snapped network, one mixture a tensor, whose means are its
-            values: what `save_compressed` wants.
+        prior: the prior over the snapped network, one mixture per tensor, whose means are
+            its values: what `save_compressed` needs.
         index: name -> the component of each weight.
         histories: phase -> its history.
     """
@@ -170,7 +172,7 @@ def compress_(
     """Sparsify, quantise, snap and fine-tune a pretrained network, in place.
 
     The network stays the plain module it is; its tensors under the prior hold few values, one
-    codebook a tensor (on a grid of 8 bits where that holds it), and mostly zeros. Write it with
+    codebook per tensor (on a grid of 8 bits where that is enough), mostly zeros. Write it with
     `swsmix.compression.save_compressed(path, model, compressed.prior)`.
 
     Args:
@@ -180,15 +182,15 @@ def compress_(
         recipe: how hard and how long; `Recipe()` by default.
         include: patterns of the parameters to compress; by default every trainable
             floating-point parameter of at least two dimensions. `"*"` takes the biases too.
-        exclude: patterns of those to leave out.
-        tau: a factor of the prior's strength; one number, or one a tensor.
+        exclude: patterns of those to omit.
+        tau: a factor of the prior's strength; one number, or one per tensor.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors.
         validation: as `data`; only measured.
         measure: `measure(model(x), y)`, lower is better; the loss by default.
-        run: a folder for checkpoints, one run folder a phase in it.
+        run: a folder for checkpoints, with one run folder per phase.
         resume: continue from it.
-        seed: for shuffling and k-means.
+        seed: for shuffling, and the sample of very many weights.
         progress: show a progress bar for each phase.
 
     Returns:
@@ -207,238 +209,175 @@ def compress_(
         >>> len(net[0].weight.unique()) <= 4
         True
     """
-    recipe = recipe or Recipe()
     if resume and run is None:
-        raise ValueError("resume wants the run folder in run=")
-    steps = _steps_an_epoch(data, batch_size)
+        raise ValueError("resume needs the folder of the run to continue: pass run=")
     names = select(model, include=include, exclude=exclude).names
-    weights = resolve(model, names)
+    weights = dict(resolve(model, names))
     for name, p in weights.items():
         if not torch.isfinite(p).all():
-            raise ValueError(f"{name} holds nan or inf: the network wants finite weights")
-    # The unit of all stds: the spread of each tensor's pretrained weights.
-    unit = {name: _spread(p) for name, p in weights.items()}
-    histories: dict[str, History] = {}
+            raise ValueError(f"{name} holds nan or inf: only finite weights can be compressed")
+    job = _Job(
+        model,
+        loss,
+        data,
+        recipe or Recipe(),
+        weights=weights,
+        unit={name: clusters.spread(p) for name, p in weights.items()},
+        steps_per_epoch=_steps_per_epoch(data, batch_size),
+        prior_options={"include": include, "exclude": exclude, "tau": tau},
+        fit_options={
+            "num_data": num_data, "batch_size": batch_size, "validation": validation,
+            "measure": measure, "measure_train": False, "resume": resume, "progress": progress,
+        },
+        run=None if run is None else Path(run),
+        seed=seed,
+    )  # fmt: skip
+    zero = _sparsify_(job)
+    prior = _quantise_(job, zero)
+    index = _snap_(job, prior, zero)
+    _finetune_(job, index)
+    codebooks = {n: clusters.codebook_mixture(index[n], p.detach()) for n, p in weights.items()}
+    return Compressed(job.prior(codebooks, std=1.0), index, job.histories)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the phases of one `compress_` share; `unit` is the std of the pretrained weights."""
+
+    model: nn.Module
+    loss: Loss
+    data: Data
+    recipe: Recipe
+    weights: Mapping[str, Tensor]
+    unit: Mapping[str, float]
+    steps_per_epoch: int
+    prior_options: Mapping[str, Any]
+    fit_options: Mapping[str, Any]
+    run: Path | None
+    seed: int
+    histories: dict[str, History] = field(default_factory=dict)
+
+    def prior(self, mixtures: dict[str, GaussianMixture], *, std: float) -> MixturePrior:
+        """A prior with these mixtures; the hyper-prior's std is in units of each tensor's."""
+        hyper = {name: HyperPrior(std=std * unit) for name, unit in self.unit.items()}
+        return MixturePrior(
+            self.model, groups="tensor", initial=mixtures, hyper=hyper, **self.prior_options
+        )
+
+    def schedule(self, tau: float, epochs: int, start: float, end: float, **more: Any) -> Schedule:
+        """The stds fall from start to end, in units of each tensor's, in 9/10 of the phase."""
+        return Schedule(
+            tau=tau,
+            em_every=self.recipe.em_every,
+            std_start={name: start * unit for name, unit in self.unit.items()},
+            std_end={name: end * unit for name, unit in self.unit.items()},
+            # The stds are the schedule's alone: EM would close the zero component on the first
+            # exact zeros, and a zero narrower than its neighbours loses weights to them.
+            std_floor=1.0,
+            anneal=round(0.9 * self.steps_per_epoch * epochs),
+            **more,
+        )
 
     def train(
+        self,
         phase: str,
-        prior: MixturePrior | None,
         epochs: int,
         lr: float,
-        schedule: Schedule | None,
-        network: nn.Module = model,
+        prior: MixturePrior | None = None,
+        schedule: Schedule | None = None,
+        network: nn.Module | None = None,
     ) -> None:
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr)
-        histories[phase] = fit(
-            network, loss, data, optimizer=optimizer, epochs=epochs, prior=prior, schedule=schedule,
-            num_data=num_data, batch_size=batch_size, validation=validation, measure=measure,
+        """Train the model, or the network that wraps it, by Adam and record the history."""
+        free = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(free, lr)
+        self.histories[phase] = fit(
+            network or self.model,
+            self.loss,
+            self.data,
+            optimizer=optimizer,
             lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, lr / 20.0),
-            measure_train=False, seed=seed + len(histories), progress=progress,
-            run=None if run is None else Path(run) / phase, resume=resume,
-        )  # fmt: skip
-
-    def prior_of(mixtures: dict[str, GaussianMixture], std: float) -> MixturePrior:
-        hyper = {name: HyperPrior(std=std * unit[name]) for name in names}
-        return MixturePrior(
-            model, include=include, exclude=exclude, groups="tensor", tau=tau,
-            initial=mixtures, hyper=hyper,
-        )  # fmt: skip
-
-    spikes = {name: _spike_and_slab(unit[name], recipe) for name in names}
-    prior = prior_of(spikes, recipe.zero_end)
-    schedule = Schedule(
-        tau=recipe.sparsify_tau,
-        warmup=steps * recipe.warmup_epochs,
-        em_every=recipe.em_every,
-        std_start={name: recipe.zero_start * unit[name] for name in names},
-        std_end={name: recipe.zero_end * unit[name] for name in names},
-        std_floor=1.0,  # EM alone would close the zero component on the first exact zeros
-        anneal=round(0.9 * steps * recipe.sparsify_epochs),
-    )
-    train("sparsify", prior, recipe.sparsify_epochs, recipe.sparsify_lr, schedule)
-
-    zero = {name: assign(prior.mixtures[name], p) == 0 for name, p in weights.items()}
-    clusters = {
-        name: _split_slab(
-            zero[name],
-            p,
-            recipe.num_components - 1,
-            recipe.cluster_start * unit[name],
-            seed,
+            epochs=epochs,
+            prior=prior,
+            schedule=schedule,
+            seed=self.seed + len(self.histories),
+            run=None if self.run is None else self.run / phase,
+            **self.fit_options,
         )
-        for name, p in weights.items()
+
+
+def _sparsify_(job: _Job) -> dict[str, Tensor]:
+    """Train under a zero component that narrows and a slab; which weights are then zero."""
+    recipe = job.recipe
+    spikes = {
+        name: clusters.spike_and_slab(recipe.zero_start * unit, recipe.slab * unit)
+        for name, unit in job.unit.items()
     }
-    prior = prior_of(clusters, recipe.std_end)
-    schedule = Schedule(
-        tau=recipe.quantise_tau,
-        em_every=recipe.em_every,
-        std_start={name: recipe.cluster_start * unit[name] for name in names},
-        std_end={name: recipe.std_end * unit[name] for name in names},
-        std_floor=1.0,  # a zero narrower than its neighbours would lose weights to them
-        anneal=round(0.9 * steps * recipe.quantise_epochs),
+    prior = job.prior(spikes, std=recipe.zero_end)
+    schedule = job.schedule(
+        recipe.sparsify_tau,
+        recipe.sparsify_epochs,
+        recipe.zero_start,
+        recipe.zero_end,
+        warmup=job.steps_per_epoch * recipe.warmup_epochs,
+    )
+    job.train("sparsify", recipe.sparsify_epochs, recipe.sparsify_lr, prior, schedule)
+    return {name: assign(prior.mixtures[name], p) == 0 for name, p in job.weights.items()}
+
+
+def _quantise_(job: _Job, zero: Mapping[str, Tensor]) -> MixturePrior:
+    """Train under clusters of the weights outside zero, which narrow; the prior of the clusters."""
+    recipe = job.recipe
+    mixtures = {
+        name: clusters.split_slab(
+            zero[name], p, recipe.num_components - 1, recipe.cluster_start * job.unit[name],
+            job.seed,
+        )
+        for name, p in job.weights.items()
+    }  # fmt: skip
+    prior = job.prior(mixtures, std=recipe.std_end)
+    schedule = job.schedule(
+        recipe.quantise_tau, recipe.quantise_epochs, recipe.cluster_start, recipe.std_end
     )
     # The network answers with snapped weights while the clusters form, so that each weight learns
     # which centre it should go to, and what the first phase has sent to zero stays there.
-    snapped = _Snapped(model, prior, zero)
-    train("quantise", prior, recipe.quantise_epochs, recipe.quantise_lr, schedule, snapped)
+    network = StraightThrough(job.model, prior, zero)
+    job.train("quantise", recipe.quantise_epochs, recipe.quantise_lr, prior, schedule, network)
+    return prior
 
+
+@torch.no_grad()
+def _snap_(job: _Job, prior: MixturePrior, zero: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Set each weight to its centre, near and rare clusters merged; the cluster of each weight."""
     index = {}
-    for name, p in weights.items():
+    for name, p in job.weights.items():
         mixture = prior.mixtures[name]
         j = assign(mixture, p).masked_fill(zero[name], 0)
-        with torch.no_grad():
-            p.copy_(mixture.mean[j])  # the values that the network has learned with
-        index[name] = _merged(j, p.detach(), recipe, unit[name])
-    _snap_(weights, index)
-    handles = [tie(p, index[name]) for name, p in weights.items()]
+        p.copy_(mixture.mean[j])  # the values that the network has learned with
+        nearest = job.recipe.merge * job.unit[name]
+        index[name] = clusters.merge_clusters(j, p, nearest=nearest, rare=job.recipe.rare)
+        clusters.set_to_centres_(p, index[name])
+    return index
+
+
+def _finetune_(job: _Job, index: Mapping[str, Tensor]) -> None:
+    """Train the centres and what the prior does not see; no weight leaves its cluster."""
+    handles = [tie(p, index[name]) for name, p in job.weights.items()]
     try:
-        if recipe.finetune_epochs:
-            train("finetune", None, recipe.finetune_epochs, recipe.finetune_lr, None)
+        if job.recipe.finetune_epochs:
+            job.train("finetune", job.recipe.finetune_epochs, job.recipe.finetune_lr)
     finally:
         for handle in handles:
             handle.remove()
-    _snap_(weights, index)
-    prior = prior_of({n: _codebook(index[n], p.detach()) for n, p in weights.items()}, 1.0)
-    return Compressed(prior, index, histories)
+    for name, p in job.weights.items():
+        clusters.set_to_centres_(p, index[name])
 
 
-class _Snapped(nn.Module):
-    """A network that answers with its weights snapped, and learns with them as they are.
-
-    In each forward pass each weight outside zero takes its most responsible component's mean; the
-    gradient there is the weight's own (straight through). The prior's pull damps the weights that
-    would hop between two centres for ever.
-    """
-
-    def __init__(self, model: nn.Module, prior: MixturePrior, zero: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model, self.prior = model, [prior]  # in a list: no submodule
-        self.at = {name: (~z).reshape(-1).nonzero().reshape(-1) for name, z in zero.items()}
-        with torch.no_grad():
-            for name, z in zero.items():
-                model.get_parameter(name).masked_fill_(z, 0.0)
-
-    # Its checkpoints are the network's own.
-    def state_dict(self, *args: Any, **options: Any) -> Any:
-        """The network's."""
-        return self.model.state_dict(*args, **options)
-
-    def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """Into the network."""
-        return self.model.load_state_dict(*args, **options)
-
-    def forward(self, *args: Tensor) -> Tensor:
-        """The answers with snapped weights."""
-        values = {}
-        for name, at in self.at.items():
-            p, mixture = self.model.get_parameter(name), self.prior[0].mixtures[name]
-            flat = p.reshape(-1)
-            w = flat[at]
-            with torch.no_grad():
-                change = mixture.mean[assign(mixture, w)].to(w.dtype) - w
-            value = torch.zeros_like(flat).index_put((at,), w + change)
-            values[name] = value.view_as(p)
-        answer: Tensor = torch.func.functional_call(self.model, values, args)
-        return answer
-
-
-def _steps_an_epoch(data: Data, batch_size: int) -> int:
+def _steps_per_epoch(data: Data, batch_size: int) -> int:
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
         return -(-len(data[0]) // batch_size)
     if not isinstance(data, Sized):
         raise ValueError(
-            "the data want a length, the number of batches in an epoch: give two tensors, a list "
-            "of batches or a DataLoader over a sized data set"
+            "the data need a length, the number of batches in an epoch: give two tensors, a list "
+            f"of batches or a DataLoader over a sized data set; got {type(data).__name__}"
         )
     return len(data)
-
-
-def _spread(p: Tensor) -> float:
-    w = p.detach().double()
-    return w.std(correction=0).item() or w.abs().max().item() or 1.0
-
-
-def _spike_and_slab(unit: float, recipe: Recipe) -> GaussianMixture:
-    """A zero component, its std the schedule's, and a wide one that stays as it is."""
-    return GaussianMixture(
-        torch.tensor([0.5, 0.5]),
-        torch.zeros(2),
-        torch.tensor([recipe.zero_start * unit, recipe.slab * unit]),
-        pinned_mean=[True, True],
-        pinned_std=[False, True],
-    )
-
-
-def _split_slab(zero: Tensor, p: Tensor, most: int, std: float, seed: int) -> GaussianMixture:
-    """The zero component and at most so many clusters of the weights outside it, of one std."""
-    w = p.detach().reshape(-1)
-    outside = w[~zero.reshape(-1)]
-    k = min(most, len(outside.unique()))
-    mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
-    if k:
-        clusters = GaussianMixture.from_weights(outside, k, method="kmeans", seed=seed)
-        share = len(outside) / len(w)
-        mixing = torch.cat([(1.0 - share) * mixing, share * clusters.mixing])
-        mean = torch.cat([mean, clusters.mean])
-    return GaussianMixture(
-        mixing, mean, torch.full_like(mean, std), pinned_mean=[True] + [False] * k
-    )
-
-
-def _merged(index: Tensor, w: Tensor, recipe: Recipe, unit: float) -> Tensor:
-    """Assignments with near-equal and rare clusters merged, 0 for zero, then by centre."""
-    flat, j = w.reshape(-1).double(), index.reshape(-1)
-    while True:
-        count = torch.bincount(j)
-        live = count.nonzero().reshape(-1)
-        centre = torch.bincount(j, flat) / count.clamp_min(1)
-        centre[0] = 0.0  # pinned, whatever the mean of its weights is
-        order = live[centre[live].argsort()]
-        if len(order) < 2:
-            break
-        gaps = centre[order].diff()
-        rare = count[order] < recipe.rare
-        rare[order == 0] = False
-        # A gap beside a rare cluster closes in any case.
-        close = (gaps < recipe.merge * unit) | rare[1:] | rare[:-1]
-        if not close.any():
-            break
-        first = int(torch.where(close, gaps, torch.inf).argmin())
-        one, other = sorted(order[first : first + 2].tolist())
-        j = torch.where(j == other, one, j)  # 0 is the smallest: it swallows its neighbour
-    number = torch.zeros(len(count), dtype=torch.long, device=j.device)
-    rest = order[order != 0]
-    number[rest] = torch.arange(1, len(rest) + 1, device=j.device)
-    return number[j].view(index.shape)
-
-
-@torch.no_grad()
-def _snap_(weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> None:
-    """Each weight to the mean of its cluster, on a grid of 8 bits if it holds them; 0 stays 0.
-
-    Else in float16, or as it is where that overflows or loses more than its precision.
-    """
-    for name, p in weights.items():
-        j = index[name]
-        values = p.detach().double()
-        centre = centre_sums(j, values) / centre_sums(j, torch.ones_like(values)).clamp_min(1.0)
-        centre[0] = 0.0
-        grid, half = snap_to_grid(centre, 8), centre.half().double()
-        if len(grid.unique()) == len(centre.unique()) and torch.equal(grid, grid.half().double()):
-            centre = grid
-        else:
-            centre = torch.where((half - centre).abs() <= 1e-3 * centre.abs(), half, centre)
-        p.copy_(centre[j])
-
-
-def _codebook(index: Tensor, w: Tensor) -> GaussianMixture:
-    """The mixture of a snapped tensor: its values, so narrow that each weight is its own."""
-    flat, j = w.reshape(-1).float(), index.reshape(-1)
-    count = torch.bincount(j).float()
-    mean = torch.zeros(len(count), device=w.device)
-    mean[j] = flat
-    gap = mean.sort().values.diff()
-    narrow = (gap.min() / 50.0).item() if len(gap) else 1.0
-    mixing = (count + 1.0) / (count + 1.0).sum()
-    std = torch.full_like(mean, narrow)
-    return GaussianMixture(mixing, mean, std, pinned_mean=[True] + [False] * (len(mean) - 1))

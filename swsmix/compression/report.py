@@ -1,4 +1,4 @@
-"""What snapping did to a network, tensor by tensor, and what it costs in a file."""
+"""What snapping does to a network, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TensorReport:
     """One tensor under the prior, before and after.
 
     Attributes:
-        name: of the tensor.
-        numel: its weights.
-        nonzero: the share of them that are not 0 afterwards.
+        name: the tensor's name.
+        numel: the number of its weights.
+        nonzero: the share of the weights that are not 0 afterwards.
         distinct: the number of different values afterwards.
-        bits: the zero-order entropy, in bits a weight.
-        mse: the mean squared change of a weight.
+        bits: the zero-order entropy, in bits per weight.
+        mse: the mean squared change per weight.
         largest: the largest change of a weight.
     """
 
@@ -37,12 +37,12 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class SnappingReport:
     """A network before and after snapping.
 
     Attributes:
-        tensors: one report for each tensor under the prior.
-        bias_bits: how the tensors outside the prior were treated; None is exactly.
+        tensors: one report per tensor under the prior.
+        bias_bits: the bits of the tensors outside the prior; None if they are exact.
         before: the measure of the network as it was, if one was given.
         after: the measure of the snapped network.
     """
@@ -69,7 +69,7 @@ class Report:
 
 
 @torch.no_grad()
-def compare(
+def tensor_reports(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
 ) -> tuple[TensorReport, ...]:
     """What snapping did to some tensors.
@@ -77,10 +77,10 @@ def compare(
     Args:
         before: the state_dict as it was.
         after: the snapped one.
-        names: of the tensors.
+        names: which tensors.
 
     Returns:
-        One report a tensor.
+        One report per tensor.
     """
     rows = []
     for name in names:
@@ -107,7 +107,7 @@ def snapping_report(
     *,
     measure: Callable[[nn.Module], float] | None = None,
     bias_bits: int | None = None,
-) -> Report:
+) -> SnappingReport:
     """What snapping would do to a network; the network stays as it is.
 
     Args:
@@ -128,11 +128,11 @@ def snapping_report(
     """
     old = model.state_dict()
     state = snapped_state(model, prior, bias_bits=bias_bits)
-    rows = compare(old, state, prior.selection.names)
+    rows = tensor_reports(old, state, prior.selection.names)
     before = after = None
     if measure is not None:
         before = float(measure(model))
         snapped = copy.deepcopy(model)
         snapped.load_state_dict(state)
         after = float(measure(snapped))
-    return Report(rows, bias_bits, before, after)
+    return SnappingReport(rows, bias_bits, before, after)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
+from swsmix.tables.regions import decision_regions
 
 _CHUNK = 1 << 16
 
@@ -42,7 +43,7 @@ class Merged:
 
     Attributes:
         mixture: the mixture.
-        parts: the old components in each new one.
+        parts: the old components that each new one is made of.
         loss: sum_i log p_old(w_i) - log p_new(w_i) over the weights, in nats: by how much the
             penalty R rises.
     """
@@ -75,10 +76,10 @@ def merge_components(
         by: `"kl"` merges below a threshold of the symmetric divergence
             (KL(a||b) + KL(b||a)) / 2 in nats, 0.1 by default; `"overlap"` above one of
             Bhattacharyya's coefficient, the integral of sqrt(N_a N_b), 0.95 by default.
-        threshold: of that measure.
+        threshold: the threshold of that measure; None takes its default.
 
     Returns:
-        The merged mixture with the loss of likelihood.
+        The merged mixture and what the merging costs.
 
     Raises:
         ValueError: for an unknown measure or an impossible threshold.
@@ -93,7 +94,10 @@ def merge_components(
         raise ValueError(f"by must be 'kl' or 'overlap'; got {by!r}")
     threshold = (0.1 if by == "kl" else 0.95) if threshold is None else threshold
     if not 0.0 <= threshold <= (math.inf if by == "kl" else 1.0):
-        raise ValueError(f"a threshold of {threshold} is impossible for {by!r}")
+        raise ValueError(
+            f"a threshold of {threshold} is impossible for {by!r}: it must lie between 0 and "
+            + ("infinity" if by == "kl" else "1")
+        )
     limit = threshold if by == "kl" else -math.log(max(threshold, 1e-300))
     columns = ("mixing", "mean", "std", "pinned_mixing", "pinned_mean", "pinned_std")
     table = torch.stack([getattr(mixture, name).detach().double() for name in columns])
@@ -159,20 +163,23 @@ def _moment_matched(a: Float[Tensor, " 6"], b: Float[Tensor, " 6"]) -> Float[Ten
 def assign(mixture: GaussianMixture, w: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     """The most responsible component of each weight, argmax_j gamma_ij.
 
+    In O(N log K) by the mixture's decision regions (`swsmix.tables.regions`). The weights are
+    compared in their own type with boundaries that were found in float64, so that the answer is
+    right far out in the tails too. Of equally responsible components the first claims the weight.
+
     Args:
         mixture: the mixture.
-        w: the weights, any shape.
+        w: the weights, any shape, on any device.
 
     Returns:
-        Component numbers of the weights' shape.
+        Component numbers of the weights' shape, on their device.
 
     Example:
         >>> mixture = GaussianMixture([0.9, 0.1], [0.0, 1.0], [0.1, 0.1])
         >>> assign(mixture, torch.tensor([0.1, 0.9]))
         tensor([0, 1])
     """
-    chunks = w.detach().reshape(-1).to(mixture.mean.dtype).split(_CHUNK)
-    return torch.cat([mixture.log_joint(chunk).argmax(-1) for chunk in chunks]).view(w.shape)
+    return decision_regions(mixture).assign(w)
 
 
 @torch.no_grad()
@@ -180,8 +187,8 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
     """Set each weight under the prior to the mean of its most responsible component, in place.
 
     Ullrich, Meeds & Welling 2017, section 3.3. The network keeps its structure; its tensors then
-    hold at most K values a mixture. Snapping twice changes nothing more, as long as each centre
-    is its own component's.
+    hold at most K values per mixture. Snapping again changes nothing, as long as each centre
+    belongs to its own component.
 
     Args:
         prior: the prior; its network is changed.
@@ -240,7 +247,7 @@ def snapped_state(
 
     Args:
         model: the network, or a state_dict.
-        prior: the prior, whose tensors are snapped to its centres; None snaps none.
+        prior: the prior, whose tensors are snapped to its centres; None snaps nothing.
         bias_bits: 8 or 16 snap the floating-point tensors outside the prior too: parameters to
             multiples of a power of two (`snap_to_grid`), buffers, such as the running variances
             of a batch norm, to bfloat16. None keeps them exactly. Of a bare state_dict those
@@ -277,7 +284,9 @@ def snapped_state(
             state[name] = inside[name].to(t.dtype)
         elif bias_bits is not None and t.is_floating_point() and name not in keep:
             if name in parameters and not torch.isfinite(t).all():
-                raise ValueError(f"{name} holds nan or inf: {bias_bits} bits cannot hold it")
+                raise ValueError(
+                    f"{name} holds nan or inf, which {bias_bits} bits cannot hold: omit bias_bits"
+                )
             state[name] = (
                 snap_to_grid(t, bias_bits) if name in parameters else t.bfloat16().to(t.dtype)
             )
@@ -291,7 +300,7 @@ def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
 
     Args:
         t: finite numbers.
-        bits: of each, the sign included.
+        bits: bits per number, the sign included.
 
     Returns:
         The rounded numbers, at most half a step away.
@@ -307,7 +316,7 @@ def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
         return t.clone()
     largest = t.detach().abs().max().item()
     if not math.isfinite(largest):
-        raise ValueError("numbers to snap to a grid must be finite")
+        raise ValueError(f"numbers to snap to a grid must be finite; the largest is {largest}")
     if largest == 0.0:
         return t.clone()
     most = 2 ** (bits - 1) - 1
@@ -316,15 +325,15 @@ def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
 
 
 def bits_per_weight(index: Int[Tensor, "*n"]) -> float:
-    """The zero-order entropy of component numbers, -sum_j p_j log2 p_j, in bits a weight.
+    """The zero-order entropy of component numbers, -sum_j p_j log2 p_j, in bits per weight.
 
-    What an ideal entropy coder needs for the numbers (not for the codebook) without context.
+    What an ideal entropy coder without contexts needs for the numbers; the codebook is extra.
 
     Args:
         index: component numbers, at least one.
 
     Returns:
-        Bits a weight.
+        Bits per weight.
 
     Example:
         >>> bits_per_weight(torch.tensor([0, 0, 1, 1]))

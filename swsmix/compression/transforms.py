@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-Layer = nn.Linear | nn.Conv2d
+_Layer = nn.Linear | nn.Conv2d
 
 
 @torch.no_grad()
@@ -25,18 +25,18 @@ def fold_dead_neurons_(
 ) -> int:
     """Fold neurons without input or without output into the next layer's biases, in place.
 
-    A neuron without incoming weights puts out f(b) whatever the input: each next neuron gets
-    b'_k += w_kj f(b_j), and w_kj = 0. A neuron without outgoing weights is not heard: its
-    incoming weights and its bias become 0. Both then cost next to nothing to encode.
+    A neuron j without incoming weights puts out f(b_j) whatever the input: each neuron k of the
+    next layer gets b_k += w_kj f(b_j), and w_kj = 0. A neuron without outgoing weights changes
+    nothing: its incoming weights and its bias become 0. Both then take few bytes.
 
     Args:
         model: the network.
         layer: the name of the layer whose neurons may be dead (`"fc1"`).
         following: the name of the layer that takes its outputs.
-        activation: f, what lies between the two, of one number.
+        activation: f, the element-wise function between the two layers.
 
     Returns:
-        How many neurons are dead now.
+        How many neurons of the layer are dead now.
 
     Raises:
         ValueError: if the layers do not follow each other, have no biases, or a convolution pads
@@ -50,9 +50,11 @@ def fold_dead_neurons_(
     """
     first, second = _pair(model, layer, following)
     if first.bias is None or second.bias is None:
-        raise ValueError(f"folding wants biases; {layer} and {following} must both have one")
+        raise ValueError(f"folding needs biases: {layer} and {following} must both have one")
     if isinstance(second, nn.Conv2d) and any(second.padding):
-        raise ValueError(f"{following} pads its input: what a dead neuron adds varies there")
+        raise ValueError(
+            f"{following} pads its input: what a dead neuron adds varies at the border"
+        )
     outgoing = _by_input(second, first)  # a view (outputs, neurons, rest)
     deaf = first.weight.flatten(1).eq(0).all(1)
     constant = activation(first.bias.double())
@@ -70,8 +72,8 @@ def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
 
     The order of n neurons takes log2 n! bits of a file and means nothing (2041 bits of 300). In
     this order the codec spends none on it, nor on dead neurons, which come last. The next layer's
-    inputs are permuted alike, so that the outputs stay the same, up to the order in which they
-    are summed. Begin with the layer next to the input.
+    inputs are permuted in the same way: the network's outputs stay the same up to rounding.
+    Begin with the layer next to the input.
 
     Args:
         model: the network.
@@ -79,7 +81,7 @@ def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
         following: the name of the layer that takes its outputs.
 
     Returns:
-        The permutation: which neuron has come to each place.
+        The permutation: which neuron is now at each place.
 
     Raises:
         ValueError: if the layers do not follow each other.
@@ -106,13 +108,13 @@ def sort_neurons_(model: nn.Module, layer: str, following: str) -> Tensor:
 def same_outputs(
     before: nn.Module, after: nn.Module, inputs: Iterable[Tensor], *, tolerance: float = 1e-5
 ) -> float:
-    """Verify that two networks put out the same, relative to the largest output.
+    """Verify that two networks have the same outputs, relative to the largest output.
 
     Args:
         before: the network as it was (a `copy.deepcopy`).
         after: the network as it is.
         inputs: batches.
-        tolerance: the largest difference to accept, relative.
+        tolerance: the largest relative difference to accept.
 
     Returns:
         The largest relative difference.
@@ -133,12 +135,12 @@ def same_outputs(
             "there are no inputs to compare the outputs on"
             if worst == -1.0
             else f"the outputs differ by {worst:.2g} of the largest one, more than {tolerance:g}: "
-            "the layers are not a pair as the transform wants it"
+            "the layers are not a pair that the transform can handle"
         )
     return worst
 
 
-def _pair(model: nn.Module, layer: str, following: str) -> tuple[Layer, Layer]:
+def _pair(model: nn.Module, layer: str, following: str) -> tuple[_Layer, _Layer]:
     modules = dict(model.named_modules())
     pair = []
     for name in (layer, following):
@@ -147,7 +149,7 @@ def _pair(model: nn.Module, layer: str, following: str) -> tuple[Layer, Layer]:
             legal = [n for n, m in modules.items() if isinstance(m, nn.Linear | nn.Conv2d)]
             raise ValueError(f"{name!r} is no Linear or Conv2d of the model; it has {legal}")
         if isinstance(module, nn.Conv2d) and module.groups != 1:
-            raise ValueError(f"{name} has {module.groups} groups; the transforms want 1")
+            raise ValueError(f"{name} has {module.groups} groups; the transforms need 1")
         pair.append(module)
     first, second = pair
     if second.weight.shape[1] % len(first.weight):
@@ -158,6 +160,6 @@ def _pair(model: nn.Module, layer: str, following: str) -> tuple[Layer, Layer]:
     return first, second
 
 
-def _by_input(second: Layer, first: Layer) -> Tensor:
+def _by_input(second: _Layer, first: _Layer) -> Tensor:
     """The following layer's weights as a view (outputs, neurons, rest)."""
     return second.weight.view(len(second.weight), len(first.weight), -1)

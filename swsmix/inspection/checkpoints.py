@@ -22,7 +22,7 @@ from torch import Tensor
 
 from swsmix import codec
 from swsmix._files import replacing
-from swsmix.compression.codebooks_fit import of_values
+from swsmix.compression.codebooks import mixture_of_values
 from swsmix.mixture import GaussianMixture
 from swsmix.training import runs
 from swsmix.training.history import History
@@ -169,7 +169,8 @@ def _read_compressed(path: Path) -> Checkpoint:
         if not names or len(values) > _MAX_VALUES or not values.isfinite().all():
             continue
         group = names[0] if len(names) == 1 else f"codebook {number + 1}"
-        groups[group], mixtures[group] = names, of_values([tensors[n] for n in names], values)
+        groups[group] = names
+        mixtures[group] = mixture_of_values([tensors[n] for n in names], values)
     rest = tuple(n for n in tensors if n in weights - {n for own in groups.values() for n in own})
     if groups and rest:
         groups["stored value by value"] = rest

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swsmix._histogram import Array, bin_counts, bin_edges, chunks, count, parameters_of, span
 from swsmix._labels import visible
-from swsmix.compression.codebooks_fit import cluster
+from swsmix.compression.codebooks import cluster
 from swsmix.inspection import checkpoints
 from swsmix.mixture import GaussianMixture
 from swsmix.tables.regions import decision_regions

@@ -2,7 +2,8 @@
 
 argmax_j gamma_j(w) is constant between the points where two components are equally responsible.
 Those are the roots of quadratics, so that sorting N weights into them takes O(N log K) time and
-no N x K memory.
+no N x K memory. The roots are found in float64 and in units of the components themselves, so
+that neither weights far out in the tails nor mixtures of any magnitude lose digits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from swsmix.mixture import GaussianMixture
 
 _CHUNK = 1 << 17
+_TYPES = {torch.float32, torch.float64}  # those in which weights are compared
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Regions:
     """Intervals of the weight axis and the component that claims each.
 
     Attributes:
-        boundaries: the ends between neighbouring intervals (r - 1,), ascending, in float64.
+        boundaries: the last number of each interval but the last (r - 1,), ascending, in float64.
         component: the most responsible component in each interval (r,).
         num_components: K of the mixture.
 
@@ -38,25 +40,33 @@ class Regions:
     num_components: int
 
     def assign(self, w: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-        """The most responsible component of each weight.
+        """The most responsible component of each weight, on the weights' own device.
 
         Returns:
             Component numbers of the weights' shape.
         """
-        return self.component[torch.bucketize(w.detach().cpu().double(), self.boundaries)]
+        flat = w.detach().reshape(-1)
+        claimed = torch.empty(len(flat), dtype=torch.int64, device=w.device)
+        component = self.component.to(w.device)
+        for part, out in zip(flat.split(_CHUNK), claimed.split(_CHUNK), strict=True):
+            out.copy_(component[self._interval(part)])
+        return claimed.view(w.shape)
 
     def count(self, w: Float[Tensor, "*n"]) -> Int[Tensor, " k"]:
         """The number of weights that each component claims, in bounded memory.
 
         Returns:
-            One number for each component.
+            One number for each component, on the CPU.
         """
         total = torch.zeros(len(self.component), dtype=torch.int64)
         for part in w.detach().reshape(-1).split(_CHUNK):
-            region = torch.bucketize(part.cpu().double(), self.boundaries)
-            total += torch.bincount(region, minlength=len(total))
+            total += torch.bincount(self._interval(part), minlength=len(total)).cpu()
         claimed = torch.zeros(self.num_components, dtype=torch.int64)
         return claimed.index_add_(0, self.component, total)
+
+    def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        w = w if w.dtype in _TYPES else w.float()
+        return torch.bucketize(w, _rounded_down(self.boundaries, w.dtype).to(w.device))
 
 
 @torch.no_grad()
@@ -67,8 +77,9 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
         mixture: the mixture (k components).
 
     Returns:
-        The regions; neighbours belong to different components. Of components that are equal
-        everywhere the first claims all.
+        The regions; neighbours belong to different components. Where two components are equally
+        responsible the first claims the weight; of components that are equal everywhere it
+        claims all.
 
     Example:
         >>> mixture = GaussianMixture([0.9, 0.1], [0.0, 0.0], [0.1, 1.0])
@@ -79,23 +90,60 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
         t.detach().double().cpu() for t in (mixture.mixing, mixture.mean, mixture.std)
     )
     live = mixing > 0
-    pi, mu, sigma = mixing[live], mean[live], std[live]
-    i, j = torch.triu_indices(len(pi), len(pi), 1)
-    # log(pi_i N_i) = log(pi_j N_j) at mu_i + t, where a t^2 + b t + c = 0.
-    d = mu[j] - mu[i]
-    a = 0.5 / sigma[j].square() - 0.5 / sigma[i].square()
-    b = -d / sigma[j].square()
-    c = 0.5 * (d / sigma[j]).square() + (pi[i] / sigma[i]).log() - (pi[j] / sigma[j]).log()
-    q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (b * b - 4 * a * c).sqrt())
-    roots = torch.cat([mu[i] + q / a, mu[i] + c / q])  # nan or inf where there is none
-    # Nearly equal components meet so far out that the square of the distance overflows.
-    roots = roots[roots.abs() < 1e100].unique()
+    roots = _crossings(mixing[live], mean[live], std[live])
     if not len(roots):
-        roots = mu[:1]
-    beyond = 1.0 + roots.abs().max()
+        return Regions(roots, _winners(mean[:1], mixing, mean, std), len(mean))
+    beyond = roots[-1] - roots[0] + std.max()
     probes = torch.cat([roots[:1] - beyond, (roots[1:] + roots[:-1]) / 2, roots[-1:] + beyond])
-    z = (probes[:, None] - mean) / std
-    winner = (mixing.log() - std.log() - 0.5 * z.square()).argmax(-1)
+    winner = _winners(probes, mixing, mean, std)
     change = winner[1:] != winner[:-1]
-    first = torch.cat([torch.ones(1, dtype=torch.bool), change])
-    return Regions(roots[change], winner[first], len(mean))
+    boundaries, component = roots[change], winner[torch.cat([change.new_ones(1), change])]
+    # A boundary belongs to the first of its two components.
+    below = torch.nextafter(boundaries, torch.full_like(boundaries, -torch.inf))
+    boundaries = torch.where(component[1:] < component[:-1], below, boundaries)
+    return Regions(boundaries, component, len(mean))
+
+
+def _crossings(
+    mixing: Float[Tensor, " k"], mean: Float[Tensor, " k"], std: Float[Tensor, " k"]
+) -> Float[Tensor, " c"]:
+    """The points where two components are equally responsible, ascending."""
+    # With n the narrower and v the wider of two, r = sigma_n / sigma_v, D = (mu_v - mu_n) / sigma_v
+    # and L = log(pi_n / sigma_n) - log(pi_v / sigma_v), they meet at mu_n + sigma_n u where
+    # (1 - r^2) / 2 u^2 + r D u - (D^2 / 2 + L) = 0.
+    order = std.argsort(stable=True)
+    mixing, mean, std = mixing[order], mean[order], std[order]
+    n, v = torch.triu_indices(len(std), len(std), 1)
+    height = mixing.log() - std.log()
+    level = height[n] - height[v]
+    ratio, gap = std[n] / std[v], (mean[v] - mean[n]) / std[v]
+    a = 0.5 * (1.0 - ratio) * (1.0 + ratio)
+    b = ratio * gap
+    c = -(0.5 * gap.square() + level)
+    q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (gap.square() + 4.0 * a * level).sqrt())
+    roots = torch.cat([mean[n] + std[n] * (q / a), mean[n] + std[n] * (c / q)])
+    # Nan or inf where there is none. Nearly equal components meet so far out that squares overflow.
+    roots = roots[(roots / std[0]).abs() < 1e150] if len(roots) else roots
+    ascending: Tensor = roots.unique()
+    return ascending
+
+
+def _winners(
+    w: Float[Tensor, " n"],
+    mixing: Float[Tensor, " k"],
+    mean: Float[Tensor, " k"],
+    std: Float[Tensor, " k"],
+) -> Int[Tensor, " n"]:
+    """The first of the most responsible components, evaluated one by one."""
+    height = mixing.log() - std.log()
+    parts = w.split(max(_CHUNK // len(mean), 1))
+    return torch.cat(
+        [(height - 0.5 * ((p[:, None] - mean) / std).square()).argmax(-1) for p in parts]
+    )
+
+
+def _rounded_down(x: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
+    """The largest numbers of a type that are not above x: w <= x is the same for all its w."""
+    near = x.to(dtype)
+    below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+    return torch.where(near.double() > x, below, near)

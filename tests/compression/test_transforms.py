@@ -95,5 +95,5 @@ def test_layers_that_are_no_pair_are_refused():
         with pytest.raises(ValueError, match=message):
             fold_dead_neurons_(net, *layers)
     bare = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="wants biases"):
+    with pytest.raises(ValueError, match="needs biases"):
         fold_dead_neurons_(bare, "0", "1")

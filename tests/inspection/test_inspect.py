@@ -12,7 +12,7 @@ import torch
 
 from swsmix import codec, load_run
 from swsmix._histogram import chunks
-from swsmix.compression.codebooks_fit import cluster
+from swsmix.compression.codebooks import cluster
 from swsmix.compression.snap import assign, bits_per_weight
 from swsmix.inspection.inspect import inspect
 from swsmix.mixture import GaussianMixture

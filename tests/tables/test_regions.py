@@ -1,5 +1,7 @@
 """Decision regions agree with the responsibilities that they stand for."""
 
+from fractions import Fraction
+
 import cases
 import pytest
 import torch
@@ -42,6 +44,54 @@ values = st.lists(
 def test_regions_of_any_mixture(components):
     mixing, mean, std = torch.tensor(components, dtype=torch.float64).T
     agree(GaussianMixture(mixing / mixing.sum(), mean, std), torch.linspace(-9, 9, 3001).double())
+
+
+def twin(mixture, w):
+    """The first of the most responsible components, one weight at a time, in exact fractions.
+
+    Without logarithms: all components have the same mixing proportion and std.
+    """
+    means = [Fraction(m) for m in mixture.mean.double().tolist()]
+    rows = [[abs(Fraction(v) - m) for m in means] for v in w.double().tolist()]
+    return torch.tensor([row.index(min(row)) for row in rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_the_first_of_equally_responsible_components_claims_a_weight(dtype, order):
+    means = torch.tensor([-1.0, 0.0, 0.5, 2.0])[order]
+    mixture = GaussianMixture([0.25] * 4, means, [0.125] * 4)
+    w = torch.tensor([-0.5, 0.25, 1.25]).to(dtype)  # half way
+    assert torch.equal(decision_regions(mixture).assign(w), twin(mixture, w))
+    w = torch.linspace(-3, 3, 1001).to(dtype)
+    assert torch.equal(decision_regions(mixture).assign(w), twin(mixture, w))
+
+
+@pytest.mark.parametrize("std", [1e-9, 1e-12, 1e-30])
+def test_weights_far_out_go_to_the_nearest_of_equal_components(std):
+    mixture = GaussianMixture([0.25] * 4, torch.tensor([1e-3, -1e-3, 0.1, -0.2]), [std] * 4)
+    largest = torch.finfo(torch.float32).max
+    w = torch.tensor([-largest, -1.0, -1e-4, 1e-4, 0.04, 1.0, 1e30, largest])
+    assert (w.abs() / std).max() > 1e9
+    assert torch.equal(decision_regions(mixture).assign(w), twin(mixture, w))
+
+
+@pytest.mark.parametrize("exponent", [-900, -130, 120, 900])
+def test_a_mixture_of_any_magnitude_has_the_regions_of_the_one_near_1(exponent):
+    mixture, unit = cases.mixtures()["typical"], 2.0**exponent
+    scaled = GaussianMixture(mixture.mixing, unit * mixture.mean, unit * mixture.std)
+    one, other = decision_regions(mixture), decision_regions(scaled)
+    assert torch.equal(one.component, other.component)
+    torch.testing.assert_close(other.boundaries / unit, one.boundaries, rtol=1e-12, atol=0.0)
+
+
+def test_neighbouring_floats_on_both_sides_of_a_boundary_go_to_both_sides():
+    mixture = GaussianMixture([0.3, 0.7], [0.1, 0.7], [0.05, 0.2])
+    regions = decision_regions(mixture)
+    for b in regions.boundaries.float():
+        near = torch.stack([b.nextafter(b - 1), b, b.nextafter(b + 1)])
+        exact = regions.assign(near.double())
+        assert torch.equal(regions.assign(near), exact) and exact[0] != exact[-1]
 
 
 def test_a_dead_component_claims_nothing_and_a_wide_one_both_tails():

@@ -3,7 +3,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from swsmix.codec import encode
-from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
+from swsmix.compression.codebooks import cluster, packed_bytes, quantize_state, snapped
 
 
 def state(shape=(80, 60), seed=0):
@@ -54,6 +54,49 @@ def test_kmeans_is_as_good_as_scipys_and_assigns_to_the_nearest():
     assert mse < 1.05 * best
 
 
+@pytest.mark.parametrize("method", ["mixture", "kmeans"])
+@pytest.mark.parametrize(("modes", "k"), [(1, 2), (2, 3), (3, 7), (5, 6)])
+def test_no_value_is_lost_where_weights_come_in_heaps(method, modes, k):
+    generator = torch.Generator().manual_seed(0)
+    heaps = torch.randn(modes, 2000, generator=generator) * 0.02
+    w = (heaps + torch.arange(modes)[:, None]).reshape(-1, 20)
+    q = quantize_state({"w": w}, k, method=method)["w"]
+    x = w.double().reshape(-1, 1).numpy()
+    best = min(
+        float(((x - c[labels]) ** 2).mean())
+        for seed in range(5)
+        for c, labels in [kmeans2(x, k, minit="++", rng=seed)]
+    )
+    assert len(q.values.unique()) == len(q.codebook) == k
+    assert (q.values - w).double().square().mean() < 1.1**2 * best
+
+
+def test_values_that_no_weight_takes_are_not_in_the_codebook():
+    net = state()
+    for zero in (False, True):
+        q = quantize_state(net, 16, strength=8.0, zero=zero)["w"]
+        used = torch.bincount(q.index.reshape(-1), minlength=len(q.codebook)) > 0
+        assert len(q.codebook) < 16 and used[zero:].all()
+        assert not zero or q.codebook[0] == 0.0
+
+
+def test_both_kinds_of_codebook_see_weights_of_few_values_and_of_any_magnitude_alike():
+    few = torch.tensor([-1.0, 0.0, 2.0])[torch.randint(3, (20, 20))]
+    assert torch.equal(cluster([few.view(-1)], 4)[0].mean, torch.tensor([-1.0, 0.0, 2.0]).double())
+    assert quantize_state({"w": few}, 4)["w"].codebook.tolist() == [-1.0, 0.0, 2.0]
+    w = state()["w"]
+    one, other = (cluster([(w * unit).view(-1)], 3)[0] for unit in (1.0, 2.0**60))
+    torch.testing.assert_close(other.mean.float() / 2.0**60, one.mean, rtol=1e-2, atol=1e-3)
+
+
+def test_the_one_giant_among_very_many_weights_has_a_value():
+    w = 0.1 * torch.randn(400, 1000, generator=torch.Generator().manual_seed(0))
+    w[17, 5] = 30.0
+    for method in ("mixture", "kmeans"):
+        q = quantize_state({"w": w}, 4, method=method)["w"]
+        assert q.values[17, 5] == pytest.approx(30.0, rel=1e-6)
+
+
 def test_the_mixture_takes_fewer_bytes_than_kmeans_at_about_its_error():
     net = state((200, 150))
     a, b = (quantize_state(net, 16, method=m)["w"] for m in ("mixture", "kmeans"))
@@ -88,3 +131,5 @@ def test_weights_that_are_not_finite_are_refused():
         quantize_state({"w": torch.full((9, 9), torch.nan)}, 4)
     with pytest.raises(ValueError, match="at least 1"):
         quantize_state({}, 0)
+    with pytest.raises(ValueError, match="strength must be positive; got 0"):
+        quantize_state({}, strength=0.0)

@@ -1,4 +1,3 @@
-import copy
 import math
 
 import cases
@@ -9,8 +8,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swsmix import GaussianMixture, MixturePrior, snap_
-from swsmix.compression.centres import refine_, tie
-from swsmix.compression.report import snapping_report
 from swsmix.compression.snap import (
     assign,
     bits_per_weight,
@@ -175,66 +172,3 @@ def test_the_snapped_state_follows_ties_and_treats_the_rest_as_asked():
         snapped_state(net, prior, bias_bits=4)
     with pytest.raises(ValueError, match="which the model does not have"):
         snapped_state({"x": torch.ones(2)}, prior)
-
-
-def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 10, generator=generator)
-    y = torch.tanh(x @ torch.randn(10, 3, generator=generator))
-    net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(net(x), y).backward()
-        optimizer.step()
-    prior = MixturePrior(net, 8, zero=True)
-    found = quantize(prior)
-    snap_(prior)
-    before = nn.functional.mse_loss(net(x), y).item()
-    refined = refine_(net, found, nn.functional.mse_loss, [(x, y)] * 200, lr=1e-2)
-    assert nn.functional.mse_loss(net(x), y).item() < 0.9 * before
-    assert refined["0.weight"].codebook is refined["2.weight"].codebook
-    for name, q in refined.items():
-        assert torch.equal(q.index, found[name].index)
-        assert torch.equal((q.values == 0), (found[name].values == 0))
-        assert torch.equal(net.get_parameter(name), q.values)
-
-
-def test_tied_weights_in_any_loop_move_as_refined_centres_do():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, 6, generator=generator).double()
-    y = x[:, :2] * x[:, 1:3]
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    prior = MixturePrior(net, 4, groups="tensor", zero=True)
-    found = quantize(prior)
-    snap_(prior)
-    twin = copy.deepcopy(net)
-    refine_(net, found, nn.functional.mse_loss, [(x, y)] * 20, lr=1e-2)
-    handles = [tie(twin.get_parameter(name), q.index) for name, q in found.items()]
-    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
-    for _ in range(20):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(twin(x), y).backward()
-        optimizer.step()
-    for handle in handles:
-        handle.remove()
-    for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=1e-10), name
-
-
-def test_the_report_says_what_snapping_does():
-    net = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 5))
-    prior = MixturePrior(net, 4, zero=True)
-    old = {n: p.detach().clone() for n, p in net.named_parameters()}
-    report = snapping_report(net, prior, measure=lambda m: m[0].weight.double().sum().item())
-    assert torch.equal(net[0].weight, old["0.weight"])
-    index = snap_(prior)
-    for row in report.tensors:
-        new = net.get_parameter(row.name).detach()
-        assert row.distinct == len(new.unique()) and row.numel == new.numel()
-        assert row.nonzero == pytest.approx((new != 0).double().mean().item())
-        assert row.mse == pytest.approx((new - old[row.name]).double().square().mean().item())
-        assert row.largest == pytest.approx((new - old[row.name]).abs().max().item())
-        assert row.bits == pytest.approx(bits_per_weight(index[row.name]))
-    assert report.after == pytest.approx(net[0].weight.double().sum().item())
-    assert "0.weight" in str(report) and "exact" in str(report)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, snap_
-from swsmix.compression.recipe import Recipe, _merged, _Snapped, compress_
+from swsmix import snap_
+from swsmix.compression.recipe import Recipe, compress_
+from swsmix.compression.straight_through import StraightThrough
 
 SHORT = Recipe(
     num_components=5, sparsify_epochs=6, quantise_epochs=6, finetune_epochs=2, em_every=5,
@@ -130,26 +131,6 @@ def test_biases_can_be_compressed_too():
 
 
 @pytest.mark.parametrize(
-    ("w", "expected"),
-    [
-        ([0.0, 1.0, 1.01, -1.0], [0, 2, 2, 1]),  # near-equal centres
-        ([0.0, 0.02, 1.0, 2.0], [0, 0, 1, 2]),  # one that drifted to zero
-        ([0.0, 1.0, 2.0, 3.0], [0, 1, 2, 3]),
-    ],
-)
-def test_near_centres_merge_and_zero_keeps_its_number(w, expected):
-    recipe = Recipe(rare=0, merge=0.1)
-    got = _merged(torch.arange(4), torch.tensor(w), recipe, 1.0)
-    assert got.tolist() == expected
-
-
-def test_rare_clusters_merge_into_the_nearest():
-    index = torch.tensor([0] * 9 + [1] * 9 + [2] + [3] * 9)
-    w = torch.tensor([0.0] * 9 + [1.0] * 9 + [1.4] + [2.0] * 9)
-    assert _merged(index, w, Recipe(rare=4), 1.0).tolist() == [0] * 9 + [1] * 10 + [2] * 9
-
-
-@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"num_components": 1}, "at least 2; got 1"),
@@ -167,9 +148,9 @@ def test_impossible_recipes_are_refused(values, message):
 
 def test_data_without_a_length_and_a_resume_without_a_folder_are_refused():
     net, (x, y), _ = problem()
-    with pytest.raises(ValueError, match="the data want a length"):
+    with pytest.raises(ValueError, match="the data need a length"):
         compressed(net, ((x, y) for _ in range(2)))
-    with pytest.raises(ValueError, match="resume wants the run folder"):
+    with pytest.raises(ValueError, match="resume needs the folder"):
         compressed(net, (x, y), resume=True)
 
 
@@ -178,26 +159,6 @@ def test_weights_that_are_not_finite_are_named():
     net[2].weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"2\.weight holds nan or inf"):
         compressed(net, data)
-
-
-def two_values():
-    """A layer of three weights, one of them held at zero, and a prior with a centre at 1."""
-    net = nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[0.02, 0.9, 1.2]]))
-    mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1], pinned_mean=[True, False])
-    prior = MixturePrior(net, initial=mixture, groups="tensor")
-    return net, _Snapped(net, prior, {"weight": torch.tensor([[True, False, False]])})
-
-
-def test_the_network_answers_with_its_weights_snapped_and_they_learn_from_that():
-    net, snapped = two_values()
-    x = torch.tensor([[3.0, 5.0, 7.0]])
-    answer = snapped(x)
-    assert answer.item() == 12.0  # 0 x 3 + 1 x 5 + 1 x 7
-    (answer**2).sum().backward()
-    assert net.weight.grad.tolist() == [[0.0, 2 * 12.0 * 5.0, 2 * 12.0 * 7.0]]
-    assert net.weight[0, 1:].tolist() == pytest.approx([0.9, 1.2])  # the weights themselves stay
 
 
 def test_while_clusters_form_the_measure_is_that_of_the_network_which_is_snapped_at_the_end():
@@ -214,7 +175,7 @@ def test_what_the_first_phase_sends_to_zero_is_zero_at_the_end():
     zeros = {}
 
     def after_first_phase(module, *_):
-        if isinstance(module, _Snapped) and not zeros:
+        if isinstance(module, StraightThrough) and not zeros:
             zeros.update({n: p == 0 for n, p in module.model.named_parameters() if p.ndim > 1})
 
     handle = nn.modules.module.register_module_forward_pre_hook(after_first_phase)

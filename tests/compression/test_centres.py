@@ -1,0 +1,55 @@
+"""Centres fitted to the data while each weight keeps its own."""
+
+import copy
+
+import torch
+from torch import nn
+
+from swsmix import MixturePrior, snap_
+from swsmix.compression.centres import refine_, tie
+from swsmix.compression.snap import quantize
+
+
+def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 10, generator=generator)
+    y = torch.tanh(x @ torch.randn(10, 3, generator=generator))
+    net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 3))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+    prior = MixturePrior(net, 8, zero=True)
+    found = quantize(prior)
+    snap_(prior)
+    before = nn.functional.mse_loss(net(x), y).item()
+    refined = refine_(net, found, nn.functional.mse_loss, [(x, y)] * 200, lr=1e-2)
+    assert nn.functional.mse_loss(net(x), y).item() < 0.9 * before
+    assert refined["0.weight"].codebook is refined["2.weight"].codebook
+    for name, q in refined.items():
+        assert torch.equal(q.index, found[name].index)
+        assert torch.equal((q.values == 0), (found[name].values == 0))
+        assert torch.equal(net.get_parameter(name), q.values)
+
+
+def test_tied_weights_in_any_loop_move_as_refined_centres_do():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator).double()
+    y = x[:, :2] * x[:, 1:3]
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    prior = MixturePrior(net, 4, groups="tensor", zero=True)
+    found = quantize(prior)
+    snap_(prior)
+    twin = copy.deepcopy(net)
+    refine_(net, found, nn.functional.mse_loss, [(x, y)] * 20, lr=1e-2)
+    handles = [tie(twin.get_parameter(name), q.index) for name, q in found.items()]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(twin(x), y).backward()
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    for (name, p), q in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-10), name
