@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from swsmix.tables.direct import eager
+from swsmix.tables.exact import eager
 
 
 @pytest.mark.parametrize("called_before", [True, False])
