@@ -98,8 +98,8 @@ def refine_(
         >>> from swsmix import MixturePrior
         >>> from swsmix.compression.snap import quantize
         >>> net, x = nn.Linear(4, 3), torch.randn(8, 4)
-        >>> found = quantize(MixturePrior(net, 3))
-        >>> refined = refine_(net, found, nn.functional.mse_loss, [(x, x[:, :3])] * 10)
+        >>> quantized = quantize(MixturePrior(net, 3))
+        >>> refined = refine_(net, quantized, nn.functional.mse_loss, [(x, x[:, :3])] * 10)
         >>> torch.equal(net.weight, refined["weight"].values)
         True
     """
