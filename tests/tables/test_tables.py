@@ -384,7 +384,7 @@ calls(w[:300_000], grad[:300_000])
 before = peak()
 calls(w, grad)
 print((peak() - before) / n)
-hold = torch.ones(n)  # 4 bytes a weight, to see that the measure sees them
+hold = torch.ones(n)  # 4 bytes per weight, to see that the measure sees them
 print((peak() - before) / n)
 """
 
@@ -398,5 +398,5 @@ def test_memory_does_not_grow_with_the_number_of_weights(loops, request):
         check=True,
     )
     extra, with_a_tensor_more = map(float, out.stdout.split())
-    assert extra < 0.5  # bytes a weight; one N x K tensor would be 68
+    assert extra < 0.5  # bytes per weight; one N x K tensor would be 68
     assert with_a_tensor_more > 3.0
