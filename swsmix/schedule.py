@@ -114,7 +114,7 @@ class Schedule:
         """Whether the stds are cut down to the cap when the clock has reached a tick.
 
         With the EM steps, every `em_every` ticks: a mixture that changed with every tick would
-        want new tables each time, which costs more than the training step.
+        need new tables each time, which costs more than the training step.
 
         Returns:
             True once every `em_every` ticks from `anneal_start` on, if there is a cap.
