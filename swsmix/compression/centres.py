@@ -36,7 +36,7 @@ def centre_sums(index: Tensor, values: Tensor) -> Tensor:
 def tie(parameter: Tensor, index: Tensor, *, fixed: int | None = 0) -> RemovableHandle:
     """Give each weight its centre's gradient, so that weights of one value keep one value.
 
-    An optimizer that treats all weights alike (SGD, Adam) then moves the centres.
+    An optimiser that treats all weights alike (SGD, Adam) then moves the centres.
 
     Args:
         parameter: a snapped tensor.

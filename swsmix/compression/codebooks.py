@@ -59,7 +59,8 @@ def quantize_state(
         method: `"mixture"`, or `"kmeans"`, the palettisation of other tools (Han, Mao & Dally
             2016), to compare with.
         strength: the common std of the mixture's components, in units of the error that k-means
-            makes. The larger, the more it counts how common a value is: fewer bytes, more error.
+            makes. The larger it is, the more weights move to common values: fewer bytes, more
+            error.
         zero: the first value of each codebook is exactly 0.
         seed: for the sample of very many weights.
         progress: show a progress bar over the tensors.
