@@ -244,7 +244,9 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     about = moments.recentred(mean).second.clamp_min(0.0)
     penalty = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
     variance = (about + penalty) / (count + nu + c).clamp_min(1e-300)
-    std = torch.where(mixture.pinned_std | (variance <= 0), mixture.std.double(), variance.sqrt())
+    std = variance.sqrt().to(mixture.std.dtype)
+    # Positive after the cast: float32 has no 1e-50.
+    std = torch.where(mixture.pinned_std | ~(std > 0), mixture.std, std)
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
