@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -196,7 +196,7 @@ def _may_hold_weights(path: Path) -> bool:
         return True
 
 
-def _names_storages(file: BinaryIO) -> bool:
+def _names_storages(file: io.BytesIO | io.BufferedReader) -> bool:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     while file.tell() < size:  # an old file of torch.save is several pickles
