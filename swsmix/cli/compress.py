@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swsmix.cli.app import app
+from swsmix.cli.inspect import left_out_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,8 @@ def compress(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A run folder, a .safetensors file, a file of torch.save, or a folder of these."
+            help="A run folder, a .safetensors file, a file of torch.save, a folder of these, or "
+            "its index (.index.json)."
         ),
     ],
     out: Annotated[
@@ -82,6 +84,8 @@ def compress(
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
     size = save_compressed(out, state, progress=not quiet)
     if not quiet:
+        for line in left_out_lines(checkpoint):
+            typer.echo(line)
         if found:
             reports = tensor_reports(original, state, found)
             typer.echo(SnappingReport(reports, bias_bits, before=None, after=None))

@@ -29,7 +29,7 @@ def inspect(
         Path,
         typer.Argument(
             help="A run folder, a checkpoint in it, a compressed file (.sws), a PyTorch or "
-            "safetensors file, or a folder of those.",
+            "safetensors file, a folder of those, or its index (.index.json).",
             show_default=False,
         ),
     ],
@@ -124,6 +124,8 @@ def inspect(
     ascii_only = console.options.ascii_only
     if not quiet:
         console.print(terminal(inspection, width=console.width, ascii_only=ascii_only))
+        for line in left_out_lines(checkpoint):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     posterior = posteriors.load_from(path)
     if posterior is not None and not quiet:
         console.print("\nposterior.safetensors", markup=False, highlight=False)
@@ -153,11 +155,27 @@ def inspect(
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def left_out_lines(checkpoint: Any) -> list[str]:
+    """What the checkpoint holds beside its network, one line for each reason."""
+    from swsmix._labels import visible
+
+    reasons: dict[str, list[str]] = {}
+    for name, why in checkpoint.left_out.items():
+        reasons.setdefault(why, []).append(visible(name, ascii_only=True))
+    return [
+        f"left out: {', '.join(names[:6])}"
+        + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        + f": {visible(why, ascii_only=True)}"
+        for why, names in reasons.items()
+    ]
+
+
 def _print_bytes(path: Path, others: list[str]) -> None:
     """The tables of `--bytes`; `others` are the options given beside it."""
     from rich.console import Console
 
     from swsmix import codec
+    from swsmix.inspection.checkpoint_files import check_regular
     from swsmix.inspection.storage import byte_tables
 
     if others:
@@ -170,8 +188,7 @@ def _print_bytes(path: Path, others: list[str]) -> None:
             f"--bytes needs a compressed file (.sws), and {path} is a folder: name a file in it, "
             "or make one with `swsmix compress`"
         )
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there")
+    check_regular(path)
     data = path.read_bytes()
     if not data.startswith(codec.MAGIC):
         raise ValueError(

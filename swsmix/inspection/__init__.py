@@ -1,6 +1,8 @@
 """Any checkpoint inspected: its tensors and mixtures as text, figures, and a page of HTML.
 
 checkpoints  read: anyone's checkpoint as named tensors, without running its code
+checkpoint_files, checkpoint_folders, contents
+             one file; a folder, by its index; which of the tensors are the network
 inspect      inspect: the tensors of a checkpoint, and the mixture over them
 text         terminal: an inspection for the terminal
 figures      draw_figures: every figure of an inspection

@@ -58,6 +58,9 @@ def test_the_network_alone_is_compressed_of_what_a_trainer_keeps_beside_it(tmp_p
     run("compress", tmp_path / "all.pt", "--lossless", "-q")
     whole = load_compressed(tmp_path / "all.sws")
     assert list(whole) == ["a.weight"] and torch.equal(whole["a.weight"], state["a.weight"])
+    for command_line in (("compress", "--lossless"), ("inspect", "--no-figures")):
+        printed = run(command_line[0], tmp_path / "all.pt", *command_line[1:])
+        assert "left out: ema: a second set of the tensors in 'model'" in printed
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):

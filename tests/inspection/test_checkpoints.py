@@ -167,7 +167,7 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path):
         (write("half.pt", (tmp_path / "whole.pt").read_bytes()[:900]), "checkpoint"),
         (write("half", (tmp_path / "whole.safetensors").read_bytes()[:300]), "safetensors"),
         (write("pickle", pickle.dumps([1, 2], protocol=2)), "no weights to inspect|damaged"),
-        (tmp_path / "a.npz", "damaged, or not a file of torch.save"),
+        (tmp_path / "a.npz", r"NumPy archive: write .*numpy\.load"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             inspect(path)
