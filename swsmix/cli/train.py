@@ -147,6 +147,7 @@ def train(
         for name in settings
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
+    runs.recover(out)
     settings = _resumed(runs.load_config(out), settings, given, force=force)
     _run(settings, out, resume=True, **options)
 
