@@ -19,15 +19,21 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import torch
 from safetensors import safe_open
@@ -41,6 +47,7 @@ from swsmix._files import sync
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
 
+T = TypeVar("T")
 _PREFIX = "checkpoint-"
 _FINAL = "final"
 _WRITING = ".writing-"
@@ -130,12 +137,21 @@ def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Pa
         FileExistsError: as `claim`, unless it holds a run and `force` is set.
     """
     path = Path(path)
-    recover(path)
-    aside = _aside(path)
-    if force and is_run(path):
-        path.rename(aside)
-        sync(path.parent)
-    claim(path)
+    held = is_run(path) or is_run(_aside(path))
+    with locked(_aside(path)), locked(path):
+        recover(path)
+        aside = _aside(path)
+        if force and is_run(path):  # the lock stays on the old run
+            path.rename(aside)
+            sync(path.parent)
+            held = False
+        claim(path)
+        with nullcontext() if held else locked(path):
+            yield from _replace(path, aside)
+
+
+def _replace(path: Path, aside: Path) -> Iterator[Path]:
+    """Yield the new run; then delete the old one, or restore it if the new one is empty."""
     try:
         yield path
     finally:
@@ -145,6 +161,39 @@ def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Pa
                 aside.rename(path)
         elif aside.exists():
             _remove_run(aside)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run folder for writing; another process that asks for it gets an error.
+
+    The lock ends with the process, however it ends. Where there is no `fcntl` (Windows), and for
+    a folder that is not a run, nothing is locked. Reading needs no lock.
+
+    Args:
+        path: the run folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BlockingIOError: if another process is writing to it.
+    """
+    if fcntl is None or not is_run(path):
+        yield
+        return
+    handle = os.open(Path(path) / _MARKER, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is writing to the run {path}: wait until it ends, or name "
+                "another folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def recover(path: str | os.PathLike[str]) -> None:
@@ -333,7 +382,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         network=_read(folder / "network.safetensors", load_file),
         prior=_read(folder / "prior.safetensors", load_file),
         groups=_read(folder / "prior.safetensors", _load_groups),
-        history=History.from_tensors(_read(folder / "history.safetensors", load_file)),
+        history=_read(folder / "history.safetensors", _load_history),
         training=training,
     )
 
@@ -404,6 +453,9 @@ def _checkpoints(path: Path) -> list[Path]:
 
 def _load_training(file: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    epoch = state.get("epoch") if isinstance(state, dict) else None
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        raise ValueError("wanted a dictionary with `epoch`, a number of epochs or rounds")
     return state
 
 
@@ -413,11 +465,20 @@ def _load_groups(file: Path) -> dict[str, tuple[str, ...]]:
     return {g: tuple(names) for g, names in json.loads(metadata.get("groups", "{}")).items()}
 
 
-def _read(file: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def _load_history(file: Path) -> History:
+    return History.from_tensors(load_file(file))
+
+
+def _read(file: Path, reader: Callable[[Path], T]) -> T:
     if not file.exists():
         raise ValueError(f"the checkpoint {file.parent} lacks {file.name}: it is not complete")
     try:
         return reader(file)
+    except pickle.UnpicklingError:  # torch's own message advises weights_only=False
+        raise ValueError(
+            f"{file} is damaged, or another kind of file: it is not a training state that swsmix "
+            "has written, and nothing in it was run"
+        ) from None
     except Exception as error:
         # torch.load raises pickle.UnpicklingError, zip errors and more for damaged files.
         raise ValueError(f"{file} is damaged, or another kind of file: {error}") from error

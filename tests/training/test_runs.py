@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swsmix import MixturePrior, load_run
@@ -251,3 +252,57 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monk
     with pytest.raises(OSError, match=r"cannot write .*No space left on device; .* is kept"):
         saved(tmp_path, 2)
     assert load_run(tmp_path).epoch == 1 and not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
+    saved(tmp_path / "run", 1)
+    with runs.locked(tmp_path / "run"):
+        with (
+            pytest.raises(BlockingIOError, match="another process is writing"),
+            runs.new_run(tmp_path / "run", force=True),
+        ):
+            raise AssertionError
+        assert load_run(tmp_path / "run").epoch == 1
+    with runs.new_run(tmp_path / "run", force=True):
+        assert load_run(tmp_path / "run").epoch == 1  # the old one, until the new one has saved
+        with pytest.raises(BlockingIOError), runs.new_run(tmp_path / "run", force=True):
+            raise AssertionError
+        saved(tmp_path / "run", 2)
+    assert load_run(tmp_path / "run").epoch == 2
+
+
+@pytest.mark.parametrize("state", [{}, [1], {"epoch": "1"}, {"epoch": -1}])
+def test_a_training_state_of_another_kind_is_named(tmp_path, state):
+    saved(tmp_path)
+    torch.save(state, tmp_path / "checkpoint-000001" / "training.pt")
+    with pytest.raises(ValueError, match=r"training.pt is damaged.*wanted a dictionary"):
+        load_run(tmp_path)
+
+
+def test_no_message_advises_to_unpickle(tmp_path):
+    saved(tmp_path)
+    torch.save({"epoch": 1, "bad": Payload()}, tmp_path / "checkpoint-000001" / "training.pt")
+    with pytest.raises(ValueError, match=r"training.pt") as caught:
+        load_run(tmp_path)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["name", "number", "length"])
+def test_a_history_that_is_none_is_named(tmp_path, change):
+    saved(tmp_path)
+    file = tmp_path / "checkpoint-000001" / "history.safetensors"
+    tensors = load_file(file)
+    changed = {"name": ("x", torch.ones(1)), "number": ("mean/all", torch.tensor(1.0)),
+               "length": ("mean/all", torch.ones(9, 3))}[change]  # fmt: skip
+    save_file(tensors | dict([changed]), file)
+    with pytest.raises(ValueError, match=r"history.safetensors is damaged"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(tmp_path, force):
+    run = tmp_path / "run"
+    runs.claim(run)
+    with runs.new_run(run, force=force):
+        saved(run, 1)
+    assert load_run(run).epoch == 1 and list(tmp_path.iterdir()) == [run]
