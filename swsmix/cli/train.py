@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -139,7 +141,7 @@ def train(
         "sampling": {"method": posterior, "chains": chains, "draws": draws},
     }  # fmt: skip
     if not resume:
-        with runs.new_run(out, force=force):
+        with _sigterm_as_interrupt(), runs.new_run(out, force=force):
             _run(settings, out, resume=False, **options)
         return
     given = {
@@ -147,8 +149,32 @@ def train(
         for name in settings
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
+    with runs.locked(out):
+        runs.recover(out)
     settings = _resumed(runs.load_config(out), settings, given, force=force)
-    _run(settings, out, resume=True, **options)
+    with _sigterm_as_interrupt(), runs.locked(out):
+        _run(settings, out, resume=True, **options)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as by a cluster's scheduler."""
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the training as Ctrl-C does, so that what is saved is said."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    old = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _resumed(
@@ -209,10 +235,10 @@ def _run(
                 baseline=settings["baseline"],
                 callback=callback,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         advice = "continue with --resume" if runs.has_checkpoint(out) else "nothing was saved yet"
         typer.echo(f"\ninterrupted: {advice}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
     runs.save_config(out, settings)  # a resumed run may have more epochs now
     facts = outcome.facts | {"seconds": time.monotonic() - began}
     results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
@@ -224,12 +250,12 @@ def _run(
                 problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
                 **sampling,
             )  # fmt: skip
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             typer.echo(
                 f"\ninterrupted: the training in {out}/ is complete, its posterior is not",
                 err=True,
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
         facts |= posterior_facts
         figures += posterior_figures
         save_json(out / "results.json", results)

@@ -214,6 +214,8 @@ class _Checkpoints:
         """Restore the newest checkpoint, or claim the folder: the epochs done, and the history."""
         if self.folder is None:
             return 0, History()
+        if resume:
+            runs.recover(self.folder)
         if not (resume and runs.has_checkpoint(self.folder)):
             runs.claim(self.folder)
             return 0, History()

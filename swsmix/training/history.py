@@ -137,14 +137,29 @@ class History:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> History:
-        """The inverse of `to_tensors`."""
+        """The inverse of `to_tensors`.
+
+        Raises:
+            ValueError: if a name is not of a history, or the numbers of records differ.
+        """
         history = cls()
+        lengths: dict[str, dict[str, int]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
+            if not name:
+                raise ValueError(f"{key!r} is not a series of a history (KIND/NAME)")
+            if kind != "initial":
+                if value.ndim == 0:
+                    raise ValueError(f"{key!r} is one number, not a series of records")
+                where = "scalars" if kind == "scalars" else name
+                lengths.setdefault(where, {})[key] = len(value)
             if kind == "scalars":
                 history.scalars[name] = value.tolist()
             elif kind == "initial":
                 history.initial[name] = value
             else:
                 history.series.setdefault(name, {})[kind] = list(value)
+        for series in lengths.values():
+            if len(set(series.values())) > 1:
+                raise ValueError(f"the series have different numbers of records: {series}")
         return history

@@ -1,7 +1,9 @@
+import errno
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swsmix import MixturePrior, load_run
@@ -181,3 +183,126 @@ def test_configs_round_trip_without_what_is_none(tmp_path):
     (tmp_path / "config.toml").write_text("seed = = 3")
     with pytest.raises(ValueError, match=r"config.toml is damaged"):
         runs.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("new_has_a_checkpoint", [False, True])
+def test_a_kill_while_a_run_is_replaced_leaves_one_run_and_it_can_be_replaced_again(
+    tmp_path, new_has_a_checkpoint
+):
+    run, aside = tmp_path / "run", tmp_path / ".run.replaced"
+    saved(run, 3)
+    run.rename(aside)  # what `new_run(force=True)` does first; killed here
+    assert load_run(run).epoch == 3
+    runs.claim(run)
+    assert load_run(run).epoch == 3
+    if new_has_a_checkpoint:
+        saved(run, 1)
+    wanted = 1 if new_has_a_checkpoint else 3
+    assert load_run(run).epoch == wanted
+    runs.recover(run)
+    assert load_run(run).epoch == wanted and list(tmp_path.iterdir()) == [run]
+    with runs.new_run(run, force=True):
+        saved(run, 7)
+    assert load_run(run).epoch == 7 and list(tmp_path.iterdir()) == [run]
+
+
+def test_a_half_removed_outcome_gives_way_to_the_checkpoint(tmp_path):
+    saved(tmp_path, 2)
+    saved(tmp_path, 2, final=True)
+    (tmp_path / "final" / "prior.safetensors").unlink()
+    assert load_run(tmp_path).folder.name == "checkpoint-000002"
+
+
+def test_all_files_have_one_mode(tmp_path):
+    saved(tmp_path)
+    runs.save_json(tmp_path / "results.json", {})
+    plain = tmp_path / "plain"
+    plain.touch()
+    modes = {p.stat().st_mode for p in tmp_path.rglob("*") if p.is_file()}
+    assert modes == {plain.stat().st_mode}
+
+
+def test_what_a_killed_process_left_in_a_run_folder_is_cleared(tmp_path):
+    saved(tmp_path, 2)
+    files = sorted(tmp_path.rglob("*"))
+    (tmp_path / ".writing-0").mkdir()
+    (tmp_path / f".{'0' * 32}.json").touch()
+    runs.recover(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_nothing(tmp_path):
+    saved(tmp_path, 2)
+    (tmp_path / "checkpoint-000002").rename(tmp_path / ".old-checkpoint-000002")
+    assert load_run(tmp_path).epoch == 2
+    runs.recover(tmp_path)
+    assert load_run(tmp_path).folder.name == "checkpoint-000002"
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+    write = type(tmp_path).write_bytes
+
+    def full(path, data):
+        if path.name == "history.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
+    with pytest.raises(OSError, match=r"cannot write .*No space left on device; .* is kept"):
+        saved(tmp_path, 2)
+    assert load_run(tmp_path).epoch == 1 and not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
+    saved(tmp_path / "run", 1)
+    with runs.locked(tmp_path / "run"):
+        with (
+            pytest.raises(BlockingIOError, match="another process is writing"),
+            runs.new_run(tmp_path / "run", force=True),
+        ):
+            raise AssertionError
+        assert load_run(tmp_path / "run").epoch == 1
+    with runs.new_run(tmp_path / "run", force=True):
+        assert load_run(tmp_path / "run").epoch == 1  # the old one, until the new one has saved
+        with pytest.raises(BlockingIOError), runs.new_run(tmp_path / "run", force=True):
+            raise AssertionError
+        saved(tmp_path / "run", 2)
+    assert load_run(tmp_path / "run").epoch == 2
+
+
+@pytest.mark.parametrize("state", [{}, [1], {"epoch": "1"}, {"epoch": -1}])
+def test_a_training_state_of_another_kind_is_named(tmp_path, state):
+    saved(tmp_path)
+    torch.save(state, tmp_path / "checkpoint-000001" / "training.pt")
+    with pytest.raises(ValueError, match=r"training.pt is damaged.*wanted a dictionary"):
+        load_run(tmp_path)
+
+
+def test_no_message_advises_to_unpickle(tmp_path):
+    saved(tmp_path)
+    torch.save({"epoch": 1, "bad": Payload()}, tmp_path / "checkpoint-000001" / "training.pt")
+    with pytest.raises(ValueError, match=r"training.pt") as caught:
+        load_run(tmp_path)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["name", "number", "length"])
+def test_a_history_that_is_none_is_named(tmp_path, change):
+    saved(tmp_path)
+    file = tmp_path / "checkpoint-000001" / "history.safetensors"
+    tensors = load_file(file)
+    changed = {"name": ("x", torch.ones(1)), "number": ("mean/all", torch.tensor(1.0)),
+               "length": ("mean/all", torch.ones(9, 3))}[change]  # fmt: skip
+    save_file(tensors | dict([changed]), file)
+    with pytest.raises(ValueError, match=r"history.safetensors is damaged"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(tmp_path, force):
+    run = tmp_path / "run"
+    runs.claim(run)
+    with runs.new_run(run, force=force):
+        saved(run, 1)
+    assert load_run(run).epoch == 1 and list(tmp_path.iterdir()) == [run]
