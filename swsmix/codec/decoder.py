@@ -18,7 +18,6 @@ from swsmix.codec.values import read_values
 MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
 _FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
 _FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
-STEPS_PER_VALUE = 8  # of those stored value by value, which may have forty bits each
 _MAX_IN_CONTEXT = 1 << 25  # weights of one file that context models may code
 
 
@@ -199,7 +198,7 @@ class _Decoder:
         if original is not None:
             tensor, codebook = original.tensor.clone(), original.codebook
         elif kind == Kind.VALUES:
-            self.budget.read_(STEPS_PER_VALUE * math.prod(shape))
+            self.budget.read_(math.prod(shape) >> 4)
             patterns = read_values(self.table, self.stream, math.prod(shape), dtype)
             tensor = _shaped(patterns, dtype, shape)
         else:

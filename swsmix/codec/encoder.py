@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swsmix._progress import watched
-from swsmix.codec.decoder import STEPS_PER_VALUE, default_limits
+from swsmix.codec.decoder import default_limits
 from swsmix.codec.header import (
     DTYPES,
     MAGIC,
@@ -147,7 +147,7 @@ class _Encoder:
         by_value.table.number(Kind.VALUES)
         by_value.table.tensor(t)
         write_values(*by_value, patterns, t.dtype)
-        by_values = STEPS_PER_VALUE * len(patterns)
+        by_values = len(patterns) >> 4
         if values is None:
             self.budget.read_(by_values)
             return by_value
