@@ -109,8 +109,12 @@ def decompress(
         ),
     ] = None,
     max_weights: Annotated[
-        int, typer.Option(min=1, help="The most numbers to allocate; larger files are refused.")
-    ] = 1 << 28,
+        int | None,
+        typer.Option(
+            min=1,
+            help="The most numbers to allocate; by default what the file's size makes plausible.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Turn a compressed file back into a checkpoint for `model.load_state_dict`.

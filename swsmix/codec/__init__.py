@@ -42,7 +42,7 @@ from pathlib import Path
 from torch import Tensor
 
 from swsmix.codec.accounting import TensorSize, sizes
-from swsmix.codec.decoder import MAX_WEIGHTS, Codebook, decode, decode_books
+from swsmix.codec.decoder import Codebook, decode, decode_books
 from swsmix.codec.encoder import check, encode
 from swsmix.codec.header import MAGIC
 
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def load_compressed(
-    path: str | os.PathLike[str], *, max_weights: int = MAX_WEIGHTS
+    path: str | os.PathLike[str], *, max_weights: int | None = None
 ) -> dict[str, Tensor]:
     """Read a network from a file that `swsmix.compression.save_compressed` wrote.
 
@@ -70,7 +70,8 @@ def load_compressed(
 
     Args:
         path: the file.
-        max_weights: the most numbers to allocate, all tensors together.
+        max_weights: the most numbers to allocate, all tensors together; None allows what the
+            size of the file makes plausible, see `decode`.
 
     Returns:
         The state_dict, for `model.load_state_dict`.
@@ -82,13 +83,14 @@ def load_compressed(
 
 
 def load_books(
-    path: str | os.PathLike[str], *, max_weights: int = MAX_WEIGHTS
+    path: str | os.PathLike[str], *, max_weights: int | None = None
 ) -> tuple[dict[str, Tensor], list[Codebook]]:
     """As `load_compressed`, with the codebooks of the file.
 
     Args:
         path: the file.
-        max_weights: the most numbers to allocate, all tensors together.
+        max_weights: the most numbers to allocate, all tensors together; None allows what the
+            size of the file makes plausible, see `decode`.
 
     Returns:
         The state_dict and the codebooks.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swsmix.codec.decoder import MAX_WEIGHTS, Part, read_parts
+from swsmix.codec.decoder import Part, read_parts
 from swsmix.codec.header import Kind, to_patterns
 from swsmix.codec.stream import StreamMeter, entropy_bits
 
@@ -53,7 +53,7 @@ class TensorSize:
         return self.name_bits + self.codebook_bits + self.index_bits + self.value_bits
 
 
-def sizes(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, TensorSize]:
+def sizes(data: bytes, *, max_weights: int | None = None) -> dict[str, TensorSize]:
     """The size of each tensor in a compressed file.
 
     The file is decoded, and each decision of probability p counts as -log2 p bits. The rest of the

@@ -15,8 +15,20 @@ from swsmix.codec.index import ContextBudget, RowDensities, read_index
 from swsmix.codec.stream import Array, StreamDecoder
 from swsmix.codec.values import read_values
 
-MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32
+MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
+_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
+_FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
 _MAX_IN_CONTEXT = 1 << 25  # weights of one file that context models may code
+
+
+def default_limits(size: int) -> tuple[int, int]:
+    """What a file of `size` bytes may cost unless the user allows more: numbers, and steps.
+
+    A file of a few bytes may hold a large tensor of equal values; any other costs what it holds.
+    A step is a decision of a context model, or as much work: about a microsecond.
+    """
+    numbers = min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size)
+    return numbers, _FREE_STEPS + _STEPS_PER_BYTE * size
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,14 @@ class Codebook:
     names: tuple[str, ...]
 
 
-def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
+def decode(data: bytes, *, max_weights: int | None = None) -> dict[str, Tensor]:
     """Decode the state_dict in the bytes of a compressed file.
 
     Args:
         data: from `encode`.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
-            counts as one.
+            counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
+            byte, at most 2^28, and a decoding effort of some seconds and some per kilobyte.
 
     Returns:
         name -> tensor.
@@ -51,14 +64,15 @@ def decode(data: bytes, *, max_weights: int = MAX_WEIGHTS) -> dict[str, Tensor]:
 
 
 def decode_books(
-    data: bytes, *, max_weights: int = MAX_WEIGHTS
+    data: bytes, *, max_weights: int | None = None
 ) -> tuple[dict[str, Tensor], list[Codebook]]:
     """As `decode`, with the codebooks that the file is written in.
 
     Args:
         data: from `encode`.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
-            counts as one.
+            counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
+            byte, at most 2^28, and a decoding effort of some seconds and some per kilobyte.
 
     Returns:
         name -> tensor, and the codebooks. No codebook lists tensors that are stored value by value.
@@ -107,7 +121,7 @@ class Part:
 def read_parts(
     data: bytes,
     *,
-    max_weights: int = MAX_WEIGHTS,
+    max_weights: int | None = None,
     stream_decoder: type[StreamDecoder] = StreamDecoder,
 ) -> tuple[list[Part], list[Tensor]]:
     """Read the tensors of a file, in its order, and its codebooks, each (k,).
@@ -133,11 +147,14 @@ def read_parts(
         )
     body = TableReader(data[len(MAGIC) + 1 : -4])
     table = TableReader(body.take(body.number()))
-    decoder = _Decoder(table, stream_decoder(body.rest()), max_weights)
-    for _ in range(table.number(len(data))):
-        decoder.read_part()
-    table.check_end()
-    decoder.stream.check_end()
+    try:
+        decoder = _Decoder(table, stream_decoder(body.rest()), max_weights, len(data))
+        for _ in range(table.number(len(data))):
+            decoder.read_part()
+        table.check_end()
+        decoder.stream.check_end()
+    except (MemoryError, OverflowError) as error:
+        raise ValueError(f"it needs more memory than there is: {error}") from None
     books = [from_patterns(values, dtype, values.shape) for dtype, values in decoder.codebooks]
     return decoder.parts, books
 
@@ -145,13 +162,17 @@ def read_parts(
 class _Decoder:
     """Reads tensors one after another, each with the help of those before it."""
 
-    def __init__(self, table: TableReader, stream: StreamDecoder, max_weights: int) -> None:
+    def __init__(
+        self, table: TableReader, stream: StreamDecoder, max_weights: int | None, size: int
+    ) -> None:
         self.table, self.stream = table, stream
         self.parts: list[Part] = []
         self.codebooks: list[tuple[torch.dtype, Array]] = []
-        self.densities, self.budget = RowDensities(), ContextBudget(_MAX_IN_CONTEXT)
+        self.densities = RowDensities()
+        numbers, steps = default_limits(size)
+        self.budget = ContextBudget(_MAX_IN_CONTEXT, steps if max_weights is None else None)
         self._names: set[str] = set()
-        self._max_weights = self._left = max_weights
+        self._max_weights = self._left = numbers if max_weights is None else max_weights
 
     def read_part(self) -> None:
         """Read the next tensor into `parts`."""
@@ -177,6 +198,7 @@ class _Decoder:
         if original is not None:
             tensor, codebook = original.tensor.clone(), original.codebook
         elif kind == Kind.VALUES:
+            self.budget.read_(math.prod(shape) >> 4)
             patterns = read_values(self.table, self.stream, math.prod(shape), dtype)
             tensor = _shaped(patterns, dtype, shape)
         else:

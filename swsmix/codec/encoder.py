@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swsmix._progress import watched
+from swsmix.codec.decoder import default_limits
 from swsmix.codec.header import (
     DTYPES,
     MAGIC,
@@ -93,6 +95,7 @@ class _Encoder:
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities, self.budget = RowDensities(), ContextBudget(_BUDGET)
         self._patterns: list[Array] = []
+        self._numbers = 0
         # dtype, shape and checksum -> the tensors that have them.
         self._positions: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
 
@@ -101,6 +104,7 @@ class _Encoder:
         check(name, t)
         self.table.name(name)
         patterns = to_patterns(t)
+        self._numbers += max(len(patterns), 1)
         original = self._original(t, patterns)
         if original is not None and len(patterns):
             self.table.number(Kind.COPY)
@@ -114,6 +118,14 @@ class _Encoder:
         front.number(len(self.table.data))
         content = front.data + self.table.data + self.stream.to_bytes()
         data = MAGIC + bytes([VERSION]) + content
+        numbers, steps = default_limits(len(data) + 4)
+        if self._numbers > numbers or self.budget.read > steps:
+            warnings.warn(
+                f"a file of {len(data) + 4:,} bytes with {self._numbers:,} numbers is larger or "
+                "takes longer to read than its size makes plausible: load_compressed and "
+                f"`swsmix decompress` read it only with max_weights = {self._numbers} or more",
+                stacklevel=3,
+            )
         return data + zlib.crc32(data).to_bytes(4, "little")
 
     def _original(self, t: Tensor, patterns: Array) -> int | None:
@@ -135,7 +147,9 @@ class _Encoder:
         by_value.table.number(Kind.VALUES)
         by_value.table.tensor(t)
         write_values(*by_value, patterns, t.dtype)
+        by_values = len(patterns) >> 4
         if values is None:
+            self.budget.read_(by_values)
             return by_value
         indexed = _Stored(TableWriter(), StreamEncoder())
         values, is_new = self._write_codebook(indexed, t, values)
@@ -145,6 +159,7 @@ class _Encoder:
             shape = tuple(t.shape)
             write_index(*indexed, index, len(values), shape, self.densities, self.budget)
         if indexed.bits >= by_value.bits:
+            self.budget.read_(by_values)
             return by_value
         if is_new:
             self.codebooks.append((t.dtype, values))

@@ -134,7 +134,7 @@ class TableReader:
         """A non-negative integer, at most `limit`.
 
         Raises:
-            ValueError: if it is larger.
+            ValueError: if it is larger, or stored in more bytes than it needs.
         """
         value = shift = 0
         while True:
@@ -143,6 +143,8 @@ class TableReader:
             if value > limit or shift > 70:
                 raise ValueError(f"a number in the tensor table is above its limit, {limit}")
             if byte < 0x80:
+                if byte == 0 and shift:
+                    raise ValueError("a number in the tensor table is longer than it needs to be")
                 return value
             shift += 7
 

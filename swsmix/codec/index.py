@@ -49,12 +49,28 @@ class ContextBudget:
 
     Args:
         left: the number of decisions; when coding, a step of a scan counts as `STEP` of them.
+        to_read: what reading may cost, in the same unit; None for no limit.
     """
 
     STEP = 500
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, left: int, to_read: int | None = None) -> None:
         self.left = left
+        self.to_read = to_read
+        self.read = 0
+
+    def read_(self, cost: int) -> None:
+        """Add what reading costs, before it is spent.
+
+        Raises:
+            ValueError: if it is more than may be spent.
+        """
+        self.read += cost
+        if self.to_read is not None and self.read > self.to_read:
+            raise ValueError(
+                f"reading it takes more than {self.to_read:,} steps, which a file of its size "
+                "rarely needs: give max_weights if you trust it"
+            )
 
     def spend(self, stream: StreamEncoder, steps: int) -> None:
         """Subtract the cost of what has been coded."""
@@ -117,6 +133,7 @@ def write_index(
     """
     best = StreamEncoder()
     model, settings = _COUNTED, list[int]()
+    choice = ScanChoice(0, 1)
     _code_zero_order(best, _COUNTED, len(index), num_values, index)
     trial = StreamEncoder()
     _code_zero_order(trial, _ADAPTIVE, len(index), num_values, index)
@@ -132,6 +149,10 @@ def write_index(
             settings = [common, choice.kind + _IN_ORDER * choice.starts_in_order, choice.stride]
     for number in (model, *settings):
         table.number(number)
+    if model == _CONTEXTS:
+        budget.read_(_context_cost(choice, num_values, shape))
+    else:
+        budget.read_(_zero_order_cost(model, num_values, len(index)))
     stream.extend(best)
     densities.add_(index, num_values, shape)
 
@@ -152,6 +173,7 @@ def read_index(
     """
     model = table.number(_CONTEXTS)
     if model != _CONTEXTS:
+        budget.read_(_zero_order_cost(model, num_values, math.prod(shape)))
         index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
         name = "counts" if model == _COUNTED else "adaptive counts"
     else:
@@ -166,11 +188,25 @@ def read_index(
         if budget.left < 0:
             raise ValueError("context models code more weights than one file may have under them")
         choice = ScanChoice(kind, stride, bool(in_order))
+        budget.read_(_context_cost(choice, num_values, shape))
         tensor = _Tensor(num_values, shape, common, densities)
         index = _code_contexts(coder, choice, tensor, None)
         name = str(choice)
     densities.add_(index, num_values, shape)
     return index, name
+
+
+def _zero_order_cost(model: int, num_values: int, size: int) -> int:
+    """Steps to read component numbers: the tables of frequencies, of which model 1 has several."""
+    return num_values * (size.bit_length() if model == _ADAPTIVE else 2) + (size >> 4)
+
+
+def _context_cost(choice: ScanChoice, num_values: int, shape: tuple[int, ...]) -> int:
+    """Steps to read a tensor by context models, if every weight takes all its decisions."""
+    steps, lanes = scans.scans_of(shape)[choice.kind]
+    starts = 100 * lanes if choice.starts_in_order else 0  # one by one
+    decisions = math.prod(shape) * (1 + num_values.bit_length())
+    return decisions + ContextBudget.STEP * steps + starts + 64 * num_values
 
 
 def _code_zero_order(

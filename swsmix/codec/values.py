@@ -15,6 +15,7 @@ from swsmix.codec.stream import Array, Coder, StreamEncoder, code_integers
 _GRID = len(DTYPES)  # a form is a dtype's number, or this one: multiples of a power of two
 _MAX_EXPONENT = 1100
 _MAX_INTEGER = 1 << 32
+_MAX_ON_GRID = 1 << 22  # numbers of one list
 _NARROWER = {
     torch.float64: (torch.float16, torch.bfloat16, torch.float32),
     torch.float32: (torch.float16, torch.bfloat16),
@@ -62,6 +63,8 @@ def read_values(table: TableReader, coder: Coder, size: int, dtype: torch.dtype)
     """
     form = table.number(_GRID)
     if form == _GRID:
+        if size > _MAX_ON_GRID:
+            raise ValueError("a list of multiples of a power of two is too long")
         exponent = table.signed(_MAX_EXPONENT)
         integers = _code_grid(coder, size, None)
         values = torch.from_numpy(np.ldexp(integers.astype(np.float64), exponent))
@@ -79,7 +82,7 @@ def read_values(table: TableReader, coder: Coder, size: int, dtype: torch.dtype)
 
 def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:
     """An exponent and integers whose products with 2^exponent are the values, bit for bit."""
-    if not len(patterns) or len(patterns) > 1 << 22 or dtype == torch.bool:
+    if not len(patterns) or len(patterns) > _MAX_ON_GRID or dtype == torch.bool:
         return None
     values = from_patterns(patterns, dtype, (len(patterns),)).double()
     if not values.isfinite().all() or (values.abs() >= 2.0**52).any():

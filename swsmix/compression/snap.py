@@ -303,15 +303,18 @@ def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
         bits: bits per number, the sign included.
 
     Returns:
-        The rounded numbers, at most half a step away.
+        The rounded numbers, at most half a step away; a step, where the nearest multiple would be
+        too large for their type.
 
     Raises:
-        ValueError: if they are not finite.
+        ValueError: if they are not finite, or there are less than 2 bits.
 
     Example:
         >>> snap_to_grid(torch.tensor([1.0, 0.3, -0.3]), 3)
         tensor([ 1.0000,  0.5000, -0.5000])
     """
+    if bits < 2:
+        raise ValueError(f"a grid needs at least 2 bits, one of them for the sign; got {bits}")
     if not t.numel():
         return t.clone()
     largest = t.detach().abs().max().item()
@@ -320,7 +323,12 @@ def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:
     if largest == 0.0:
         return t.clone()
     most = 2 ** (bits - 1) - 1
-    step = 2.0 ** math.ceil(math.log2(largest / most))
+    mantissa, exponent = math.frexp(largest)  # apart: largest / most may be below any float
+    limits = torch.finfo(t.dtype)
+    highest = math.frexp(limits.max)[1] - 1
+    exponent += math.ceil(math.log2(mantissa / most))
+    step = math.ldexp(1.0, min(max(exponent, -1074), highest))
+    most = int(min(most, limits.max / step))  # multiples that the type holds
     return ((t.detach().double() / step).round().clamp(-most, most) * step + 0.0).to(t.dtype)
 
 
