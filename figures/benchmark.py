@@ -158,8 +158,8 @@ def error_of(call: Callable, w: torch.Tensor, mixture: tuple) -> float:
     """Relative L2 error of the gradient against float64."""
     part = w[:200_000]
     exact = tables.direct(*(each.double() for each in mixture)).gradient(part.double())
-    found = call(part, *mixture)
-    return float((found - exact).norm() / exact.norm()) if found is not None else math.nan
+    got = call(part, *mixture)
+    return float((got - exact).norm() / exact.norm()) if got is not None else math.nan
 
 
 def rows(quick: bool) -> Iterator[dict]:
@@ -253,7 +253,7 @@ def machine() -> str:
     )
 
 
-def as_markdown(found: list[dict], foot: list[str]) -> str:
+def as_markdown(measured: list[dict], foot: list[str]) -> str:
     """The table."""
 
     def cell(row: dict, key: str, form: str) -> str:
@@ -270,7 +270,7 @@ def as_markdown(found: list[dict], foot: list[str]) -> str:
         "| N | K | method | ms | x naive | x copy | error | bytes per weight |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found:
+    for row in measured:
         cells = [
             f"{row['n']:.1e}",
             str(row["k"] or ""),
@@ -285,7 +285,7 @@ def as_markdown(found: list[dict], foot: list[str]) -> str:
     return "\n".join([*lines, "", *foot])
 
 
-def draw(found: list[dict], path: Path) -> None:
+def draw(measured: list[dict], path: Path) -> None:
     """Cost per weight in ns, against K (at N = 1e6) and against N (at K = 17)."""
     from matplotlib.figure import Figure
 
@@ -301,10 +301,10 @@ def draw(found: list[dict], path: Path) -> None:
     }
     for axis, key, other, fixed in zip(axes, "kn", "nk", (1_000_000, 17), strict=True):
         for method, colour in methods.items():
-            points = [r for r in found if r["method"] == method and r[other] == fixed]
+            points = [r for r in measured if r["method"] == method and r[other] == fixed]
             x, y = [r[key] for r in points], [r["seconds"] / r["n"] * 1e9 for r in points]
             axis.loglog(x, y, "o-", color=colour, markersize=4, label=method)
-        limits = [r for r in found if r["method"].startswith("copy")]
+        limits = [r for r in measured if r["method"].startswith("copy")]
         limits = [r for r in limits if key == "n" or r["n"] == fixed]
         x = [r["n"] for r in limits] if key == "n" else [4, 64]
         y = [r["seconds"] / r["n"] * 1e9 for r in limits]
@@ -326,19 +326,19 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     torch.set_num_threads(1)
-    found = []
+    measured = []
     for row in rows(quick):
-        found.append(row)
+        measured.append(row)
         print(
             f"{row['n']:.1e} {row['k']:3} {row['method']:28} {row['seconds'] * 1e3:10.3f} ms",
             flush=True,
         )
     nets = [training_cost.LENET] if quick else [training_cost.LENET, training_cost.RESNET]
-    text = as_markdown(found, [*training_cost.lines(nets), "", threads()])
+    text = as_markdown(measured, [*training_cost.lines(nets), "", threads()])
     print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmark.md").write_text(text + "\n")
-    draw(found, arguments.out / "benchmark.png")
+    draw(measured, arguments.out / "benchmark.png")
 
 
 if __name__ == "__main__":

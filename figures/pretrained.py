@@ -31,13 +31,13 @@ EXTENSIONS = (
 def files(per_type, extensions):
     """Files of this installation, evenly from each type in the order of their names."""
     root = Path(sys.prefix)
-    found = []
+    chosen = []
     for extension in extensions:
         paths = sorted(root.rglob(f"*.{extension}"))
         paths = [p for p in paths if p.is_file() and p.stat().st_size >= 200]
         step = max(len(paths) // per_type, 1)
-        found += [(p, extension) for p in paths[::step][:per_type]]
-    return found
+        chosen += [(p, extension) for p in paths[::step][:per_type]]
+    return chosen
 
 
 def error(model, folder, labelled, known):
@@ -100,12 +100,12 @@ def main():
         add("float16", 2 * numbers, half, "float16")
         for values in arguments.values:
             for method in ("kmeans", "mixture"):
-                found = quantize_state(large, values, method=method)
-                new = snapped(state, found)
+                books = quantize_state(large, values, method=method)
+                new = snapped(state, books)
                 data = encode(new)
                 measured = measure(decode(data))
                 if method == "kmeans":
-                    packed = packed_bytes(state, found)
+                    packed = packed_bytes(state, books)
                     add(f"k-means, {values} values, packed", packed, measured)
                     add(f"k-means, {values} values, in our format", len(data), measured)
                 else:

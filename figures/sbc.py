@@ -81,14 +81,14 @@ def ranks(seed, *, hyper=HYPER, draws=RANKS, thin=4, warmup=120):
         max_depth=7, progress=False,
     )  # fmt: skip
     kept = drawn.z[0, ::thin]
-    found = quantities(
+    posterior = quantities(
         drawn.layout.weights(kept, "all").numpy(),
         drawn.layout.network(kept)["0.bias"][:, 0].numpy(),
         drawn.layout.noise(kept).numpy(),
         *(t.numpy() for t in drawn.layout.mixture(kept, "all")),
     )
     truth = quantities(w, np.asarray(bias), np.asarray(noise), mixing, mean, std)
-    return (found < truth).sum(0).tolist(), drawn.divergences
+    return (posterior < truth).sum(0).tolist(), drawn.divergences
 
 
 def uniformity(table, bins=5):

@@ -65,14 +65,14 @@ def summary(rows):
     return {n: {"mean": round(mean(v), 4), "sd": round(stdev(v), 4)} for n, v in columns.items()}
 
 
-def table(found):
+def table(results):
     """The file as a Markdown table."""
-    names = list(found["summary"])
+    names = list(results["summary"])
     lines = ["| seed | " + " | ".join(n.replace("_", " ") for n in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
-    for row in found["rows"]:
+    for row in results["rows"]:
         lines.append(f"| {row['seed']} | " + " | ".join(f"{row[n]:.4g}" for n in names) + " |")
-    cells = [f"{x['mean']:.4g} ± {x['sd']:.2g}" for x in found["summary"].values()]
+    cells = [f"{x['mean']:.4g} ± {x['sd']:.2g}" for x in results["summary"].values()]
     return "\n".join([*lines, "| mean ± sd | " + " | ".join(cells) + " |"])
 
 
@@ -88,13 +88,13 @@ def main():
         for seed in range(options.seeds):
             rows.append(run(seed))
             print(json.dumps(rows[-1]), flush=True)
-        found = {
+        results = {
             "command": COMMAND,
             "processor": processor(),
             "rows": rows,
             "summary": summary(rows),
         }
-        text = json.dumps(found, indent=1)
+        text = json.dumps(results, indent=1)
         # One row per line.
         for row in rows:
             text = text.replace(json.dumps(row, indent=1).replace("\n", "\n  "), json.dumps(row))

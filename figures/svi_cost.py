@@ -23,13 +23,13 @@ from swsmix.problems import nets
 
 def seconds(step, rounds):
     """Processor seconds per step: the least of several rounds of 20 (two mixture steps each)."""
-    found = []
+    times = []
     for _ in range(rounds):
         began = time.process_time()
         for _ in range(20):
             step()
-        found.append((time.process_time() - began) / 20)
-    return min(found)
+        times.append((time.process_time() - began) / 20)
+    return min(times)
 
 
 def main():

@@ -74,9 +74,9 @@ def lines(nets, **where):
         "|---|---|---|---|",
     ]
     for name, *rest in nets:
-        found = measure(name, *rest, **where)
-        plain = found["plain"]
-        more = [f"{100 * (found[u] / plain - 1):+.0f} %" for u in ("gradient", "proximal")]
+        times = measure(name, *rest, **where)
+        plain = times["plain"]
+        more = [f"{100 * (times[u] / plain - 1):+.0f} %" for u in ("gradient", "proximal")]
         rows.append(f"| {name} | {plain * 1e3:.3g} | {more[0]} | {more[1]} |")
         print(rows[-1], flush=True)
     return rows

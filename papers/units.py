@@ -75,17 +75,17 @@ def read_table(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         DamagedResultError: if a line is not a result, or a unit has two.
     """
-    found: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     if not path.is_file():
-        return found
+        return lines
     for number, text in enumerate(path.read_bytes().splitlines(), 1):
         line = _parsed(text, f"line {number} of {path}", needs="unit")
-        if line["unit"] in found:
+        if line["unit"] in lines:
             raise DamagedResultError(
                 f"line {number} of {path} is a second result of {line['unit']!r}: delete one"
             )
-        found[line["unit"]] = line
-    return found
+        lines[line["unit"]] = line
+    return lines
 
 
 def _parsed(text: bytes, where: str, needs: str | None = None) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def unfinished(units: Iterable[Unit], results: Path) -> list[Unit]:
         if not file.is_file() or not all(left.is_file() for left in unit.leaves):
             return False
         if unit.own_file:
-            found = _parsed(file.read_bytes(), str(file))
-            return all(name in found and found[name] == v for name, v in unit.stamp.items())
+            result = _parsed(file.read_bytes(), str(file))
+            return all(name in result and result[name] == v for name, v in unit.stamp.items())
         if file not in tables:
             tables[file] = read_table(file)
         return tables[file].get(unit.key, {}).get("stamp") == unit.stamp
@@ -143,6 +143,6 @@ def machine() -> dict[str, str]:
 def total_seconds(results: Path) -> float:
     """The seconds of all units whose results are there, over all runs."""
     files = [path for path in results.glob("*.json") if path.name != "run.json"]
-    found = [_parsed(path.read_bytes(), str(path)) for path in files]
-    found += [line for path in results.glob("*.jsonl") for line in read_table(path).values()]
-    return float(sum(one.get("seconds", 0.0) for one in found))
+    kept = [_parsed(path.read_bytes(), str(path)) for path in files]
+    kept += [line for path in results.glob("*.jsonl") for line in read_table(path).values()]
+    return float(sum(one.get("seconds", 0.0) for one in kept))

@@ -73,11 +73,7 @@ def shard_groups(p: Tensor) -> tuple[Any, ...]:
 
 
 def sum_over_(value: Tensor, groups: Iterable[Any]) -> Tensor:
-    """Add up a value over process groups, in place.
-
-    Returns:
-        The value.
-    """
+    """Add up a value over process groups, in place."""
     for group in groups:
         torch.distributed.all_reduce(value, group=group)
     return value

@@ -59,7 +59,7 @@ class Attachment:
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
 
     Raises:
-        TypeError: if one is no optimiser and keeps none.
+        TypeError: if one is not an optimiser and does not hold one.
         ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
             update is unknown, or the proximal step is asked for where it cannot be made.
     """

@@ -198,15 +198,15 @@ def e_step(
 def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None) -> None:
     """The M step, in place: the mixture that maximises the expected log posterior.
 
-        pi_j      proportional to N_j + alpha_j - 1   (the pinned ones leave the rest to share)
+        pi_j      proportional to N_j + alpha_j - 1   (those pinned stay, the rest is shared)
         mu_j      = (sum_i gamma_ij w_i + kappa_j m_j) / (N_j + kappa_j)
         sigma_j^2 = (sum_i gamma_ij (w_i - mu_j)^2 + kappa_j (mu_j - m_j)^2 + nu_j s_j^2)
                     / (N_j + nu_j + c_j)
 
     with c = 3 where the mean has a prior and 2 where it is pinned or has none (kappa = 0). With
     `hyper=None` it is textbook EM, pi_j = N_j / N, sigma_j^2 = second moment / N_j, which is not
-    the limit of the above. There, a component without weights keeps its mean and std, and one
-    whose weights are all equal keeps its std.
+    the limit of the above. In textbook EM a component without weights keeps its mean and std, and
+    one whose weights are all equal keeps its std.
 
     Args:
         mixture: the mixture to change; its pinned entries stay as they are, to the last bit.
@@ -244,7 +244,9 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     about = moments.recentred(mean).second.clamp_min(0.0)
     penalty = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
     variance = (about + penalty) / (count + nu + c).clamp_min(1e-300)
-    std = torch.where(mixture.pinned_std | (variance <= 0), mixture.std.double(), variance.sqrt())
+    std = variance.sqrt().to(mixture.std.dtype)
+    # Positive after the cast: float32 has no 1e-50.
+    std = torch.where(mixture.pinned_std | ~(std > 0), mixture.std, std)
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()

@@ -24,6 +24,8 @@ from swsmix.start import Initialisation, components_for
 Vector = Real[Tensor, " k"] | Sequence[float]
 
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
+# Half stds beyond which float64 loses the differences of z^2; a bound whose square is finite.
+_FAR, _LARGE = 500.0, 1e150
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -138,8 +140,9 @@ class GaussianMixture(nn.Module):
         Returns:
             One value for each weight and component; -inf where the mixing proportion is 0.
         """
-        z = (w.unsqueeze(-1) - self.mean) / self.std
-        return self.mixing.log() - self.std.log() - _LOG_SQRT_2PI - 0.5 * z.square()
+        # Half of z, so that the largest floats on both sides of zero do not overflow.
+        half = (0.5 * w.unsqueeze(-1) - 0.5 * self.mean) / self.std
+        return self.mixing.log() - self.std.log() - _LOG_SQRT_2PI - 2.0 * half.square()
 
     def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
@@ -155,10 +158,28 @@ class GaussianMixture(nn.Module):
     def responsibilities(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
         """gamma_ij = pi_j N(w_i | mu_j, sigma_j^2) / p(w_i); the rows sum to 1.
 
+        Computed in float64, out to the largest float: where every density underflows, the
+        components are compared by their differences, not by their logarithms.
+
         Returns:
             The posterior probability of each component for each weight.
         """
-        return self.log_joint(w).softmax(-1)
+        dtype = torch.promote_types(w.dtype, self.mean.dtype)
+        mixing, mean, std = (t.double() for t in (self.mixing, self.mean, self.std))
+        w = w.double().unsqueeze(-1)
+        half = (0.5 * w - 0.5 * mean) / std
+        level = mixing.log() - std.log()
+        joint = level - 2.0 * half.square()
+        far = half.detach().abs().amin(-1) > _FAR
+        if far.any():
+            # z_j^2 - z_r^2 = (z_j - z_r) (z_j + z_r), with the nearest component as r.
+            nearest = ((0.5 * w - 0.5 * mean).abs().log() - std.log()).argmin(-1, keepdim=True)
+            inverse, ratio = 1.0 / std, mean / std
+            gap = w * (inverse - inverse[nearest]) - (ratio - ratio[nearest])
+            total = 2.0 * half + 2.0 * half.gather(-1, nearest)
+            beyond = level - 0.5 * gap.clamp(-_LARGE, _LARGE) * total.clamp(-_LARGE, _LARGE)
+            joint = torch.where(far.unsqueeze(-1), beyond, joint)
+        return joint.softmax(-1).to(dtype)
 
     def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
         """Draw weights from the mixture.

@@ -228,9 +228,6 @@ class MixturePrior(nn.Module):
         What `penalty`, `terms` and `moments` return, for reports: it takes a third of the time of
         the three, but has no gradient.
 
-        Returns:
-            An `Evaluation`.
-
         Raises:
             ValueError: if weights are not finite, or not on their mixture's device.
 

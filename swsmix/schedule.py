@@ -22,14 +22,14 @@ class Schedule:
         start: the tick at which the prior enters; before it the network trains on the data alone.
         warmup: ticks over which tau then rises linearly from 0.
         em_start: the end of the mixture's burn-in: EM steps are made every `em_every` ticks after
-            it, and in mode "gradient" the mixture is held until it. By default the tick at which
+            it, and in mode "gradient" the mixture is held until then. By default the tick at which
             the prior enters.
         em_every: ticks between EM steps.
         em_rate: rho of the running moments in (0, 1]; 1 uses fresh moments alone.
         std_start: from `anneal_start` on, stds above a cap are cut down to it every `em_every`
             ticks; the cap falls geometrically from `std_start` to `std_end` in `anneal` ticks.
             One value, or one per group of the prior. None: no cap.
-        std_end: the last cap, in units of the weights; as `std_start`.
+        std_end: the last cap, in units of the weights; one value, or one per group.
         std_floor: stds below this share of the cap are raised to it; at 1 the schedule alone
             decides them, so that no component closes early. Pinned stds stay in any case.
         anneal_start: the tick at which the cap begins.
@@ -114,7 +114,7 @@ class Schedule:
         """Whether the stds are cut down to the cap when the clock has reached a tick.
 
         With the EM steps, every `em_every` ticks: a mixture that changed with every tick would
-        want new tables each time, which costs more than the training step.
+        need new tables each time, which costs more than the training step.
 
         Returns:
             True once every `em_every` ticks from `anneal_start` on, if there is a cap.

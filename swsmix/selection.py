@@ -56,9 +56,6 @@ def select(
         groups: `"global"` (one mixture for all), `"tensor"` (one for each), or a mapping from a
             group's name to its patterns, which then stands for `include`.
 
-    Returns:
-        The selection.
-
     Raises:
         TypeError: if a parameter that was asked for is not floating-point, or is of an 8-bit type.
         ValueError: if nothing is selected, a pattern matches nothing, a parameter that was asked

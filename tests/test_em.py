@@ -337,3 +337,18 @@ def test_em_is_refused_on_a_trainable_mixture_and_on_moments_that_are_not_finite
     assert torch.equal(mixture.mean, before)
     with pytest.raises(TypeError, match="trainable"):
         m_step_(mixture.trainable_(), e_step(start(), cases.weights()), HyperPrior())
+
+
+def test_a_std_that_its_type_cannot_hold_stays_as_it_was():
+    # 1e-60 is a variance of float64, and 0 in float32.
+    mixture = GaussianMixture(
+        torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.2])
+    )
+    moments = Moments(
+        torch.tensor([0.0, 1.0]).double(),
+        torch.tensor([2.0, 2.0]).double(),
+        torch.zeros(2).double(),
+        torch.tensor([2e-100, 0.5]).double(),
+    )
+    m_step_(mixture, moments, None)
+    assert mixture.std.tolist() == [pytest.approx(0.1), pytest.approx(0.5)]

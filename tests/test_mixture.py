@@ -147,3 +147,28 @@ def test_stds_are_cut_to_a_cap_and_raised_to_a_floor_but_for_pinned_ones():
     assert mixture.std._version == version
     with pytest.raises(ValueError, match="floor of the stds"):
         mixture.cap_std_(0.5, floor=0.6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("std", [1e-12, 1.0, 1e12])
+def test_responsibilities_hold_out_to_the_largest_float(dtype, std):
+    largest = torch.finfo(dtype).max
+    w = torch.tensor([largest, -largest, 1e-30, 0.5], dtype=dtype)
+    mixture = GaussianMixture(
+        torch.full((3,), 1 / 3, dtype=dtype),
+        torch.tensor([-1.0, 0.0, 1.0], dtype=dtype),
+        torch.tensor([std, std, std], dtype=dtype),
+    )
+    gamma = mixture.responsibilities(w)
+    assert gamma.dtype == dtype and torch.allclose(gamma.sum(-1), torch.ones(4, dtype=dtype))
+    assert gamma[0].argmax() == 2 and gamma[1].argmax() == 0  # the nearer one, of equal stds
+    wide = GaussianMixture([0.5, 0.5], [0.0, 0.0], [std, 2.0 * std]).to(dtype)
+    assert wide.responsibilities(w)[:2].argmax(-1).tolist() == [1, 1]
+
+
+def test_log_prob_is_finite_where_the_truth_is():
+    w = torch.tensor([3e38, 2.4e19])
+    mixture = GaussianMixture(torch.tensor([1.0]), torch.tensor([-3e38]), torch.tensor([1e30]))
+    near = GaussianMixture(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]))
+    assert torch.isclose(mixture.log_prob(w)[0], torch.tensor(-1.8e17), rtol=1e-5)
+    assert torch.isclose(near.log_prob(w)[1], torch.tensor(-2.88e38), rtol=1e-5)

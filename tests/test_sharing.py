@@ -81,8 +81,8 @@ def test_distances_have_their_names_values(distance, expected):
         (torch.tensor([[0.5, 0.4]] * 4), "sum to 1"),
         (torch.tensor([[1.5, -0.5]] * 4), "non-negative"),
         (torch.tensor([[float("nan"), 1.0]] * 4), "sum to 1"),
-        (torch.ones(3, 2) / 2, "want shape"),
-        (torch.tensor([0, 1]), "one group's number a weight"),
+        (torch.ones(3, 2) / 2, "need shape"),
+        (torch.tensor([0, 1]), "one group number per weight"),
         (torch.tensor([0, 1, 2, 0]), "between 0 and 1"),
     ],
 )

@@ -21,11 +21,11 @@ def sunspots() -> dict[str, tuple[str, dict[str, Any]]]:
     Returns:
         text -> (method, setting).
     """
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    attempts: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def add(method: str, scale: str = "/191", **setting: Any) -> None:
         text = ", ".join(f"{k} {v}" for k, v in setting.items())
-        found[f"{method}: {scale}, {text}"] = (method, setting | {"scale": SCALES[scale]})
+        attempts[f"{method}: {scale}, {text}"] = (method, setting | {"scale": SCALES[scale]})
 
     def share(components: int, scale: str = "/191", **setting: Any) -> None:
         add("soft-sharing", scale, components=components, **setting)
@@ -74,7 +74,7 @@ def sunspots() -> dict[str, tuple[str, dict[str, Any]]]:
         for noise in ("student", "level"):
             add(method, scale, **setting, noise=noise)
         add(method, scale, **setting, bagged=True)
-    return found
+    return attempts
 
 
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -91,7 +91,7 @@ def joints(model: Model, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint]
         std=model.std, std_count=model.std_count,
     )  # fmt: skip
     initial = em_fit(cases, model) if model.fixed else None
-    found = []
+    made = []
     for row in theta:
         net = nets.sunspot_net(dtype=FLOAT)
         with torch.no_grad():
@@ -107,9 +107,9 @@ def joints(model: Model, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint]
         if initial is None:
             fit_mixture_(mixture, row[:n], hyper, max_steps=20)
         prior.em_step_()
-        found.append(Joint(net, prior, inputs, targets, other_std=model.other_std))
-    starts = torch.from_numpy(np.stack([j.start() for j in found]))
-    return found[0], starts
+        made.append(Joint(net, prior, inputs, targets, other_std=model.other_std))
+    starts = torch.from_numpy(np.stack([j.start() for j in made]))
+    return made[0], starts
 
 
 def em_fit(cases: Cases, model: Model) -> GaussianMixture:
@@ -183,16 +183,16 @@ def score(name: str, length: Length) -> dict[str, Any]:
     x, y = numbers(*data.SUNSPOT_SPLITS["train"])
     learned, held = folds(len(y))["rolling"]
     scale = Scale(divisor=model.divisor)
-    found: dict[str, Any] = {"elpd": [], "cases": [], "arv": []}
+    scores: dict[str, Any] = {"elpd": [], "cases": [], "arv": []}
     for past, ahead in zip(learned, held, strict=True):
         drawn, net = posterior(model, x[past], y[past], length)
         inputs, targets = scale.there(x[ahead]), scale.there(y[ahead])
         density = held_out(in_numbers(drawn.log_likelihood(net, inputs, targets), model))
         mean = scale.back(drawn.outputs(net, inputs).mean((0, 1)), torch.zeros(()))
-        found["elpd"].append(digits(torch.tensor(density.elpd)))
-        found["cases"].append(int(ahead.sum()))
-        found["arv"].append(digits((mean - y[ahead]).square().mean() / data.VARIANCE_1535))
-    return found
+        scores["elpd"].append(digits(torch.tensor(density.elpd)))
+        scores["cases"].append(int(ahead.sum()))
+        scores["arv"].append(digits((mean - y[ahead]).square().mean() / data.VARIANCE_1535))
+    return scores
 
 
 def final(name: str, length: Length) -> dict[str, Any]:
@@ -232,11 +232,11 @@ def report(name: str, drawn: Posterior, net: nn.Module) -> dict[str, Any]:
         drawn.noise_std.flatten().quantile(torch.tensor(QUANTILES, dtype=FLOAT)) * model.divisor,
         2,
     )
-    found = clusters(drawn.thinned(400))
+    occupied = clusters(drawn.thinned(400))
     result["clusters"] = {
-        "occupied": {str(k): round(v, 4) for k, v in found.probabilities().items()},
+        "occupied": {str(k): round(v, 4) for k, v in occupied.probabilities().items()},
         "effective": _round(
-            found.effective.flatten().quantile(torch.tensor(QUANTILES, dtype=FLOAT)), 3
+            occupied.effective.flatten().quantile(torch.tensor(QUANTILES, dtype=FLOAT)), 3
         ),
     }
     thin = drawn.thinned(100)
@@ -319,10 +319,10 @@ def fan(drawn: Posterior, net: nn.Module, scale: Scale, most: int = 35) -> dict[
         out = out + noise * torch.randn(len(out), generator=generator, dtype=FLOAT)
         paths.append(out * scale.divisor)
         windows = torch.cat([windows[:, 1:], out[:, None]], 1)
-    found = torch.stack(paths, 1)
-    levels = found.quantile(torch.tensor(QUANTILES, dtype=FLOAT), dim=0)
+    forecasts = torch.stack(paths, 1)
+    levels = forecasts.quantile(torch.tensor(QUANTILES, dtype=FLOAT), dim=0)
     return {
-        "mean": _round(found.mean(0), 2),
+        "mean": _round(forecasts.mean(0), 2),
         "quantiles": {str(q): _round(v, 2) for q, v in zip(QUANTILES, levels, strict=True)},
     }
 

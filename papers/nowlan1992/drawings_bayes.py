@@ -158,14 +158,14 @@ def table(bayes: Lines, rolling: Lines, final: Lines) -> str:
         ahead = rolling.get(name)
         cells.append("" if ahead is None else f"{sum(ahead['elpd']):.1f}")
         cells.append(f"{line['clusters']['effective'][2]:.1f}")
-        found = line["diagnostics"]
-        cells += [f"{found['R-hat of predictions']:.2f}", f"{found['divergences']:.0f}"]
+        diagnostics = line["diagnostics"]
+        cells += [f"{diagnostics['R-hat of predictions']:.2f}", f"{diagnostics['divergences']:.0f}"]
         cells.append(f"{line['cpu_seconds'] / 60:.1f}")
         text.append(f"| {' | '.join(cells)} |")
     for name in OTHERS:
         if line := final.get(f"{name}, by single"):
-            found = [_vector(line["arv"][split]) for split in ("train", "test", "late")]
-            cells = [name, *(f"{v.mean():.4f} ± {v.std():.4f}" for v in found)]
+            values = [_vector(line["arv"][split]) for split in ("train", "test", "late")]
+            cells = [name, *(f"{v.mean():.4f} ± {v.std():.4f}" for v in values)]
             text.append(f"| {' | '.join([*cells, *[''] * (len(header) - len(cells))])} |")
     return "\n".join(text)
 

@@ -63,10 +63,10 @@ def mixtures(portraits: Lines, problem: str) -> Figure:
     """The final mixtures over the weights, linear and log, with the weights as a rug."""
     sizes = {"shift": (5, 10), "sunspots": (3, 8)}[problem]
     names = {f"{size} components": f"{problem}-{size}-em" for size in sizes}
-    found = {title: name for title, name in names.items() if name in portraits}
-    figure = Figure(figsize=(plots.FULL, 2.5 * len(found)), layout="constrained")
-    axes = figure.subplots(len(found), 2, squeeze=False)
-    for row, (title, name) in zip(axes, found.items(), strict=True):
+    shown = {title: name for title, name in names.items() if name in portraits}
+    figure = Figure(figsize=(plots.FULL, 2.5 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 2, squeeze=False)
+    for row, (title, name) in zip(axes, shown.items(), strict=True):
         mixture = last_mixture(portraits[name])
         weights = torch.tensor(portraits[name]["rounds"][-1]["weights"], dtype=torch.float64)
         plots.clusters(weights, mixture, ax=row)
@@ -89,10 +89,10 @@ def mixtures(portraits: Lines, problem: str) -> Figure:
 def collapse(portraits: Lines) -> Figure:
     """The weights' histogram over training, shift and sunspots."""
     names = {"shift, 10 components": "shift-10-em", "sunspots, 8 components": "sunspots-8-em"}
-    found = {title: name for title, name in names.items() if name in portraits}
+    shown = {title: name for title, name in names.items() if name in portraits}
     figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
-    axes = figure.subplots(1, len(found), squeeze=False)[0]
-    for ax, (title, name) in zip(axes, found.items(), strict=True):
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (title, name) in zip(axes, shown.items(), strict=True):
         plots.collapse(history(portraits[name]), ax=ax)
         ax.set_xlabel(f"round of {portraits[name]['iterations']} iterations")
         ax.set_title(title, fontsize=8, loc="right")

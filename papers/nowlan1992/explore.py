@@ -160,9 +160,9 @@ def mixing(std_count: float, target_accept: float, draws: int) -> dict[str, Any]
     drawn, net = bayes.posterior(model, x, y, bayes.Length(draws=draws), seed=1)
     scale = Scale(divisor=model.divisor)
     x, y = scale.there(x), scale.there(y)
-    found = drawn.summary(("predictions", drawn.outputs(net, x)))
+    summary = drawn.summary(("predictions", drawn.outputs(net, x)))
     density = loo(bayes.in_numbers(drawn.log_likelihood(net, x, y), model))
-    return {name: float(f"{value:.4g}") for name, value in found.items()} | {
+    return {name: float(f"{value:.4g}") for name, value in summary.items()} | {
         "by chain": drawn.steps["diverged"].sum(1).tolist(),
         "PSIS-LOO": round(density.elpd, 1),
         "narrowest std": digits(drawn.mixture().std.amin(-1).median()),
@@ -184,7 +184,7 @@ def shift_attempt(
     Returns:
         Means over the data sets of what `shift.measured` gives.
     """
-    problem, found = shift.PROBLEMS[name], []
+    problem, runs = shift.PROBLEMS[name], []
     for seed in seeds:
         drawn = shift.sample(seed, problem)
         cases = shift.cases_of(drawn, problem, restarts)
@@ -199,8 +199,8 @@ def shift_attempt(
             theta, value = train(cases, start, penalty, 350)
         else:
             theta, value = train(cases, start, None, options["iterations"])
-        found.append(shift.measured(cases, theta, value, drawn))
-    return {k: round(sum(f[k] for f in found) / len(found), 2) for k in found[0]}
+        runs.append(shift.measured(cases, theta, value, drawn))
+    return {k: round(sum(f[k] for f in runs) / len(runs), 2) for k in runs[0]}
 
 
 def units(what: str) -> list[Unit]:

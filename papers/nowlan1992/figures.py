@@ -59,16 +59,16 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     for name, (function, wanted) in DRAWINGS.items():
         if only not in (None, name):
             continue
-        found = [read(results, table) for table in wanted]
+        inputs = [read(results, table) for table in wanted]
         least = 2 if name in COMPARISONS else 1
-        if len(found[0]) < least:  # the other tables are extras
+        if len(inputs[0]) < least:  # the other tables are extras
             if only is not None:
                 raise SystemExit(
                     f"{name} needs results of {wanted[0]}, at least {least}; got "
-                    f"{len(found[0])}: run it without --figure"
+                    f"{len(inputs[0])}: run it without --figure"
                 )
             continue
-        written.append(plots.save(function(*found), pictures / f"{name}.png"))
+        written.append(plots.save(function(*inputs), pictures / f"{name}.png"))
     index = pictures / "README.md"
     with replacing(index) as temporary:
         temporary.write_text(_index(results, pictures))
@@ -96,10 +96,10 @@ def _index(results: Path, pictures: Path) -> str:
         name = figure["name"]
         if not (pictures / f"{name}.png").is_file() or name not in DRAWINGS:
             continue
-        found = [read(results, table) for table in DRAWINGS[name][1]]
-        minutes = sum(line["seconds"] for table in found for line in table.values()) / 60
+        behind = [read(results, table) for table in DRAWINGS[name][1]]
+        minutes = sum(line["seconds"] for table in behind for line in table.values()) / 60
         command = f"`swsmix reproduce nowlan1992 --figure {name}`"
-        seeds = _seeds(found[0]) + ("; plain and decay: one net" if name.endswith("-nets") else "")
+        seeds = _seeds(behind[0]) + ("; plain and decay: one net" if name.endswith("-nets") else "")
         cells = (f"[{name}]({name}.png)", figure["counterpart"], command, seeds)
         cells += (f"{minutes:.1f}",)
         lines.append(f"| {' | '.join(cells)} |")

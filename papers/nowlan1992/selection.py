@@ -53,7 +53,7 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
     Returns:
         (key, method, setting).
     """
-    found = []
+    listed = []
     for name, settings in METHODS.items():
         if quick:
             settings = settings[len(settings) // 2 :][: "posterior" not in name]
@@ -63,8 +63,8 @@ def candidates(*, quick: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
                 for k, v in (setting | setting["scale"]).items()
                 if k not in ("components", "mode", "scale", "posterior")
             )
-            found.append((f"{name}: {text}", name, setting))
-    return found
+            listed.append((f"{name}: {text}", name, setting))
+    return listed
 
 
 BY = ("single", "ensemble", "committee")
@@ -93,12 +93,12 @@ def chosen(scores: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, Member
     ]
     known.sort(key=lambda one: one[0])
     many = 5 if by == "committee" else 1
-    found = {}
+    best = {}
     for group in (*METHODS, *POOLS):
         within = POOLS.get(group, group.__eq__)
         if members := [(name, setting) for _, name, setting in known if within(name)][:many]:
-            found[group] = members
-    return found
+            best[group] = members
+    return best
 
 
 def score(line: Mapping[str, Any], by: str = "single") -> float:

@@ -188,8 +188,8 @@ def unit(
         for mode in modes:
             recipe = replace(recipes(name)[mode], components=components, mode=mode)
             theta, _, value = sharing(cases, start, recipe)
-            found = measured(cases, theta, value, drawn)
-            results[f"soft-sharing, {components} components, {mode}"] = found
+            measures = measured(cases, theta, value, drawn)
+            results[f"soft-sharing, {components} components, {mode}"] = measures
     return {"methods": results}
 
 

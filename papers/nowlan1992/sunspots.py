@@ -214,11 +214,11 @@ def hindsight(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict
     Returns:
         The method, the mean arv over seeds and the ensemble's on 1921-55 and 1956-79.
     """
-    found = measured(trained([(name, setting)], seeds), ("test", "late"))
+    measures = measured(trained([(name, setting)], seeds), ("test", "late"))
     result: dict[str, Any] = {"method": name}
-    for split, values in found["arv"].items():
+    for split, values in measures["arv"].items():
         result[split] = float(f"{sum(values) / len(values):.5g}")
-        result[f"{split}_ensemble"] = found["ensemble"][split]
+        result[f"{split}_ensemble"] = measures["ensemble"][split]
     return result
 
 

@@ -63,11 +63,11 @@ def shift_tables(shift: Lines) -> str:
         rows = []
         for name, other in dict.fromkeys(pairs):
             if name in units[0] and other in units[0]:
-                found = [
+                compared = [
                     compare([u[name][c] for u in units], [u[other][c] for u in units])
                     for c in CHOICES
                 ]
-                rows.append((f"{name}, minus {other}", *map(_difference, found)))
+                rows.append((f"{name}, minus {other}", *map(_difference, compared)))
         text += [*_table(("", *ways), rows), ""]
     return "\n".join(text)
 
@@ -110,11 +110,11 @@ def sunspot_tables(final: Lines, confirmed: Lines) -> str:
         text += [f"{title}; {both}:", ""]
         rows = []
         for name in names:
-            found = [lines.get(f"{name}, by {by}") for lines, _, _ in parts]
-            if found[0] is not None:
+            chosen = [lines.get(f"{name}, by {by}") for lines, _, _ in parts]
+            if chosen[0] is not None:
                 cells = [
                     "" if line is None else _arv([line["ensemble"][split]])
-                    for line, (_, split, _) in zip(found, parts, strict=True)
+                    for line, (_, split, _) in zip(chosen, parts, strict=True)
                 ]
                 rows.append((name, *cells))
         text += [*_table(("method", *titles), rows), ""]
@@ -173,9 +173,9 @@ def _cited(values: Sequence[float] | None, digits: int) -> str:
     return "" if values is None else " ± ".join(f"{v:.{max(digits - 1, 1)}f}" for v in values)
 
 
-def _difference(found: Comparison, digits: int = 1) -> str:
-    d = found.difference
+def _difference(comparison: Comparison, digits: int = 1) -> str:
+    d = comparison.difference
     if math.isnan(d.low):
         return f"{d.mean:+.{digits}f}"
     text = f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
-    return text if math.isnan(found.p_wilcoxon) else f"{text}, p = {found.p_wilcoxon:.2g}"
+    return text if math.isnan(comparison.p_wilcoxon) else f"{text}, p = {comparison.p_wilcoxon:.2g}"

@@ -92,14 +92,14 @@ def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]
     known = {setting.name: setting for setting in settings.MAIN}
     if base not in known:
         raise SystemExit(f"the settings are {', '.join(known)}; got {base!r}")
-    setting, found = known[base], {}
+    setting, values = known[base], {}
     for change in changes:
         field, _, text = change.partition("=")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             raise SystemExit(f"a change needs to be FIELD=NUMBER; got {change!r}") from None
-        found[field] = value
+        values[field] = value
         if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
             recipe = dataclasses.replace(setting.recipe, **{field: value})
             setting = dataclasses.replace(setting, recipe=recipe)
@@ -107,7 +107,7 @@ def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]
             setting = dataclasses.replace(setting, **{field: value})
         else:
             raise SystemExit(f"neither the setting nor its recipe has a field {field!r}")
-    return setting, found
+    return setting, values
 
 
 def _arguments() -> argparse.Namespace:

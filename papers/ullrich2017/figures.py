@@ -37,10 +37,10 @@ class Results:
     """What the units have left in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+        results = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
         self.folder = folder
-        self.compressed = [r for r in found if r["kind"] == "compressed"]
-        self.pretrained = [r for r in found if r["kind"] == "pretrained"]
+        self.compressed = [r for r in results if r["kind"] == "compressed"]
+        self.pretrained = [r for r in results if r["kind"] == "pretrained"]
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The results of each setting of the tables, over the seeds."""
@@ -81,8 +81,8 @@ class Portrait:
     def history(self, phase: str) -> History:
         """The history of a phase."""
         prefix = f"history/{phase}/"
-        found = {k[len(prefix) :]: t for k, t in self.tensors.items() if k.startswith(prefix)}
-        return History.from_tensors(found)
+        mine = {k[len(prefix) :]: t for k, t in self.tensors.items() if k.startswith(prefix)}
+        return History.from_tensors(mine)
 
 
 def before_after(results: Results) -> Figure | None:
@@ -145,7 +145,7 @@ def pareto(results: Results) -> Figure | None:
         panel.tick_params(axis="x", which="both", length=2.5, pad=3)
         panel.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         panel.margins(x=0.1)
-        _names(panel, cited)
+        _label_points(panel, cited)
     panels[0].set_ylabel("errors on the test images (%)")
     keys = [
         *panels[0].get_legend_handles_labels()[0],
@@ -160,7 +160,7 @@ def pareto(results: Results) -> Figure | None:
     return figure
 
 
-def _names(panel: Any, cited: list[dict[str, Any]]) -> None:
+def _label_points(panel: Any, cited: list[dict[str, Any]]) -> None:
     """The published points' names at the foot, upright, side by side in the order of the points."""
     width, points = 8.0, 72 / panel.figure.dpi  # a line's in points, and a pixel's
     end = -math.inf
@@ -223,7 +223,7 @@ def layers(results: Results) -> Figure | None:
     left.set_yticks(range(len(labels)), labels, fontsize=6)
     left.invert_yaxis()
     left.set_xlabel("weights that are not zero (%)")
-    right.set_xlabel("entropy of the index (bits a weight)")
+    right.set_xlabel("entropy of the index (bits per weight)")
     for panel in (left, right):
         panel.margins(x=0.12)
     return figure
@@ -277,22 +277,22 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     Raises:
         SystemExit: if the results of the one figure are missing.
     """
-    found, written = Results(results), []
+    everything, written = Results(results), []
     for name in NAMES if only is None else [only]:
         if name == "training":
-            portrait = found.portrait("lenet-300-100-published")
+            portrait = everything.portrait("lenet-300-100-published")
             if portrait is not None:
                 path = pictures / "training.gif"
                 written.append(plots.animate_collapse(portrait.history("retrain"), path, width=4.2))
                 continue
-        elif (figure := FIGURES[name](found)) is not None:
+        elif (figure := FIGURES[name](everything)) is not None:
             written.append(plots.save(figure, pictures / f"{name}.png"))
             continue
         if only is not None:
             raise SystemExit(f"{name} needs results that are not there: run it without --figure")
     index = pictures / "README.md"
     with replacing(index) as temporary:
-        temporary.write_text(_index(found, pictures))
+        temporary.write_text(_index(everything, pictures))
     return [*written, index]
 
 

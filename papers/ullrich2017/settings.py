@@ -74,14 +74,14 @@ SHORT = {"sparsify_epochs": 25, "quantise_epochs": 8, "finetune_epochs": 1}
 
 def sweep() -> list[Setting]:
     """The settings behind the figure of error against compression: shorter, one seed each."""
-    found = []
+    variants = []
     for base, (strengths, numbers) in SWEEP.items():
         for tau in strengths:
             for k in numbers:
                 recipe = replace(base.recipe, sparsify_tau=tau, num_components=k, **SHORT)
                 name = f"sweep-{base.name}-tau{tau:g}-k{k}"
-                found.append(replace(base, name=name, recipe=recipe, portrait=False))
-    return found
+                variants.append(replace(base, name=name, recipe=recipe, portrait=False))
+    return variants
 
 
 def full(seeds: int) -> list[tuple[Setting, int]]:
@@ -93,8 +93,8 @@ def full(seeds: int) -> list[tuple[Setting, int]]:
 def quick(seeds: int) -> list[tuple[Setting, int]]:
     """Every kind of unit, short."""
     short = {"sparsify_epochs": 4, "warmup_epochs": 1, "quantise_epochs": 4, "finetune_epochs": 1}
-    found = []
+    shortened = []
     for setting in (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED):
         recipe = None if setting.recipe is None else replace(setting.recipe, em_every=20, **short)
-        found.append(replace(setting, recipe=recipe, pretrain_epochs=4, retrain_epochs=4))
-    return [(setting, seed) for seed in range(seeds) for setting in found]
+        shortened.append(replace(setting, recipe=recipe, pretrain_epochs=4, retrain_epochs=4))
+    return [(setting, seed) for seed in range(seeds) for setting in shortened]

@@ -310,8 +310,8 @@ def smallest(
         }
         for network in (before, after)
     ]
-    found = [len(encode(state)) for state in states]
-    chosen = int(found[1] < found[0])
+    files = [len(encode(state)) for state in states]
+    chosen = int(files[1] < files[0])
     return states[chosen], bool(chosen)
 
 
@@ -437,13 +437,13 @@ def measure(
     if test:
         digits = mnist()
         parts["test"] = digits.x_test[:subset].float() / 255, digits.y_test[:subset]
-    found = {}
+    error_rates = {}
     for name, state in (("dense", dense), ("compressed", decoded)):
         net = NETS[setting.net]()
         net.load_state_dict(state)
         for part, data in parts.items():
-            found[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
-    return found
+            error_rates[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
+    return error_rates
 
 
 def keep_for_figures(

@@ -3,7 +3,10 @@
 Nothing here imports torch before a command runs, so that `--help` and `guide` answer at once.
 """
 
-from swsmix.cli import compress, guide, inspect, reproduce, train  # each registers its commands
-from swsmix.cli.app import app, main
+from swsmix.cli import _interrupts
+
+with _interrupts.quiet():
+    from swsmix.cli import compress, guide, inspect, reproduce, train  # registers the commands
+    from swsmix.cli.app import app, main
 
 __all__ = ["app", "compress", "guide", "inspect", "main", "reproduce", "train"]

@@ -133,6 +133,8 @@ def inspect(
             console.print(f"  {name}: {value:.4g}", markup=False, highlight=False)
     if not writes:
         return
+    from swsmix import plots  # Ctrl-C in an import removes no temporary file: none is there yet
+
     out.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     pictures = _save_figures(inspection, out, form if figures else None, written, quiet=quiet)
@@ -143,8 +145,6 @@ def inspect(
     for _ in pictures:  # without a page they are drawn and saved here
         pass
     if figures and posterior is not None:
-        from swsmix import plots
-
         for name, figure in posteriors.draw_figures(posterior).items():
             written.append(f"{file_name(name)}.{form.value}")
             plots.save(figure, out / written[-1])

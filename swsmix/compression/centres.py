@@ -36,7 +36,7 @@ def centre_sums(index: Tensor, values: Tensor) -> Tensor:
 def tie(parameter: Tensor, index: Tensor, *, fixed: int | None = 0) -> RemovableHandle:
     """Give each weight its centre's gradient, so that weights of one value keep one value.
 
-    An optimizer that treats all weights alike (SGD, Adam) then moves the centres.
+    An optimiser that treats all weights alike (SGD, Adam) then moves the centres.
 
     Args:
         parameter: a snapped tensor.
@@ -98,8 +98,8 @@ def refine_(
         >>> from swsmix import MixturePrior
         >>> from swsmix.compression.snap import quantize
         >>> net, x = nn.Linear(4, 3), torch.randn(8, 4)
-        >>> found = quantize(MixturePrior(net, 3))
-        >>> refined = refine_(net, found, nn.functional.mse_loss, [(x, x[:, :3])] * 10)
+        >>> quantized = quantize(MixturePrior(net, 3))
+        >>> refined = refine_(net, quantized, nn.functional.mse_loss, [(x, x[:, :3])] * 10)
         >>> torch.equal(net.weight, refined["weight"].values)
         True
     """

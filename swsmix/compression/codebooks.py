@@ -59,7 +59,8 @@ def quantize_state(
         method: `"mixture"`, or `"kmeans"`, the palettisation of other tools (Han, Mao & Dally
             2016), to compare with.
         strength: the common std of the mixture's components, in units of the error that k-means
-            makes. The larger, the more it counts how common a value is: fewer bytes, more error.
+            makes. The larger it is, the more weights move to common values: fewer bytes, more
+            error.
         zero: the first value of each codebook is exactly 0.
         seed: for the sample of very many weights.
         progress: show a progress bar over the tensors.
@@ -72,8 +73,8 @@ def quantize_state(
             the method is unknown.
 
     Example:
-        >>> found = quantize_state({"w": torch.randn(50, 50), "b": torch.randn(50)}, 4)
-        >>> list(found), len(found["w"].values.unique())
+        >>> codebooks = quantize_state({"w": torch.randn(50, 50), "b": torch.randn(50)}, 4)
+        >>> list(codebooks), len(codebooks["w"].values.unique())
         (['w'], 4)
     """
     if num_values < 1:
@@ -82,15 +83,15 @@ def quantize_state(
         raise ValueError(f"method must be 'mixture' or 'kmeans'; got {method!r}")
     if not 0.0 < strength < math.inf:
         raise ValueError(f"strength must be positive; got {strength}")
-    found = {}
+    codebooks = {}
     for name, t in watched(state.items(), "quantising", shown=progress):
         if not t.is_floating_point() or t.ndim < 2 or t.numel() < 4 * num_values:
             continue
         if not torch.isfinite(t).all():
             raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
         used = strength if method == "mixture" else None
-        found[name] = _quantize(t.detach(), num_values, used, zero, seed)
-    return found
+        codebooks[name] = _quantize(t.detach(), num_values, used, zero, seed)
+    return codebooks
 
 
 @tables.uncompiled()  # compiling takes 100 MB and seconds, for five passes over the weights
@@ -244,9 +245,6 @@ def _means(w: Tensor, index: Tensor, k: int, zero: bool) -> tuple[Tensor, Tensor
         index: the centre of each weight.
         k: the number of centres; those without weights are dropped.
         zero: the first centre is 0, and stays.
-
-    Returns:
-        The means and the index, numbered anew.
     """
     size, total = torch.zeros(k, dtype=torch.int64), torch.zeros(k, dtype=torch.float64)
     for part, j in zip(w.split(_CHUNK), index.cpu().split(_CHUNK), strict=True):

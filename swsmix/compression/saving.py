@@ -26,7 +26,7 @@ def save_compressed(
     Args:
         path: the file; written whole or not at all.
         model: the network, which stays as it is, or a state_dict.
-        prior: the prior on it; None changes no weight: for weights that are snapped already.
+        prior: the prior on it. With None no weight is changed; use it if they are snapped already.
         bias_bits: snap the tensors outside the prior too, see `snapped_state`; None keeps them
             exactly.
         progress: show a progress bar over the tensors.

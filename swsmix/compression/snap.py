@@ -206,11 +206,11 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
         >>> len(net.weight.unique()) <= 3
         True
     """
-    found = quantize(prior)
+    snapped = quantize(prior)
     for group in prior.mixtures:
         for name, p in prior.parameters_of(group).items():
-            p.copy_(found[name].values)
-    return {name: quantized.index for name, quantized in found.items()}
+            p.copy_(snapped[name].values)
+    return {name: quantized.index for name, quantized in snapped.items()}
 
 
 @torch.no_grad()
@@ -226,13 +226,13 @@ def quantize(prior: MixturePrior) -> dict[str, Quantized]:
     Raises:
         ValueError: if weights are not finite.
     """
-    found = {}
+    quantized = {}
     for group, mixture in prior.mixtures.items():
         prior.check_weights(group)
         codebook = mixture.mean.detach().clone()
         for name, p in prior.parameters_of(group).items():
-            found[name] = Quantized(codebook, assign(mixture, p))
-    return found
+            quantized[name] = Quantized(codebook, assign(mixture, p))
+    return quantized
 
 
 @torch.no_grad()

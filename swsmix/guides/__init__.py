@@ -40,9 +40,6 @@ def text(name: str) -> str:
     Args:
         name: one of `names()`.
 
-    Returns:
-        The text.
-
     Raises:
         ValueError: if there is no guide of that name.
 

@@ -104,9 +104,9 @@ def whole_bytes(parts: Iterable[Iterable[float]]) -> list[int]:
         >>> whole_bytes([[12.0, 12.0], [8.0, 4.0, 4.0]])
         [2, 1, 1, 0, 1]
     """
-    total, done, found = 0.0, 0, []
+    total, done, rounded = 0.0, 0, []
     for bits in (bits for row in parts for bits in row):
         total += bits
-        found.append(round(total / 8) - done)
-        done += found[-1]
-    return found
+        rounded.append(round(total / 8) - done)
+        done += rounded[-1]
+    return rounded

@@ -7,6 +7,7 @@ line is certified, are evaluated exactly.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ class Passes:
     def __init__(self, mixture: ExactMixture, tolerance: float) -> None:
         self.mixture, self.tolerance = mixture, tolerance
         self._slopes_16_bit: dict[torch.dtype, tuple[Tensor, ...]] = {}
-        self._kept_scratch: dict[bool, Scratch] = {}
+        self._kept_scratch: dict[tuple[int, bool], Scratch] = {}
 
     @functools.cached_property
     def grid(self) -> Cells | None:
@@ -70,9 +71,10 @@ class Passes:
 
     def _scratch(self, w: Tensor, *, curvature: bool = False) -> Scratch:
         """Scratch memory, kept: to allocate it again costs as much as the work in it."""
-        scratch = self._kept_scratch.get(curvature)
+        key = threading.get_ident(), curvature  # two threads may look up at the same time
+        scratch = self._kept_scratch.get(key)
         if scratch is None or scratch.floats.shape[1] < min(len(w), chunk_on(w.device)):
-            scratch = self._kept_scratch[curvature] = Scratch(len(w), w.device, curvature=curvature)
+            scratch = self._kept_scratch[key] = Scratch(len(w), w.device, curvature=curvature)
         return scratch
 
     def _uncertified(self, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,9 +68,6 @@ def num_cases(data: Data) -> int:
     Args:
         data: two tensors (x, y) or batches that know their `dataset`, as a `DataLoader` does.
 
-    Returns:
-        The number.
-
     Raises:
         ValueError: if the data do not tell.
     """

@@ -99,9 +99,6 @@ class History:
     def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:
         """One series of a group as a tensor with a leading axis of records.
 
-        Returns:
-            The records, stacked.
-
         Raises:
             KeyError: if there is no such group or series; the message lists what there is.
         """
@@ -124,9 +121,6 @@ class History:
         """The number of clusters, components that claim at least one weight, at each record.
 
         Of components that are the same only one claims weights: duplicates are one cluster.
-
-        Returns:
-            The numbers.
         """
         return (self.claimed(group) >= 1).sum(1).double()
 

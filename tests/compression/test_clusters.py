@@ -24,3 +24,8 @@ def test_rare_clusters_merge_into_the_nearest():
     w = torch.tensor([0.0] * 9 + [1.0] * 9 + [1.4] + [2.0] * 9)
     got = merge_clusters(index, w, nearest=0.03, rare=4)
     assert got.tolist() == [0] * 9 + [1] * 10 + [2] * 9
+
+
+def test_few_zeros_are_not_rare():
+    w = torch.tensor([0.0] + [1.0] * 9)
+    assert merge_clusters((w != 0).long(), w, nearest=0.03, rare=4).tolist() == [0] + [1] * 9

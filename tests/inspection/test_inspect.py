@@ -81,7 +81,9 @@ def test_the_codebooks_of_a_compressed_file_are_its_mixtures(tmp_path):
         assert torch.equal(group.mixture.mean, own.double())
         counted = [(state[layer.name] == value).sum().item() for value in own]
         assert layer.claimed.tolist() == counted and layer.num_clusters == len(own)
-        entropy = codec.sizes({layer.name: state[layer.name]})[layer.name].entropy_bits
+        entropy = codec.sizes(codec.encode({layer.name: state[layer.name]}))[
+            layer.name
+        ].entropy_bits
         assert layer.bits_per_weight == pytest.approx(entropy / layer.size)
     assert found.left_out == {"bias": "1 dimension, fewer than 2"}
     assert len(inspect(tmp_path / "net.sws", refit=True).groups) == 1

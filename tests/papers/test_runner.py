@@ -307,7 +307,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from papers import runner, units
-from swsmix.training.runs import replacing
+from swsmix._files import replacing
 
 HERE = Path({here!r})
 

@@ -384,7 +384,7 @@ calls(w[:300_000], grad[:300_000])
 before = peak()
 calls(w, grad)
 print((peak() - before) / n)
-hold = torch.ones(n)  # 4 bytes a weight, to see that the measure sees them
+hold = torch.ones(n)  # 4 bytes per weight, to see that the measure sees them
 print((peak() - before) / n)
 """
 
@@ -398,5 +398,18 @@ def test_memory_does_not_grow_with_the_number_of_weights(loops, request):
         check=True,
     )
     extra, with_a_tensor_more = map(float, out.stdout.split())
-    assert extra < 0.5  # bytes a weight; one N x K tensor would be 68
+    assert extra < 0.5  # bytes per weight; one N x K tensor would be 68
     assert with_a_tensor_more > 3.0
+
+
+def test_threads_that_share_tables_get_what_one_alone_gets():
+    from concurrent.futures import ThreadPoolExecutor
+
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(200_000, generator=generator) for _ in range(4)]
+    shared = tables.build(torch.full((5,), 0.2), torch.linspace(-1, 1, 5), torch.full((5,), 0.1))
+    alone = [shared.gradient(w) for w in weights]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(shared.gradient, weights))
+            assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

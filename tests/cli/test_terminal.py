@@ -1,0 +1,120 @@
+"""Foreign back ends, narrow encodings, closed pipes and Ctrl-C while a command starts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swsmix.cli import _interrupts, _streams
+from swsmix.codec import load_compressed
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+LATIN = ASCII | {"PYTHONIOENCODING": "latin-1"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    weights = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    save_file({"läyer→.weight": weights}, tmp_path / "net.safetensors")
+    return tmp_path
+
+
+def run(folder, *arguments, stdout=subprocess.PIPE, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "swsmix", *arguments], cwd=folder, check=False, stdout=stdout,
+        stderr=subprocess.PIPE, env=os.environ | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["module://not.there", "nonsense", "inline", "svg"])
+def test_a_foreign_backend_breaks_nothing_and_a_known_one_is_kept(backend):
+    code = (
+        "import os, swsmix.plots, matplotlib\n"
+        "chosen = dict.__getitem__(matplotlib.rcParams, 'backend')\n"
+        "print(os.environ['MPLBACKEND'], chosen == 'svg')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"MPLBACKEND": backend},
+    )  # fmt: skip
+    assert done.stdout.split() == [backend, str(backend == "svg")]
+
+
+def test_inspect_draws_under_a_foreign_backend(folder):
+    done = run(folder, "inspect", "net.safetensors", "--out", "f", MPLBACKEND="module://not.there")
+    assert done.returncode == 0 and (folder / "f" / "clusters.png").exists()
+
+
+@pytest.mark.parametrize("environment", [ASCII, LATIN], ids=["ascii", "latin-1"])
+def test_any_encoding_shows_tables_and_names(folder, environment):
+    for arguments in (
+        ("compress", "net.safetensors", "--out", "ö.sws"),
+        ("inspect", "net.safetensors", "--no-figures"),
+        ("inspect", "ö.sws", "--bytes"),
+        ("decompress", "ö.sws", "--out", "ö.pt"),
+        ("decompress", "ö.sws", "--out", "ö.nonsense"),
+        ("guide", "mathematics"),
+    ):
+        done = run(folder, *arguments, **environment)
+        assert done.returncode == int("ö.nonsense" in arguments), done.stderr
+        assert b"Traceback" not in done.stderr
+        assert done.stdout or done.returncode
+    assert list(load_compressed(folder / "ö.sws")) == ["läyer→.weight"]
+
+
+def test_characters_that_an_encoding_lacks_have_a_likeness():
+    _streams.codecs.register_error("swsmix", _streams._degraded)
+    text = "± → │─┌ █ ö € \udcff"
+    assert text.encode("ascii", "swsmix") == rb"+- -> |-+ @ \xf6 \u20ac \udcff"
+    assert text.encode("latin-1", "swsmix").decode("latin-1") == r"± -> |-+ @ ö \u20ac \udcff"
+
+
+def test_a_reader_that_leaves_stops_neither_the_work_nor_fails_it(folder):
+    read, write = os.pipe()
+    os.close(read)
+    done = run(folder, "inspect", "net.safetensors", "--out", "figures", stdout=write)
+    os.close(write)
+    assert done.returncode == 0 and not done.stderr.strip()
+    assert len(list((folder / "figures").iterdir())) == 5
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_is_written_is_no_failure_if_only_the_printing_fails(folder):
+    with open("/dev/full", "wb") as full:
+        done = run(folder, "compress", "net.safetensors", stdout=full)
+    assert done.returncode == 0 and b"the rest is not printed: No space left" in done.stderr
+    assert load_compressed(folder / "net.sws")
+
+
+START = """
+import sys
+from swsmix.cli import _interrupts
+_interrupts.install()
+print("go", file=sys.stderr, flush=True)
+from swsmix.cli import main
+sys.argv = ["swsmix", *{arguments!r}]
+main()
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.3])
+@pytest.mark.parametrize("command", ["compress", "inspect", "decompress"])
+def test_ctrl_c_during_the_imports_leaves_no_traceback(folder, command, delay):
+    code = START.format(arguments=[command, "net.safetensors"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr.readline() == b"go\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].strip() == b""
+    assert process.returncode == _interrupts.INTERRUPTED
+
+
+def test_ctrl_c_while_the_library_imports_in_its_work_is_an_ordinary_interrupt():
+    assert not _interrupts._importing(sys._getframe())
