@@ -10,6 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SAFETENSORS, TORCH, COMPRESSED = (
 )
 _MAX_HEADER = 1 << 30
 _MAX_PICKLE = 1 << 26
+_MAX_DEPTH = 50
 # Names in a pickle that bring floating-point weights with them.
 _FLOAT_STORAGES = ("FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage", "Untyped")
 _SAVE = "torch.save(..., 'model.pt')"
@@ -158,9 +160,11 @@ def _load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old protocols
-            return torch.load(
+            loaded = torch.load(
                 path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
             )
+        _check_depth(loaded)
+        return loaded
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
         # Not torch's own message: it advises to allow pickled code.
         code = re.search(r"GLOBAL (\S+)|class (\S+)", str(error).replace("`", ""))
@@ -174,6 +178,17 @@ def _load_torch(path: Path) -> Any:
             "write torch.save(model.state_dict(), ...)",
             may_hold_weights=not code or _may_hold_weights(path),
         ) from error
+
+
+def _check_depth(loaded: Any, depth: int = 0) -> None:
+    """A list within itself, or very deep ones, have no end."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"containers nested more than {_MAX_DEPTH} deep")
+    if isinstance(loaded, Mapping):
+        loaded = list(loaded.values())
+    if isinstance(loaded, list | tuple):
+        for value in loaded:
+            _check_depth(value, depth + 1)
 
 
 def _may_hold_weights(path: Path) -> bool:

@@ -173,3 +173,11 @@ def test_tensors_without_values_are_named(tmp_path):
     assert "meta" in checkpoints.read(tmp_path / "a.pt").left_out["b"]
     with pytest.raises(ValueError, match="such as b: on the meta device"):
         checkpoints.read_network(tmp_path / "a.pt")
+
+
+def test_contents_within_themselves_are_refused(tmp_path):
+    loop = {"w": torch.ones(3, 3)}
+    loop["self"] = loop
+    torch.save(loop, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt"):
+        checkpoints.read(tmp_path / "a.pt")
