@@ -14,6 +14,7 @@ from swsmix import codec, load_run
 from swsmix._histogram import chunks
 from swsmix.compression.codebooks import cluster
 from swsmix.compression.snap import assign, bits_per_weight
+from swsmix.inspection.checkpoints import read
 from swsmix.inspection.inspect import inspect
 from swsmix.mixture import GaussianMixture
 
@@ -127,13 +128,21 @@ def test_weights_without_values_or_beyond_float32_are_left_out(tmp_path):
     torch.save(tensors, tmp_path / "a.pt")
     found = inspect(tmp_path / "a.pt")
     assert [layer.name for layer, _ in found.layers] == ["w"]
-    assert found.left_out == {
-        "meta": "on the meta device, so without values",
-        "huge": "its weights reach 1e+200, beyond float32",
-    }
+    assert found.left_out == {"huge": "its weights reach 1e+200, beyond float32"}
+    assert read(tmp_path / "a.pt").left_out == {"meta": "on the meta device, so without values"}
     torch.save({"meta": tensors["meta"]}, tmp_path / "meta.pt")
-    with pytest.raises(ValueError, match="got meta: on the meta device, so without values"):
+    with pytest.raises(ValueError, match="meta: on the meta device, so without values"):
         inspect(tmp_path / "meta.pt")
+
+
+def test_eight_bit_floats_are_named_since_their_values_need_scales(tmp_path):
+    eight = torch.randn(40, 100).to(torch.float8_e4m3fn)
+    torch.save({"w": torch.randn(9, 9), "eight": eight}, tmp_path / "a.pt")
+    assert [layer.name for layer, _ in inspect(tmp_path / "a.pt").layers] == ["w"]
+    assert list(read(tmp_path / "a.pt").left_out) == ["eight"]
+    torch.save({"eight": eight}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="eight: torch.float8_e4m3fn weights, which need"):
+        inspect(tmp_path / "b.pt")
 
 
 def test_a_folder_has_its_name_as_title_from_inside_too(run_folder, monkeypatch):
@@ -212,7 +221,7 @@ def test_25_million_weights_take_at_most_twice_their_size(tmp_path, network):
 # -- what is counted --------------------------------------------------------------------------
 
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
