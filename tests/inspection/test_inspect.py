@@ -141,7 +141,7 @@ def test_eight_bit_floats_are_named_since_their_values_need_scales(tmp_path):
     assert [layer.name for layer, _ in inspect(tmp_path / "a.pt").layers] == ["w"]
     assert list(read(tmp_path / "a.pt").left_out) == ["eight"]
     torch.save({"eight": eight}, tmp_path / "b.pt")
-    with pytest.raises(ValueError, match="eight: torch.float8_e4m3fn weights, which need"):
+    with pytest.raises(ValueError, match=r"eight: torch\.float8_e4m3fn weights, which need"):
         inspect(tmp_path / "b.pt")
 
 
