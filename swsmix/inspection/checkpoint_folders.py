@@ -193,11 +193,11 @@ def _numbered(found: list[Path], folder: Path) -> tuple[list[Path], dict[str, st
     start = 0 if 0 in members else 1
     if lacking := [i for i in range(start, start + min(total, 10**6)) if i not in members]:
         example = next(iter(members.values())).name
-        width = len(_SHARD.fullmatch(example)[2])  # type: ignore[index]
-        names = [
-            _SHARD.sub(lambda m, i=i: m[0].replace(m[2], f"{i:0{width}}", 1), example)  # type: ignore[misc]
-            for i in lacking[:_SHOWN]
-        ]
+        match = _SHARD.fullmatch(example)
+        assert match is not None  # the members were found by it
+        begin, end = match.span(2)
+        numbers = [f"{i:0{end - begin}}" for i in lacking[:_SHOWN]]
+        names = [example[:begin] + number + example[end:] for number in numbers]
         raise ValueError(
             f"{folder} lacks {_some(names)}, {len(lacking)} of {total} shards by their names: "
             "fetch the missing, or pass one file to look at it alone"
