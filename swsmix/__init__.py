@@ -52,6 +52,7 @@ _HOME = {
     "Schedule": "schedule",
     "e_step": "em",
     "fit": "training.fitting",
+    "initial_mixture": "start",
     "load_run": "training.runs",
     "m_step_": "em",
     "sharing_penalty": "sharing",

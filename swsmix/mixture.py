@@ -19,8 +19,6 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from swsmix.start import Initialisation, components_for
-
 Vector = Real[Tensor, " k"] | Sequence[float]
 
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
@@ -206,59 +204,6 @@ class GaussianMixture(nn.Module):
         return torch.distributions.MixtureSameFamily(
             torch.distributions.Categorical(self.mixing),
             torch.distributions.Normal(self.mean, self.std),
-        )
-
-    @classmethod
-    def from_weights(
-        cls,
-        w: Float[Tensor, "*n"],
-        num_components: int,
-        *,
-        method: Initialisation = "quantiles",
-        zero: bool = False,
-        zero_mixing: float | None = None,
-        seed: int = 0,
-    ) -> GaussianMixture:
-        """A mixture to start from, placed on a vector of weights.
-
-        `"spread"` puts the means evenly over the weights' range, each std one spacing wide, as
-        the papers do (Nowlan & Hinton 1992; Ullrich et al. 2017, section 3.1). `"quantiles"` cuts
-        the sorted weights into K equal shares. `"kmeans"` minimises the sum of squares, by
-        dynamic programming. The last two take each share's own mean, std and size.
-
-        Args:
-            w: the weights, finite.
-            num_components: K, the zero component included.
-            method: how the means are placed.
-            zero: pin the first component's mean at 0.
-            zero_mixing: its mixing proportion, then fixed; free if None.
-            seed: for the sample of very many weights.
-
-        Returns:
-            A mixture in the weights' dtype (float32 for 16-bit weights) and on their device.
-
-        Raises:
-            ValueError: for non-finite weights, K < 1, K above the number of weights, an unknown
-                method, or a zero mixing proportion outside (0, 1) or without a zero component.
-
-        Example:
-            >>> w = torch.tensor([-1.0, -0.9, 0.0, 0.9, 1.0])
-            >>> GaussianMixture.from_weights(w, 3, method="spread").mean
-            tensor([-1.,  0.,  1.])
-        """
-        w = w.detach().reshape(-1)
-        mixing, mean, std = components_for(
-            w, num_components, method=method, zero=zero, zero_mixing=zero_mixing, seed=seed
-        )
-        dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-        first = torch.zeros(num_components, dtype=torch.bool, device="cpu")
-        first[0] = zero
-        return cls(
-            mixing.to(w.device, dtype),
-            mean.to(w.device, dtype),
-            std.to(w.device, dtype),
-            pinned_mean=first,
-            pinned_mixing=first & (zero_mixing is not None),
         )
 
     def trainable_(self) -> GaussianMixture:

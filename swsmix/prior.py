@@ -17,7 +17,7 @@ from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
 from swsmix.mixture import GaussianMixture
 from swsmix.schedule import Schedule
 from swsmix.selection import Groups, Patterns, resolve, select
-from swsmix.start import Initialisation
+from swsmix.start import Initialisation, NumComponents, initial_mixture
 from swsmix.tables import Tables
 
 Mode = Literal["em", "gradient"]
@@ -53,7 +53,7 @@ class MixturePrior(nn.Module):
     Args:
         model: the network.
         num_components: K of each mixture, the zero component included; one for all groups, or
-            group -> K.
+            group -> K; `"auto"` counts the clusters of the weights.
         groups: `"global"` (one mixture), `"tensor"` (one per tensor), or group -> name patterns.
         include: patterns of the parameters to take (shell-style, `"fc*.weight"`); by default
             every trainable floating-point parameter of at least two dimensions.
@@ -63,11 +63,12 @@ class MixturePrior(nn.Module):
             parameters, moved by your optimiser, as in Nowlan & Hinton 1992).
         zero: pin the first component's mean at 0, for pruning.
         zero_mixing: its mixing proportion, then fixed; free if None.
-        method: how the means are placed, see `GaussianMixture.from_weights`.
+        method: how the means are placed, see `swsmix.start.initial_mixture`.
         initial: mixtures to start from (copied), instead of placing `num_components` on the
             weights; they bring their own pins.
         hyper: the hyper-prior; by default `HyperPrior` with its means at the initial ones and its
-            std at a twentieth of the weights' standard deviation.
+            stds at the initial ones; at a twentieth of the weights' standard deviation with
+            another `method` than "auto" or with `initial`.
         seed: for the initialisation.
 
     Raises:
@@ -87,7 +88,7 @@ class MixturePrior(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        num_components: int | Mapping[str, int] = 16,
+        num_components: NumComponents | Mapping[str, NumComponents] = 16,
         *,
         groups: Groups = "global",
         include: Patterns | None = None,
@@ -96,7 +97,7 @@ class MixturePrior(nn.Module):
         mode: Mode = "em",
         zero: bool = False,
         zero_mixing: float | None = None,
-        method: Initialisation = "quantiles",
+        method: Initialisation = "auto",
         initial: GaussianMixture | Mapping[str, GaussianMixture] | None = None,
         hyper: HyperPrior | Mapping[str, HyperPrior] | None = None,
         seed: int = 0,
@@ -122,7 +123,7 @@ class MixturePrior(nn.Module):
             for group in self.selection.groups:
                 w = self.flat_weights(group)
                 if initial is None:
-                    mixture = GaussianMixture.from_weights(
+                    mixture = initial_mixture(
                         w,
                         _of(num_components, group, "num_components"),
                         method=method,
@@ -135,14 +136,18 @@ class MixturePrior(nn.Module):
                     mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
                 chosen = hyper if hyper is None else _of(hyper, group, "hyper")
                 if chosen is None:
-                    scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
-                    chosen = HyperPrior(mean=mixture.mean.clone(), std=scale / 20.0)
+                    std: float | Tensor = mixture.std.clone()
+                    if method != "auto" or initial is not None:
+                        scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
+                        std = scale / 20.0
+                    chosen = HyperPrior(mean=mixture.mean.clone(), std=std)
                 if mode == "gradient":
                     mixture.trainable_()
                 self.groups[_key(group)] = EMState(mixture, chosen)
 
-    def _check_sizes(self, num_components: int | Mapping[str, int]) -> None:
+    def _check_sizes(self, num_components: NumComponents | Mapping[str, NumComponents]) -> None:
         wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
+        wanted = {g: k for g, k in wanted.items() if k != "auto"}
         small = {
             group: size
             for group, params in ((g, self.parameters_of(g)) for g in wanted)

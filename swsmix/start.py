@@ -1,71 +1,251 @@
-"""Where the components begin: mixing, mean and std placed on a vector of weights."""
+"""Where the components begin: a mixture placed on a vector of weights.
+
+Weights are numbers, so that the best start can be computed: dynamic programming over a few hundred
+cells finds the segments, merging those that belong together makes nested shapes, and EM on the
+cells finishes. No seed, no restarts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from swsmix._cells import Cells, cells_of
 from swsmix._kmeans import kmeans
+from swsmix._segments import best_partitions, merged, pooled
+from swsmix.em import HyperPrior, Moments, log_hyper_prior, m_step_
+from swsmix.mixture import GaussianMixture
 
-Initialisation = Literal["spread", "quantiles", "kmeans"]
+Initialisation = Literal["auto", "spread", "quantiles", "kmeans"]
+NumComponents = int | Literal["auto"]
 Components = tuple[Tensor, Tensor, Tensor]  # mixing, mean, std: each (k,)
 # k-means and quantiles see at most this many weights: more do not move the start.
 _SAMPLE = 200_000
+_MOST = 64  # the largest K that "auto" chooses
+# EM steps of each candidate, and then of the best one.
+_TRIAL, _FINISH = 10, 100
+# The std of equal weights, in units of all weights' std and of the gap to the next component.
+_EQUAL, _GAP = 1e-3, 0.125
 
 
-def components_for(
-    w: Float[Tensor, " n"],
-    num_components: int,
+def initial_mixture(
+    w: Float[Tensor, "*n"],
+    num_components: NumComponents,
     *,
-    method: str,
-    zero: bool,
-    zero_mixing: float | None,
-    seed: int,
-) -> Components:
-    """Components to start EM from; see `GaussianMixture.from_weights` for the methods.
+    method: Initialisation = "auto",
+    zero: bool = False,
+    zero_mixing: float | None = None,
+    seed: int = 0,
+) -> GaussianMixture:
+    """A mixture to start from, placed on a vector of weights.
+
+    `"auto"` minimises the integrated classification likelihood (see `swsmix._cells.cost`) over
+    all partitions of the sorted weights into segments, by dynamic programming; the best of them,
+    nested shapes (merged segments), quantiles and an even spread then compete by their penalised
+    likelihood under EM. It has no randomness, and is fast: EM sees a few hundred cells, whatever
+    the number of weights. `"spread"` puts the means evenly over the weights' range, each std one
+    spacing wide, as the papers do (Nowlan & Hinton 1992; Ullrich et al. 2017, section 3.1).
+    `"quantiles"` cuts the sorted weights into K equal shares. `"kmeans"` minimises the sum of
+    squares, by dynamic programming. The last two take each share's own mean, std and size.
 
     Args:
         w: the weights, finite.
-        num_components: K, the zero component included.
+        num_components: K, the zero component included; `"auto"` takes the number of the best
+            partition, at most 64.
         method: how the means are placed.
-        zero: put the first component's mean at 0.
-        zero_mixing: its mixing proportion.
-        seed: for the sample of very many weights.
+        zero: pin the first component's mean at 0.
+        zero_mixing: its mixing proportion, then fixed; free if None.
+        seed: for the sample of very many weights that the named methods take.
 
     Returns:
-        Mixing, mean and std (k,), in float64 on the CPU.
+        A mixture in the weights' dtype (float32 for 16-bit weights) and on their device.
 
     Raises:
         ValueError: for non-finite weights, K < 1, K above the number of weights, an unknown
-            method, or a zero mixing proportion outside (0, 1) or without a zero component.
+            method, K = "auto" with another method than "auto", or a zero mixing proportion
+            outside (0, 1) or without a zero component.
 
     Example:
-        >>> w = torch.tensor([-1.0, -0.9, 0.9, 1.0])
-        >>> components_for(w, 2, method="quantiles", zero=False, zero_mixing=None, seed=0)[0]
-        tensor([0.5000, 0.5000], dtype=torch.float64)
+        >>> w = torch.tensor([-1.0, -0.9, 0.0, 0.9, 1.0])
+        >>> initial_mixture(w, 3, method="spread").mean
+        tensor([-1.,  0.,  1.])
+        >>> w = torch.cat([torch.randn(900) * 0.01, 1.0 + torch.randn(100) * 0.01])
+        >>> initial_mixture(w, "auto").num_components
+        2
     """
+    w = w.detach().reshape(-1)
     _check(w, num_components, method, zero, zero_mixing)
+    if method == "auto":
+        components = _best(w, num_components, zero, zero_mixing)
+    else:
+        components = _named(w, int(num_components), method, zero, zero_mixing, seed)
+    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+    return _pinned([v.to(w.device, dtype) for v in components], zero, zero_mixing is not None)
+
+
+def _pinned(components: Sequence[Tensor], zero: bool, zero_mixing: bool) -> GaussianMixture:
+    first = torch.zeros_like(components[0], dtype=torch.bool)
+    first[0] = zero
+    return GaussianMixture(*components, pinned_mean=first, pinned_mixing=first & zero_mixing)
+
+
+def _named(
+    w: Tensor, k: int, method: str, zero: bool, zero_mixing: float | None, seed: int
+) -> Components:
+    """The components of a method with a name, in float64 on the CPU."""
     sample = subsample([w], seed)
-    mixing, mean, std = _place(sample, num_components - zero, method)
+    mixing, mean, std = _place(sample, k - zero, method)
     if zero:
-        share = 1.0 / num_components if zero_mixing is None else zero_mixing
         narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
-        mixing = torch.cat([mixing.new_tensor([share]), (1.0 - share) * mixing])
-        mean = torch.cat([mean.new_zeros(1), mean])
-        std = torch.cat([narrow.reshape(1), std])
-    return mixing / mixing.sum() if zero_mixing is None else mixing, mean, std
+        mixing, mean, std = _with_zero((mixing, mean, std), narrow.item(), zero_mixing)
+    return mixing if zero_mixing is not None else mixing / mixing.sum(), mean, std
+
+
+def _with_zero(components: Components, std: float, zero_mixing: float | None) -> Components:
+    """One component more, at zero."""
+    mixing, mean, other = components
+    share = 1.0 / (len(mean) + 1) if zero_mixing is None else zero_mixing
+    mixing = torch.cat([mixing.new_tensor([share]), (1.0 - share) * mixing])
+    return mixing, torch.cat([mean.new_zeros(1), mean]), torch.cat([other.new_tensor([std]), other])
+
+
+def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) -> Components:
+    """The components that the cells like best, in float64 on the CPU."""
+    cells = cells_of(w, max(256, 32 * (_MOST // 2 if k == "auto" else k)))
+    hyper = HyperPrior(std=cells.floor)
+    tried = []
+    for groups in _candidates(cells, k, zero):
+        for components in _at_zero(groups, k, zero, zero_mixing):
+            mixture = _pinned(components, zero, zero_mixing is not None)
+            tried.append((_em(mixture, cells, hyper, _TRIAL), mixture))
+    best = max(tried, key=lambda trial: trial[0])[1]
+    _em(best, cells, hyper, _FINISH)
+    return _complete(best, cells, best.num_components if k == "auto" else k)
+
+
+def _candidates(cells: Cells, k: NumComponents, zero: bool) -> Iterator[Cells]:
+    """Groups of the weights: the best segments, nested shapes, quantiles, an even spread."""
+    size, total = len(cells.count), cells.count.sum()
+    if k == "auto":
+        parts = best_partitions(cells, min(_MOST, size))
+        number = torch.arange(1.0, len(parts.cost) + 1.0, dtype=torch.float64, device="cpu")
+        # The uniform Dirichlet's normaliser; a merger saves about log(n).
+        evidence = -parts.cost + number.lgamma() - (total + number).lgamma()
+        best = parts.segments(int(evidence.argmax()) + 1)
+        yield merged(best, price=math.log(total))
+        return
+    parts = best_partitions(cells, min(2 * k + 1, size))
+    yield parts.segments(min(k, size))
+    if size > k:
+        yield merged(parts.segments(len(parts.cost)), k)
+    if zero and k > 1 and size >= k:
+        yield parts.segments(k - 1)
+    middle = (cells.count.cumsum(0) - 0.5 * cells.count) / total
+    even = (cells.mean - cells.mean[0]) / cells.spread
+    for share in (middle, even):
+        owner = (share * k).long().clamp(0, k - 1).unique(return_inverse=True)[1]
+        yield pooled(cells, torch.nn.functional.one_hot(owner).double())
+
+
+def _at_zero(
+    groups: Cells, k: NumComponents, zero: bool, zero_mixing: float | None
+) -> Iterator[Components]:
+    """The groups as components; the nearest at zero, or one more there, if one is pinned."""
+    mixing = groups.count / groups.count.sum()
+    std = (groups.scatter / groups.count + groups.floor**2).sqrt()
+    if not zero:
+        yield mixing, groups.mean, std
+        return
+    if k == "auto" or len(mixing) < k:
+        narrow = min(std.min().item(), groups.spread)
+        yield _with_zero((mixing, groups.mean, std), narrow, zero_mixing)
+    if k == "auto" or len(mixing) == k:
+        order = groups.mean.abs().argsort()
+        order = torch.cat([order[:1], order[1:].sort().values])
+        mixing, mean, std = mixing[order], groups.mean[order], std[order]
+        std[0] = torch.hypot(std[0], mean[0])
+        mean[0] = 0.0
+        if zero_mixing is not None:
+            mixing[1:] *= (1.0 - zero_mixing) / (1.0 - mixing[0]).clamp_min(1e-12)
+            mixing[0] = zero_mixing
+        if zero_mixing is None or len(mixing) > 1:
+            yield mixing, mean, std
+
+
+def e_step_on_cells(mixture: GaussianMixture, cells: Cells) -> tuple[Float[Tensor, ""], Moments]:
+    """The log likelihood of cells, in nats, and their moments under the mixture.
+
+    A cell's weights share their responsibilities, those of the expected log density: a lower bound
+    of the weights' own log likelihood, and near it where cells are narrow.
+    """
+    off = cells.mean[:, None] - mixture.mean
+    square = off.square() + (cells.scatter / cells.count)[:, None]
+    joint = mixture.mixing.log() - mixture.std.log() - 0.5 * square / mixture.std.square()
+    log_p = joint.logsumexp(1)
+    share = (joint - log_p[:, None]).exp() * cells.count[:, None]
+    value = (cells.count * log_p).sum() - 0.5 * math.log(2.0 * math.pi) * cells.count.sum()
+    moments = share.sum(0), (share * off).sum(0), (share * square).sum(0)
+    return value, Moments(mixture.mean.clone(), *moments)
+
+
+def _em(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior, steps: int) -> float:
+    """EM on cells, in place, until the log posterior stands still; its last value, in nats."""
+    last = -math.inf
+    for _ in range(steps):
+        log_p, moments = e_step_on_cells(mixture, cells)
+        value = (log_p + log_hyper_prior(mixture, hyper)).item()
+        if value - last < 1e-3:
+            break
+        m_step_(mixture, moments, hyper)
+        last = value
+    return value
+
+
+def _complete(mixture: GaussianMixture, cells: Cells, k: int) -> Components:
+    """Equal weights get a std that training can move them in; missing components are spread."""
+    mixing, mean, std = mixture.mixing, mixture.mean, mixture.std
+    whole = pooled(cells, torch.ones_like(cells.count)[:, None])
+    scale = (whole.scatter / whole.count).sqrt().item() or 1e-2 * cells.spread
+    wide = torch.full_like(std, _EQUAL * scale if len(mean) > 1 else scale)
+    if len(mean) > 1:
+        gap = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf).amin(1)
+        wide = torch.minimum(wide, _GAP * gap.clamp_min(8 * cells.floor))
+    std = torch.where(std < 10.0 * cells.floor, torch.maximum(std, wide), std)
+    if (extra := k - len(mean)) > 0:  # fewer different weights than components
+        low, high = cells.mean[0] - scale, cells.mean[-1] + scale
+        even = low + (high - low) * (torch.arange(extra, device="cpu") + 1.0) / (extra + 1.0)
+        share = mixing.new_full((extra,), 1.0 / (whole.count.item() + k))
+        free = ~mixture.pinned_mixing
+        mixing = torch.where(free, mixing * (1.0 - share.sum() / mixing[free].sum()), mixing)
+        mean = torch.cat([mean, even])
+        std = torch.cat([std, torch.full_like(even, ((high - low) / (extra + 1)).item())])
+        mixing = torch.cat([mixing, share])
+    return mixing, mean, std
 
 
 def _check(
-    w: Tensor, num_components: int, method: str, zero: bool, zero_mixing: float | None
+    w: Tensor, num_components: NumComponents, method: str, zero: bool, zero_mixing: float | None
 ) -> None:
     if not torch.isfinite(w).all():
         bad = int((~torch.isfinite(w)).sum())
         raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
+    if not len(w):
+        raise ValueError("a mixture to start from needs at least one weight; got none")
+    if method not in ("auto", "spread", "quantiles", "kmeans"):
+        raise ValueError(
+            f"method must be 'auto', 'spread', 'quantiles' or 'kmeans'; got {method!r}"
+        )
+    if num_components == "auto":
+        if method != "auto":
+            raise ValueError(
+                f"num_components='auto' needs method='auto', which counts; got {method!r}"
+            )
+        num_components = 1 + (zero_mixing is not None)
     if num_components < 1:
         raise ValueError(f"num_components must be at least 1; got {num_components}")
     if num_components > len(w):
@@ -73,8 +253,6 @@ def _check(
             f"a mixture of {num_components} components needs at least as many weights; got "
             f"{len(w)}: use fewer components"
         )
-    if method not in ("spread", "quantiles", "kmeans"):
-        raise ValueError(f"method must be 'spread', 'quantiles' or 'kmeans'; got {method!r}")
     if zero_mixing is not None and not (zero and 0.0 < zero_mixing < 1.0 and num_components > 1):
         raise ValueError(
             "zero_mixing fixes the mixing proportion of the zero component: it needs zero=True, "

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
-from swsmix import GaussianMixture, HyperPrior, e_step, m_step_
+from swsmix import GaussianMixture, HyperPrior, e_step, initial_mixture, m_step_
 from swsmix.em import Moments, fit_mixture_, log_hyper_prior
 
 HYPERS = {
@@ -18,7 +18,7 @@ HYPERS = {
 
 
 def start(k=4, seed=0, **options):
-    return GaussianMixture.from_weights(cases.weights(seed=seed), k, method="spread", **options)
+    return initial_mixture(cases.weights(seed=seed), k, method="spread", **options)
 
 
 def objective(mixture, w, hyper):
@@ -199,7 +199,7 @@ def test_textbook_em_agrees_with_scikit_learn():
     w = GaussianMixture([0.3, 0.4, 0.3], [-1.0, 0.0, 1.5], [0.3, 0.2, 0.4]).sample(
         2000, generator=torch.Generator().manual_seed(3)
     )
-    mixture = GaussianMixture.from_weights(w, 3, method="spread")
+    mixture = initial_mixture(w, 3, method="spread")
     scikit = ScikitMixture(
         3,
         covariance_type="full",
@@ -242,7 +242,7 @@ NASTY = {
 @pytest.mark.parametrize("k", [1, 3, 16])
 def test_em_stays_finite_for_200_steps_at_float32(name, k):
     w = NASTY[name]
-    mixture = GaussianMixture.from_weights(w, k, method="spread", zero=k > 1)
+    mixture = initial_mixture(w, k, method="spread", zero=k > 1)
     for _ in range(200):
         m_step_(mixture, e_step(mixture, w), HyperPrior())
         for tensor in (mixture.mixing, mixture.mean, mixture.std):
@@ -272,7 +272,7 @@ def test_textbook_em_collapses_where_the_hyper_prior_does_not():
 @pytest.mark.parametrize("hyper", [*HYPERS.values(), None])
 def test_pinned_values_stay_pinned_to_the_last_bit(hyper):
     w = cases.weights().float()
-    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.7)
+    mixture = initial_mixture(w, 4, zero=True, zero_mixing=0.7)
     mixture.pinned_std[1] = True
     std = mixture.std[1].clone()
     free = mixture.mean[1:].clone(), mixture.mixing[1:].clone()
@@ -294,7 +294,7 @@ def test_pinned_values_stay_pinned_to_the_last_bit(hyper):
 def test_em_never_raises_the_objective_for_any_weights(w, k, count):
     w = torch.tensor(w, dtype=torch.float64)
     hyper = HyperPrior(std=0.5, std_count=count)
-    mixture = GaussianMixture.from_weights(w, k)
+    mixture = initial_mixture(w, k)
     for _ in range(3):
         before = objective(mixture, w, hyper)
         m_step_(mixture, e_step(mixture, w), hyper)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swsmix import GaussianMixture
+from swsmix import GaussianMixture, initial_mixture
 
 MIXTURES = cases.mixtures()
 
@@ -75,7 +75,7 @@ def test_samples_come_from_the_mixture():
 
 def test_a_fixed_zero_mixing_is_stored_to_the_last_bit_in_both_modes():
     w = cases.weights().float()
-    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.9)
+    mixture = initial_mixture(w, 4, zero=True, zero_mixing=0.9)
     assert mixture.mixing[0] == torch.tensor(0.9)
     mixture.trainable_()
     assert mixture.mixing[0] == torch.tensor(0.9) and mixture.mean[0] == 0.0
@@ -83,7 +83,7 @@ def test_a_fixed_zero_mixing_is_stored_to_the_last_bit_in_both_modes():
 
 def test_trainable_keeps_the_density_and_moves_only_what_is_free():
     w = cases.weights()
-    mixture = GaussianMixture.from_weights(w, 4, zero=True, zero_mixing=0.5)
+    mixture = initial_mixture(w, 4, zero=True, zero_mixing=0.5)
     before = mixture.log_prob(w)
     pinned = mixture.mixing[0].item(), mixture.mean[0].item()
     mixture.trainable_()
@@ -98,8 +98,8 @@ def test_trainable_keeps_the_density_and_moves_only_what_is_free():
 
 def test_state_dicts_load_with_weights_only_in_both_modes(tmp_path):
     for trainable in (False, True):
-        mixture = GaussianMixture.from_weights(cases.weights(), 4, zero=True)
-        other = GaussianMixture.from_weights(cases.weights(seed=1), 4, zero=True)
+        mixture = initial_mixture(cases.weights(), 4, zero=True)
+        other = initial_mixture(cases.weights(seed=1), 4, zero=True)
         if trainable:
             mixture.trainable_()
             other.trainable_()

@@ -11,12 +11,13 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [  # rooms, and modules of the heart; within a level none imports another
-    {"_kmeans"},
-    {"start", "selection", "schedule", "sharing", "noise"},
+    {"_kmeans", "_cells"},
+    {"_segments", "selection", "schedule", "sharing", "noise"},
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture", "_optimizers"},
     {"tables", "_histogram"},
     {"em", "proximal"},
+    {"start"},
     {"attach", "_description"},
     {"prior"},
     {"training", "codec"},

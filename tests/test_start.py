@@ -6,15 +6,14 @@ import cases
 import pytest
 import torch
 
-from swsmix import GaussianMixture
-from swsmix.start import components_for
+from swsmix import GaussianMixture, initial_mixture
 
 
 @pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_every_initialisation_gives_each_component_weights(method, zero):
     w = cases.weights()
-    mixture = GaussianMixture.from_weights(w, 5, method=method, zero=zero)
+    mixture = initial_mixture(w, 5, method=method, zero=zero)
     assert (mixture.responsibilities(w).sum(0) > 0.1).all()
     assert mixture.mixing.sum().item() == pytest.approx(1.0)
     if zero:
@@ -23,7 +22,7 @@ def test_every_initialisation_gives_each_component_weights(method, zero):
 
 def test_spread_covers_the_range_evenly():
     w = cases.weights()
-    mean = GaussianMixture.from_weights(w, 5, method="spread").mean
+    mean = initial_mixture(w, 5, method="spread").mean
     assert mean[0] == w.min() and mean[-1] == w.max()
     torch.testing.assert_close(mean.diff(), mean.diff()[:1].expand(4))
 
@@ -33,7 +32,7 @@ def test_spread_covers_the_range_evenly():
     "w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)]
 )
 def test_degenerate_weights_still_give_a_finite_mixture(method, w):
-    mixture = GaussianMixture.from_weights(w, 3, method=method)
+    mixture = initial_mixture(w, 3, method=method)
     assert torch.isfinite(mixture.log_prob(w)).all()
 
 
@@ -51,4 +50,4 @@ def test_degenerate_weights_still_give_a_finite_mixture(method, w):
 def test_impossible_starts_are_refused_with_the_reason(w, k, options, message):
     settings = {"method": "quantiles", "zero": False, "zero_mixing": None, "seed": 0} | options
     with pytest.raises(ValueError, match=message):  # beneath the type checker of these tests
-        unwrap(components_for)(w, k, **settings)
+        unwrap(initial_mixture)(w, k, **settings)

@@ -9,6 +9,7 @@ from torch import Tensor
 from swsmix.compression.centres import centre_sums
 from swsmix.compression.snap import snap_to_grid
 from swsmix.mixture import GaussianMixture
+from swsmix.start import initial_mixture
 
 
 def spread(w: Float[Tensor, "*n"]) -> float:
@@ -37,7 +38,7 @@ def split_slab(
     k = min(most, len(outside.unique()))
     mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
     if k:
-        clusters = GaussianMixture.from_weights(outside, k, method="kmeans", seed=seed)
+        clusters = initial_mixture(outside, k, method="kmeans", seed=seed)
         share = len(outside) / len(w)
         mixing = torch.cat([(1.0 - share) * mixing, share * clusters.mixing])
         mean = torch.cat([mean, clusters.mean])

@@ -27,7 +27,7 @@ from swsmix._progress import watched
 from swsmix.compression.snap import Quantized, assign
 from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
 from swsmix.mixture import GaussianMixture
-from swsmix.start import subsample
+from swsmix.start import initial_mixture, subsample
 
 Method = Literal["mixture", "kmeans"]
 _SAMPLE = 100_000  # a mixture is fitted to at most this many weights, and the two extremes
@@ -125,7 +125,7 @@ def cluster(
         return mixture, how.format(len(values)) if len(values) > 1 else one
     flat, unit = _near_one(flat)
     sample = subsample(flat, seed, most=_SAMPLE).float()
-    mixture = GaussianMixture.from_weights(sample, num_components, method="kmeans")
+    mixture = initial_mixture(sample, num_components, method="kmeans")
     hyper = HyperPrior(std=sample.double().std(correction=0).item() / 20)
     fit_mixture_(mixture, sample, hyper, max_steps=100, tolerance=1e-3)
     steps = 5 if total > _SAMPLE else 0

@@ -10,7 +10,7 @@ import cases
 import pytest
 import torch
 
-from swsmix import codec, load_run
+from swsmix import codec, initial_mixture, load_run
 from swsmix._histogram import chunks
 from swsmix.compression.codebooks import cluster
 from swsmix.compression.snap import assign, bits_per_weight
@@ -256,7 +256,7 @@ def test_the_fitted_mixture_explains_the_weights_as_well_as_the_one_they_are_fro
     assert ("on a sample of 100,000 and then on all" in how) == sampled
     loss, best = (-m.double().log_prob(w[:99_999].double()).mean() for m in (found, true))
     assert loss < best + 1e-3
-    start = GaussianMixture.from_weights(w, len(true.mean), method="kmeans")
+    start = initial_mixture(w, len(true.mean), method="kmeans")
     assert loss < -start.double().log_prob(w[:99_999].double()).mean() - 1e-3
 
 

@@ -11,7 +11,15 @@ import torch
 from tabulated import MIXTURES, excess, twin, weights_of
 from torch import nn
 
-from swsmix import GaussianMixture, HyperPrior, MixturePrior, Schedule, fit, tables
+from swsmix import (
+    GaussianMixture,
+    HyperPrior,
+    MixturePrior,
+    Schedule,
+    fit,
+    initial_mixture,
+    tables,
+)
 from swsmix.bayes import Joint, fit_guide
 from swsmix.compression import load_compressed, save_compressed
 from swsmix.compression.recipe import Recipe, compress_
@@ -174,8 +182,8 @@ def test_a_prior_follows_its_network():
 @pytest.mark.parametrize("method", ["quantiles", "kmeans", "spread"])
 def test_initialisations_are_the_processors(method):
     w = cases.weights(5000).float()
-    here = GaussianMixture.from_weights(w, 5, method=method)
-    there = GaussianMixture.from_weights(w.cuda(), 5, method=method)
+    here = initial_mixture(w, 5, method=method)
+    there = initial_mixture(w.cuda(), 5, method=method)
     torch.testing.assert_close(there.mean.cpu(), here.mean, rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,151 @@
+"""The weights as a few hundred cells: count, mean and scatter, fine where the density changes.
+
+Sorted weights are cut at equal ranks, at the widest gaps and at log-spaced distances from zero;
+then neighbours whose union costs the least likelihood are joined. What is fitted to cells costs the
+same for a thousand weights as for a billion.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_FINE = 1 << 14  # cells before neighbours are joined
+_CHUNK = 1 << 20
+
+
+class Cells(NamedTuple):
+    """Weights by intervals, ascending, in float64 on the CPU.
+
+    Attributes:
+        count: the number of weights of each cell (c,), at least 1.
+        mean: their mean (c,).
+        scatter: sum (w - mean)^2 over the cell (c,), rounding of the weights' dtype included.
+        floor: the smallest std that is told from equal weights.
+        spread: the weights' range, or their magnitude if they are all equal.
+    """
+
+    count: Float[Tensor, " c"]
+    mean: Float[Tensor, " c"]
+    scatter: Float[Tensor, " c"]
+    floor: float
+    spread: float
+
+
+def cells_of(w: Float[Tensor, " n"], most: int) -> Cells:
+    """All weights as at most so many cells.
+
+    Args:
+        w: the weights, finite, at least one.
+        most: the largest number of cells.
+
+    Returns:
+        The cells; equal weights are never in different ones.
+    """
+    rounding = torch.finfo(w.dtype).eps
+    w = w.detach().cpu()
+    x = np.sort((w if w.dtype in {torch.float32, torch.float64} else w.float()).numpy())
+    changes = np.flatnonzero(x[1:] > x[:-1]) + 1
+    cuts = changes if len(changes) < _FINE else _cuts(x, changes)
+    cuts = np.concatenate([[0], cuts, [len(x)]])
+    count = np.diff(cuts).astype(np.float64)
+    mean = np.add.reduceat(x, cuts[:-1], dtype=np.float64) / count
+    # A number of p binary digits stands for an interval: its variance is ulp^2 / 12.
+    ulp = rounding * np.exp2(np.floor(np.log2(np.maximum(np.abs(mean), 1e-300)))) * (mean != 0)
+    scatter = _scatter(x, cuts, mean) + count * ulp**2 / 12.0
+    cells = Cells(*map(torch.from_numpy, (count, mean, scatter)), *_scales(mean))
+    return _joined(cells, most)
+
+
+def _cuts(x: Array, changes: Array) -> Array:
+    """Where sorted numbers are cut, a subset of the places where they change."""
+    widest = np.argpartition(x[changes] - x[changes - 1], -_FINE // 4)[-_FINE // 4 :]
+    size = np.abs(x.astype(np.float64))
+    top = size.max()
+    distance = np.geomspace(max(size[size > 0].min(), 1e-12 * top), top, _FINE // 8)
+    rank = np.linspace(0, len(x) - 1, _FINE // 2).astype(np.int64)
+    rank = np.concatenate([rank, np.searchsorted(x, np.concatenate([-distance, distance]))])
+    nearest = np.searchsorted(changes, rank).clip(0, len(changes) - 1)
+    cuts: Array = changes[np.unique(np.concatenate([widest, nearest]))]
+    return cuts
+
+
+def _scatter(x: Array, cuts: Array, mean: Array) -> Array:
+    """Sum of (x - mean)^2 over each cell, in parts of bounded size."""
+    scatter = np.zeros(len(mean))
+    begin = 0
+    while begin < len(mean):
+        end = max(int(np.searchsorted(cuts, cuts[begin] + _CHUNK, side="right")) - 1, begin + 1)
+        size = np.diff(cuts[begin : end + 1])
+        off = x[cuts[begin] : cuts[end]] - np.repeat(mean[begin:end], size)
+        scatter[begin:end] = np.add.reduceat(off * off, cuts[begin:end] - cuts[begin])
+        begin = end
+    return scatter
+
+
+def _scales(mean: Array) -> tuple[float, float]:
+    """A std far below what separates the cells, above 0, and the range."""
+    low, high = np.quantile(mean, [0.25, 0.75])
+    spread = float(np.ptp(mean) or np.abs(mean).max() or 1.0)
+    narrow = [s for s in (high - low, mean.std()) if s > 0.0]
+    return max(1e-7 * float(min(narrow, default=spread)), 1e-150), spread
+
+
+def _joined(cells: Cells, most: int) -> Cells:
+    """Neighbours joined, cheapest first, until at most so many cells are left."""
+    while (over := len(cells.count) - most) > 0:
+        left, right = (Cells(*(v[s] for v in cells[:3]), *cells[3:]) for s in _NEIGHBOURS)
+        union = union_of(left, right)
+        own = cost(cells)
+        loss = cost(union) - own[1:] - own[:-1]
+        # Local minima only: a cell is joined once a round.
+        low = loss.kthvalue(min(over, len(loss) // 3 + 1)).values
+        before, after = (torch.nn.functional.pad(loss[s], p, value=torch.inf) for s, p in _SHIFTS)
+        first = ((loss <= low) & (loss < before) & (loss <= after)).nonzero()[:over, 0]
+        first = first if len(first) else loss.argmin().reshape(1)
+        keep = torch.ones(len(own), dtype=torch.bool, device="cpu")
+        keep[first + 1] = False
+        parts = []
+        for old, new in zip(cells[:3], union[:3], strict=True):
+            parts.append(old.index_copy(0, first, new[first])[keep])
+        cells = Cells(*parts, *cells[3:])
+    return cells
+
+
+_NEIGHBOURS = slice(None, -1), slice(1, None)
+_SHIFTS = (slice(None, -1), (1, 0)), (slice(1, None), (0, 1))
+
+
+def union_of(one: Cells, other: Cells) -> Cells:
+    """The pooled weights of pairs of groups, whose shapes broadcast."""
+    count = one.count + other.count
+    gap = other.mean - one.mean
+    between = one.count * other.count / count * gap.square()
+    mean = one.mean + other.count / count * gap
+    return Cells(count, mean, one.scatter + other.scatter + between, *one[3:])
+
+
+def cost(groups: Cells) -> Tensor:
+    """What each group costs in the integrated classification likelihood, in nats.
+
+    -log of the groups' weights under one Gaussian each, its mean (uniform over the range r) and
+    its std (uniform in log s from the floor to r) integrated out, and of their share in a uniform
+    Dirichlet (Biernacki, Celeux & Govaert 2010), with S the scatter and m = n - 1:
+
+        log(2 r log(r / floor)) + log(n) / 2 + m / 2 log(pi S) - lgamma(m / 2) - lgamma(n + 1),
+
+    and log(r) - lgamma(2) for one weight, which says nothing of a std.
+    """
+    count, spread = groups.count, groups.spread
+    degrees = 0.5 * (count - 1.0).clamp_min(1.0)
+    scatter = torch.pi * (groups.scatter + count * groups.floor**2)
+    several = math.log(2.0 * math.log(spread / groups.floor)) + 0.5 * count.log()
+    several = several + degrees * scatter.log() - degrees.lgamma()
+    fit = torch.where(count > 1.0, several, 0.0) + math.log(spread)
+    return fit - (count + 1.0).lgamma()
