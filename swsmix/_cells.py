@@ -8,7 +8,8 @@ same for a thousand weights as for a billion.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +21,43 @@ _FINE = 1 << 14  # cells before neighbours are joined
 _CHUNK = 1 << 20
 
 
-class Cells(NamedTuple):
-    """Weights by intervals, ascending, in float64 on the CPU.
+@dataclass(frozen=True)
+class Cells:
+    """Groups of weights, or pairs of groups: their number, mean and scatter.
 
     Attributes:
-        count: the number of weights of each cell (c,), at least 1.
-        mean: their mean (c,).
-        scatter: sum (w - mean)^2 over the cell (c,), rounding of the weights' dtype included.
+        values: count n >= 1, mean, and scatter sum (w - mean)^2 (3, ...), in float64 on the CPU;
+            the scatter includes the rounding of the weights' dtype.
         floor: the smallest std that is told from equal weights.
-        spread: the weights' range, or their magnitude if they are all equal.
+        spread: the range of all weights, or their magnitude if they are all equal.
     """
 
-    count: Float[Tensor, " c"]
-    mean: Float[Tensor, " c"]
-    scatter: Float[Tensor, " c"]
+    values: Float[Tensor, " 3 *c"]
     floor: float
     spread: float
+
+    def __len__(self) -> int:
+        """The number of groups."""
+        return self.values.shape[1]
+
+    @property
+    def count(self) -> Float[Tensor, "*c"]:
+        """The number of weights of each group."""
+        return self.values[0]
+
+    @property
+    def mean(self) -> Float[Tensor, "*c"]:
+        """Their mean."""
+        return self.values[1]
+
+    @property
+    def scatter(self) -> Float[Tensor, "*c"]:
+        """Their sum of (w - mean)^2."""
+        return self.values[2]
+
+    def having(self, values: Float[Tensor, " 3 *c"]) -> Cells:
+        """Other groups of the same weights."""
+        return replace(self, values=values)
 
 
 def cells_of(w: Float[Tensor, " n"], most: int) -> Cells:
@@ -59,8 +81,8 @@ def cells_of(w: Float[Tensor, " n"], most: int) -> Cells:
     # A number of p binary digits stands for an interval: its variance is ulp^2 / 12.
     ulp = rounding * np.exp2(np.floor(np.log2(np.maximum(np.abs(mean), 1e-300)))) * (mean != 0)
     scatter = _scatter(x, cuts, mean) + count * ulp**2 / 12.0
-    cells = Cells(*map(torch.from_numpy, (count, mean, scatter)), *_scales(mean))
-    return _joined(cells, most)
+    values = torch.from_numpy(np.stack([count, mean, scatter]))
+    return _joined(Cells(values, *_scales(mean)), most)
 
 
 def _cuts(x: Array, changes: Array) -> Array:
@@ -99,27 +121,23 @@ def _scales(mean: Array) -> tuple[float, float]:
 
 def _joined(cells: Cells, most: int) -> Cells:
     """Neighbours joined, cheapest first, until at most so many cells are left."""
-    while (over := len(cells.count) - most) > 0:
-        left, right = (Cells(*(v[s] for v in cells[:3]), *cells[3:]) for s in _NEIGHBOURS)
-        union = union_of(left, right)
+    while (over := len(cells) - most) > 0:
+        union = union_of(cells.having(cells.values[:, :-1]), cells.having(cells.values[:, 1:]))
         own = cost(cells)
         loss = cost(union) - own[1:] - own[:-1]
         # Local minima only: a cell is joined once a round.
         low = loss.kthvalue(min(over, len(loss) // 3 + 1)).values
-        before, after = (torch.nn.functional.pad(loss[s], p, value=torch.inf) for s, p in _SHIFTS)
-        first = ((loss <= low) & (loss < before) & (loss <= after)).nonzero()[:over, 0]
+        before, after = (torch.nn.functional.pad(loss, p, value=torch.inf) for p in _SHIFTS)
+        least = (loss <= low) & (loss < before[:-1]) & (loss <= after[1:])
+        first = least.nonzero()[:over, 0]
         first = first if len(first) else loss.argmin().reshape(1)
-        keep = torch.ones(len(own), dtype=torch.bool, device="cpu")
-        keep[first + 1] = False
-        parts = []
-        for old, new in zip(cells[:3], union[:3], strict=True):
-            parts.append(old.index_copy(0, first, new[first])[keep])
-        cells = Cells(*parts, *cells[3:])
+        keep = torch.ones(len(own), dtype=torch.bool, device="cpu").index_fill_(0, first + 1, False)
+        joined = cells.values.index_copy(1, first, union.values[:, first])
+        cells = cells.having(joined[:, keep])
     return cells
 
 
-_NEIGHBOURS = slice(None, -1), slice(1, None)
-_SHIFTS = (slice(None, -1), (1, 0)), (slice(1, None), (0, 1))
+_SHIFTS = (1, 0), (0, 1)
 
 
 def union_of(one: Cells, other: Cells) -> Cells:
@@ -128,7 +146,7 @@ def union_of(one: Cells, other: Cells) -> Cells:
     gap = other.mean - one.mean
     between = one.count * other.count / count * gap.square()
     mean = one.mean + other.count / count * gap
-    return Cells(count, mean, one.scatter + other.scatter + between, *one[3:])
+    return one.having(torch.stack([count, mean, one.scatter + other.scatter + between]))
 
 
 def cost(groups: Cells) -> Tensor:

@@ -33,7 +33,7 @@ class Partitions(NamedTuple):
 
     def segments(self, k: int) -> Cells:
         """The weights of each of the best k segments."""
-        ends = [len(self.cells.count)]
+        ends = [len(self.cells)]
         for begin in reversed(self.begins[:k]):
             ends.append(int(begin[ends[-1]]))
         size = torch.tensor(ends[::-1], device="cpu").diff()
@@ -60,7 +60,7 @@ def best_partitions(cells: Cells, most: int) -> Partitions:
 
 def _cost_table(cells: Cells) -> Float[Tensor, "c1 c1"]:
     """The cost of the segment from cell `column` up to but without cell `row`; inf if empty."""
-    size = len(cells.count)
+    size = len(cells)
     # About the segment's first cell, so that narrow segments far from zero keep their digits.
     inside = torch.ones(size, size, dtype=torch.bool, device="cpu").triu_()
     off = cells.mean - cells.mean[:, None]
@@ -69,7 +69,7 @@ def _cost_table(cells: Cells) -> Float[Tensor, "c1 c1"]:
     second = ((cells.scatter + cells.count * off.square_()) * inside).cumsum_(1)
     scatter = (second - first.square_() / count).clamp_min_(0.0)
     table = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64, device="cpu")
-    own = cost(Cells(count, first, scatter, *cells[3:]))
+    own = cost(cells.having(torch.stack([count, first, scatter])))
     table[1:, :-1] = own.masked_fill_(~inside, torch.inf).T
     return table
 
@@ -86,7 +86,8 @@ def pooled(cells: Cells, share: Float[Tensor, "c k"]) -> Cells:
     origin = cells.mean[weight.argmax(0)]
     mean = origin + (weight * (cells.mean[:, None] - origin)).sum(0) / count
     between = (weight * (cells.mean[:, None] - mean).square()).sum(0)
-    return Cells(count, mean, between + (share * cells.scatter[:, None]).sum(0), *cells[3:])
+    within = (share * cells.scatter[:, None]).sum(0)
+    return cells.having(torch.stack([count, mean, between + within]))
 
 
 def merged(groups: Cells, k: int = 1, *, price: float = torch.inf) -> Cells:
@@ -103,19 +104,14 @@ def merged(groups: Cells, k: int = 1, *, price: float = torch.inf) -> Cells:
     Returns:
         The groups.
     """
-    while len(groups.count) > k:
-        column = Cells(*(v[:, None] for v in groups[:3]), *groups[3:])
-        union, own = union_of(column, groups), cost(groups)
+    while len(groups) > k:
+        values = groups.values
+        union, own = union_of(groups.having(values[:, :, None]), groups), cost(groups)
         loss = (cost(union) - own[:, None] - own).fill_diagonal_(torch.inf)
         i, j = divmod(int(loss.argmin()), len(own))
         if loss[i, j] >= price:
             break
-        keep = torch.arange(len(own), device="cpu") != j
-        parts = []
-        for old, new in zip(groups[:3], union[:3], strict=True):
-            old = old.clone()
-            old[i] = new[i, j]
-            parts.append(old[keep])
-        groups = Cells(*parts, *groups[3:])
-    order = groups.mean.argsort()
-    return Cells(*(v[order] for v in groups[:3]), *groups[3:])
+        values = values.clone()
+        values[:, i] = union.values[:, i, j]
+        groups = groups.having(values[:, torch.arange(len(own), device="cpu") != j])
+    return groups.having(groups.values[:, groups.mean.argsort()])

@@ -146,8 +146,8 @@ class MixturePrior(nn.Module):
                 self.groups[_key(group)] = EMState(mixture, chosen)
 
     def _check_sizes(self, num_components: NumComponents | Mapping[str, NumComponents]) -> None:
-        wanted = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
-        wanted = {g: k for g, k in wanted.items() if k != "auto"}
+        asked = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
+        wanted = {group: k for group, k in asked.items() if isinstance(k, int)}
         small = {
             group: size
             for group, params in ((g, self.parameters_of(g)) for g in wanted)

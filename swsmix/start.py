@@ -130,7 +130,7 @@ def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) ->
 
 def _candidates(cells: Cells, k: NumComponents, zero: bool) -> Iterator[Cells]:
     """Groups of the weights: the best segments, nested shapes, quantiles, an even spread."""
-    size, total = len(cells.count), cells.count.sum()
+    size, total = len(cells), cells.count.sum()
     if k == "auto":
         parts = best_partitions(cells, min(_MOST, size))
         number = torch.arange(1.0, len(parts.cost) + 1.0, dtype=torch.float64, device="cpu")

@@ -6,7 +6,7 @@ import cases
 import pytest
 import torch
 
-from swsmix import GaussianMixture, initial_mixture
+from swsmix import initial_mixture
 
 
 @pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])

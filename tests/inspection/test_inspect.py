@@ -16,7 +16,6 @@ from swsmix.compression.codebooks import cluster
 from swsmix.compression.snap import assign, bits_per_weight
 from swsmix.inspection.checkpoints import read
 from swsmix.inspection.inspect import inspect
-from swsmix.mixture import GaussianMixture
 
 
 def test_a_run_has_its_own_mixture_its_history_and_the_tensors_under_its_prior(run_folder):

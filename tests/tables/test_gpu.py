@@ -12,7 +12,6 @@ from tabulated import MIXTURES, excess, twin, weights_of
 from torch import nn
 
 from swsmix import (
-    GaussianMixture,
     HyperPrior,
     MixturePrior,
     Schedule,
