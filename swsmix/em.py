@@ -10,6 +10,7 @@ mode, so that EM and gradient descent have the same stationary points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix import tables
+from swsmix._cells import Cells
 from swsmix.mixture import GaussianMixture
 
 PerComponent = float | Tensor
@@ -326,6 +328,35 @@ def fit_mixture_(
         if moved.abs().max() <= tolerance:
             return step
     return max_steps
+
+
+def e_step_on_cells(mixture: GaussianMixture, cells: Cells) -> tuple[Float[Tensor, ""], Moments]:
+    """The log likelihood of cells, in nats, and their moments under the mixture.
+
+    A cell's weights share their responsibilities, those of the expected log density: a lower bound
+    of the weights' own log likelihood, and near it where cells are narrow.
+    """
+    off = cells.mean[:, None] - mixture.mean
+    square = off.square() + (cells.scatter / cells.count)[:, None]
+    joint = mixture.mixing.log() - mixture.std.log() - 0.5 * square / mixture.std.square()
+    log_p = joint.logsumexp(1)
+    share = (joint - log_p[:, None]).exp() * cells.count[:, None]
+    value = (cells.count * log_p).sum() - 0.5 * math.log(2.0 * math.pi) * cells.count.sum()
+    moments = share.sum(0), (share * off).sum(0), (share * square).sum(0)
+    return value, Moments(mixture.mean.clone(), *moments)
+
+
+def fit_cells_(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior, steps: int) -> float:
+    """EM on cells, in place, until the log posterior stands still; its last value, in nats."""
+    last = -math.inf
+    for _ in range(steps):
+        log_p, moments = e_step_on_cells(mixture, cells)
+        value = (log_p + log_hyper_prior(mixture, hyper)).item()
+        if value - last < 1e-3:
+            break
+        m_step_(mixture, moments, hyper)
+        last = value
+    return value
 
 
 _MOMENTS = ("centre", "count", "first", "second")

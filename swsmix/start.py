@@ -18,7 +18,7 @@ from torch import Tensor
 from swsmix._cells import Cells, cells_of
 from swsmix._kmeans import kmeans
 from swsmix._segments import best_partitions, merged, pooled
-from swsmix.em import HyperPrior, Moments, log_hyper_prior, m_step_
+from swsmix.em import HyperPrior, fit_cells_
 from swsmix.mixture import GaussianMixture
 
 Initialisation = Literal["auto", "spread", "quantiles", "kmeans"]
@@ -122,9 +122,9 @@ def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) ->
     for groups in _candidates(cells, k, zero):
         for components in _at_zero(groups, k, zero, zero_mixing):
             mixture = _pinned(components, zero, zero_mixing is not None)
-            tried.append((_em(mixture, cells, hyper, _TRIAL), mixture))
+            tried.append((fit_cells_(mixture, cells, hyper, _TRIAL), mixture))
     best = max(tried, key=lambda trial: trial[0])[1]
-    _em(best, cells, hyper, _FINISH)
+    fit_cells_(best, cells, hyper, _FINISH)
     return _complete(best, cells, best.num_components if k == "auto" else k)
 
 
@@ -175,35 +175,6 @@ def _at_zero(
             mixing[0] = zero_mixing
         if zero_mixing is None or len(mixing) > 1:
             yield mixing, mean, std
-
-
-def e_step_on_cells(mixture: GaussianMixture, cells: Cells) -> tuple[Float[Tensor, ""], Moments]:
-    """The log likelihood of cells, in nats, and their moments under the mixture.
-
-    A cell's weights share their responsibilities, those of the expected log density: a lower bound
-    of the weights' own log likelihood, and near it where cells are narrow.
-    """
-    off = cells.mean[:, None] - mixture.mean
-    square = off.square() + (cells.scatter / cells.count)[:, None]
-    joint = mixture.mixing.log() - mixture.std.log() - 0.5 * square / mixture.std.square()
-    log_p = joint.logsumexp(1)
-    share = (joint - log_p[:, None]).exp() * cells.count[:, None]
-    value = (cells.count * log_p).sum() - 0.5 * math.log(2.0 * math.pi) * cells.count.sum()
-    moments = share.sum(0), (share * off).sum(0), (share * square).sum(0)
-    return value, Moments(mixture.mean.clone(), *moments)
-
-
-def _em(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior, steps: int) -> float:
-    """EM on cells, in place, until the log posterior stands still; its last value, in nats."""
-    last = -math.inf
-    for _ in range(steps):
-        log_p, moments = e_step_on_cells(mixture, cells)
-        value = (log_p + log_hyper_prior(mixture, hyper)).item()
-        if value - last < 1e-3:
-            break
-        m_step_(mixture, moments, hyper)
-        last = value
-    return value
 
 
 def _complete(mixture: GaussianMixture, cells: Cells, k: int) -> Components:
