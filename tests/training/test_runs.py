@@ -3,27 +3,13 @@ import pickle
 
 import pytest
 import torch
+from fits import saved
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from swsmix import MixturePrior, load_run
+from swsmix import load_run
 from swsmix.training import runs
 from swsmix.training.history import History
-
-
-def saved(path, epoch=1, **options):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    net[1].weight = nn.Parameter(net[1].weight.detach().t())  # not contiguous
-    prior = MixturePrior(net, 3)
-    prior.em_step_()
-    history = History()
-    entry = {"all": (prior.flat_weights("all"), prior.mixtures["all"], torch.ones(3))}
-    history.record({"epoch": 0.0}, entry)
-    runs.save_checkpoint(
-        path, epoch, network=net, prior=prior, history=history, training={"tick": 7}, **options
-    )
-    return net, prior
 
 
 def test_what_is_saved_is_read_back_bit_for_bit(tmp_path):
@@ -252,23 +238,6 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monk
     with pytest.raises(OSError, match=r"cannot write .*No space left on device; .* is kept"):
         saved(tmp_path, 2)
     assert load_run(tmp_path).epoch == 1 and not list(tmp_path.glob(".writing-*"))
-
-
-def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
-    saved(tmp_path / "run", 1)
-    with runs.locked(tmp_path / "run"):
-        with (
-            pytest.raises(BlockingIOError, match="another process is writing"),
-            runs.new_run(tmp_path / "run", force=True),
-        ):
-            raise AssertionError
-        assert load_run(tmp_path / "run").epoch == 1
-    with runs.new_run(tmp_path / "run", force=True):
-        assert load_run(tmp_path / "run").epoch == 1  # the old one, until the new one has saved
-        with pytest.raises(BlockingIOError), runs.new_run(tmp_path / "run", force=True):
-            raise AssertionError
-        saved(tmp_path / "run", 2)
-    assert load_run(tmp_path / "run").epoch == 2
 
 
 @pytest.mark.parametrize("state", [{}, [1], {"epoch": "1"}, {"epoch": -1}])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
-from swsmix.training.runs.folder import FILES, FINAL, aside_of, checkpoints_of, holds_run
+from swsmix.training.runs.folder import FINAL, aside_of, checkpoints_of, holds_run, is_whole
 
 T = TypeVar("T")
 
@@ -79,9 +79,8 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         path = aside_of(path)  # a process was killed while it replaced this run
     checkpoints = [path] if (path / "network.safetensors").is_file() else checkpoints_of(path)
     final = path / FINAL
-    whole = all((final / name).is_file() for name in FILES)
     # A half-removed outcome is out of date: the checkpoint beside it is whole.
-    if not resumable and final.is_dir() and (whole or not checkpoints):
+    if not resumable and final.is_dir() and (is_whole(final) or not checkpoints):
         checkpoints = [final]
     if not checkpoints:
         what = "is not there" if not path.exists() else "has no checkpoint"

@@ -60,7 +60,7 @@ def save_checkpoint(
     if not is_run(path):
         claim(path)
     for stale in path.glob(f"{WRITING}*"):  # of a process that was killed
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = path / f"{WRITING}{uuid.uuid4().hex}"
     target = path / (FINAL if final else f"{PREFIX}{epoch:06d}")
     try:
@@ -94,7 +94,8 @@ def save_checkpoint(
             discard(old_target)
     except OSError as error:
         raise OSError(
-            f"cannot write the checkpoint {target}: {error.strerror}; what was saved before is kept"
+            f"cannot write the checkpoint {target}: {error.strerror or error}; what was saved "
+            "before is kept"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
