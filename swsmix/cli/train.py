@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -148,7 +149,9 @@ def train(
     with _signals_as_exit_codes():
         if resume:
             with runs.old_run(out):
-                settings = _resumed(runs.load_config(out), settings, given, force=force)
+                saved = runs.load_config(out)
+                _check_config(saved, out / "config.toml")
+                settings = _resumed(saved, settings, given, force=force)
                 _run(settings, out, resume=True, **options)
         else:
             with runs.new_run(out, force=force):
@@ -186,6 +189,31 @@ def _said_if_interrupted(advice: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted: {advice()}", err=True)
         raise
+
+
+def _check_config(saved: dict[str, Any], file: Path) -> None:
+    """Check the types of a run's settings: someone may have edited them."""
+    wanted: dict[str, Any] = {
+        "data": Data, "net": Net, "mode": Mode, "dtype": Dtype, "components": int, "em_every": int,
+        "epochs": int, "seed": int, "tau": float, "baseline": bool, "device": str,
+    }  # fmt: skip
+    for name, kind in wanted.items():
+        if name not in saved:
+            continue
+        value = saved[name]
+        if issubclass(kind, StrEnum):
+            good, what = value in [*kind], f"one of {', '.join(kind)}"
+        elif kind in (int, float):
+            good = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            good &= good and abs(value) < math.inf and (value >= 0 or name == "seed")
+            what = "a number from 0 on" if name != "seed" else "a whole number"
+        else:
+            good, what = isinstance(value, kind), f"a {kind.__name__}"
+        if not good:
+            raise ValueError(
+                f"{file}: `{name}`: wanted {what}, got {value!r}: correct it, or start the run "
+                "again (--force)"
+            )
 
 
 def _resumed(

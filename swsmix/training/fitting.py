@@ -7,8 +7,8 @@ records, checkpoints, early stopping, the progress bar.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -221,13 +221,29 @@ class _Checkpoints:
             runs.claim(self.folder)
             return 0, History()
         saved = runs.load_run(self.folder, resumable=True)
+        file = saved.folder / "training.pt"
+        for name in ("job", "best"):
+            if name not in saved.training:
+                raise ValueError(
+                    f"{file} has no `{name}`: it was not written by `fit`, which cannot continue it"
+                )
+        last = saved.history.scalars.get("epoch", [])[-1:]
+        if last != [saved.epoch]:
+            raise ValueError(
+                f"{file} is of epoch {saved.epoch}, and the history beside it ends at {last}: copy "
+                "both from one backup, or train again in another folder"
+            )
         runs.restore_(saved, self.trainer.model, self.trainer.prior)
-        state = saved.training["job"]
-        if isinstance(self.trainer.loss, nn.Module):
-            self.trainer.loss.load_state_dict(state["loss"])
-        self.trainer.load_state_dict(state)
-        self.stopping.load_state_dict(saved.training["best"])
-        _set_generators_(state, self.data)
+        state, loss = saved.training["job"], self.trainer.loss
+        with _named(file, "job.loss"):
+            if isinstance(loss, nn.Module):
+                loss.load_state_dict(state["loss"])
+        with _named(file, "job"):
+            self.trainer.load_state_dict(state)
+        with _named(file, "best"):
+            self.stopping.load_state_dict(saved.training["best"])
+        with _named(file, "job.rng"):
+            _set_generators_(state, self.data)
         return saved.epoch, saved.history
 
     def save(self, epoch: int, history: History, *, final: bool = False) -> None:
@@ -246,6 +262,19 @@ class _Checkpoints:
             training={"job": state, "best": self.stopping.state_dict()},
             final=final,
         )
+
+
+@contextmanager
+def _named(file: Path, field: str) -> Iterator[None]:
+    """Say which field of a training state does not fit."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(
+            f"`{field}` of {file} does not fit: {why}; continue with the same optimiser, loss and "
+            "schedulers, or train again in another folder"
+        ) from error
 
 
 def _generators(data: Data) -> dict[str, Any]:

@@ -17,6 +17,7 @@ The modules:
 
     folder      what lies where            lock       one process at a time writes
     saving      config and checkpoints     reading    load_run
+    schema      what the files must hold
     claiming    a folder to write to       recovery   what a killed process has begun
 """
 

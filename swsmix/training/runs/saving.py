@@ -30,7 +30,8 @@ def save_config(path: Path, config: dict[str, Any]) -> None:
     import tomli_w
 
     with replacing(path / "config.toml") as temporary:
-        temporary.write_text(tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
+        text = tomli_w.dumps({k: v for k, v in config.items() if v is not None})
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(
