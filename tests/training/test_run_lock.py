@@ -155,6 +155,19 @@ def test_the_folder_may_vanish_between_the_look_and_the_lock(tmp_path, monkeypat
     assert load_run(path).epoch == 1
 
 
+def test_between_the_two_renames_of_a_replacement_nobody_slips_in(tmp_path):
+    path = tmp_path / "run"
+    saved(path, 1)
+    with runs.locked(path):
+        path.rename(tmp_path / ".run.replaced")
+        for name, write in writers(path).items():
+            assert HERE in elsewhere(write), name
+            assert [p.name for p in tmp_path.iterdir()] == [".run.replaced"]
+        assert load_run(path).epoch == 1
+    with runs.old_run(path):
+        assert load_run(path).epoch == 1
+
+
 def test_a_lock_on_a_folder_that_was_renamed_meanwhile_does_not_count(tmp_path, monkeypatch):
     saved(tmp_path / "run", 1)
     flock = lock.fcntl.flock

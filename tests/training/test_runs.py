@@ -339,6 +339,18 @@ def test_a_run_copied_without_its_marker_goes_on(tmp_path):
     assert load_run(tmp_path).epoch == 2
 
 
+@pytest.mark.parametrize("held", ["new_run", "old_run"])
+def test_what_ends_the_work_in_the_middle_leaves_no_temporary_file(tmp_path, held):
+    if held == "old_run":
+        saved(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt), getattr(runs, held)(tmp_path):
+        saved(tmp_path, 2)
+        (tmp_path / ".writing-0").mkdir()  # a second signal came in the middle of cleaning up
+        (tmp_path / f".{'0' * 32}.png").touch()
+        raise KeyboardInterrupt
+    assert {p.name for p in tmp_path.iterdir()} == {".swsmix-run", "checkpoint-000002"}
+
+
 STATES = {  # what a kill leaves of `new_run(force=True)`: files of the new run, of the one aside
     "moved aside": (None, "whole"),
     "the new folder is made": ("empty", "whole"),
@@ -350,6 +362,7 @@ STATES = {  # what a kill leaves of `new_run(force=True)`: files of the new run,
     "only its marker is left": ("whole", "marked"),
     "only its folder is left": ("whole", "empty"),
     "nothing was there to replace": ("config", "marked"),
+    "the old one was interrupted before": ("marked", "messy"),
 }
 
 
@@ -361,9 +374,9 @@ def lay(path, state):
         runs.claim(path)
     if state == "config":
         runs.save_config(path, {"seed": 1})
-    if state == "whole":
+    if state in ("whole", "messy"):
         saved(path, 5)
-    if state == "half":
+    if state in ("half", "messy"):
         (path / ".writing-0").mkdir()
         (path / ".writing-0" / "network.safetensors").write_bytes(b"half")
 
@@ -375,7 +388,7 @@ def test_a_run_is_never_invisible_and_can_be_continued_or_replaced(tmp_path, sta
     new, old = STATES[state]
     lay(run, new)
     lay(aside, old)
-    there = "whole" in (new, old)
+    there = "whole" in (new, old) or old == "messy"
     if there:
         assert load_run(run).epoch == 5
     if then == "recover":
