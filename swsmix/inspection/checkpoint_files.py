@@ -10,7 +10,8 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import codec
+from swsmix._files import check_regular as check_regular
 
 SAFETENSORS, TORCH, COMPRESSED = (
     "safetensors file",
@@ -62,19 +64,6 @@ class UnreadableError(ValueError):
     def __init__(self, message: str, *, may_hold_weights: bool) -> None:
         super().__init__(message)
         self.may_hold_weights = may_hold_weights
-
-
-def check_regular(path: Path) -> None:
-    """Check that this is a file with an end: opening a pipe or a device could block for ever."""
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there")
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is not a regular file but a pipe, socket, device or folder: copy its "
-            "contents to a file and pass that"
-        )
 
 
 def load(path: Path) -> tuple[str, Any]:
@@ -164,6 +153,7 @@ def _load_torch(path: Path) -> Any:
                 path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
             )
         _check_depth(loaded)
+        _check_records(path, loaded)
         return loaded
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
         # Not torch's own message: it advises to allow pickled code.
@@ -189,6 +179,29 @@ def _check_depth(loaded: Any, depth: int = 0) -> None:
     if isinstance(loaded, list | tuple):
         for value in loaded:
             _check_depth(value, depth + 1)
+
+
+def _check_records(path: Path, loaded: Any) -> None:
+    """Each tensor has a record of its own size: mapped into memory, it would read on in others."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        sizes = Counter(info.file_size for info in archive.infolist() if "/data/" in info.filename)
+    storages = {t.data_ptr(): t.nbytes() for t in _storages(loaded)}
+    if not Counter(storages.values()) <= sizes:
+        raise ValueError("a tensor has not the size of its record")
+
+
+def _storages(loaded: Any) -> Iterator[torch.UntypedStorage]:
+    if isinstance(loaded, Tensor) and loaded.layout == torch.strided and not loaded.is_meta:
+        if loaded.untyped_storage().nbytes():
+            yield loaded.untyped_storage()
+    elif isinstance(loaded, Mapping):
+        for value in loaded.values():
+            yield from _storages(value)
+    elif isinstance(loaded, list | tuple):
+        for value in loaded:
+            yield from _storages(value)
 
 
 def _may_hold_weights(path: Path) -> bool:

@@ -14,6 +14,7 @@ from swsmix.attach import Attachment, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
+from swsmix.training.trainer import count_in
 
 
 class BatchTrainer:
@@ -58,6 +59,7 @@ class BatchTrainer:
         self.num_data, self.batch_size, self.seed = num_data, batch_size, seed
         self.schedule = schedule or Schedule()
         self.steps = 0
+        self._restored = False  # the optimiser's state is from a file, and has not been used
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
@@ -87,13 +89,26 @@ class BatchTrainer:
                     "tau; the last checkpoint is intact"
                 )
             value.backward()
-            self.optimizer.step()
+            self._step()
             self.steps += 1
         if self.steps == before:
             raise ValueError(
                 "the data gave no batch: give two tensors, a list of batches or a DataLoader, "
                 "which can be iterated over in every epoch"
             )
+
+    def _step(self) -> None:
+        try:
+            self.optimizer.step()
+        except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
+            if not self._restored:
+                raise
+            raise ValueError(
+                "the training state that was resumed is damaged, or of another optimiser: the "
+                f"first step of {type(self.optimizer).__name__} failed with it ({error}). Restore "
+                "training.pt of the checkpoint, or begin anew"
+            ) from error
+        self._restored = False
 
     def _batches(self, number: int) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
@@ -119,9 +134,14 @@ class BatchTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.steps = state["steps"]
+        self.steps = count_in(state, "steps")
+        groups = [set(group) for group in self.optimizer.param_groups]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for before, group in zip(groups, self.optimizer.param_groups, strict=True):
+            if missing := sorted(before - set(group)):
+                raise ValueError(f"the optimiser's state lacks {', '.join(missing)}")
+        self._restored = True
 
     def _parts(self) -> dict[str, Any]:
         parts = {

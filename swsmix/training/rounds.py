@@ -18,6 +18,7 @@ from swsmix.attach import advance_
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Data, Loss, is_pair
+from swsmix.training.trainer import count_in
 
 FullBatch = Literal["l-bfgs", "cg"]
 
@@ -113,7 +114,7 @@ class RoundTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.steps = state["steps"]
+        self.steps = count_in(state, "steps")
 
     def close(self) -> None:
         """Nothing: there is no optimiser to let go of."""
