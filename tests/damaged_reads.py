@@ -178,7 +178,7 @@ def read(kind, path):
         return read_run(path)
     checkpoint = checkpoints.read(path)
     if kind == "torch":
-        loaded = torch.load(path, weights_only=True)  # whole: it checks the sizes of the records
+        loaded = torch.load(path, weights_only=True, map_location="cpu")  # whole: it checks the sizes of the records
         held = {damage.as_raw(t) for t in _tensors(loaded)}
         check(all(damage.as_raw(t) in held for t in checkpoint.tensors.values()), "tensors")
     else:
