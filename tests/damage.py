@@ -333,16 +333,13 @@ def raw_tensors(data):
 
 def as_raw(t):
     """A tensor's dtype, shape and bytes, as `raw_tensors` gives them."""
-    with_dtype = load_dtype(t)
-    raw = (
-        t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        if t.numel()
-        else b""
-    )
-    return with_dtype, tuple(t.shape), raw
+    if t.layout != torch.strided:
+        return str(t.layout), tuple(t.shape), b""
+    raw = t.detach().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b""
+    return dtype_name(t), tuple(t.shape), bytes(raw)
 
 
-def load_dtype(t):
+def dtype_name(t):
     names = {
         torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",

@@ -30,6 +30,7 @@ SAFETENSORS, TORCH, COMPRESSED = (
 _MAX_HEADER = 1 << 30
 _MAX_PICKLE = 1 << 26
 _MAX_DEPTH = 50
+_MAX_REPEATED = 1 << 25  # elements of a tensor that are fewer in memory
 # Names in a pickle that bring floating-point weights with them.
 _FLOAT_STORAGES = ("FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage", "Untyped")
 _SAVE = "torch.save(..., 'model.pt')"
@@ -56,6 +57,10 @@ _FOREIGN = {
     "distcp": "a part of a distributed checkpoint: convert its folder by python -m "
     "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
 }
+
+
+class _RefusedError(ValueError):
+    """Contents that are refused, in a sentence."""
 
 
 class UnreadableError(ValueError):
@@ -161,6 +166,8 @@ def _load_torch(path: Path) -> Any:
         if code:
             name = code[1] or code[2]
             why = f"it holds pickled code ({name}), which could do anything: refused"
+        elif isinstance(error, _RefusedError):
+            why = str(error)
         else:
             why = "it is damaged, or not a file of torch.save"
         raise UnreadableError(
@@ -173,7 +180,7 @@ def _load_torch(path: Path) -> Any:
 def _check_depth(loaded: Any, depth: int = 0) -> None:
     """A list within itself, or very deep ones, have no end."""
     if depth > _MAX_DEPTH:
-        raise ValueError(f"containers nested more than {_MAX_DEPTH} deep")
+        raise _RefusedError(f"it holds containers nested more than {_MAX_DEPTH} deep")
     if isinstance(loaded, Mapping):
         loaded = list(loaded.values())
     if isinstance(loaded, list | tuple):
@@ -182,26 +189,46 @@ def _check_depth(loaded: Any, depth: int = 0) -> None:
 
 
 def _check_records(path: Path, loaded: Any) -> None:
-    """Each tensor has a record of its own size: mapped into memory, it would read on in others."""
+    """Check that a tensor has the memory that it needs, in a record of its own.
+
+    Mapped into memory, one that is larger than its record would read on in others.
+
+    Raises:
+        _RefusedError: if one has not.
+    """
+    storages: dict[int, int] = {}
+    for t in _tensors(loaded):
+        storage = t.untyped_storage()
+        if t.numel() > max(_MAX_REPEATED, storage.nbytes() // t.element_size()):
+            raise _RefusedError(
+                f"a tensor of shape {tuple(t.shape)} repeats its {storage.nbytes():,} bytes: write "
+                "it by contiguous(), if that is meant"
+            )
+        if storage.nbytes():
+            storages[storage.data_ptr()] = storage.nbytes()
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        sizes = Counter(info.file_size for info in archive.infolist() if "/data/" in info.filename)
-    storages = {t.data_ptr(): t.nbytes() for t in _storages(loaded)}
+        records = archive.infolist()
+    names = Counter(record.filename for record in records)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise _RefusedError(f"it is damaged: its archive holds {twice[0]!r} twice")
+    sizes = Counter(record.file_size for record in records if "/data/" in record.filename)
     if not Counter(storages.values()) <= sizes:
-        raise ValueError("a tensor has not the size of its record")
+        raise _RefusedError("it is damaged: a tensor has not the size of its record")
 
 
-def _storages(loaded: Any) -> Iterator[torch.UntypedStorage]:
-    if isinstance(loaded, Tensor) and loaded.layout == torch.strided and not loaded.is_meta:
-        if loaded.untyped_storage().nbytes():
-            yield loaded.untyped_storage()
+def _tensors(loaded: Any) -> Iterator[Tensor]:
+    """The tensors with memory of their own."""
+    if isinstance(loaded, Tensor):
+        if loaded.layout == torch.strided and not loaded.is_meta:
+            yield loaded
     elif isinstance(loaded, Mapping):
         for value in loaded.values():
-            yield from _storages(value)
+            yield from _tensors(value)
     elif isinstance(loaded, list | tuple):
         for value in loaded:
-            yield from _storages(value)
+            yield from _tensors(value)
 
 
 def _may_hold_weights(path: Path) -> bool:

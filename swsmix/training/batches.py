@@ -14,7 +14,6 @@ from swsmix.attach import Attachment, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
-from swsmix.training.trainer import count_in
 
 
 class BatchTrainer:
@@ -59,7 +58,7 @@ class BatchTrainer:
         self.num_data, self.batch_size, self.seed = num_data, batch_size, seed
         self.schedule = schedule or Schedule()
         self.steps = 0
-        self._restored = False  # the optimiser's state is from a file, and has not been used
+        self._resumed = False  # the optimiser's state is from a file, and has not been used
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
@@ -98,17 +97,18 @@ class BatchTrainer:
             )
 
     def _step(self) -> None:
+        """A step of the optimiser; the first one after a resume shows whether its state fits."""
         try:
             self.optimizer.step()
-        except (AttributeError, KeyError, IndexError, TypeError, RuntimeError) as error:
-            if not self._restored:
+        except Exception as error:
+            if not self._resumed or _is_sentence(error):
                 raise
             raise ValueError(
-                "the training state that was resumed is damaged, or of another optimiser: the "
-                f"first step of {type(self.optimizer).__name__} failed with it ({error}). Restore "
-                "training.pt of the checkpoint, or begin anew"
+                "the training state that was resumed (training.pt) is damaged, or of another "
+                f"optimiser: the first step of {type(self.optimizer).__name__} failed "
+                f"({type(error).__name__}: {error}). Restore it from a backup, or train again"
             ) from error
-        self._restored = False
+        self._resumed = False
 
     def _batches(self, number: int) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
@@ -134,14 +134,10 @@ class BatchTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.steps = count_in(state, "steps")
-        groups = [set(group) for group in self.optimizer.param_groups]
+        self.steps = state["steps"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        for before, group in zip(groups, self.optimizer.param_groups, strict=True):
-            if missing := sorted(before - set(group)):
-                raise ValueError(f"the optimiser's state lacks {', '.join(missing)}")
-        self._restored = True
+        self._resumed = True
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -155,6 +151,15 @@ class BatchTrainer:
         """Take the prior out of the optimiser."""
         if self.attachment is not None:
             self.attachment.remove()
+
+
+def _is_sentence(error: Exception) -> bool:
+    """Whether this is an error of ours about the training: the weights are no longer finite."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("swsmix.") and isinstance(error, ValueError | ArithmeticError)
 
 
 def _check_held(optimizer: Optimizer, model: nn.Module, loss: Loss) -> None:

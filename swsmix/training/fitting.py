@@ -221,22 +221,13 @@ class _Checkpoints:
             return 0, History()
         saved = runs.load_run(self.folder, resumable=True)
         runs.restore_(saved, self.trainer.model, self.trainer.prior)
-        try:
-            self._restore_(saved.training)
-        except Exception as error:  # torch raises of every kind at a state of another shape
-            raise ValueError(
-                f"{saved.folder / 'training.pt'} is damaged, or of another training: its state "
-                f"does not fit this optimiser, prior or loss ({type(error).__name__}: {error})"
-            ) from error
-        return saved.epoch, saved.history
-
-    def _restore_(self, training: dict[str, Any]) -> None:
-        state = training["job"]
+        state = saved.training["job"]
         if isinstance(self.trainer.loss, nn.Module):
             self.trainer.loss.load_state_dict(state["loss"])
         self.trainer.load_state_dict(state)
-        self.stopping.load_state_dict(training["best"])
+        self.stopping.load_state_dict(saved.training["best"])
         _set_generators_(state, self.data)
+        return saved.epoch, saved.history
 
     def save(self, epoch: int, history: History, *, final: bool = False) -> None:
         """Write a checkpoint, or the outcome."""

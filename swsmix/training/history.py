@@ -140,8 +140,7 @@ class History:
         """The inverse of `to_tensors`.
 
         Raises:
-            ValueError: if a name is not of a history, the numbers of records differ, or a series
-                has not the shape or the values of its kind.
+            ValueError: if a name is not of a history, or the numbers of records differ.
         """
         history = cls()
         lengths: dict[str, dict[str, int]] = {}
@@ -160,40 +159,7 @@ class History:
                 history.initial[name] = value
             else:
                 history.series.setdefault(name, {})[kind] = list(value)
-            if not value.is_floating_point():
-                raise ValueError(f"{key!r} must hold real numbers; got {value.dtype}")
-            if kind in ("scalars", "initial") and value.ndim != 1:
-                raise ValueError(f"{key!r} must have one dimension; got {tuple(value.shape)}")
-        for group in history.series:
-            _check_series(group, {k: v for k, v in tensors.items() if k.endswith(f"/{group}")})
         for series in lengths.values():
             if len(set(series.values())) > 1:
                 raise ValueError(f"the series have different numbers of records: {series}")
         return history
-
-
-def _check_series(group: str, tensors: Mapping[str, Tensor]) -> None:
-    """Check that a group's series are those of mixtures, and of histograms if it has them."""
-    series = {key.removesuffix(f"/{group}"): value for key, value in tensors.items()}
-    if missing := [name for name in ("mixing", "mean", "std") if name not in series]:
-        raise ValueError(f"the group {group!r} has no series {', '.join(missing)}")
-    shape = series["mean"].shape
-    for name in ("mixing", "mean", "std", "count", "claimed"):
-        if name in series and (len(shape) != 2 or series[name].shape != shape):
-            raise ValueError(
-                f"the series {name!r} of {group!r} must have the shape (records, k) of its means; "
-                f"got {tuple(series[name].shape)} for means of {tuple(shape)}"
-            )
-    if not shape[0]:
-        raise ValueError(f"the series of {group!r} have no record")
-    for mixing, mean, std in zip(*(series[n] for n in ("mixing", "mean", "std")), strict=True):
-        GaussianMixture(mixing, mean, std)
-    counts, edges = series.get("bin_counts"), series.get("bin_edges")
-    if (counts is None) != (edges is None) or (
-        counts is not None and edges is not None
-        and (counts.ndim != 2 or edges.shape != (shape[0], counts.shape[1] + 1))
-    ):  # fmt: skip
-        raise ValueError(
-            f"the histograms of {group!r} need bin_counts (records, bins) and bin_edges (records, "
-            "bins + 1)"
-        )

@@ -18,7 +18,6 @@ from swsmix.attach import advance_
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Data, Loss, is_pair
-from swsmix.training.trainer import count_in
 
 FullBatch = Literal["l-bfgs", "cg"]
 
@@ -114,7 +113,7 @@ class RoundTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.steps = count_in(state, "steps")
+        self.steps = state["steps"]
 
     def close(self) -> None:
         """Nothing: there is no optimiser to let go of."""

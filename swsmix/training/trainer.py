@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -50,11 +49,3 @@ class Trainer(Protocol):
 
     def close(self) -> None:
         """Let go of the optimiser."""
-
-
-def count_in(state: Mapping[str, Any], name: str) -> int:
-    """A number of steps or rounds in a state that was read from a file, checked."""
-    count = state[name]
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError(f"{name} must be a number of steps or rounds; got {count!r:.80}")
-    return count
