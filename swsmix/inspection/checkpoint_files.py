@@ -198,6 +198,8 @@ def _check_records(path: Path, loaded: Any) -> None:
     """
     storages: dict[int, int] = {}
     for t in _tensors(loaded):
+        if t._backward_hooks:
+            raise _RefusedError("it is damaged: it holds a tensor with hooks")
         storage = t.untyped_storage()
         if t.numel() > max(_MAX_REPEATED, storage.nbytes() // t.element_size()):
             raise _RefusedError(
