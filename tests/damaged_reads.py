@@ -1,8 +1,9 @@
 """Reads damaged files through every public door, many in one process, and says what came of each.
 
-    python tests/damaged_reads.py make SEEDS            writes the whole files
-    python tests/damaged_reads.py SEEDS FIRST LAST      reads the damaged ones of these numbers
+    python tests/damaged_reads.py WHOLE FIRST LAST
 
+writes the whole files into the folder WHOLE, unless it is there, and reads damaged ones of the
+numbers from FIRST to below LAST.
 Prints, for each file, a line before ("> NUMBER KIND") and after it ("NUMBER KIND OUTCOME DETAIL").
 The file of a number is always the same.
 """
@@ -334,11 +335,12 @@ def one(seeds, number):
 
 
 def main():
-    if sys.argv[1] == "make":
-        make(Path(sys.argv[2]))
-        return
     seeds, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
+    if not seeds.exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a guide without training
+            make(seeds)
     import swsmix.bayes  # noqa: F401
     import swsmix.inspection  # noqa: F401
     from swsmix.codec.stream import _constriction
