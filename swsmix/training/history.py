@@ -140,8 +140,8 @@ class History:
         """The inverse of `to_tensors`.
 
         Raises:
-            ValueError: if a name is not of a history, the numbers of records differ, or a mixture is
-                none.
+            ValueError: if a name is not of a history, the numbers of records differ, or a record
+                is no mixture.
         """
         history = cls()
         lengths: dict[str, dict[str, int]] = {}

@@ -3,27 +3,12 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from fits import saved
 from torch import nn
 
-from swsmix import MixturePrior, load_run
+from swsmix import load_run
 from swsmix.training import runs
 from swsmix.training.history import History
-
-
-def saved(path, epoch=1, **options):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    net[1].weight = nn.Parameter(net[1].weight.detach().t())  # not contiguous
-    prior = MixturePrior(net, 3)
-    prior.em_step_()
-    history = History()
-    entry = {"all": (prior.flat_weights("all"), prior.mixtures["all"], torch.ones(3))}
-    history.record({"epoch": 0.0}, entry)
-    runs.save_checkpoint(
-        path, epoch, network=net, prior=prior, history=history, training={"tick": 7}, **options
-    )
-    return net, prior
 
 
 def test_what_is_saved_is_read_back_bit_for_bit(tmp_path):
@@ -254,49 +239,12 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monk
     assert load_run(tmp_path).epoch == 1 and not list(tmp_path.glob(".writing-*"))
 
 
-def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
-    saved(tmp_path / "run", 1)
-    with runs.locked(tmp_path / "run"):
-        with (
-            pytest.raises(BlockingIOError, match="another process is writing"),
-            runs.new_run(tmp_path / "run", force=True),
-        ):
-            raise AssertionError
-        assert load_run(tmp_path / "run").epoch == 1
-    with runs.new_run(tmp_path / "run", force=True):
-        assert load_run(tmp_path / "run").epoch == 1  # the old one, until the new one has saved
-        with pytest.raises(BlockingIOError), runs.new_run(tmp_path / "run", force=True):
-            raise AssertionError
-        saved(tmp_path / "run", 2)
-    assert load_run(tmp_path / "run").epoch == 2
-
-
-@pytest.mark.parametrize("state", [{}, [1], {"epoch": "1"}, {"epoch": -1}])
-def test_a_training_state_of_another_kind_is_named(tmp_path, state):
-    saved(tmp_path)
-    torch.save(state, tmp_path / "checkpoint-000001" / "training.pt")
-    with pytest.raises(ValueError, match=r"training.pt is damaged.*wanted a dictionary"):
-        load_run(tmp_path)
-
-
 def test_no_message_advises_to_unpickle(tmp_path):
     saved(tmp_path)
     torch.save({"epoch": 1, "bad": Payload()}, tmp_path / "checkpoint-000001" / "training.pt")
     with pytest.raises(ValueError, match=r"training.pt") as caught:
         load_run(tmp_path)
     assert "weights_only" not in str(caught.value)
-
-
-@pytest.mark.parametrize("change", ["name", "number", "length"])
-def test_a_history_that_is_none_is_named(tmp_path, change):
-    saved(tmp_path)
-    file = tmp_path / "checkpoint-000001" / "history.safetensors"
-    tensors = load_file(file)
-    changed = {"name": ("x", torch.ones(1)), "number": ("mean/all", torch.tensor(1.0)),
-               "length": ("mean/all", torch.ones(9, 3))}[change]  # fmt: skip
-    save_file(tensors | dict([changed]), file)
-    with pytest.raises(ValueError, match=r"history.safetensors is damaged"):
-        load_run(tmp_path)
 
 
 @pytest.mark.parametrize("force", [False, True])
