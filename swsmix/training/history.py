@@ -140,8 +140,7 @@ class History:
         """The inverse of `to_tensors`.
 
         Raises:
-            ValueError: if a name is not of a history, the numbers of records differ, or a record
-                is no mixture.
+            ValueError: if a name is not of a history, or the numbers of records differ.
         """
         history = cls()
         lengths: dict[str, dict[str, int]] = {}
@@ -163,17 +162,4 @@ class History:
         for series in lengths.values():
             if len(set(series.values())) > 1:
                 raise ValueError(f"the series have different numbers of records: {series}")
-        for group, columns in history.series.items():
-            _check_mixtures(group, columns)
         return history
-
-
-def _check_mixtures(group: str, columns: Mapping[str, list[Tensor]]) -> None:
-    """Check that every record of a group is a mixture."""
-    if missing := [name for name in ("mixing", "mean", "std") if name not in columns]:
-        raise ValueError(f"the group {group!r} has no series {', '.join(missing)}")
-    for mixing, mean, std in zip(*(columns[n] for n in ("mixing", "mean", "std")), strict=True):
-        try:
-            GaussianMixture(mixing, mean, std)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"a record of the group {group!r} is no mixture: {error}") from error

@@ -132,6 +132,10 @@ def check_history(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             _check_finite(key, values)
         if kind == "std" and not (values > 0).all():
             _refuse(key, "positive numbers", values.min().item())
+        if kind == "mixing" and not (
+            (values >= 0).all() and ((values.double().sum(1) - 1.0).abs() < 1e-4).all()
+        ):
+            _refuse(key, "proportions that add up to 1", values.tolist())
         if name == "epoch" and (values.diff() < 0).any():
             _refuse(key, "numbers that do not fall", values.tolist())
     for found in shapes.values():
