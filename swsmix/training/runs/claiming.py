@@ -19,7 +19,7 @@ from swsmix.training.runs.folder import (
     remove_run,
 )
 from swsmix.training.runs.lock import holds, locked
-from swsmix.training.runs.recovery import recover
+from swsmix.training.runs.recovery import clear, recover
 
 
 def claim(path: str | os.PathLike[str]) -> Path:
@@ -97,6 +97,14 @@ def new_run(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Pa
         finally:
             if not holds_run(path) and holds(path):  # it came to nothing
                 _unmark(path, made=made)
+            _tidy(path)
+
+
+def _tidy(path: Path) -> None:
+    """Leave no temporary files, whatever has ended the work."""
+    if holds(path):
+        with contextlib.suppress(OSError):
+            clear(place_of(path))
 
 
 def _unmark(path: Path, *, made: bool) -> None:
@@ -156,7 +164,10 @@ def old_run(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with locked(path), locked(aside_of(path)):
         recover(path)
-        yield path
+        try:
+            yield path
+        finally:
+            _tidy(path)
 
 
 @contextmanager

@@ -36,8 +36,8 @@ def recover(path: str | os.PathLike[str]) -> None:
         FileExistsError: if something that is not a run has taken its place.
     """
     place, aside = place_of(path), aside_of(Path(path))
-    _clear(place)
-    _clear(aside)
+    clear(place)
+    clear(aside)
     if not is_run(aside):
         if aside.is_dir() and not any(aside.iterdir()):  # killed before the last step
             aside.rmdir()
@@ -57,8 +57,8 @@ def recover(path: str | os.PathLike[str]) -> None:
         (place / MARKER).touch()
 
 
-def _clear(place: Path) -> None:
-    """Remove what a killed process left half written or half removed in a run folder."""
+def clear(place: Path) -> None:
+    """Remove what a killed or interrupted process left half written or removed in a run folder."""
     if not is_run(place):
         return
     for old in place.glob(f"{OLD}*"):

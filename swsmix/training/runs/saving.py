@@ -86,6 +86,8 @@ def save_checkpoint(
             (temporary / name).write_bytes(content)
             sync(temporary / name)
         sync(temporary)
+        if not final and (path / FINAL).exists():
+            discard(path / FINAL)  # before: an outcome is never older than the checkpoint beside it
         old_target = path / f"{OLD}{target.name}"
         if target.exists():
             target.rename(old_target)
@@ -100,7 +102,6 @@ def save_checkpoint(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # Older checkpoints, and an outcome written before this one, are out of date.
-    for old in () if final else (*checkpoints_of(path), path / FINAL):
+    for old in () if final else checkpoints_of(path):  # they are out of date
         if old != target and old.exists():
             discard(old)
