@@ -81,7 +81,7 @@ def swsmix(folder, *arguments, stdout=subprocess.PIPE):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize(
     "arguments",
-    [("guide",), ("guide", "fit"), ("inspect", "net.sws", "--bytes"), ("decompress", "--help")],
+    [("guide",), ("guide", "cost"), ("inspect", "net.sws", "--bytes"), ("decompress", "--help")],
 )  # fmt: skip
 def test_output_that_cannot_be_printed_is_a_failure(folder, arguments):
     with open("/dev/full", "w") as full:
