@@ -164,3 +164,21 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def check_regular(path: Path) -> None:
+    """Check that this is a file with an end: opening a pipe or a device could block for ever.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not a regular file.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is not a regular file but a pipe, socket, device or folder: copy its "
+            "contents to a file and pass that"
+        )

@@ -63,6 +63,7 @@ class BatchTrainer:
         self.num_data, self.batch_size, self.seed = num_data, batch_size, seed
         self.schedule = schedule or Schedule()
         self.steps = 0
+        self._resumed = False  # the optimiser's state is from a file, and has not been used
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
@@ -92,13 +93,27 @@ class BatchTrainer:
                     "tau; the last checkpoint is intact"
                 )
             value.backward()
-            self.optimizer.step()
+            self._step()
             self.steps += 1
         if self.steps == before:
             raise ValueError(
                 "the data gave no batch: give two tensors, a list of batches or a DataLoader, "
                 "which can be iterated over in every epoch"
             )
+
+    def _step(self) -> None:
+        """A step of the optimiser; the first one after a resume shows whether its state fits."""
+        try:
+            self.optimizer.step()
+        except Exception as error:
+            if not self._resumed or _is_sentence(error):
+                raise
+            raise ValueError(
+                "the training state that was resumed (training.pt) is damaged, or of another "
+                f"optimiser: the first step of {type(self.optimizer).__name__} failed "
+                f"({type(error).__name__}: {error}). Restore it from a backup, or train again"
+            ) from error
+        self._resumed = False
 
     def _batches(self, number: int) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
@@ -138,6 +153,7 @@ class BatchTrainer:
                         f"`{name}` of a tensor of shape {tuple(p.shape)} has the shape "
                         f"{tuple(m.shape)}"
                     )
+        self._resumed = True
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -151,6 +167,15 @@ class BatchTrainer:
         """Take the prior out of the optimiser."""
         if self.attachment is not None:
             self.attachment.remove()
+
+
+def _is_sentence(error: Exception) -> bool:
+    """Whether this is an error of ours about the training: the weights are no longer finite."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("swsmix.") and isinstance(error, ValueError | ArithmeticError)
 
 
 def _check_held(optimizer: Optimizer, model: nn.Module, loss: Loss) -> None:

@@ -91,7 +91,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
     return Run(
         path=path,
         epoch=training["epoch"],
-        config=load_config(path) if (path / "config.toml").exists() else {},
+        config=load_config(path) if (path / "config.toml").is_file() else {},
         folder=folder,
         network=_read(folder / "network.safetensors", load_file),
         prior=_read(folder / "prior.safetensors", _load_prior),
@@ -137,7 +137,8 @@ def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
         network.load_state_dict(run.network)
         if prior is not None:
             prior.load_state_dict(run.prior)
-    except RuntimeError as error:
+            getattr(prior, "hyper_priors", None)  # each is checked when it is made
+    except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"the checkpoint {run.folder} does not fit: {why}") from error
 

@@ -25,6 +25,9 @@ def check_training(state: Any) -> dict[str, Any]:
         ValueError: naming the field.
     """
     training = _dictionary(state, "the whole")
+    for field, tensor in _tensors(training):
+        if tensor._backward_hooks:
+            _refuse(field, "a tensor without hooks", "one with hooks")
     _count(training, "epoch")
     if "job" in training:
         _check_job(_dictionary(training["job"], "job"))
@@ -129,6 +132,10 @@ def check_history(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             _check_finite(key, values)
         if kind == "std" and not (values > 0).all():
             _refuse(key, "positive numbers", values.min().item())
+        if kind == "mixing" and not (
+            (values >= 0).all() and ((values.double().sum(1) - 1.0).abs() < 1e-4).all()
+        ):
+            _refuse(key, "proportions that add up to 1", values.tolist())
         if name == "epoch" and (values.diff() < 0).any():
             _refuse(key, "numbers that do not fall", values.tolist())
     for found in shapes.values():
