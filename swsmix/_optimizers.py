@@ -6,13 +6,17 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from types import FrameType
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swsmix import _shards
+
+# The code of the function that torch puts around every `step`, and that calls the hooks.
+_HOOKED = cast(Any, Optimizer.profile_hook_step(lambda *_: None)).__code__
 
 
 def innermost(optimizer: Any, held: set[int]) -> list[Optimizer]:
@@ -81,15 +85,13 @@ def within_own_step(optimizer: Optimizer) -> bool:
     that a subclass which calls its parent's step runs them twice. The stack decides, since a count
     would stay wrong after a step that raised.
     """
-    wrapper = sys._getframe(2)  # torch's, which called the hook
-    frame = wrapper.f_back
+    frame: FrameType | None = sys._getframe(1)
+    steps = 0
     while frame is not None:
-        if frame.f_code is wrapper.f_code and any(
-            value is optimizer for value in frame.f_locals.values()
-        ):
-            return True
+        if frame.f_code is _HOOKED and any(v is optimizer for v in frame.f_locals.values()):
+            steps += 1
         frame = frame.f_back
-    return False
+    return steps > 1
 
 
 def parameters_of(optimizer: Any) -> list[nn.Parameter]:
