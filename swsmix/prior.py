@@ -425,7 +425,8 @@ class MixturePrior(nn.Module):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
         given: dict[str, Any] = {"tau": tau, "em_every": em_every}
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
-        optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+        several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+        optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
         return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
 
     # -- what it says -------------------------------------------------------------------------

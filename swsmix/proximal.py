@@ -48,9 +48,8 @@ def step_(
     Args:
         prior: the prior.
         optimizer: one whose effective step is known.
-        held: name, parameter and group of the prior's tensors in it; those without a gradient
-            stay, since the optimiser has not moved them and has no step size for them.
-        before: name -> the weights before the optimiser's step.
+        held: name, parameter and group of the prior's tensors in it.
+        before: name -> the weights before the optimiser's step, of those that it has moved.
         strength: t = tau / num_data.
 
     Returns:
@@ -61,7 +60,7 @@ def step_(
     together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
     unknown = []
     for name, p, group in held:
-        if p.grad is None or name not in before:
+        if name not in before:
             continue
         w, old = _shards.local(p), before[name]
         step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
@@ -89,10 +88,12 @@ def step_(
 def is_known(optimizer: Optimizer) -> bool:
     """Whether an optimiser's effective step is known: by its `step` function, not by its class.
 
-    A subclass of Adam with a step of its own is not Adam.
+    A subclass of Adam with a step of its own, or its own gradients within it, is not Adam.
     """
-    return _step_function(optimizer) in _EFFECTIVE_STEPS and all(
-        _has_finite_step(optimizer, settings) for settings in optimizer.param_groups
+    return (
+        _step_function(optimizer) in _EFFECTIVE_STEPS
+        and getattr(type(optimizer), "_init_group", None) in (SGD._init_group, Adam._init_group)
+        and all(_has_finite_step(optimizer, settings) for settings in optimizer.param_groups)
     )
 
 
@@ -136,10 +137,19 @@ def _adam(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
 
 
 def _step_function(optimizer: Optimizer) -> Callable[..., Any]:
-    """The optimiser's own `step`, without what torch and the schedulers wrap around it."""
-    step = inspect.unwrap(optimizer.step)
+    """The optimiser's own `step`, without what torch and its schedulers wrap around it.
+
+    Anyone else's wrapper may do more than call the step.
+    """
+    step = inspect.unwrap(optimizer.step, stop=lambda step: not _is_torchs(step))
     function: Callable[..., Any] = getattr(step, "__func__", step)
     return function
+
+
+def _is_torchs(function: Any) -> bool:
+    # Not `__module__`, which functools.wraps copies.
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("torch.")
 
 
 def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
