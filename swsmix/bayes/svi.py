@@ -100,7 +100,7 @@ def fit_guide(
         try:
             for epoch in watched(range(epochs), "SVI", shown=progress):
                 losses = []
-                batches = torch.randperm(len(x), device=device).split(batch_size)
+                batches = torch.randperm(len(x), dtype=torch.int64, device=device).split(batch_size)
                 for number, batch in enumerate(batches):
                     done = (epoch * len(batches) + number) / (epochs * len(batches))
                     beta = min(1.0, max(0.01, done / kl_warmup)) if kl_warmup else 1.0

@@ -58,10 +58,10 @@ class Regions:
         Returns:
             One number for each component, on the CPU.
         """
-        total = torch.zeros(len(self.component), dtype=torch.int64)
+        total = torch.zeros(len(self.component), dtype=torch.int64, device="cpu")
         for part in w.detach().reshape(-1).split(_CHUNK):
             total += torch.bincount(self._interval(part), minlength=len(total)).cpu()
-        claimed = torch.zeros(self.num_components, dtype=torch.int64)
+        claimed = torch.zeros(self.num_components, dtype=torch.int64, device="cpu")
         return claimed.index_add_(0, self.component, total)
 
     def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -113,7 +113,7 @@ def _crossings(
     # (1 - r^2) / 2 u^2 + r D u - (D^2 / 2 + L) = 0.
     order = std.argsort(stable=True)
     mixing, mean, std = mixing[order], mean[order], std[order]
-    n, v = torch.triu_indices(len(std), len(std), 1)
+    n, v = torch.triu_indices(len(std), len(std), 1, dtype=torch.int64, device=std.device)
     height = mixing.log() - std.log()
     level = height[n] - height[v]
     ratio, gap = std[n] / std[v], (mean[v] - mean[n]) / std[v]
