@@ -71,4 +71,4 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
         values: plain values.
     """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

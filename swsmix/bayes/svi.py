@@ -89,6 +89,7 @@ def fit_guide(
     device = x.device
     cuda = [device] if device.type == "cuda" else []
     with (
+        torch.autocast(device.type, enabled=False),  # the guide has the network's own dtype
         torch.random.fork_rng(devices=cuda),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),

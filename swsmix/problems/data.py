@@ -142,7 +142,7 @@ def sunspots(
             f"training targets end in {last_train_year} and the series starts in {first_year}"
         )
     _check_positive(scale=scale)
-    with resources.files("swsmix.problems").joinpath("sunspots.csv").open() as file:
+    with resources.files("swsmix.problems").joinpath("sunspots.csv").open(encoding="utf-8") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1))
     years, series = table[:, 0].long(), table[:, 1].clone()
 

@@ -22,7 +22,7 @@ def numba_kernels() -> Any | None:
     """Numba's loops (`numba_loops`), or None if it is not installed."""
     try:
         from swsmix.tables import numba_loops
-    except (ImportError, RuntimeError):  # numba raises the latter if it cannot write its cache
+    except ImportError:
         return None
     return numba_loops
 

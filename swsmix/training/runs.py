@@ -254,7 +254,8 @@ def save_config(path: Path, config: dict[str, Any]) -> None:
     import tomli_w
 
     with replacing(path / "config.toml") as temporary:
-        temporary.write_text(tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
+        given = {k: v for k, v in config.items() if v is not None}
+        temporary.write_text(tomli_w.dumps(given), encoding="utf-8")
 
 
 def load_config(path: Path) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def load_config(path: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     try:
-        return tomllib.loads((path / "config.toml").read_text())
+        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} has no config.toml: it is not a run folder") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
