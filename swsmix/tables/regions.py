@@ -94,7 +94,12 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     if not len(roots):
         return Regions(roots, _winners(mean[:1], mixing, mean, std), len(mean))
     beyond = roots[-1] - roots[0] + std.max()
-    probes = torch.cat([roots[:1] - beyond, (roots[1:] + roots[:-1]) / 2, roots[-1:] + beyond])
+    # Inside each interval near the mixture: far out, where stds that differ by a rounding error
+    # meet, densities of any two components round to the same.
+    middle, far = (roots[1:] + roots[:-1]) / 2, 10.0 * std.max()
+    near = middle.clamp(mean.min() - far, mean.max() + far)
+    inside = torch.where((roots[:-1] < near) & (near < roots[1:]), near, middle)
+    probes = torch.cat([roots[:1] - beyond, inside, roots[-1:] + beyond])
     winner = _winners(probes, mixing, mean, std)
     change = winner[1:] != winner[:-1]
     boundaries, component = roots[change], winner[torch.cat([change.new_ones(1), change])]
