@@ -163,7 +163,7 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
         values: plain values.
     """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def check_regular(path: Path) -> None:

@@ -100,7 +100,7 @@ def subsample(flat: Sequence[Tensor], seed: int, *, most: int = _SAMPLE) -> Floa
     if total <= most:
         return torch.cat([w.double().cpu() for w in flat])
     generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randint(total, (most,), generator=generator, device="cpu")
+    drawn = torch.randint(total, (most,), generator=generator, dtype=torch.int64, device="cpu")
     parts, begin = [], 0
     for w in flat:
         here = drawn[(drawn >= begin) & (drawn < begin + len(w))] - begin
@@ -122,7 +122,7 @@ def _place(w: Tensor, k: int, method: str) -> Components:
         spacing = (high - low) / (k - 1) if k > 1 else 0.0
         return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
     if method == "quantiles" or len(w.unique()) <= k:  # k-means needs k values
-        rank = torch.arange(len(w), device=w.device) * k // len(w)
+        rank = torch.arange(len(w), dtype=torch.int64, device=w.device) * k // len(w)
         share = torch.empty_like(rank)
         share[w.argsort(stable=True)] = rank
     else:

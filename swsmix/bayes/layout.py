@@ -168,7 +168,7 @@ class Layout:
         c = self.components[group]
         u, mu, xi = (z[..., at] for at in self.mixture_slices[group])
         values = [
-            torch.tensor(v, dtype=z.dtype).expand(*z.shape[:-1], -1).clone()
+            torch.tensor(v, dtype=z.dtype, device=z.device).expand(*z.shape[:-1], -1).clone()
             for v in (c.mixing, c.mean, c.std)
         ]
         free = [torch.from_numpy(index) for index in c.free]

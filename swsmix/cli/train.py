@@ -304,7 +304,7 @@ def _problem(settings: dict[str, Any]) -> Any:
     from swsmix.problems import recipes
 
     try:
-        torch.empty(0, device=settings["device"])
+        torch.empty(0, dtype=torch.float32, device=settings["device"])
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {settings['device']!r} here: {error}") from error
     problem = recipes.load_problem(

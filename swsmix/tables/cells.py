@@ -45,7 +45,7 @@ class Refinement(NamedTuple):
 
 def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
     """How finely to cut the intervals for tangents within the tolerance; 1 part if uncertified."""
-    n = torch.arange(3, ORDER + 1, device="cpu")[:, None]
+    n = torch.arange(3, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
     third = (n * (n - 1) * (n - 2) * 1.5 ** (n - 3) * intervals.taylor[3:].abs()).sum(0)
     third = third + intervals.rest / math.factorial(ORDER - 2)
     line = third / (2 * intervals.radius * intervals.floor)
@@ -112,7 +112,7 @@ class Cells:
         self.geometry, self.device = geometry, device
         self.certified = geometry.certified.to(device)
         self._errors = torch.stack([errors.line + 2.0**-22, errors.value]), errors.part
-        order = torch.arange(1, ORDER + 1, device="cpu")[:, None]
+        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self._gradient = self._lines(intervals.taylor[1:] * order / intervals.radius)
         self.lines = torch.stack(self._gradient, 1).to(device)
 
@@ -141,7 +141,7 @@ class Cells:
         """The worst bounds over the certified intervals."""
         (errors, part), (taylor, rest, low) = self._errors, self._curvature
         certified = ~self.intervals.rest.isinf()
-        n = torch.arange(2, ORDER + 1, device="cpu")[:, None]
+        n = torch.arange(2, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         bent = (n * (n - 1) * 1.5 ** (n - 2) * taylor[2:].abs()).sum(0)
         bent = bent + rest / math.factorial(ORDER - 1)
         miss = bent * part**2 / 2 + rest / math.factorial(ORDER + 1)

@@ -216,4 +216,4 @@ def _proximal_step_(
 
 def _all_16_bit_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """All the 65,536 values of a 16-bit type, in the order of their bits."""
-    return torch.arange(1 << 16, device=device).to(torch.int16).view(dtype)
+    return torch.arange(1 << 16, dtype=torch.int64, device=device).to(torch.int16).view(dtype)

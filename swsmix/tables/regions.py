@@ -58,10 +58,10 @@ class Regions:
         Returns:
             One number for each component, on the CPU.
         """
-        total = torch.zeros(len(self.component), dtype=torch.int64)
+        total = torch.zeros(len(self.component), dtype=torch.int64, device="cpu")
         for part in w.detach().reshape(-1).split(_CHUNK):
             total += torch.bincount(self._interval(part), minlength=len(total)).cpu()
-        claimed = torch.zeros(self.num_components, dtype=torch.int64)
+        claimed = torch.zeros(self.num_components, dtype=torch.int64, device="cpu")
         return claimed.index_add_(0, self.component, total)
 
     def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -94,7 +94,12 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     if not len(roots):
         return Regions(roots, _winners(mean[:1], mixing, mean, std), len(mean))
     beyond = roots[-1] - roots[0] + std.max()
-    probes = torch.cat([roots[:1] - beyond, (roots[1:] + roots[:-1]) / 2, roots[-1:] + beyond])
+    # Inside each interval near the mixture: far out, where stds that differ by a rounding error
+    # meet, densities of any two components round to the same.
+    middle, far = (roots[1:] + roots[:-1]) / 2, 10.0 * std.max()
+    near = middle.clamp(mean.min() - far, mean.max() + far)
+    inside = torch.where((roots[:-1] < near) & (near < roots[1:]), near, middle)
+    probes = torch.cat([roots[:1] - beyond, inside, roots[-1:] + beyond])
     winner = _winners(probes, mixing, mean, std)
     change = winner[1:] != winner[:-1]
     boundaries, component = roots[change], winner[torch.cat([change.new_ones(1), change])]
@@ -113,7 +118,7 @@ def _crossings(
     # (1 - r^2) / 2 u^2 + r D u - (D^2 / 2 + L) = 0.
     order = std.argsort(stable=True)
     mixing, mean, std = mixing[order], mean[order], std[order]
-    n, v = torch.triu_indices(len(std), len(std), 1)
+    n, v = torch.triu_indices(len(std), len(std), 1, dtype=torch.int64, device=std.device)
     height = mixing.log() - std.log()
     level = height[n] - height[v]
     ratio, gap = std[n] / std[v], (mean[v] - mean[n]) / std[v]

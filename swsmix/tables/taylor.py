@@ -107,9 +107,10 @@ def _chosen(intervals: Intervals, which: Tensor) -> Intervals:
 
 def ranges(number: Tensor) -> tuple[Tensor, Tensor]:
     """0 .. number[i] - 1 for each i, in one vector, and the i of each entry."""
-    owner = torch.arange(len(number), device=number.device).repeat_interleave(number)
+    owner = torch.arange(len(number), dtype=torch.int64, device=number.device)
+    owner = owner.repeat_interleave(number)
     first = (number.cumsum(0) - number).index_select(0, owner)
-    return torch.arange(len(owner), device=number.device) - first, owner
+    return torch.arange(len(owner), dtype=torch.int64, device=number.device) - first, owner
 
 
 def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tensor, Tensor]:

@@ -123,7 +123,8 @@ class BatchTrainer:
         x, y = self.data
         # Seeded by the epoch, so that the order needs no state of its own.
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        for rows in torch.randperm(len(x), generator=shuffle).split(self.batch_size):
+        order = torch.randperm(len(x), generator=shuffle, dtype=torch.int64, device="cpu")
+        for rows in order.split(self.batch_size):
             yield x[rows].to(device), y[rows].to(device)
 
     def adapt_rate(self, score: float) -> None:

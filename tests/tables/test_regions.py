@@ -41,6 +41,7 @@ values = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(values)
 @example([(1.0, 0.0, 1.0), (1.0, 0.0, 2.0), (0.5, 7e-186, 1.0)])
+@example([(1.0, 0.0, 1.0), (1.0, 0.0, 2.9999999999999996), (1.0, 1.0, 3.0)])
 def test_regions_of_any_mixture(components):
     mixing, mean, std = torch.tensor(components, dtype=torch.float64).T
     agree(GaussianMixture(mixing / mixing.sum(), mean, std), torch.linspace(-9, 9, 3001).double())
