@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -260,8 +260,9 @@ def warm_up(root):
     for module in pkgutil.walk_packages(package.__path__, "swsmix."):
         if not module.name.endswith(("__main__", "triton_loops")):
             __import__(module.name)
-    import papers.runner  # noqa: F401
     import scipy.optimize  # noqa: F401
+
+    import papers.runner  # noqa: F401
 
     here = os.getcwd()
     os.chdir(root)
