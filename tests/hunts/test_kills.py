@@ -55,8 +55,8 @@ def _make_small():
 
     from swsmix import bayes, plots
 
-    def savefig(self, path, **_):
-        Path(path).write_bytes(b"a figure")
+    def savefig(self, file, **_):
+        file.write(b"a figure")
 
     Figure.savefig = savefig
     plots.files.settle = lambda figure: None
@@ -204,7 +204,9 @@ SVI, NUTS = (f"--epochs 1 --draws 50 --chains 1 --posterior {how}" for how in ("
 CASES = {
     "train": Case(make_run("--epochs 2"), run_state, again=(RESUMED,)),
     "train --resume": Case(RESUMED, run_state, make_run()),
-    "train --force": Case(make_run("--epochs 1 --force"), run_state, make_run("--epochs 1 --seed 1")),
+    "train --force": Case(
+        make_run("--epochs 1 --force"), run_state, make_run("--epochs 1 --seed 1")
+    ),
     "train --posterior svi": Case(
         make_run(SVI), posterior_state, again=(make_run(f"{SVI} --resume"),)
     ),
