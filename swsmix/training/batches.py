@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -14,6 +14,11 @@ from swsmix.attach import Attachment, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
+
+_LIKE_THE_WEIGHTS = {  # entries of PyTorch's optimisers, each of the shape of its parameter
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg",
+    "acc_delta", "exp_inf",
+}  # fmt: skip
 
 
 class BatchTrainer:
@@ -118,10 +123,21 @@ class BatchTrainer:
         return {"steps": self.steps, **{k: part.state_dict() for k, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: if the optimiser's state is not of these parameters.
+        """
         self.steps = state["steps"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for p, moments in self.optimizer.state.items():
+            for name in _LIKE_THE_WEIGHTS & moments.keys():
+                if isinstance(m := moments[name], Tensor) and m.shape != p.shape:
+                    raise ValueError(
+                        f"`{name}` of a tensor of shape {tuple(p.shape)} has the shape "
+                        f"{tuple(m.shape)}"
+                    )
 
     def _parts(self) -> dict[str, Any]:
         parts = {

@@ -17,13 +17,16 @@ The modules:
 
     folder      what lies where            lock       one process at a time writes
     saving      config and checkpoints     reading    load_run
-    claiming    a folder for a new run     recovery   what a killed process has begun
+    schema      what the files must hold
+    claiming    a folder to write to       recovery   what a killed process has begun
 """
 
 from swsmix._files import replacing as replacing
 from swsmix._files import save_json as save_json
 from swsmix.training.runs.claiming import claim as claim
+from swsmix.training.runs.claiming import held_run as held_run
 from swsmix.training.runs.claiming import new_run as new_run
+from swsmix.training.runs.claiming import old_run as old_run
 from swsmix.training.runs.folder import has_checkpoint as has_checkpoint
 from swsmix.training.runs.folder import is_run as is_run
 from swsmix.training.runs.lock import locked as locked

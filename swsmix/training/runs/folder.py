@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -40,17 +41,31 @@ def holds_run(path: Path) -> bool:
     )
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all four files of a checkpoint are there."""
+    return all((checkpoint / name).is_file() for name in FILES)
+
+
 def checkpoints_of(path: Path) -> list[Path]:
     """The checkpoints in a run folder, the newest last."""
-    found = sorted(p for p in path.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit())
-    # Killed between the two renames of a checkpoint that replaces one of its own epoch.
-    return found or sorted(path.glob(f"{OLD}{PREFIX}*"))
+    found = {}
+    # An old one counts if a kill came before the new one of its epoch took its place.
+    for prefix in (OLD + PREFIX, PREFIX):
+        for checkpoint in path.glob(f"{prefix}*"):
+            if re.fullmatch("[0-9]+", epoch := checkpoint.name.removeprefix(prefix)):
+                found[int(epoch)] = checkpoint
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """The folder itself, absolute; of a link, the folder that it points to."""
+    return Path(os.path.realpath(path))
 
 
 def aside_of(path: Path) -> Path:
     """Where a run waits while its replacement has no checkpoint yet."""
-    path = Path(os.path.abspath(path))  # `.` has no name
-    return path.with_name(f".{path.name}.replaced")
+    place = place_of(path)
+    return place.with_name(f".{place.name}.replaced")
 
 
 def discard(folder: Path) -> None:

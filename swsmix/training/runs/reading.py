@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from swsmix.mixture import GaussianMixture
 from swsmix.training.history import History
-from swsmix.training.runs.folder import FILES, FINAL, aside_of, checkpoints_of, holds_run
+from swsmix.training.runs import schema
+from swsmix.training.runs.folder import FINAL, aside_of, checkpoints_of, holds_run, is_whole
 
 T = TypeVar("T")
 
@@ -79,9 +80,8 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         path = aside_of(path)  # a process was killed while it replaced this run
     checkpoints = [path] if (path / "network.safetensors").is_file() else checkpoints_of(path)
     final = path / FINAL
-    whole = all((final / name).is_file() for name in FILES)
     # A half-removed outcome is out of date: the checkpoint beside it is whole.
-    if not resumable and final.is_dir() and (whole or not checkpoints):
+    if not resumable and final.is_dir() and (is_whole(final) or not checkpoints):
         checkpoints = [final]
     if not checkpoints:
         what = "is not there" if not path.exists() else "has no checkpoint"
@@ -94,7 +94,7 @@ def load_run(path: str | os.PathLike[str], *, resumable: bool = False) -> Run:
         config=load_config(path) if (path / "config.toml").exists() else {},
         folder=folder,
         network=_read(folder / "network.safetensors", load_file),
-        prior=_read(folder / "prior.safetensors", load_file),
+        prior=_read(folder / "prior.safetensors", _load_prior),
         groups=_read(folder / "prior.safetensors", _load_groups),
         history=_read(folder / "history.safetensors", _load_history),
         training=training,
@@ -112,11 +112,14 @@ def load_config(path: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     try:
-        return tomllib.loads((path / "config.toml").read_text())
+        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} has no config.toml: it is not a run folder") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'config.toml'} is damaged: {error}") from error
+        raise ValueError(
+            f"{path / 'config.toml'} is damaged: {error}: correct it, or start the run again "
+            "(--force)"
+        ) from error
 
 
 def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
@@ -135,37 +138,47 @@ def restore_(run: Run, network: nn.Module, prior: nn.Module | None) -> None:
         if prior is not None:
             prior.load_state_dict(run.prior)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint {run.folder} does not fit: {error}") from error
+        why = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint {run.folder} does not fit: {why}") from error
 
 
 def _load_training(file: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    epoch = state.get("epoch") if isinstance(state, dict) else None
-    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-        raise ValueError("wanted a dictionary with `epoch`, a number of epochs or rounds")
-    return state
+    return schema.check_training(torch.load(file, weights_only=True, map_location="cpu"))
+
+
+def _load_prior(file: Path) -> dict[str, Tensor]:
+    return dict(schema.check_prior(load_file(file)))
 
 
 def _load_groups(file: Path) -> dict[str, tuple[str, ...]]:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
-    return {g: tuple(names) for g, names in json.loads(metadata.get("groups", "{}")).items()}
+    return schema.check_groups(json.loads(metadata.get("groups", "{}")))
 
 
 def _load_history(file: Path) -> History:
-    return History.from_tensors(load_file(file))
+    tensors = load_file(file)
+    history = History.from_tensors(tensors)
+    schema.check_history(tensors)
+    return history
 
 
 def _read(file: Path, reader: Callable[[Path], T]) -> T:
-    if not file.exists():
-        raise ValueError(f"the checkpoint {file.parent} lacks {file.name}: it is not complete")
+    """Read a file of a checkpoint; an error names it, and says what to do."""
+    folder = file.parent
+    mend = "copy it from a backup, or train again (--force, or another folder)"
+    if folder.name == FINAL and any(map(is_whole, checkpoints_of(folder.parent))):
+        mend = f"delete {folder} to use the checkpoint beside it"
+    if not file.is_file():
+        raise ValueError(f"the checkpoint {folder} lacks {file.name}: {mend}")
     try:
         return reader(file)
-    except pickle.UnpicklingError:  # torch's own message advises weights_only=False
-        raise ValueError(
-            f"{file} is damaged, or another kind of file: it is not a training state that swsmix "
-            "has written, and nothing in it was run"
-        ) from None
     except Exception as error:
         # torch.load raises pickle.UnpicklingError, zip errors and more for damaged files.
-        raise ValueError(f"{file} is damaged, or another kind of file: {error}") from error
+        why = str(error) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in why:
+            # PyTorch's own message says how to run the code in it.
+            why = "it is no training state that swsmix has written, and nothing in it was run"
+        raise ValueError(f"{file} is damaged, or another kind of file: {why}; {mend}") from (
+            None if "nothing in it was run" in why else error
+        )

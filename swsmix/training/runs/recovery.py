@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import uuid
 from pathlib import Path
 
-from swsmix._files import sync
-from swsmix.training.runs.folder import OLD, WRITING, aside_of, has_checkpoint, is_run, remove_run
+from swsmix._files import TEMPORARY, sync
+from swsmix.training.runs.folder import (
+    MARKER,
+    OLD,
+    WRITING,
+    aside_of,
+    checkpoints_of,
+    holds_run,
+    is_run,
+    is_whole,
+    place_of,
+    remove_run,
+)
 
 
 def recover(path: str | os.PathLike[str]) -> None:
-    """Finish what a killed `new_run(force=True)` has begun, before a run folder is written to.
+    """Finish what a killed process has begun, before a run folder is written to.
 
-    The run that was put aside comes back if the new one has no checkpoint, and is deleted
-    otherwise.
+    Temporary files go. The run that a killed `new_run(force=True)` has put aside comes back if the
+    new one has saved nothing, and is deleted otherwise. A run that was copied without its marker
+    file gets one.
 
     Args:
         path: the run folder.
@@ -24,28 +35,37 @@ def recover(path: str | os.PathLike[str]) -> None:
     Raises:
         FileExistsError: if something that is not a run has taken its place.
     """
-    path = Path(path)
-    aside = aside_of(path)
-    if is_run(path):
-        for old in path.glob(f"{OLD}*"):
-            target = path / old.name.removeprefix(OLD)
-            old.rename(path / f"{WRITING}{uuid.uuid4().hex}" if target.exists() else target)
-        for stale in path.glob(f"{WRITING}*"):
-            shutil.rmtree(stale)
-        for file in path.glob(".*"):
-            if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", file.name):  # of `replacing`
-                file.unlink()
-    if not aside.exists() or (any(aside.iterdir()) and not is_run(aside)):
-        return
-    if has_checkpoint(path):
+    place, aside = place_of(path), aside_of(Path(path))
+    clear(place)
+    clear(aside)
+    if not is_run(aside):
+        if aside.is_dir() and not any(aside.iterdir()):  # killed before the last step
+            aside.rmdir()
+    elif holds_run(place) or not holds_run(aside):
         remove_run(aside)
+    else:
+        if place.exists():
+            if not place.is_dir() or (any(place.iterdir()) and not is_run(place)):
+                raise FileExistsError(
+                    f"{path} is not a run folder, and {aside} holds the run that was there: move "
+                    "one of them"
+                )
+            remove_run(place)
+        aside.rename(place)
+        sync(place.parent)
+    if not is_run(place) and any(is_whole(checkpoint) for checkpoint in checkpoints_of(place)):
+        (place / MARKER).touch()
+
+
+def clear(place: Path) -> None:
+    """Remove what a killed or interrupted process left half written or removed in a run folder."""
+    if not is_run(place):
         return
-    if path.exists():
-        if any(path.iterdir()) and not is_run(path):
-            raise FileExistsError(
-                f"{path} is not a run folder, and {aside} holds the run that was there: move "
-                "one of them"
-            )
-        remove_run(path)
-    aside.rename(path)
-    sync(path.parent)
+    for old in place.glob(f"{OLD}*"):
+        target = place / old.name.removeprefix(OLD)
+        old.rename(place / f"{WRITING}{uuid.uuid4().hex}" if target.exists() else target)
+    for stale in place.glob(f"{WRITING}*"):
+        shutil.rmtree(stale)
+    for file in place.glob(".*"):
+        if TEMPORARY.fullmatch(file.name):
+            file.unlink()

@@ -30,7 +30,8 @@ def save_config(path: Path, config: dict[str, Any]) -> None:
     import tomli_w
 
     with replacing(path / "config.toml") as temporary:
-        temporary.write_text(tomli_w.dumps({k: v for k, v in config.items() if v is not None}))
+        text = tomli_w.dumps({k: v for k, v in config.items() if v is not None})
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(
@@ -60,7 +61,7 @@ def save_checkpoint(
     if not is_run(path):
         claim(path)
     for stale in path.glob(f"{WRITING}*"):  # of a process that was killed
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)
     temporary = path / f"{WRITING}{uuid.uuid4().hex}"
     target = path / (FINAL if final else f"{PREFIX}{epoch:06d}")
     try:
@@ -85,6 +86,8 @@ def save_checkpoint(
             (temporary / name).write_bytes(content)
             sync(temporary / name)
         sync(temporary)
+        if not final and (path / FINAL).exists():
+            discard(path / FINAL)  # before: an outcome is never older than the checkpoint beside it
         old_target = path / f"{OLD}{target.name}"
         if target.exists():
             target.rename(old_target)
@@ -94,11 +97,11 @@ def save_checkpoint(
             discard(old_target)
     except OSError as error:
         raise OSError(
-            f"cannot write the checkpoint {target}: {error.strerror}; what was saved before is kept"
+            f"cannot write the checkpoint {target}: {error.strerror or error}; what was saved "
+            "before is kept"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # Older checkpoints, and an outcome written before this one, are out of date.
-    for old in () if final else (*checkpoints_of(path), path / FINAL):
+    for old in () if final else checkpoints_of(path):  # they are out of date
         if old != target and old.exists():
             discard(old)
