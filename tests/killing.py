@@ -216,6 +216,8 @@ class _Tape:
             _wrap(name, self._one_path)
         for name in _TWO_PATHS:
             _wrap(name, self._two_paths)
+        for name in ("write", "pwrite", "ftruncate"):
+            _wrap(name, self._by_handle)
         for name, make in (("open", self._os_open), ("fsync", self._sync)):
             _wrap(name, make)
         _wrap("fdatasync", self._sync)
@@ -265,6 +267,13 @@ class _Tape:
                 self.dirty.discard(os.fstat(handle).st_ino)
 
             self.event(name, os.readlink(f"/proc/self/fd/{handle}"), act)
+
+        return call
+
+    def _by_handle(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(handle: int, *args: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{handle}")
+            return self.event(name, path, lambda: real(handle, *args))
 
         return call
 

@@ -1,5 +1,6 @@
 import errno
 import pickle
+import shutil
 
 import pytest
 import torch
