@@ -10,8 +10,14 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NoReturn
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # the names of temporary files
 
@@ -77,6 +83,8 @@ def make_folder(path: Path) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file whole or not at all; one that is replaced is kept until the new one is whole.
 
+    A temporary file for the same place that a killed process has left is deleted.
+
     Args:
         path: the file to make or replace; of a link, the file that it points to.
 
@@ -89,17 +97,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     check_writable(path)
     place = Path(os.path.realpath(path))
-    temporary = place.with_name(f".{uuid.uuid4().hex}{place.suffix}")
+    name = os.fsencode(place.name)
+    ours = f".{blake2b(name, digest_size=8).hexdigest()}"  # of all temporary files for this place
+    _discard_left(place.parent, ours)
+    temporary = place.with_name(f"{ours}{uuid.uuid4().hex[:16]}{place.suffix}")
     kept = "; the file that was there is kept" if path.exists() else ""
     try:
         try:
-            mode = _made(temporary)
-            with _disk_errors(temporary):
-                yield temporary
-            if stat.S_IMODE(temporary.stat().st_mode) != mode:
-                temporary.chmod(mode)  # some writers make private files
-            sync(temporary)
-            temporary.replace(place)
+            with _made(temporary) as mode:
+                with _disk_errors(temporary):
+                    yield temporary
+                if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                    temporary.chmod(mode)  # some writers make private files
+                sync(temporary)
+                temporary.replace(place)
             sync(place.parent)
         finally:
             with suppress(OSError):
@@ -125,13 +136,34 @@ def _disk_errors(temporary: Path) -> Iterator[None]:
         raise
 
 
-def _made(path: Path) -> int:
-    """Make an empty file as `open` does, with the user's umask; its mode."""
+@contextmanager
+def _made(path: Path) -> Iterator[int]:
+    """Make an empty file as `open` does, with the user's umask: its mode; locked until the end."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        if fcntl is not None:
+            with suppress(OSError):  # some network disks have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield mode
     finally:
         os.close(handle)
+    if fcntl is None:  # a file that is open cannot be renamed there
+        yield mode
+
+
+def _discard_left(folder: Path, start: str) -> None:
+    """Delete the temporary files of a name that no process has locked: theirs was killed."""
+    if fcntl is None:
+        return
+    for left in folder.glob(f"{start}*"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import signal
 import stat
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,3 +159,27 @@ def test_every_write_of_the_package_goes_through_one_place():
             if name in WRITING and not safe:
                 stray.append(f"{file.name} {name}")
     assert set(stray) == ELSEWHERE and len(stray) == len(ELSEWHERE)
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_writes_is_not(tmp_path):
+    place, other = tmp_path / "net.sws", tmp_path / "other.sws"
+    left = []
+    for file in (place, other):
+        child = os.fork()
+        if child == 0:
+            with replacing(file) as temporary:
+                temporary.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        (new,) = {*tmp_path.iterdir()} - {*left}
+        left.append(new)
+    with replacing(place) as first:
+        assert (
+            not left[0].exists() and left[1].exists()
+        )  # only ours
+        first.write_bytes(b"first")
+        with replacing(place) as second:
+            second.write_bytes(b"second")
+        assert first.exists() and place.read_bytes() == b"second"
+    assert place.read_bytes() == b"first"
+    assert {*tmp_path.iterdir()} == {place, left[1]}

@@ -1,5 +1,6 @@
 import errno
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -424,3 +425,13 @@ def test_a_run_is_never_invisible_and_can_be_continued_or_replaced(tmp_path, sta
         assert load_run(run).epoch == 5
     assert not aside.exists() and {p.name for p in tmp_path.iterdir()} <= {"run"}
     assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_a_checkpoint_that_a_kill_left_beside_the_newest_goes_on_resume(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    runs.recover(folder)
+    before = sorted(folder.iterdir())
+    shutil.copytree(folder / "checkpoint-000003", folder / "checkpoint-000002")
+    runs.recover(folder)
+    assert sorted(folder.iterdir()) == before

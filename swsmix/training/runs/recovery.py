@@ -14,6 +14,7 @@ from swsmix.training.runs.folder import (
     WRITING,
     aside_of,
     checkpoints_of,
+    discard,
     holds_run,
     is_run,
     is_whole,
@@ -66,6 +67,10 @@ def clear(place: Path) -> None:
         old.rename(place / f"{WRITING}{uuid.uuid4().hex}" if target.exists() else target)
     for stale in place.glob(f"{WRITING}*"):
         shutil.rmtree(stale)
+    *older, newest = checkpoints_of(place) or [place]
+    if is_whole(newest):  # killed between a checkpoint's rename and the end of the older ones
+        for checkpoint in older:
+            discard(checkpoint)
     for file in place.glob(".*"):
         if TEMPORARY.fullmatch(file.name):
             file.unlink()
