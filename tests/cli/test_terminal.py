@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from swsmix._progress import watched
 from swsmix.cli import _interrupts, _streams
 from swsmix.codec import load_compressed
 
@@ -89,6 +90,16 @@ def test_what_is_written_is_no_failure_if_only_the_printing_fails(folder):
         done = run(folder, "compress", "net.safetensors", stdout=full)
     assert done.returncode == 0 and b"the rest is not printed: No space left" in done.stderr
     assert load_compressed(folder / "net.sws")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+def test_no_number_beside_the_progress_bar_is_cut(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    note = "objective -1.402  train 0.0949  validation 0.1172  clusters 7+12"
+    list(watched([1, 2], "std 0.125 (3 of 8)", shown=True, note=lambda: note, transient=False))
+    shown = capsys.readouterr().err
+    assert {*note.split(), "0.125", "(3", "8)", "2/2"} <= {*shown.split()}
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown or width < 40
 
 
 START = """
