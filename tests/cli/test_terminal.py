@@ -127,5 +127,17 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(folder, command, delay):
     assert process.returncode == _interrupts.INTERRUPTED
 
 
+def test_ctrl_c_while_python_m_swsmix_imports_the_commands_ends_quietly():
+    # Frames as of `python -m swsmix`: an import whose importer is the program's own file.
+    code = compile("frame = sys._getframe()", "<frozen importlib._bootstrap>", "exec")
+    for importer, quiet in (
+        (_interrupts._PROGRAM, True),
+        (_interrupts._LIBRARY + "/prior.py", False),
+    ):
+        space = {"sys": sys, "code": code}
+        exec(compile("exec(code)", importer, "exec"), space)
+        assert _interrupts._importing(space["frame"]) is quiet
+
+
 def test_ctrl_c_while_the_library_imports_in_its_work_is_an_ordinary_interrupt():
     assert not _interrupts._importing(sys._getframe())
