@@ -88,10 +88,14 @@ def load(path: Path) -> tuple[str, Any]:
     if header < _MAX_HEADER and magic[8:9] == b"{":
         return SAFETENSORS, _load_safetensors(path)
     if foreign := _foreign(path, magic):
-        may_hold = foreign != "pointer"
-        raise UnreadableError(f"{path} is {_FOREIGN[foreign]}", may_hold_weights=may_hold)
+        raise UnreadableError(f"{path} is {_FOREIGN[foreign]}", may_hold_weights=True)
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
         return TORCH, _load_torch(path)
+    if magic[:4] == b"PK\x03\x04":
+        raise UnreadableError(
+            f"{path} is a zip archive, as PyTorch checkpoints are, without its end: fetch it again",
+            may_hold_weights=True,
+        )
     raise UnreadableError(
         f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
         f"safetensors file or a file of `swsmix compress`, got one that begins with {magic[:16]!r}",
@@ -157,7 +161,7 @@ def _load_torch(path: Path) -> Any:
             loaded = torch.load(
                 path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
             )
-        _check_depth(loaded)
+        _check(loaded)
         _check_records(path, loaded)
         return loaded
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
@@ -177,15 +181,17 @@ def _load_torch(path: Path) -> Any:
         ) from error
 
 
-def _check_depth(loaded: Any, depth: int = 0) -> None:
-    """A list within itself, or very deep ones, have no end."""
+def _check(loaded: Any, depth: int = 0) -> None:
+    """A list within itself, or very deep ones, have no end; a ragged tensor has no shape."""
+    if isinstance(loaded, Tensor) and loaded.is_nested:
+        raise _RefusedError("it holds a nested tensor")
     if depth > _MAX_DEPTH:
         raise _RefusedError(f"it holds containers nested more than {_MAX_DEPTH} deep")
     if isinstance(loaded, Mapping):
         loaded = list(loaded.values())
     if isinstance(loaded, list | tuple):
         for value in loaded:
-            _check_depth(value, depth + 1)
+            _check(value, depth + 1)
 
 
 def _check_records(path: Path, loaded: Any) -> None:
