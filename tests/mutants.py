@@ -108,7 +108,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Constant(value=float(value)):
             yield ast.Constant(2 * value or 1.0)
             yield ast.Constant(-value or -1.0)
-        case ast.IfExp(test=test):
+        case ast.IfExp(test=test) if not _has_opposite(test):
             yield _changed(node, test=ast.UnaryOp(ast.Not(), test))
         case ast.Slice(lower=lower, upper=upper):
             if lower is not None:
@@ -129,6 +129,13 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Return(ast.Constant(None))
 
 
+def _has_opposite(test: ast.AST) -> bool:
+    """Whether swapping the operator negates the condition already."""
+    opposites = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
+    not_twice = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+    return not_twice or (isinstance(test, ast.Compare) and isinstance(test.ops[-1], opposites))
+
+
 def _is_none(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
@@ -140,11 +147,13 @@ def _places(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST, a
             return
         case ast.Assign(targets=[ast.Name(id="__all__")]) | ast.JoinedStr():
             return
+        case ast.keyword(arg="strict"):  # of zip: it guards against a programmer's slip
+            return
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             function = f"{function}.{name}".lstrip(".")
     for new in _changes(node):
         yield function, node, new
-    if isinstance(node, ast.If | ast.While):
+    if isinstance(node, ast.If | ast.While) and not _has_opposite(node.test):
         yield function, node.test, ast.UnaryOp(ast.Not(), node.test)
     if isinstance(node, ast.Raise) or _is_warning(node):
         return
@@ -245,6 +254,8 @@ class _Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
+        if self.order:
+            items[:] = [item for item in items if item.nodeid in self.order]
         items.sort(key=lambda item: self.order.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report):
@@ -301,11 +312,24 @@ def run(path: Path, text: str | None, tests: Sequence[str], order: dict[str, flo
     return json.loads(answer)
 
 
-def hunt(path: Path, chosen: Sequence[Mutant], tests: Sequence[str]) -> list[Mutant]:
+def _fastest(seconds: dict[str, float], budget: float) -> dict[str, float]:
+    order, spent = {}, 0.0
+    for test in sorted(seconds, key=seconds.get):
+        spent += seconds[test]
+        if spent <= budget or not order:
+            order[test] = seconds[test]
+    return order
+
+
+def hunt(path: Path, chosen: Sequence[Mutant], tests: Sequence[str], budget: float) -> list[Mutant]:
     """The mutants that no test noticed, each printed."""
     failed, order = run(path, None, tests, {}, 1800)
     if failed:
         raise SystemExit(f"The tests of {path} fail without a mutant: {failed}")
+    everything, order = len(order), _fastest(order, budget)
+    print(
+        f"{path.name}: {len(order)} of {everything} tests, {sum(order.values()):.0f} s", flush=True
+    )
     limit, survivors = 3 * sum(order.values()) + 30, []
     for mutant in chosen:
         began = time.monotonic()
@@ -327,6 +351,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--line", type=int, nargs="*", help="only mutants of these lines")
     parser.add_argument("--tests", nargs="*", help="test files or node ids, instead of the table's")
+    parser.add_argument("--seconds", type=float, default=20.0, help="the fastest tests, so long")
     parser.add_argument("--replace", nargs=2, metavar=("OLD", "NEW"), help="one mutant of your own")
     options = parser.parse_args()
     name = options.module if options.module.endswith(".py") else options.module + ".py"
@@ -347,7 +372,7 @@ def main() -> int:
         if options.line:
             found = [mutant for mutant in found if mutant.line in options.line]
         chosen = sample(found, options.count, options.seed)
-    return 1 if hunt(path, chosen, tests) else 0
+    return 1 if hunt(path, chosen, tests, options.seconds) else 0
 
 
 if __name__ == "__main__":
