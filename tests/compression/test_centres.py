@@ -80,5 +80,13 @@ def test_centres_that_are_kept_and_other_parameters_move_only_when_asked():
     assert refined(others=False) == [False, True] and torch.equal(net.bias, bias)
     assert refined(others=False, keep=None) == [True, True] and torch.equal(net.bias, bias)
     assert refined(keep=0.5) == [True, False] and not torch.equal(net.bias, bias)
+    assert net.weight.grad is None and net.bias.grad is None  # none is left for the caller's step
     with pytest.raises(KeyError, match=r"no parameters \['wight'\]; it has \['weight', 'bias'\]"):
         refine_(net, {"wight": quantized["weight"]}, nn.functional.mse_loss, [])
+
+
+def test_without_a_batch_the_model_takes_the_centres_as_they_are():
+    net = nn.Linear(2, 1)
+    quantized = {"weight": Quantized(torch.tensor([0.0, 0.5]), torch.tensor([[0, 1]]))}
+    refine_(net, quantized, nn.functional.mse_loss, [])
+    assert net.weight.tolist() == [[0.0, 0.5]]
