@@ -450,3 +450,19 @@ def test_the_clock_is_all_of_an_attachments_state():
     attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA)
     attachment.load_state_dict({"tick": 7})
     assert attachment.tick == 7 and attachment.state_dict() == {"tick": 7}
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_a_step_with_a_closure_returns_the_loss_of_the_data(update):
+    net, x, y = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, update=update)
+    expected = loss_of(net, x, y).item()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net, x, y)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == expected
