@@ -38,7 +38,7 @@ TESTS = {
     "schedule.py": ["tests/test_schedule.py"],
     "proximal.py": ["tests/test_proximal.py"],
     "attach.py": ["tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_loops.py"],
-    "em.py": ["tests/test_em.py"],
+    "em.py": ["tests/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
     "compression/snap.py": ["tests/compression/test_snap.py"],
     "compression/centres.py": ["tests/compression/test_centres.py"],
