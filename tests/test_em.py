@@ -74,6 +74,18 @@ def test_damped_moments_are_those_of_a_weighted_data_set():
     torch.testing.assert_close(damped.second, 0.75 * old.second + 0.25 * new.second)
     naive = 0.75 * moved.second + 0.25 * new.second  # the mutant that forgets to recentre
     assert not torch.allclose(naive, damped.second)
+    torch.testing.assert_close(moved.damped(new, 1.0).second, new.second, rtol=0, atol=0)
+
+
+def test_em_stops_where_it_stands_still():
+    mixture, w = start(2), cases.weights()
+    assert fit_mixture_(mixture, w, HyperPrior(), max_steps=900, tolerance=1e-6) < 900
+    assert fit_mixture_(mixture, w, HyperPrior(), tolerance=1e-6) == 1
+
+
+def test_one_component_outside_the_range_of_a_hyper_prior_is_refused():
+    with pytest.raises(ValueError, match="std of a HyperPrior must be > 0"):
+        HyperPrior(std=torch.tensor([0.1, -0.1]))
 
 
 # -- the M step's laws ------------------------------------------------------------------------

@@ -172,3 +172,14 @@ def test_log_prob_is_finite_where_the_truth_is():
     near = GaussianMixture(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]))
     assert torch.isclose(mixture.log_prob(w)[0], torch.tensor(-1.8e17), rtol=1e-5)
     assert torch.isclose(near.log_prob(w)[1], torch.tensor(-2.88e38), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("zero", "zero_mixing"), [(False, None), (True, None), (True, 0.5)])
+def test_only_what_is_asked_for_is_pinned_and_print_says_it(zero, zero_mixing):
+    w = torch.linspace(-1.0, 1.0, 30)
+    mixture = GaussianMixture.from_weights(w, 3, zero=zero, zero_mixing=zero_mixing)
+    assert mixture.pinned_mean.tolist() == [zero, False, False]
+    assert mixture.pinned_mixing.tolist() == [zero_mixing is not None, False, False]
+    assert not mixture.pinned_std.any() and mixture.num_components == 3
+    pins = f"pinned_mixing={int(zero_mixing is not None)}, pinned_mean={int(zero)}"
+    assert f"num_components=3, {pins}" in repr(mixture)
