@@ -24,8 +24,8 @@ from swsmix.start import Initialisation, components_for
 Vector = Real[Tensor, " k"] | Sequence[float]
 
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
-# Half stds beyond which float64 loses the differences of z^2; a bound whose square is finite.
-_FAR, _LARGE = 500.0, 1e150
+# The log density below which components are compared by differences; a z whose square is finite.
+FAR, LARGE = -1e3, 1.89e154
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -36,7 +36,9 @@ class GaussianMixture(nn.Module):
     parameters for an optimiser. A *pinned* entry is never changed by either.
 
     Args:
-        mixing: pi, the mixing proportions (k,), non-negative, summing to 1.
+        mixing: pi, the mixing proportions (k,), non-negative, summing to 1 within 1e-4. Those of
+            16 bits may be off by two roundings (0.2 % in float16, 1.6 % in bfloat16); the free
+            ones are then divided by their sum. 16-bit tensors become float32.
         mean: mu, the component means (k,), in units of the weights.
         std: sigma, the component standard deviations (k,), positive.
         pinned_mixing: which mixing proportions are fixed (k,); none by default.
@@ -78,7 +80,7 @@ class GaussianMixture(nn.Module):
     def _set(self, mixing: Any, mean: Any, std: Any, *pins: Any) -> None:
         like = [v for v in (mixing, mean, std) if isinstance(v, Tensor)]
         real = [v.dtype for v in like if v.is_floating_point()] or [torch.float64]
-        dtype = functools.reduce(torch.promote_types, real)
+        dtype = functools.reduce(torch.promote_types, [*real, torch.float32])
         device = like[0].device if like else torch.device("cpu")
         for name, value in (("mixing", mixing), ("mean", mean), ("std", std)):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
@@ -87,6 +89,16 @@ class GaussianMixture(nn.Module):
             mask = [False] * self.mean.numel() if pinned is None else pinned
             mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
             self.register_buffer(name, mask.clone())
+        if isinstance(mixing, Tensor) and mixing.dtype in (torch.float16, torch.bfloat16):
+            self._undo_rounding_(2.0 * torch.finfo(mixing.dtype).eps)
+
+    def _undo_rounding_(self, allowed: float) -> None:
+        """Make free proportions that 16 bits rounded sum to 1 again; what is further off stays."""
+        if self.mixing.shape == self.pinned_mixing.shape and self.mixing.ndim == 1:
+            mixing, free = self.mixing.double(), ~self.pinned_mixing
+            rest = 1.0 - mixing[~free].sum()
+            if abs(mixing.sum() - 1.0) <= allowed and mixing[free].sum() > 0.0 and rest > 0.0:
+                self.mixing.copy_(torch.where(free, mixing * (rest / mixing[free].sum()), mixing))
 
     def _check(self) -> None:
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
@@ -147,13 +159,24 @@ class GaussianMixture(nn.Module):
     def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
 
-        The plain evaluation, with one number for each weight and component; a `MixturePrior`
-        uses the O(N) tables instead.
+        The plain evaluation, with one number for each weight and component, in float64; a
+        `MixturePrior` uses the O(N) tables instead. The value and its gradients are right out to
+        the largest float, or infinite where they overflow. Of a mixing proportion of 0 the
+        gradient is 0, as the tables have it.
 
         Returns:
             The log density of each weight.
         """
-        return self.log_joint(w).logsumexp(-1)
+        dtype = torch.promote_types(w.dtype, self.mean.dtype)
+        w = w.double().unsqueeze(-1)
+        gamma = self._gamma(w)
+        mean, std = self.mean.double(), self.std.double()
+        # Where nothing is owned, nothing flows back: 0 times an infinite slope is nan.
+        owned = gamma.detach() > 0
+        offset = torch.where(owned, 0.5 * w - 0.5 * mean, 0.0)
+        joint = _log(self.mixing.double()) - std.log() - 2.0 * (offset / std).square()
+        value: Tensor = _LogSum.apply(joint, gamma)  # type: ignore[no-untyped-call]
+        return value.to(dtype)
 
     def responsibilities(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
         """gamma_ij = pi_j N(w_i | mu_j, sigma_j^2) / p(w_i); the rows sum to 1.
@@ -165,21 +188,13 @@ class GaussianMixture(nn.Module):
             The posterior probability of each component for each weight.
         """
         dtype = torch.promote_types(w.dtype, self.mean.dtype)
-        mixing, mean, std = (t.double() for t in (self.mixing, self.mean, self.std))
-        w = w.double().unsqueeze(-1)
-        half = (0.5 * w - 0.5 * mean) / std
-        level = mixing.log() - std.log()
-        joint = level - 2.0 * half.square()
-        far = half.detach().abs().amin(-1) > _FAR
-        if far.any():
-            # z_j^2 - z_r^2 = (z_j - z_r) (z_j + z_r), with the nearest component as r.
-            nearest = ((0.5 * w - 0.5 * mean).abs().log() - std.log()).argmin(-1, keepdim=True)
-            inverse, ratio = 1.0 / std, mean / std
-            gap = w * (inverse - inverse[nearest]) - (ratio - ratio[nearest])
-            total = 2.0 * half + 2.0 * half.gather(-1, nearest)
-            beyond = level - 0.5 * gap.clamp(-_LARGE, _LARGE) * total.clamp(-_LARGE, _LARGE)
-            joint = torch.where(far.unsqueeze(-1), beyond, joint)
-        return joint.softmax(-1).to(dtype)
+        return self._gamma(w.double().unsqueeze(-1)).to(dtype)
+
+    def _gamma(self, w: Tensor) -> Tensor:
+        """The responsibilities in float64, of weights (*n, 1)."""
+        mean, std = self.mean.double(), self.std.double()
+        level = _log(self.mixing.double()) - std.log()
+        return log_odds(w, standardised(w, mean, std), level, mean, std).softmax(-1)
 
     def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
         """Draw weights from the mixture.
@@ -304,6 +319,87 @@ class GaussianMixture(nn.Module):
             self.std = capped
         elif not torch.equal(capped, self.std):  # else its tables stay good
             self.std.copy_(capped)
+
+
+def standardised(w: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """z_j = (w - mu_j) / sigma_j in float64, of weights (*n, 1), kept within `LARGE`."""
+    offset = w - mean
+    if bool(offset.detach().isinf().any()):
+        return 2.0 * _quotient(0.5 * w - 0.5 * mean, std, 0.5 * LARGE)
+    return _quotient(offset, std)
+
+
+def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log pi_j N(w | mu_j, sigma_j^2), up to a number per weight, to compare the components by.
+
+    Far out, where the squares of z lose their differences, components are compared with the
+    nearest one, r, by z_j^2 - z_r^2 = (z_j - z_r) (z_j + z_r).
+
+    Args:
+        w: weights (*n, 1), in float64 like the rest.
+        z: from `standardised` (*n, k).
+        level: log pi_j - log sigma_j (k,).
+        mean: mu (k,).
+        std: sigma (k,).
+
+    Returns:
+        Finite numbers (*n, k), but for proportions of 0; never nan for finite weights.
+    """
+    joint = level - 0.5 * z * z
+    far = joint.detach().amax(-1, keepdim=True) < FAR
+    if not bool(far.any()):
+        return joint
+    rows = far.squeeze(-1)
+    w, z = w.expand(*far.shape)[rows], z[rows]
+    with torch.no_grad():
+        # By logarithms, since z is cut off at LARGE.
+        distance = (0.5 * w - 0.5 * mean).abs().log() - std.log()
+        nearest = torch.where(level == -torch.inf, torch.inf, distance).argmin(-1)
+    mean_r, std_r, z_r = mean[nearest, None], std[nearest, None], z.gather(-1, nearest[:, None])
+    # z_j - z_r, as it is and in parts that do not cancel far out: the smaller numbers are better.
+    one = 2.0 * _quotient((0.5 * w - 0.5 * mean_r) * ((std_r - std) / std_r), std, 0.5 * LARGE)
+    other = 2.0 * _quotient(0.5 * mean_r - 0.5 * mean, std, 0.5 * LARGE)
+    better = (one.abs() + other.abs() <= z.abs() + z_r.abs()).detach()
+    gap = torch.where(better, one + other, z - z_r)
+    beyond = level - 0.5 * gap * (z + z_r)
+    return joint.masked_scatter(far, beyond)
+
+
+def _quotient(x: Tensor, y: Tensor, largest: float = LARGE) -> Tensor:
+    """The ratio x / y kept within a bound, with a gradient of 0 beyond it; nan for nan alone."""
+    ratio = x / y
+    wild = ~(ratio.detach().abs() <= largest)
+    if not bool(wild.any()):
+        return ratio
+    bound = torch.copysign(ratio.new_tensor(largest), x.detach()).expand_as(ratio)
+    bound = torch.where(ratio.detach().isnan(), ratio.detach(), bound)
+    return torch.where(wild, bound, torch.where(wild, 0.0, x) / y)
+
+
+def _log(mixing: Tensor) -> Tensor:
+    """Log pi; -inf, with a gradient of 0, where pi is 0."""
+    alive = mixing > 0
+    return torch.where(alive, torch.where(alive, mixing, 1.0).log(), -torch.inf)
+
+
+class _LogSum(torch.autograd.Function):
+    """log p(w) from the joint densities and the responsibilities, which are its derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(joint: Tensor, gamma: Tensor) -> Tensor:
+        most, nearest = gamma.max(-1, keepdim=True)
+        return (joint.gather(-1, nearest) - most.log())[..., 0] - _LOG_SQRT_2PI
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gamma,) = ctx.saved_tensors
+        return upstream.unsqueeze(-1) * gamma, None
 
 
 class _Pinned(nn.Module):

@@ -111,7 +111,10 @@ class Cells:
         self.mixture, self.intervals, self.address = mixture, intervals, address
         self.geometry, self.device = geometry, device
         self.certified = geometry.certified.to(device)
-        self._errors = torch.stack([errors.line + 2.0**-22, errors.value]), errors.part
+        self._errors = (
+            torch.stack([errors.line + 2.0**-22, errors.value + mixture.rounding]),
+            errors.part,
+        )
         order = torch.arange(1, ORDER + 1, device="cpu")[:, None]
         self._gradient = self._lines(intervals.taylor[1:] * order / intervals.radius)
         self.lines = torch.stack(self._gradient, 1).to(device)

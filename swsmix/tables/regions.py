@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swsmix.mixture import GaussianMixture
+from swsmix.mixture import GaussianMixture, log_odds, standardised
 
 _CHUNK = 1 << 17
 _TYPES = {torch.float32, torch.float64}  # those in which weights are compared
@@ -65,6 +65,9 @@ class Regions:
         return claimed.index_add_(0, self.component, total)
 
     def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        if not bool(w.isfinite().all()):
+            bad = int((~w.isfinite()).sum())
+            raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
         w = w if w.dtype in _TYPES else w.float()
         return torch.bucketize(w, _rounded_down(self.boundaries, w.dtype).to(w.device))
 
@@ -135,11 +138,10 @@ def _winners(
     std: Float[Tensor, " k"],
 ) -> Int[Tensor, " n"]:
     """The first of the most responsible components, evaluated one by one."""
-    height = mixing.log() - std.log()
-    parts = w.split(max(_CHUNK // len(mean), 1))
-    return torch.cat(
-        [(height - 0.5 * ((p[:, None] - mean) / std).square()).argmax(-1) for p in parts]
-    )
+    level = mixing.log() - std.log()
+    parts = w[:, None].split(max(_CHUNK // len(mean), 1))
+    odds = (log_odds(p, standardised(p, mean, std), level, mean, std) for p in parts)
+    return torch.cat([each.argmax(-1) for each in odds])
 
 
 def _rounded_down(x: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
