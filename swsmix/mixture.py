@@ -173,8 +173,12 @@ class GaussianMixture(nn.Module):
         mean, std = self.mean.double(), self.std.double()
         # Where nothing is owned, nothing flows back: 0 times an infinite slope is nan.
         owned = gamma.detach() > 0
-        offset = torch.where(owned, 0.5 * w - 0.5 * mean, 0.0)
-        joint = _log(self.mixing.double()) - std.log() - 2.0 * (offset / std).square()
+        offset = w - mean
+        over = offset.detach().isinf()
+        z = torch.where(owned & ~over, offset, 0.0) / std
+        if bool(over.any()):
+            z = z + 2.0 * (torch.where(owned & over, 0.5 * w - 0.5 * mean, 0.0) / std)
+        joint = _log(self.mixing.double()) - std.log() - 0.5 * z * z
         value: Tensor = _LogSum.apply(joint, gamma)  # type: ignore[no-untyped-call]
         return value.to(dtype)
 
@@ -324,9 +328,11 @@ class GaussianMixture(nn.Module):
 def standardised(w: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """z_j = (w - mu_j) / sigma_j in float64, of weights (*n, 1), kept within `LARGE`."""
     offset = w - mean
-    if bool(offset.detach().isinf().any()):
-        return 2.0 * _quotient(0.5 * w - 0.5 * mean, std, 0.5 * LARGE)
-    return _quotient(offset, std)
+    z = _quotient(offset, std)
+    over = offset.detach().isinf()
+    if bool(over.any()):
+        z = torch.where(over, 2.0 * _quotient(0.5 * w - 0.5 * mean, std, 0.5 * LARGE), z)
+    return z
 
 
 def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -352,17 +358,36 @@ def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> 
     rows = far.squeeze(-1)
     w, z = w.expand(*far.shape)[rows], z[rows]
     with torch.no_grad():
-        # By logarithms, since z is cut off at LARGE.
+        # By logarithms, since z is cut off at LARGE; then by what that one says.
         distance = (0.5 * w - 0.5 * mean).abs().log() - std.log()
         nearest = torch.where(level == -torch.inf, torch.inf, distance).argmin(-1)
+        nearest = _beyond(w, z, level, mean, std, distance, nearest).argmax(-1)
+    beyond = _beyond(w, z, level, mean, std, distance, nearest)
+    return joint.masked_scatter(far, beyond)
+
+
+def _beyond(
+    w: Tensor,
+    z: Tensor,
+    level: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    distance: Tensor,
+    nearest: Tensor,
+) -> Tensor:
+    """`log_odds` in comparison with one component of each weight (m,); `distance` is log |z|."""
     mean_r, std_r, z_r = mean[nearest, None], std[nearest, None], z.gather(-1, nearest[:, None])
     # z_j - z_r, as it is and in parts that do not cancel far out: the smaller numbers are better.
     one = 2.0 * _quotient((0.5 * w - 0.5 * mean_r) * ((std_r - std) / std_r), std, 0.5 * LARGE)
     other = 2.0 * _quotient(0.5 * mean_r - 0.5 * mean, std, 0.5 * LARGE)
     better = (one.abs() + other.abs() <= z.abs() + z_r.abs()).detach()
     gap = torch.where(better, one + other, z - z_r)
-    beyond = level - 0.5 * gap * (z + z_r)
-    return joint.masked_scatter(far, beyond)
+    lost = (torch.minimum(z.abs(), z_r.abs()) >= LARGE) & (other.abs() >= LARGE)
+    if bool(lost.any()):
+        further = distance > distance.gather(-1, nearest[:, None])
+        gap = torch.where(lost, LARGE * z.detach().sign() * further, gap)
+    # A dead component may be nearer by more than floats can say, where -inf + inf is nan.
+    return level - (0.5 * gap * (z + z_r)).clamp_min(-1e300)
 
 
 def _quotient(x: Tensor, y: Tensor, largest: float = LARGE) -> Tensor:

@@ -164,8 +164,9 @@ class ExactMixture:
         bad = w - w  # NaN for what is not finite
         value = half_square - log_norm - total.log() + bad
         gradient = (gamma * z).div_(self.std).sum(1)
-        if bool(overflows.any()) or bool(gradient.isnan().any()):
-            gradient = self._overflowing(w, gamma)
+        wild = overflows[:, 0] | gradient.isnan()
+        if bool(wild.any()):
+            gradient[wild] = self._overflowing(w[wild], gamma[wild])
         return Evaluation(
             value[:, 0], gradient + bad[:, 0], gamma @ self.precision + bad[:, 0], log_gamma
         )

@@ -114,12 +114,13 @@ class Passes:
                 yield part, *cells.slopes(w[part], place, scratch, self._uncertified)
                 if histogram:
                     histogram.add_(*place[:2])
-            elif w.dtype.itemsize == 2:
+            elif w.dtype.itemsize == 2 and not self._is_small(w):
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
                 yield part, *(each.index_select(0, bits) for each in slopes)
             else:
-                yield part, *self.mixture.slopes(w[part])[: 1 + curvature]
+                slopes = self.mixture.slopes(w[part])[: 1 + curvature]
+                yield part, *(each.float() if w.dtype.itemsize == 2 else each for each in slopes)
 
     def write_gradient_(
         self, target: Tensor, w: Tensor, scale: float | None, histogram: CellHistogram | None = None
