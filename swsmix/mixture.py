@@ -275,7 +275,7 @@ class GaussianMixture(nn.Module):
         return cls(
             mixing.to(w.device, dtype),
             mean.to(w.device, dtype),
-            std.to(w.device, dtype),
+            std.clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max).to(w.device, dtype),
             pinned_mean=first,
             pinned_mixing=first & (zero_mixing is not None),
         )

@@ -71,7 +71,8 @@ def sharing_penalty(
 
 
 def _huber(off: Tensor) -> Tensor:
-    return torch.where(off <= 1.0, 0.5 * off.square(), off - 0.5)
+    near = off.clamp_max(1.0)  # not `where`: the square overflows far out, its gradient is then nan
+    return 0.5 * near.square() + (off - near)
 
 
 # To add one: a line here, its name in `Distance` and in the docstring.

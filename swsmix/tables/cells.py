@@ -27,6 +27,11 @@ class ErrorBounds(NamedTuple):
     The absolute part is in units of sqrt(a), the local 1 / std, since f' is zero at a centre. The
     curvature a only scales the proximal step, whose fixed points are where f' and the data's
     gradient cancel.
+
+    Without cells they are those of the direct evaluation, derived in `exact`. Its `gradient` holds
+    while |f| stays below about 6e4, that is |w - mu| / sigma below 300. Further out it holds where
+    one component is responsible; where several are, far from all of them, rounding alone decides
+    between them, and the bound is the one that `exact` states.
     """
 
     gradient: float

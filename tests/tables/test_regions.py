@@ -99,3 +99,12 @@ def test_a_dead_component_claims_nothing_and_a_wide_one_both_tails():
     regions = decision_regions(mixture)
     assert regions.component.tolist() == [2, 0, 2]
     assert regions.count(torch.tensor([-8.0, 0.0, 0.01, 8.0])).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_claimed_by_no_component(dtype, bad):
+    regions = decision_regions(cases.mixtures()["typical"])
+    for call in (regions.assign, regions.count):
+        with pytest.raises(ValueError, match="1 of 2 are nan or inf"):
+            call(torch.tensor([0.0, bad], dtype=dtype))
