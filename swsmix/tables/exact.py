@@ -14,7 +14,7 @@ live components and kappa = |f(w)| + 2 L + log K:
   responsible, far from all: elsewhere f' is the pull of one, off by 4 u |f'|.
 
 Far out, where delta_j would be large, the components are compared by z_j^2 - z_r^2 =
-(z_j - z_r) (z_j + z_r), which is never worse and keeps the tails; see `mixture.log_odds`.
+(z_j - z_r) (z_j + z_r), which is never worse and keeps the tails; see `_log_odds`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from swsmix.mixture import FAR, LARGE, log_odds, standardised
+from swsmix._log_odds import FAR, LARGE, log_odds, standardised
 
 P = ParamSpec("P")
 T = TypeVar("T")

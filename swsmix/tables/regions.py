@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from swsmix.mixture import GaussianMixture, log_odds, standardised
+from swsmix._log_odds import log_odds, standardised
+from swsmix.mixture import GaussianMixture
 
 _CHUNK = 1 << 17
 _TYPES = {torch.float32, torch.float64}  # those in which weights are compared

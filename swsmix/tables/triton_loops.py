@@ -121,7 +121,7 @@ def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):  # type: ig
 
 @_compiled
 def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
-    """The gradient f' and the curvature a from the mixture itself; see `mixture.log_odds`."""
+    """The gradient f' and the curvature a from the mixture itself; see `_log_odds.log_odds`."""
     w = w.to(tl.float64)
     best, z_r = tl.zeros_like(w) - 1e300, tl.zeros_like(w)
     level_r, mean_r, std_r = tl.zeros_like(w), tl.zeros_like(w), tl.zeros_like(w) + 1.0
