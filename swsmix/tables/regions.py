@@ -126,8 +126,8 @@ def _crossings(
     c = -(0.5 * gap.square() + level)
     q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (gap.square() + 4.0 * a * level).sqrt())
     roots = torch.cat([mean[n] + std[n] * (q / a), mean[n] + std[n] * (c / q)])
-    # Nan or inf where there is none. Nearly equal components meet so far out that squares overflow.
-    roots = roots[(roots / std[0]).abs() < 1e150] if len(roots) else roots
+    # Nan or inf where there is none; beyond 1e300 the places between them overflow.
+    roots = roots[roots.abs() < 1e300]
     ascending: Tensor = roots.unique()
     return ascending
 
