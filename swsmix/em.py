@@ -206,7 +206,7 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     with c = 3 where the mean has a prior and 2 where it is pinned or has none (kappa = 0). With
     `hyper=None` it is textbook EM, pi_j = N_j / N, sigma_j^2 = second moment / N_j, which is not
     the limit of the above. In textbook EM a component without weights keeps its mean and std, and
-    one whose weights are all equal keeps its std.
+    one whose weights are all equal keeps its std. So does one whose new std its type cannot hold.
 
     Args:
         mixture: the mixture to change; its pinned entries stay as they are, to the last bit.
@@ -227,7 +227,9 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
         raise TypeError("EM moves plain mixtures; this one is trainable, for an optimiser")
     count = moments.count
     if not all(s.isfinite().all() for s in (count, moments.first, moments.second)):
-        raise ValueError("the moments are not finite: the weights hold nan or inf")
+        raise ValueError(
+            "the moments are not finite: the weights hold nan or inf, or their squares overflow"
+        )
     if hyper is None:
         kappa = pull = nu = scale = c = torch.zeros_like(count)
         pseudo = torch.zeros_like(count)
@@ -245,8 +247,8 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     penalty = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
     variance = (about + penalty) / (count + nu + c).clamp_min(1e-300)
     std = variance.sqrt().to(mixture.std.dtype)
-    # Positive after the cast: float32 has no 1e-50.
-    std = torch.where(mixture.pinned_std | ~(std > 0), mixture.std, std)
+    # Positive and finite after the cast: float32 has no 1e-50 and no 1e50.
+    std = torch.where(mixture.pinned_std | ~((std > 0) & std.isfinite()), mixture.std, std)
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()

@@ -364,3 +364,18 @@ def test_a_std_that_its_type_cannot_hold_stays_as_it_was():
     )
     m_step_(mixture, moments, None)
     assert mixture.std.tolist() == [pytest.approx(0.1), pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
+def test_the_smallest_and_the_largest_weights_have_a_mixture_and_an_em_step(dtype, method):
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps
+    for values in ([least, least, 0.0, 0.0], [info.max, info.max, -info.max, -info.max]):
+        w = torch.tensor(values, dtype=dtype)
+        mixture = GaussianMixture.from_weights(w, 2, method=method)
+        for hyper in (None, HyperPrior()):
+            m_step_(mixture, e_step(mixture, w), hyper)
+            for tensor in (mixture.mixing, mixture.mean, mixture.std):
+                assert tensor.isfinite().all()
+            assert (mixture.std > 0).all()

@@ -180,7 +180,7 @@ def _errors(
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
     rest = intervals.rest / math.factorial(ORDER + 1)
     line = needed.line * part**2 + (needed.rounding * part if coarse is None else coarse)
-    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
     value = (needed.third * part**3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero
     line[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]

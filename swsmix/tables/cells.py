@@ -27,6 +27,11 @@ class ErrorBounds(NamedTuple):
     The absolute part is in units of sqrt(a), the local 1 / std, since f' is zero at a centre. The
     curvature a only scales the proximal step, whose fixed points are where f' and the data's
     gradient cancel.
+
+    Without cells they are those of the direct evaluation, derived in `exact`. Its `gradient` holds
+    while |f| stays below about 6e4, that is |w - mu| / sigma below 300. Further out it holds where
+    one component is responsible; where several are, far from all of them, rounding alone decides
+    between them, and the bound is the one that `exact` states.
     """
 
     gradient: float
@@ -111,7 +116,10 @@ class Cells:
         self.mixture, self.intervals, self.address = mixture, intervals, address
         self.geometry, self.device = geometry, device
         self.certified = geometry.certified.to(device)
-        self._errors = torch.stack([errors.line + 2.0**-22, errors.value]), errors.part
+        self._errors = (
+            torch.stack([errors.line + 2.0**-22, errors.value + mixture.rounding]),
+            errors.part,
+        )
         order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self._gradient = self._lines(intervals.taylor[1:] * order / intervals.radius)
         self.lines = torch.stack(self._gradient, 1).to(device)

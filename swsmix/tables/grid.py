@@ -135,6 +135,6 @@ def _errors(
     rounding = coarse if address.absolute else needed.rounding * part + truncation * pull
     rest = intervals.rest / math.factorial(ORDER + 1)
     line = needed.line * part**2 + rounding
-    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
     value = (needed.third * part**3 + rest) / intervals.size + truncation * swing
     return CellErrors(line, value, part)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from swsmix._log_odds import log_odds, standardised
 from swsmix.mixture import GaussianMixture
 
 _CHUNK = 1 << 17
@@ -65,6 +66,9 @@ class Regions:
         return claimed.index_add_(0, self.component, total)
 
     def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        if not bool(w.isfinite().all()):
+            bad = int((~w.isfinite()).sum())
+            raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
         w = w if w.dtype in _TYPES else w.float()
         return torch.bucketize(w, _rounded_down(self.boundaries, w.dtype).to(w.device))
 
@@ -127,8 +131,8 @@ def _crossings(
     c = -(0.5 * gap.square() + level)
     q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (gap.square() + 4.0 * a * level).sqrt())
     roots = torch.cat([mean[n] + std[n] * (q / a), mean[n] + std[n] * (c / q)])
-    # Nan or inf where there is none. Nearly equal components meet so far out that squares overflow.
-    roots = roots[(roots / std[0]).abs() < 1e150] if len(roots) else roots
+    # Nan or inf where there is none; beyond 1e300 the places between them overflow.
+    roots = roots[roots.abs() < 1e300]
     ascending: Tensor = roots.unique()
     return ascending
 
@@ -140,11 +144,10 @@ def _winners(
     std: Float[Tensor, " k"],
 ) -> Int[Tensor, " n"]:
     """The first of the most responsible components, evaluated one by one."""
-    height = mixing.log() - std.log()
-    parts = w.split(max(_CHUNK // len(mean), 1))
-    return torch.cat(
-        [(height - 0.5 * ((p[:, None] - mean) / std).square()).argmax(-1) for p in parts]
-    )
+    level = mixing.log() - std.log()
+    parts = w[:, None].split(max(_CHUNK // len(mean), 1))
+    odds = (log_odds(p, standardised(p, mean, std), level, mean, std) for p in parts)
+    return torch.cat([each.argmax(-1) for each in odds])
 
 
 def _rounded_down(x: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
