@@ -174,9 +174,7 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_writes_is_n
         (new,) = {*tmp_path.iterdir()} - {*left}
         left.append(new)
     with replacing(place) as first:
-        assert (
-            not left[0].exists() and left[1].exists()
-        )  # only ours
+        assert not left[0].exists() and left[1].exists()  # only ours
         first.write_bytes(b"first")
         with replacing(place) as second:
             second.write_bytes(b"second")

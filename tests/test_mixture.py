@@ -184,6 +184,7 @@ def test_only_what_is_asked_for_is_pinned_and_print_says_it(zero, zero_mixing):
     pins = f"pinned_mixing={int(zero_mixing is not None)}, pinned_mean={int(zero)}"
     assert f"num_components=3, {pins}" in repr(mixture)
 
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("std", [0.002, 0.5, 100.0])
 def test_gradients_hold_out_to_the_largest_float(dtype, std):
