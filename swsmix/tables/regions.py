@@ -95,6 +95,8 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     )
     live = mixing > 0
     roots = _crossings(mixing[live], mean[live], std[live])
+    single = _single_floats(mean[live], std[live])
+    roots = torch.cat([roots, single]).unique()
     if not len(roots):
         return Regions(roots, _winners(mean[:1], mixing, mean, std), len(mean))
     beyond = roots[-1] - roots[0] + std.max()
@@ -103,13 +105,15 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     middle, far = (roots[1:] + roots[:-1]) / 2, 10.0 * std.max()
     near = middle.clamp(mean.min() - far, mean.max() + far)
     inside = torch.where((roots[:-1] < near) & (near < roots[1:]), near, middle)
+    inside = torch.where(inside > roots[:-1], inside, roots[1:])  # neighbouring floats
     probes = torch.cat([roots[:1] - beyond, inside, roots[-1:] + beyond])
     winner = _winners(probes, mixing, mean, std)
     change = winner[1:] != winner[:-1]
     boundaries, component = roots[change], winner[torch.cat([change.new_ones(1), change])]
-    # A boundary belongs to the first of its two components.
+    # Where two components are equally responsible the first claims the weight.
     below = torch.nextafter(boundaries, torch.full_like(boundaries, -torch.inf))
-    boundaries = torch.where(component[1:] < component[:-1], below, boundaries)
+    first = (component[1:] < component[:-1]) & ~torch.isin(boundaries, single)
+    boundaries = torch.where(first, below, boundaries)
     return Regions(boundaries, component, len(mean))
 
 
@@ -135,6 +139,13 @@ def _crossings(
     roots = roots[roots.abs() < 1e300]
     ascending: Tensor = roots.unique()
     return ascending
+
+
+def _single_floats(mean: Float[Tensor, " k"], std: Float[Tensor, " k"]) -> Float[Tensor, " f"]:
+    """Means of components narrower than the distance of floats there, and the floats below them."""
+    below = torch.nextafter(mean, torch.full_like(mean, -torch.inf))
+    single = (std < mean - below) & (mean.abs() < 1e300)
+    return torch.cat([below[single], mean[single]])
 
 
 def _winners(

@@ -116,3 +116,11 @@ def test_a_tiny_std_hides_no_boundary_of_the_others(least):
     mixture = GaussianMixture([0.3, 0.3, 0.4], [0.0, 0.0, 0.7], [0.1, 1e4, least])
     w = torch.tensor([0.0, 5.0, -1e9], dtype=torch.float64)
     assert decision_regions(mixture).assign(w).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("mean", [1.0, -1.0, 1e200, 3.0000000000000004])
+def test_a_component_narrower_than_the_distance_of_floats_claims_its_mean(mean):
+    mixture = GaussianMixture([0.5, 0.5], [mean, 0.0], [1e-30 * abs(mean), abs(mean)])
+    w = torch.tensor([mean], dtype=torch.float64)
+    w = torch.cat([w, torch.nextafter(w, -w), torch.nextafter(w, 2 * w)])
+    assert decision_regions(mixture).assign(w).tolist() == [0, 1, 1]
