@@ -1,6 +1,6 @@
 """Random mixtures and weights, in four types, against a twin with 64 bits of mantissa and mpmath.
 
-A sample of 600 (its seed is printed), or 200,000 with `SWSMIX_HUNT=full`. What is asked of
+A sample of 600 (its seed is printed), or 200,000 in eight parts with `SWSMIX_HUNT=full`. What is asked of
 each number is the bound that `swsmix.tables.exact` derives, for the very weight and mixture, and
 its rounding to the type it is given in: a number outside it, or nan, is *wrong*.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import time
 
 import mpmath
@@ -27,7 +28,7 @@ pytestmark = [
 
 LONG, U = np.longdouble, np.longdouble(2.0) ** -53
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-WEIGHTS, BATCH = 12, 25
+WEIGHTS, BATCH, PARTS = 12, 25, 8
 LOG_SQRT_2PI = np.log(2 * np.arctan(LONG(1)) * 4) / 2
 # One mixture in so many gets the slower checks: the M step and regions, cells, mpmath.
 EVERY = {"slow": 10, "cells": 1000, "mpmath": 100}
@@ -269,8 +270,9 @@ def check_mpmath(count, b, twin, mixture, w):
             count["wrong mpmath"] += abs(found_slope - slope) > room + abs(slope) * 2.0**-58
 
 
-def test_no_mixture_and_no_weight_have_a_number_outside_its_bound(full, capsys):
-    seed, mixtures = (0, 200_000) if full else (int(time.time()) // 86_400, 600)
+@pytest.mark.parametrize("part", range(PARTS if os.environ.get("SWSMIX_HUNT") == "full" else 1))
+def test_no_mixture_and_no_weight_have_a_number_outside_its_bound(full, part, capsys):
+    seed, mixtures = (part, 200_000 // PARTS) if full else (int(time.time()) // 86_400, 600)
     with capsys.disabled():
         print(f"\nmixtures: seed {seed}")
     rng, count, start = np.random.default_rng(seed), collections.Counter(), time.monotonic()
