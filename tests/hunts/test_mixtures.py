@@ -1,8 +1,8 @@
 """Random mixtures and weights, in four types, against a twin with 64 bits of mantissa and mpmath.
 
-A sample of 600 (its seed is printed), or 200,000 in eight parts with `SWSMIX_HUNT=full`. What is asked of
-each number is the bound that `swsmix.tables.exact` derives, for the very weight and mixture, and
-its rounding to the type it is given in: a number outside it, or nan, is *wrong*.
+A sample of 600 (its seed is printed), or 200,000 in eight parts with `SWSMIX_HUNT=full`. What is
+asked of each number is the bound that `swsmix.tables.exact` derives, for the very weight and
+mixture, and its rounding to the type it is given in: a number outside it, or nan, is *wrong*.
 """
 
 from __future__ import annotations
