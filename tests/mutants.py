@@ -40,17 +40,22 @@ TESTS = {
     "attach.py": ["tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_loops.py"],
     "em.py": ["tests/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
+    "_log_odds.py": ["tests/test_mixture.py", "tests/tables/test_regions.py"],
     "compression/snap.py": ["tests/compression/test_snap.py"],
     "compression/centres.py": ["tests/compression/test_centres.py"],
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
     "compression/transforms.py": ["tests/compression/test_transforms.py"],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
-    "training/runs.py": ["tests/training/test_runs.py"],
 }
 _TABLES = "bits cell_histogram cells exact grid lookup numba_loops passes penalty regions taylor"
+_RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = "accounting contexts decoder encoder header index mixing scans stream values"
 TESTS |= {f"tables/{name}.py": ["tests/tables"] for name in _TABLES.split()}
 TESTS |= {f"codec/{name}.py": ["tests/codec"] for name in _CODEC.split()}
+_RUN_TESTS = [
+    f"tests/training/{name}.py" for name in ("test_runs", "test_run_schema", "test_run_lock")
+]
+TESTS |= {f"training/runs/{name}.py": _RUN_TESTS for name in _RUNS.split()}
 
 # Module, old text, new text, and the test that notices: tried in every run of the tests.
 CHOSEN = [
@@ -217,12 +222,12 @@ def mutants(path: Path) -> list[Mutant]:
 def sample(found: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
     """`count` mutants spread evenly over the functions, in the order of the file."""
     rng = random.Random(seed)
-    by_function: dict[str, list[Mutant]] = {}
+    by_function: dict[tuple[Path, str], list[Mutant]] = {}
     for mutant in rng.sample(found, len(found)):
-        by_function.setdefault(mutant.function, []).append(mutant)
+        by_function.setdefault((mutant.path, mutant.function), []).append(mutant)
     rounds = max(map(len, by_function.values()), default=0)
     spread = [group[i] for i in range(rounds) for group in by_function.values() if i < len(group)]
-    return sorted(spread[:count], key=lambda mutant: mutant.line)
+    return sorted(spread[:count], key=lambda mutant: (mutant.path, mutant.line))
 
 
 # ------------------------------------------------------------------ the runs
@@ -382,24 +387,27 @@ def _replaced(name: str, old: str, new: str) -> Mutant:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("module", help="'chosen', a path, or one of swsmix/: " + ", ".join(TESTS))
+    known = "'chosen', or files: paths, or of swsmix/: " + ", ".join(TESTS)
+    parser.add_argument("modules", nargs="+", help=known)
     parser.add_argument("--count", type=int, default=30, help="mutants, spread over the functions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--line", type=int, nargs="*", help="only mutants of these lines")
     parser.add_argument("--tests", nargs="*", help="test files or node ids, instead of the table's")
     parser.add_argument("--seconds", type=float, default=20.0, help="the fastest tests, so long")
     options = parser.parse_args()
-    name = options.module if options.module.endswith(".py") else options.module + ".py"
-    path = (ROOT / "swsmix" / name if name in TESTS else Path(name)).resolve()
-    if options.module == "chosen" or path.is_relative_to(ROOT):
+    names = [name.removesuffix(".py") + ".py" for name in options.modules]
+    paths = [(ROOT / "swsmix" / name if name in TESTS else Path(name)).resolve() for name in names]
+    if options.modules == ["chosen"] or all(path.is_relative_to(ROOT) for path in paths):
         os.chdir(ROOT)
         preload()
-    if options.module == "chosen":
+    if options.modules == ["chosen"]:
         found = [_replaced(*chosen) for *chosen, _ in CHOSEN]
         return 1 if hunt("chosen", found, [test for *_, test in CHOSEN], options.seconds) else 0
-    found = [m for m in mutants(path) if not options.line or m.line in options.line]
+    found = [mutant for path in paths for mutant in mutants(path)]
+    found = [mutant for mutant in found if not options.line or mutant.line in options.line]
     chosen = sample(found, options.count, options.seed)
-    return 1 if hunt(path.name, chosen, options.tests or TESTS[name], options.seconds) else 0
+    tests = options.tests or list(dict.fromkeys(test for name in names for test in TESTS[name]))
+    return 1 if hunt(" ".join(options.modules), chosen, tests, options.seconds) else 0
 
 
 if __name__ == "__main__":

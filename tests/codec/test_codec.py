@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swsmix import MixturePrior, snap_
-from swsmix.codec import decode, decoder, encode, index, load_compressed, sizes
+from swsmix.codec import decode, decode_books, decoder, encode, index, load_compressed, sizes
 from swsmix.codec.header import DTYPES, TableWriter
 from swsmix.compression import save_compressed
 from swsmix.compression.snap import snap_to_grid
@@ -116,6 +116,13 @@ def test_an_index_is_never_much_above_its_zero_order_entropy(shape, num_values, 
     size = sizes(encode(state))["w"]
     if size.num_values:
         assert size.index_bits <= 1.02 * size.entropy_bits + 200 * 8
+
+
+def test_a_codebook_is_shared_where_that_is_shorter_than_one_of_its_own():
+    values = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    all_of_them, few, most = (values[:k].repeat(20) for k in (100, 3, 90))
+    _, books = decode_books(encode({"all": all_of_them, "few": few, "most": most}))
+    assert [book.names for book in books] == [("all", "most"), ("few",)]
 
 
 def test_a_file_of_zeros_is_tiny():

@@ -174,6 +174,12 @@ def test_every_place_of_a_number_on_a_grid_counts():
             assert (back == patterns).all()
 
 
+def test_a_list_on_a_grid_is_refused_beyond_its_longest():
+    size = (1 << 22) + 1
+    with pytest.raises(ValueError, match="too long"):
+        read_values(TableReader(bytes([GRID, 0])), StreamDecoder(b""), size, torch.float32, print)
+
+
 def test_a_large_tensor_of_equal_values_is_read_by_default():
     data = encode({"w": torch.zeros(5000, 5000)})
     assert len(data) < 64 and decode(data)["w"].shape == (5000, 5000)

@@ -120,19 +120,38 @@ def test_the_lock_of_a_killed_process_is_free_and_its_name_is_not_said_again(tmp
         assert HERE in elsewhere(writers(tmp_path)["old_run"])
 
 
-def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch has threads
+def test_a_forked_child_keeps_no_lock_of_a_parent_that_was_killed(tmp_path):
     saved(tmp_path, 1)
-    with runs.old_run(tmp_path):
-        child = os.fork()
-        if child == 0:
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with runs.old_run(tmp_path):
+            if os.fork() == 0:
+                os.write(write, str(os.getpid()).encode())
             time.sleep(60)
             os._exit(0)
+    child = int(os.read(read, 20))
+    with pytest.raises(BlockingIOError), runs.old_run(tmp_path):
+        raise AssertionError
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
     try:
         with runs.old_run(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+
+
+def test_a_lock_that_is_given_back_is_free_while_a_child_is_still_being_forked(tmp_path):
+    saved(tmp_path, 1)
+    with runs.old_run(tmp_path):
+        ((handle, _),) = lock._held.values()
+        childs = os.dup(handle)
+    try:
+        assert elsewhere(writers(tmp_path)["old_run"]) == "done"
+    finally:
+        os.close(childs)
 
 
 def test_the_folder_may_vanish_between_the_look_and_the_lock(tmp_path, monkeypatch):

@@ -115,6 +115,9 @@ def _release(key: _File) -> None:
     entry = _held.pop(key, None)
     if entry is not None:  # else this is a forked child, which holds nothing
         _sign(entry[0], "")
+        if fcntl is not None:  # a child that is just being forked has the handle for a moment
+            with contextlib.suppress(OSError):
+                fcntl.flock(entry[0], fcntl.LOCK_UN)
         os.close(entry[0])
 
 
