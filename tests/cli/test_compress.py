@@ -100,7 +100,11 @@ def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp
     checkpoints.write(path, {"a": torch.randn(20, 20)})
     before = path.read_bytes()
     command.compress(path, quiet=True)
-    run("decompress", small, fails="net.safetensors is there already: replace it by --force, or name")
+    run(
+        "decompress",
+        small,
+        fails="net.safetensors is there already: replace it by --force, or name",
+    )
     assert path.read_bytes() == before
     command.decompress(small, path, quiet=True)
     assert path.read_bytes() != before
