@@ -27,7 +27,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import swsmix
-from papers.units import DamagedResultError, Unit, keep, machine, total_seconds, unfinished
+from papers.units import (
+    DamagedResultError,
+    Unit,
+    discard_checkpoints,
+    keep,
+    machine,
+    total_seconds,
+    unfinished,
+)
 from swsmix.training.runs import save_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +111,9 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
     """
     units = list(units)
     todo = unfinished(units, results)
+    left = {id(unit) for unit in todo}
+    # A process may have been killed between a result and the end of its checkpoints.
+    discard_checkpoints(unit for unit in units if id(unit) not in left)
     if not todo:
         return 0
     waiting, running = iter(todo), dict[Future[tuple[dict[str, Any], float]], Unit]()
@@ -263,7 +274,8 @@ def _run_stages(
     for stage in paper.stages(places, seeds, quick=quick):
         tables |= dict.fromkeys(unit.table for unit in stage)
         wanted = [unit for unit in stage if only in (None, unit.table)]
-        if not run_units(wanted, places.results, jobs):
+        made = run_units(wanted, places.results, jobs)
+        if not wanted or (not made and (places.results / "run.json").is_file()):
             continue
         about = {
             "command": command,

@@ -128,8 +128,14 @@ def keep(unit: Unit, result: Mapping[str, Any], seconds: float, results: Path) -
         lines[unit.key] = {"unit": unit.key, "stamp": dict(unit.stamp), **spent, **result}
         with replacing(file) as temporary:
             temporary.write_text("".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines)))
-    if unit.checkpoints is not None:
-        rmtree(unit.checkpoints, ignore_errors=True)
+    discard_checkpoints([unit])
+
+
+def discard_checkpoints(units: Iterable[Unit]) -> None:
+    """Delete the checkpoints of units whose results are kept."""
+    for unit in units:
+        if unit.checkpoints is not None:
+            rmtree(unit.checkpoints, ignore_errors=True)
 
 
 def machine() -> dict[str, str]:
@@ -142,7 +148,8 @@ def machine() -> dict[str, str]:
 
 def total_seconds(results: Path) -> float:
     """The seconds of all units whose results are there, over all runs."""
-    files = [path for path in results.glob("*.json") if path.name != "run.json"]
+    # A hidden file was being written when a process was killed.
+    files = [path for path in results.glob("[!.]*.json") if path.name != "run.json"]
     kept = [_parsed(path.read_bytes(), str(path)) for path in files]
-    kept += [line for path in results.glob("*.jsonl") for line in read_table(path).values()]
+    kept += [line for path in results.glob("[!.]*.jsonl") for line in read_table(path).values()]
     return float(sum(one.get("seconds", 0.0) for one in kept))

@@ -85,6 +85,11 @@ def cells_of(w: Float[Tensor, " n"], most: int) -> Cells:
     return _joined(Cells(values, *_scales(mean)), most)
 
 
+def cells_for(k: int) -> int:
+    """How many cells are fine enough for k components."""
+    return max(256, 32 * k)
+
+
 def _cuts(x: Array, changes: Array) -> Array:
     """Where sorted numbers are cut, a subset of the places where they change."""
     widest = np.argpartition(x[changes] - x[changes - 1], -_FINE // 4)[-_FINE // 4 :]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # the names of temporary files
 
 
 def check_writable(path: Path) -> None:
@@ -16,49 +27,162 @@ def check_writable(path: Path) -> None:
 
     Raises:
         FileNotFoundError: if its folder is not there.
+        PermissionError: if its folder cannot be written.
         IsADirectoryError: if it is a folder itself.
+        OSError: if it is a device or a pipe, or the system says no.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} is not there")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    try:
+        if not path.parent.is_dir():
+            what = "is not a folder" if path.parent.exists() else "is not there"
+            raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} {what}")
+        if path.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: it is a folder")
+        if path.exists() and not path.is_file():
+            # A rename would replace the device itself.
+            raise OSError(f"cannot write {path}: it is not a regular file, name another")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(
+                f"cannot write {path}: the folder {path.parent} cannot be written, name another"
+            )
+    except OSError as error:
+        if error.errno is None:
+            raise
+        refuse(path, error)
+
+
+def refuse(path: Path, error: OSError, kept: str = "") -> NoReturn:
+    """Raise the system's error as one sentence that names the path; its class and `errno` stay.
+
+    Args:
+        path: the file or folder that cannot be written.
+        error: the system's error.
+        kept: what is said of that which was there before.
+
+    Raises:
+        OSError: always.
+    """
+    kind = type(OSError(error.errno or 0, ""))
+    sentence = kind(f"cannot write {path}: {error.strerror or error}{kept}")
+    sentence.errno = error.errno
+    raise sentence from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        OSError: if it cannot be made; it is named.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(path, error)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; one that is replaced is kept until the new one is whole.
+
+    A temporary file for the same place that a killed process has left is deleted.
 
     Args:
-        path: the file to make or replace.
+        path: the file to make or replace; of a link, the file that it points to.
 
     Yields:
-        A temporary path beside it, with the same suffix, renamed to `path` at the end.
+        An empty temporary file beside it, with the same suffix, renamed to `path` at the end.
 
     Raises:
-        OSError: if its folder is not there, or it is a folder itself.
+        OSError: if it cannot be written: a read-only folder, a full disk, as for `check_writable`.
     """
     path = Path(path)
     check_writable(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+    place = Path(os.path.realpath(path))
+    name = os.fsencode(place.name)
+    ours = f".{blake2b(name, digest_size=8).hexdigest()}"  # of all temporary files for this place
+    _discard_left(place.parent, ours)
+    temporary = place.with_name(f"{ours}{uuid.uuid4().hex[:16]}{place.suffix}")
+    kept = "; the file that was there is kept" if path.exists() else ""
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # some writers make private files
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        try:
+            with _made(temporary) as mode:
+                with _disk_errors(temporary):
+                    yield temporary
+                if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                    temporary.chmod(mode)  # some writers make private files
+                sync(temporary)
+                temporary.replace(place)
+            sync(place.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        refuse(path, error, kept)
+
+
+@contextmanager
+def _disk_errors(temporary: Path) -> Iterator[None]:
+    """Raise an OSError where a library hides one, as PyTorch and safetensors do on a full disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        with temporary.open("ab") as file:  # does it take more?
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        raise
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[int]:
+    """Make an empty file as `open` does, with the user's umask: its mode; locked until the end."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        if fcntl is not None:
+            with suppress(OSError):  # some network disks have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield mode
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+    if fcntl is None:  # a file that is open cannot be renamed there
+        yield mode
+
+
+def _discard_left(folder: Path, start: str) -> None:
+    """Delete the temporary files of a name that no process has locked: theirs was killed."""
+    if fcntl is None:
+        return
+    for left in folder.glob(f"{start}*"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+            finally:
+                os.close(handle)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """Wait until a file, or a folder's list of names, is on the disk.
+
+    Where the system cannot do that (folders on Windows, some network disks), it is left to it.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    folder = path.is_dir()
+    if folder and not (os.name == "posix" and os.access(path, os.R_OK)):
+        return
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -71,4 +195,22 @@ def save_json(path: Path, values: dict[str, Any]) -> None:
         values: plain values.
     """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def check_regular(path: Path) -> None:
+    """Check that this is a file with an end: opening a pipe or a device could block for ever.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not a regular file.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is not a regular file but a pipe, socket, device or folder: copy its "
+            "contents to a file and pass that"
+        )

@@ -48,7 +48,8 @@ def _cells(x: Tensor, most: int) -> Tensor:
     new = (x.diff() > 0).nonzero().reshape(-1) + 1
     if len(new) >= most:
         widest = x.diff().topk(most // 4).indices + 1
-        ranks = torch.linspace(0, len(x) - 1, most - len(widest)).long()[1:]
+        number = most - len(widest)
+        ranks = torch.linspace(0, len(x) - 1, number, dtype=torch.float32, device="cpu").long()[1:]
         at = torch.cat([widest, new[torch.searchsorted(new, ranks).clamp_max(len(new) - 1)]])
         new = at.unique()
     return torch.cat([new.new_zeros(1), new, new.new_full((1,), len(x))])
@@ -63,7 +64,7 @@ def _best_intervals(x: Tensor, sums: Tensor, cuts: Tensor, k: int, zero: bool) -
     about_mean.masked_fill_(size <= 0.0, torch.inf)
     about_zero.masked_fill_(size < 0.0, torch.inf)  # that of 0 may be empty
     # The least cost up to each end without an interval about 0 (free), and with one (used).
-    free = torch.full((len(cuts),), torch.inf, dtype=torch.float64)
+    free = x.new_full((len(cuts),), torch.inf)
     used, steps = free.clone(), []
     free[0] = 0.0
     for _ in range(k):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 T = TypeVar("T")
+_BAR = 65  # columns of the bar, the count and the time
+_SHORT = 32  # of a short bar
 
 
 def watched(
@@ -27,7 +32,8 @@ def watched(
         shown: whether there is a bar; without one, nothing is imported or printed.
         total: the number of items, those done before included; by default `len(items)`.
         done: how many of them were done before.
-        note: gives the text behind the bar, asked before and after each item.
+        note: gives the text behind the bar, asked before and after each item; below the bar where
+            the terminal is too narrow for both, since a number that is cut would be a wrong one.
         transient: remove the bar at the end; otherwise it stays, as one line.
 
     Yields:
@@ -48,20 +54,34 @@ def watched(
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     # In a notebook without ipywidgets rich would warn and show nothing: plain text there.
     widgets = importlib.util.find_spec("ipywidgets") is not None
     console = Console(stderr=True, force_jupyter=None if widgets else False)
-    columns = (
-        *([TextColumn("{task.description}", markup=False)] if label else []),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        *([TextColumn("{task.fields[note]}", markup=False)] if note else []),
-    )
+    short = BarColumn(), MofNCompleteColumn()
+    before = TextColumn("{task.description}", markup=False)
+    behind = TextColumn("{task.fields[note]}", markup=False)
+
+    class Bar(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            text = str(self.tasks[0].fields["note"]) if self.tasks else ""
+            tight = len(label) + _SHORT > console.width
+            fits = len(label) + len(text) + _BAR <= console.width
+            columns = (*short, *(() if tight else (TimeRemainingColumn(),)))
+            self.columns = (
+                *((before,) if label and not tight else ()), *columns,
+                *((behind,) if text and fits else ()),
+            )  # fmt: skip
+            if label and tight:
+                yield Text(label)
+            yield self.make_tasks_table(self.tasks)
+            if text and not fits:
+                yield Text(text)
+
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with Progress(*columns, console=console, transient=transient) as bar:
+    with Bar(console=console, transient=transient) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
         for item in items:
             bar.update(task, note=note() if note else "")

@@ -36,8 +36,8 @@ class Partitions(NamedTuple):
         ends = [len(self.cells)]
         for begin in reversed(self.begins[:k]):
             ends.append(int(begin[ends[-1]]))
-        size = torch.tensor(ends[::-1], device="cpu").diff()
-        owner = torch.arange(k, device="cpu").repeat_interleave(size)
+        size = torch.tensor(ends[::-1], dtype=torch.int64, device="cpu").diff()
+        owner = torch.arange(k, dtype=torch.int64, device="cpu").repeat_interleave(size)
         return pooled(self.cells, torch.nn.functional.one_hot(owner, k).double())
 
 
@@ -113,5 +113,5 @@ def merged(groups: Cells, k: int = 1, *, price: float = torch.inf) -> Cells:
             break
         values = values.clone()
         values[:, i] = union.values[:, i, j]
-        groups = groups.having(values[:, torch.arange(len(own), device="cpu") != j])
+        groups = groups.having(torch.cat([values[:, :j], values[:, j + 1 :]], 1))
     return groups.having(groups.values[:, groups.mean.argsort()])

@@ -48,6 +48,9 @@ class Attachment:
     *Closures* (L-BFGS, Lightning). The closure is wrapped, so that each evaluation returns the
     data loss plus the penalty and its gradient.
 
+    *Steps within steps.* Where a subclass's `step` calls `super().step()`, or clips the gradients
+    before it, the prior comes once, before the outermost.
+
     *Mode "gradient".* The mixtures' parameters, `prior.parameters()`, must be in an optimiser
     too, as a rule in a parameter group with its own learning rate.
 
@@ -75,8 +78,8 @@ class Attachment:
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
-        held = {id(p) for p in resolve(prior._model[0], prior.selection.names).values()}
-        held |= {id(p) for p in prior.parameters()}
+        wanted = resolve(prior._model[0], prior.selection.names)
+        held = set(map(id, [*wanted.values(), *prior.parameters()]))
         self._optimizers = [inner for o in optimizers for inner in _optimizers.innermost(o, held)]
         if update is None:
             known = prior.mode == "em" and all(map(proximal.is_known, self._optimizers))
@@ -94,7 +97,6 @@ class Attachment:
         self._joint: dict[int, Tensor] = {}
         self._check()
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
-        _LIVE.add(self)
         self._handles = [
             handle
             for optimizer in self._optimizers
@@ -103,13 +105,15 @@ class Attachment:
                 optimizer.register_step_post_hook(self._after_step),
             )
         ]
-        self._watch = _optimizers.Watch(self, resolve(prior._model[0], prior.selection.names[:1]))
+        for other in self._others():
+            other._watch.remove()  # this one takes its place
+        _LIVE.add(self)
+        self._watch: _optimizers.Watch = _optimizers.Watch(self, wanted.values())
 
     def _check(self) -> None:
         mine = set(map(id, self._optimizers))
-        others = (a for a in _LIVE if a.prior is self.prior)
         if len(mine) < len(self._optimizers) or any(
-            not mine.isdisjoint(map(id, other._optimizers)) for other in others if other is not self
+            not mine.isdisjoint(map(id, other._optimizers)) for other in self._others()
         ):
             raise ValueError(
                 "this prior is attached to this optimiser already and would act twice: .remove() "
@@ -133,8 +137,8 @@ class Attachment:
                 "in mode 'gradient' an optimiser must hold the mixtures too: add a parameter group "
                 "{'params': prior.parameters(), 'lr': ...}"
             )
-        if any(g.get("maximize") for o in self._optimizers for g in o.param_groups):
-            raise ValueError("the prior is minimised; got an optimiser with maximize=True")
+        for optimizer in self._optimizers:
+            self._check_minimises(optimizer)
         if self.update == "proximal":
             if self.prior.mode == "gradient":
                 raise ValueError("the proximal step needs mode='em'; use update='gradient'")
@@ -145,6 +149,14 @@ class Attachment:
                         f"AdamW, whose effective step is known; got {type(optimizer).__name__}: "
                         "use update='gradient'"
                     )
+
+    def _others(self) -> list[Attachment]:
+        return [a for a in _LIVE if a.prior is self.prior and a is not self]
+
+    @staticmethod
+    def _check_minimises(optimizer: Optimizer) -> None:
+        if any(group.get("maximize") for group in optimizer.param_groups):
+            raise ValueError("the prior is minimised; got an optimiser with maximize=True")
 
     @property
     def waiting(self) -> list[str]:
@@ -180,38 +192,56 @@ class Attachment:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._watch.inside = True
+        if _optimizers.within_own_step(optimizer):
+            return None
         strength = self.schedule.tau_at(self.tick) / self.num_data
-        if strength == 0.0 or _optimizers.skipped(optimizer):
-            return None
-        if self.update == "proximal":
-            # gamma belongs to the weights before the step; only then is the fixed point exact.
-            for name, p, _ in self._held(optimizer):
-                w, kept = _shards.local(p).detach(), self._kept.get(name)
-                if kept is None or _shards.memory_of(kept) != _shards.memory_of(w):
-                    kept = self._kept[name] = torch.empty_like(w)
-                self._before[name] = kept.copy_(w)
-            return None
+        acts = strength != 0.0 and not _optimizers.skipped(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._add_gradient(optimizer, strength * _optimizers.scale(optimizer))
+        if not callable(closure):
+            if acts:
+                self._act(optimizer, strength)
             return None
 
         def with_penalty() -> Any:
+            self._watch.inside = True
+            try:
+                loss = closure()
+            finally:
+                self._watch.inside = False
+            if not acts:
+                return loss
             # A closure zeroes the gradients, hence after it; and each time.
-            loss = closure()
-            self._add_gradient(optimizer, strength)
-            if loss is None or proximal.is_known(optimizer):
+            self._joint.clear()
+            self._act(optimizer, strength)
+            if proximal.is_known(optimizer) or not isinstance(loss, Tensor | float):
                 return loss  # these make no use of the value
             with torch.no_grad():
-                return loss + strength * self.prior.penalty().to(loss)
+                penalty = strength * self.prior.penalty()
+                return loss + (penalty.to(loss) if isinstance(loss, Tensor) else penalty.item())
 
         if len(args) > 1:
             return (args[0], with_penalty, *args[2:]), kwargs
         return args, {**kwargs, "closure": with_penalty}
 
+    def _act(self, optimizer: Optimizer, strength: float) -> None:
+        """Before the step, when the data's gradients are there."""
+        self._check_minimises(optimizer)
+        if self.update == "gradient":
+            self._add_gradient(optimizer, strength * _optimizers.scale(optimizer))
+            return
+        # gamma belongs to the weights before the step; only then is the fixed point exact.
+        for name, p, _ in self._held(optimizer):
+            if p.grad is None:
+                continue  # the optimiser does not move it and has no step size for it
+            w, kept = _shards.local(p).detach(), self._kept.get(name)
+            if kept is None or _shards.memory_of(kept) != _shards.memory_of(w):
+                with torch.inference_mode(False):  # what is made inside it could never change
+                    kept = self._kept[name] = torch.empty_like(w)
+            self._before[name] = kept.copy_(w)
+
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
-        self._watch.inside = False
+        if _optimizers.within_own_step(optimizer):
+            return
         if _optimizers.skipped(optimizer):
             self._before.clear()
             return
@@ -228,7 +258,7 @@ class Attachment:
         self._waiting = set(map(id, self._optimizers))
         self._joint.clear()
         self.tick += 1
-        self._watch.backwards = 0
+        self._watch.tick()
         advance_(self.prior, self.schedule, self.tick)
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:
@@ -253,8 +283,8 @@ class Attachment:
     def _held(self, optimizer: Optimizer) -> list[tuple[str, nn.Parameter, str]]:
         """Name, parameter and group of the prior's tensors in this optimiser, unless frozen."""
         members = self._members(optimizer)
-        if len(members) != self._number[id(optimizer)]:
-            self._check()  # a Parameter was replaced: say which one
+        if len({id(p) for _, p, _ in members}) != self._number[id(optimizer)]:
+            self._check()  # a Parameter was replaced, or tied to another: say which one
         return [entry for entry in members if entry[1].requires_grad]
 
     @torch.no_grad()
@@ -267,11 +297,7 @@ class Attachment:
             by_group.setdefault(group, []).append(p)
         for group, params in by_group.items():
             for p in params:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                elif p.grad.is_sparse:  # the sum of a sparse and the prior's dense one
-                    _optimizers.check_takes_dense(optimizer)
-                    p.grad = p.grad.to_dense()
+                _optimizers.make_gradient_dense(optimizer, p)
             _add_gradient_(self.prior, group, params, strength)
 
     def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
@@ -279,17 +305,14 @@ class Attachment:
         if not self._joint or len(self._optimizers) == 1:
             params = [p for o in self._optimizers for _, p, _ in self._held(o)]
             if self.schedule.mixture_moves_at(self.tick):
-                params += list(self.prior.parameters())
+                params += [p for p in self.prior.parameters() if p.requires_grad]
             with torch.enable_grad():
                 gradients = torch.autograd.grad(self.prior.penalty(), params)
             self._joint = {id(p): g for p, g in zip(params, gradients, strict=True)}
         for p in _optimizers.parameters_of(optimizer):
             if id(p) in self._joint:
-                gradient = strength * self._joint[id(p)]
-                if p.grad is not None and p.grad.is_sparse:
-                    _optimizers.check_takes_dense(optimizer)
-                    p.grad = p.grad.to_dense()
-                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+                grad = _optimizers.make_gradient_dense(optimizer, p)
+                grad.add_(self._joint[id(p)], alpha=strength)
 
 
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -208,7 +209,7 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     with c = 3 where the mean has a prior and 2 where it is pinned or has none (kappa = 0). With
     `hyper=None` it is textbook EM, pi_j = N_j / N, sigma_j^2 = second moment / N_j, which is not
     the limit of the above. In textbook EM a component without weights keeps its mean and std, and
-    one whose weights are all equal keeps its std.
+    one whose weights are all equal keeps its std. So does one whose new std its type cannot hold.
 
     Args:
         mixture: the mixture to change; its pinned entries stay as they are, to the last bit.
@@ -229,7 +230,9 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
         raise TypeError("EM moves plain mixtures; this one is trainable, for an optimiser")
     count = moments.count
     if not all(s.isfinite().all() for s in (count, moments.first, moments.second)):
-        raise ValueError("the moments are not finite: the weights hold nan or inf")
+        raise ValueError(
+            "the moments are not finite: the weights hold nan or inf, or their squares overflow"
+        )
     if hyper is None:
         kappa = pull = nu = scale = c = torch.zeros_like(count)
         pseudo = torch.zeros_like(count)
@@ -247,8 +250,8 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     penalty = kappa * (moments.centre + pull - mean).square() + nu * scale.square()
     variance = (about + penalty) / (count + nu + c).clamp_min(1e-300)
     std = variance.sqrt().to(mixture.std.dtype)
-    # Positive after the cast: float32 has no 1e-50.
-    std = torch.where(mixture.pinned_std | ~(std > 0), mixture.std, std)
+    # Positive and finite after the cast: float32 has no 1e-50 and no 1e50.
+    std = torch.where(mixture.pinned_std | ~((std > 0) & std.isfinite()), mixture.std, std)
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
     rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
@@ -378,9 +381,12 @@ class EMState(nn.Module):
         for name in _MOMENTS:
             empty = torch.full_like(self.hyper_std, torch.nan)
             self.register_buffer(f"running_{name}", empty)
+        steps = torch.zeros((), dtype=torch.int64, device=mixture.mean.device)
+        self.register_buffer("steps", steps)
 
     hyper_std: Tensor
     running_count: Tensor
+    steps: Tensor  # EM steps taken
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMState:
         # Statistics follow the mixture to its device, but stay in float64.
@@ -405,7 +411,18 @@ class EMState(nn.Module):
             return None
         return Moments(*(getattr(self, f"running_{name}").clone() for name in _MOMENTS))
 
+    def forget_(self) -> None:
+        """Forget the running moments: the components are others now."""
+        for name in _MOMENTS:
+            getattr(self, f"running_{name}").fill_(torch.nan)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Runs of before have no count.
+        state.setdefault(f"{prefix}steps", torch.zeros_like(self.steps))
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[no-untyped-call]
+
     def keep_(self, moments: Moments) -> None:
-        """Make these the running moments."""
+        """Count an EM step, and make these the running moments."""
+        self.steps += 1
         for name in _MOMENTS:
             getattr(self, f"running_{name}").copy_(getattr(moments, name))

@@ -10,7 +10,6 @@ exact far out in the tails, where the density itself underflows.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +18,11 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from swsmix._log_odds import LOG_SQRT_2PI, LogSum, log_odds, log_or_nothing, standardised
+
 Vector = Real[Tensor, " k"] | Sequence[float]
 
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
-# Half stds beyond which float64 loses the differences of z^2; a bound whose square is finite.
-_FAR, _LARGE = 500.0, 1e150
-_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class GaussianMixture(nn.Module):
@@ -34,7 +32,9 @@ class GaussianMixture(nn.Module):
     parameters for an optimiser. A *pinned* entry is never changed by either.
 
     Args:
-        mixing: pi, the mixing proportions (k,), non-negative, summing to 1.
+        mixing: pi, the mixing proportions (k,), non-negative, summing to 1 within 1e-4. Those of
+            16 bits may be off by two roundings (0.2 % in float16, 1.6 % in bfloat16); the free
+            ones are then divided by their sum. 16-bit tensors become float32.
         mean: mu, the component means (k,), in units of the weights.
         std: sigma, the component standard deviations (k,), positive.
         pinned_mixing: which mixing proportions are fixed (k,); none by default.
@@ -76,7 +76,7 @@ class GaussianMixture(nn.Module):
     def _set(self, mixing: Any, mean: Any, std: Any, *pins: Any) -> None:
         like = [v for v in (mixing, mean, std) if isinstance(v, Tensor)]
         real = [v.dtype for v in like if v.is_floating_point()] or [torch.float64]
-        dtype = functools.reduce(torch.promote_types, real)
+        dtype = functools.reduce(torch.promote_types, [*real, torch.float32])
         device = like[0].device if like else torch.device("cpu")
         for name, value in (("mixing", mixing), ("mean", mean), ("std", std)):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
@@ -85,6 +85,16 @@ class GaussianMixture(nn.Module):
             mask = [False] * self.mean.numel() if pinned is None else pinned
             mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
             self.register_buffer(name, mask.clone())
+        if isinstance(mixing, Tensor) and mixing.dtype in (torch.float16, torch.bfloat16):
+            self._undo_rounding_(2.0 * torch.finfo(mixing.dtype).eps)
+
+    def _undo_rounding_(self, allowed: float) -> None:
+        """Make free proportions that 16 bits rounded sum to 1 again; what is further off stays."""
+        if self.mixing.shape == self.pinned_mixing.shape and self.mixing.ndim == 1:
+            mixing, free = self.mixing.double(), ~self.pinned_mixing
+            rest = 1.0 - mixing[~free].sum()
+            if abs(mixing.sum() - 1.0) <= allowed and mixing[free].sum() > 0.0 and rest > 0.0:
+                self.mixing.copy_(torch.where(free, mixing * (rest / mixing[free].sum()), mixing))
 
     def _check(self) -> None:
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
@@ -140,18 +150,33 @@ class GaussianMixture(nn.Module):
         """
         # Half of z, so that the largest floats on both sides of zero do not overflow.
         half = (0.5 * w.unsqueeze(-1) - 0.5 * self.mean) / self.std
-        return self.mixing.log() - self.std.log() - _LOG_SQRT_2PI - 2.0 * half.square()
+        return self.mixing.log() - self.std.log() - LOG_SQRT_2PI - 2.0 * half.square()
 
     def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
 
-        The plain evaluation, with one number for each weight and component; a `MixturePrior`
-        uses the O(N) tables instead.
+        The plain evaluation, with one number for each weight and component, in float64; a
+        `MixturePrior` uses the O(N) tables instead. The value and its gradients are right out to
+        the largest float, or infinite where they overflow. Of a mixing proportion of 0 the
+        gradient is 0, as the tables have it.
 
         Returns:
             The log density of each weight.
         """
-        return self.log_joint(w).logsumexp(-1)
+        dtype = torch.promote_types(w.dtype, self.mean.dtype)
+        w = w.double().unsqueeze(-1)
+        gamma = self._gamma(w)
+        mean, std = self.mean.double(), self.std.double()
+        # Where nothing is owned, nothing flows back: 0 times an infinite slope is nan.
+        owned = gamma.detach() > 0
+        offset = w - mean
+        over = offset.detach().isinf()
+        z = torch.where(owned & ~over, offset, 0.0) / std
+        if bool(over.any()):
+            z = z + 2.0 * (torch.where(owned & over, 0.5 * w - 0.5 * mean, 0.0) / std)
+        joint = log_or_nothing(self.mixing.double()) - std.log() - 0.5 * z * z
+        value: Tensor = LogSum.apply(joint, gamma)  # type: ignore[no-untyped-call]
+        return value.to(dtype)
 
     def responsibilities(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:
         """gamma_ij = pi_j N(w_i | mu_j, sigma_j^2) / p(w_i); the rows sum to 1.
@@ -163,21 +188,13 @@ class GaussianMixture(nn.Module):
             The posterior probability of each component for each weight.
         """
         dtype = torch.promote_types(w.dtype, self.mean.dtype)
-        mixing, mean, std = (t.double() for t in (self.mixing, self.mean, self.std))
-        w = w.double().unsqueeze(-1)
-        half = (0.5 * w - 0.5 * mean) / std
-        level = mixing.log() - std.log()
-        joint = level - 2.0 * half.square()
-        far = half.detach().abs().amin(-1) > _FAR
-        if far.any():
-            # z_j^2 - z_r^2 = (z_j - z_r) (z_j + z_r), with the nearest component as r.
-            nearest = ((0.5 * w - 0.5 * mean).abs().log() - std.log()).argmin(-1, keepdim=True)
-            inverse, ratio = 1.0 / std, mean / std
-            gap = w * (inverse - inverse[nearest]) - (ratio - ratio[nearest])
-            total = 2.0 * half + 2.0 * half.gather(-1, nearest)
-            beyond = level - 0.5 * gap.clamp(-_LARGE, _LARGE) * total.clamp(-_LARGE, _LARGE)
-            joint = torch.where(far.unsqueeze(-1), beyond, joint)
-        return joint.softmax(-1).to(dtype)
+        return self._gamma(w.double().unsqueeze(-1)).to(dtype)
+
+    def _gamma(self, w: Tensor) -> Tensor:
+        """The responsibilities in float64, of weights (*n, 1)."""
+        mean, std = self.mean.double(), self.std.double()
+        level = log_or_nothing(self.mixing.double()) - std.log()
+        return log_odds(w, standardised(w, mean, std), level, mean, std).softmax(-1)
 
     def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
         """Draw weights from the mixture.

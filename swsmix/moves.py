@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cells_of
+from swsmix._cells import Cells
 from swsmix.em import HyperPrior, fit_cells_
 from swsmix.mixture import GaussianMixture
 
@@ -42,6 +42,7 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
         A new mixture with as many components and the same pins, or None.
 
     Example:
+        >>> from swsmix._cells import cells_of
         >>> w = torch.cat([torch.randn(900) * 0.01, 1.0 + torch.randn(100) * 0.01, -torch.ones(9)])
         >>> twins = GaussianMixture([0.5, 0.4, 0.1], [0.0, 0.0, 1.0], [0.01, 0.02, 0.3])
         >>> better = moved(twins, cells_of(w, 256), HyperPrior(std=0.01))
@@ -59,7 +60,8 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
             best, result = value, trial
     if result is None:
         return None
-    return result.to(mixture.mean.device, mixture.mean.dtype)
+    result.to(mixture.mean.device, mixture.mean.dtype)
+    return result
 
 
 _VALUES = ("mixing", "mean", "std")
@@ -110,7 +112,8 @@ def _log_joint(cells: Cells, values: Float[Tensor, "3 o"]) -> Float[Tensor, "c o
     """Log pi + log N of each cell's weights on average, up to a constant."""
     mixing, mean, std = values
     square = (cells.mean[:, None] - mean).square() + (cells.scatter / cells.count)[:, None]
-    return mixing.log() - std.log() - 0.5 * square / std.square()
+    joint: Tensor = mixing.log() - std.log() - 0.5 * square / std.square()
+    return joint
 
 
 def _mergers(
@@ -153,17 +156,17 @@ def _splits(
     count = parts[:, :, 0].clamp_min(1e-300)
     mean = parts[:, :, 1] / count
     std = (parts[:, :, 2] / count - mean.square()).clamp_min(cells.floor**2).sqrt()
-    made = torch.stack([count / cells.count.sum(), mean + own[1], std], 3).flatten(0, 0)
+    made = torch.stack([count / cells.count.sum(), mean + own[1], std], 3)
     made = made.permute(0, 2, 1, 3).flatten(0, 1)  # (h k, 2, 3)
     density = sum((_log_joint(cells, made[:, s].T) - log_p[:, None]).exp() for s in (0, 1))
-    number = torch.arange(len(free), device="cpu").repeat(len(halves))
+    number = torch.arange(len(free), dtype=torch.int64, device="cpu").repeat(len(halves))
     gain = cells.count @ (1.0 - share[:, number] + density).clamp_min(1e-300).log()
     gain = gain.masked_fill(count.amin(1).flatten() < 2.0, -math.inf)
     return _Options(gain, free[number][:, None].expand(-1, 2), made)
 
 
 def _cost(sums: Float[Tensor, "3 c k"], floor: float) -> Float[Tensor, "c k"]:
-    """n / 2 log s^2 - n log n; inf for fewer than two weights."""
+    """The cost n / 2 log s^2 - n log n; inf for fewer than two weights."""
     count = sums[0].clamp_min(1e-300)
     variance = (sums[2] / count - (sums[1] / count).square()).clamp_min(floor**2)
     cost = 0.5 * count * variance.log() - count * count.log()

@@ -36,7 +36,7 @@ class GaussianNoise(nn.Module):
         super().__init__()
         if not std > 0.0:
             raise ValueError(f"std must be positive; got {std}")
-        start = torch.tensor(2.0 * math.log(std), dtype=torch.float32)
+        start = torch.tensor(2.0 * math.log(std), dtype=torch.float32, device="cpu")
         self.log_variance = nn.Parameter(start, requires_grad=learned)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix import _shards, tables
+from swsmix._cells import cells_for, cells_of
 from swsmix._description import description
 from swsmix.attach import Attachment, Update
 from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
 from swsmix.mixture import GaussianMixture
+from swsmix.moves import moved
 from swsmix.schedule import Schedule
 from swsmix.selection import Groups, Patterns, resolve, select
 from swsmix.start import Initialisation, NumComponents, initial_mixture
@@ -24,6 +26,9 @@ Mode = Literal["em", "gradient"]
 T = TypeVar("T")
 # Tensors smaller than this are counted together; copying larger ones would cost memory.
 _SMALL = 1 << 20
+_ENOUGH = 20  # weights of a component that say how narrow it is
+# Moves are tried at EM steps 1, 2, 4, ... and then at every so many.
+_MOVES_EVERY = 256
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class MixturePrior(nn.Module):
         initial: mixtures to start from (copied), instead of placing `num_components` on the
             weights; they bring their own pins.
         hyper: the hyper-prior; by default `HyperPrior` with its means at the initial ones and its
-            stds at the initial ones; at a twentieth of the weights' standard deviation with
-            another `method` than "auto" or with `initial`.
+            std at a twentieth of the weights' standard deviation, or, placed by "auto", at the
+            std of its narrowest component of at least 20 weights, if that is smaller.
         seed: for the initialisation.
 
     Raises:
@@ -106,6 +111,7 @@ class MixturePrior(nn.Module):
         if mode not in ("em", "gradient"):
             raise ValueError(f"mode must be 'em' or 'gradient'; got {mode!r}")
         self.mode = mode
+        self.moves = mode == "em" and method == "auto" and initial is None
         # The tables of each mixture, with the values (3, k) that they were built from.
         self._tables: dict[str, tuple[Tensor, Tables]] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
@@ -136,11 +142,10 @@ class MixturePrior(nn.Module):
                     mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
                 chosen = hyper if hyper is None else _of(hyper, group, "hyper")
                 if chosen is None:
-                    std: float | Tensor = mixture.std.clone()
-                    if method != "auto" or initial is not None:
-                        scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
-                        std = scale / 20.0
-                    chosen = HyperPrior(mean=mixture.mean.clone(), std=std)
+                    scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
+                    std = mixture.std[mixture.mixing * len(w) >= _ENOUGH].double().tolist()
+                    narrow = min(std, default=scale) if self.moves else scale
+                    chosen = HyperPrior(mean=mixture.mean.clone(), std=min(scale / 20.0, narrow))
                 if mode == "gradient":
                     mixture.trainable_()
                 self.groups[_key(group)] = EMState(mixture, chosen)
@@ -348,6 +353,26 @@ class MixturePrior(nn.Module):
                 moments = running.damped(moments, rate)
             m_step_(state.mixture, moments, state.hyper)
             state.keep_(moments)
+            if self.moves and _is_due(int(state.steps)):
+                self._move_(group)
+
+    def _move_(self, group: str) -> None:
+        """Split and merge, if the objective on the weights themselves is lower for it."""
+        state, w = self._state(group), self.flat_weights(group)
+        mixture = state.mixture
+        better = moved(mixture, cells_of(w, cells_for(mixture.num_components)), state.hyper)
+        if better is None:
+            return
+        before, old = self._objective(group), mixture.plain_copy()
+        mixture.load_state_dict(better.state_dict())
+        if self._objective(group) < before:
+            state.forget_()
+        else:
+            mixture.load_state_dict(old.state_dict())
+
+    def _objective(self, group: str) -> float:
+        nll = self._nll_and_moments(group)[0]
+        return float(nll.double() - self._log_hyper_prior(group).double())
 
     @torch.no_grad()
     def moments(self, group: str) -> Moments:
@@ -430,7 +455,8 @@ class MixturePrior(nn.Module):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
         given: dict[str, Any] = {"tau": tau, "em_every": em_every}
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
-        optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+        several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
+        optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
         return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
 
     # -- what it says -------------------------------------------------------------------------
@@ -481,6 +507,10 @@ class MixturePrior(nn.Module):
         if strict and mode != self.mode:
             raise ValueError(f"the prior was saved with mode={mode!r}, this one has {self.mode!r}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _is_due(step: int) -> bool:
+    return step % _MOVES_EVERY == 0 if step >= _MOVES_EVERY else step & (step - 1) == 0
 
 
 def _of(value: T | Mapping[str, T], group: str, what: str) -> T:

@@ -48,9 +48,8 @@ def step_(
     Args:
         prior: the prior.
         optimizer: one whose effective step is known.
-        held: name, parameter and group of the prior's tensors in it; those without a gradient
-            stay, since the optimiser has not moved them and has no step size for them.
-        before: name -> the weights before the optimiser's step.
+        held: name, parameter and group of the prior's tensors in it.
+        before: name -> the weights before the optimiser's step, of those that it has moved.
         strength: t = tau / num_data.
 
     Returns:
@@ -61,7 +60,7 @@ def step_(
     together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
     unknown = []
     for name, p, group in held:
-        if p.grad is None or name not in before:
+        if name not in before:
             continue
         w, old = _shards.local(p), before[name]
         step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
@@ -89,10 +88,12 @@ def step_(
 def is_known(optimizer: Optimizer) -> bool:
     """Whether an optimiser's effective step is known: by its `step` function, not by its class.
 
-    A subclass of Adam with a step of its own is not Adam.
+    A subclass of Adam with a step of its own, or its own gradients within it, is not Adam.
     """
-    return _step_function(optimizer) in _EFFECTIVE_STEPS and all(
-        _has_finite_step(optimizer, settings) for settings in optimizer.param_groups
+    return (
+        _step_function(optimizer) in _EFFECTIVE_STEPS
+        and _unwrapped(getattr(type(optimizer), "_init_group", None)) in _INIT_GROUPS
+        and all(_has_finite_step(optimizer, settings) for settings in optimizer.param_groups)
     )
 
 
@@ -136,10 +137,21 @@ def _adam(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
 
 
 def _step_function(optimizer: Optimizer) -> Callable[..., Any]:
-    """The optimiser's own `step`, without what torch and the schedulers wrap around it."""
-    step = inspect.unwrap(optimizer.step)
+    """The optimiser's own `step`, without what torch and its schedulers wrap around it."""
+    step = _unwrapped(optimizer.step)
     function: Callable[..., Any] = getattr(step, "__func__", step)
     return function
+
+
+def _unwrapped(function: Any) -> Any:
+    """Without torch's wrappers, such as its compiler's; anyone else's may do more than call it."""
+    return inspect.unwrap(function, stop=lambda f: not _is_torchs(f))
+
+
+def _is_torchs(function: Any) -> bool:
+    # Not `__module__`, which functools.wraps copies.
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("torch.")
 
 
 def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
@@ -148,6 +160,7 @@ def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
     return math.isfinite(float(settings["lr"]))
 
 
+_INIT_GROUPS = _unwrapped(SGD._init_group), _unwrapped(Adam._init_group)
 _EFFECTIVE_STEPS: dict[Callable[..., Any], Callable[..., Step]] = {
     inspect.unwrap(SGD.step): _sgd,
     inspect.unwrap(Adam.step): _adam,

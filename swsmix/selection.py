@@ -112,15 +112,26 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
         name -> parameter.
 
     Raises:
-        KeyError: if the network no longer has a parameter of that name.
+        ValueError: if the network no longer has a parameter of that name, or two of them have
+            become one.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = list(names)
     missing = [name for name in names if name not in parameters]
     if missing:
-        raise KeyError(
-            f"the model no longer has the parameters {missing}; it has {list(parameters)}"
+        raise ValueError(
+            f"the model no longer has the parameters {missing}; it has {list(parameters)}. Undo "
+            "what replaced them (a parametrization, weight_norm, pruning), or make the prior again"
         )
-    return {name: parameters[name] for name in names}
+    found = {name: parameters[name] for name in names}
+    if len(set(map(id, found.values()))) < len(found):
+        first = {id(p): name for name, p in reversed(found.items())}
+        tied = {name: first[id(p)] for name, p in found.items() if first[id(p)] != name}
+        raise ValueError(
+            f"parameters were tied after the prior was made and would count twice: {tied}. Make "
+            "the prior again"
+        )
+    return found
 
 
 def _is_weight(p: nn.Parameter) -> bool:
@@ -152,11 +163,11 @@ def _check_computed(model: nn.Module, names: Sequence[str]) -> None:
 def _computed_by(model: nn.Module, name: str) -> str | None:
     """What computes a weight from this parameter; None if the network uses it as it is."""
     *path, leaf = name.split(".")
-    if "parametrizations" in path and leaf.startswith("original"):
-        owner = path[: path.index("parametrizations")]
-        steps = model.get_submodule(".".join(path))
+    if "parametrizations" in path[:-1]:  # the original, or the parametrization's own (LoRA)
+        at = path.index("parametrizations")
+        steps = model.get_submodule(".".join(path[: at + 2]))
         kinds = "+".join(type(step).__name__.lstrip("_") for step in steps.children())
-        return f"{kinds} of {'.'.join([*owner, path[-1]])}"
+        return f"{kinds} of {'.'.join([*path[:at], path[at + 1]])}"
     module = model.get_submodule(".".join(path))
     # The older ones: torch.nn.utils.weight_norm, spectral_norm and prune keep `weight_v`,
     # `weight_orig` and compute a plain attribute `weight` before each forward pass.
@@ -180,12 +191,16 @@ def _why_left_out(p: nn.Parameter, *, asked_for: object) -> str:
 def _matching(parameters: Mapping[str, nn.Parameter], patterns: Patterns, where: str) -> list[str]:
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
+        if not any(_matches(name, pattern) for name in parameters):
             raise ValueError(
                 f"the pattern {pattern!r} of {where} matches no parameter; there are "
                 f"{list(parameters)}"
             )
-    return [n for n in parameters if any(fnmatchcase(n, pattern) for pattern in patterns)]
+    return [n for n in parameters if any(_matches(n, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # a name may hold brackets
 
 
 def _check_chosen(

@@ -60,11 +60,19 @@ def sharing_penalty(
         raise ValueError(
             f"distance must be one of {list(_DISTANCES)} or a callable; got {distance!r}"
         )
-    return (gamma * d(w.unsqueeze(-1), mean)).sum()
+    dtype = torch.promote_types(w.dtype, mean.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    weights, centres = w.unsqueeze(-1).to(wide), mean.to(wide)
+    far = d(weights, centres)
+    beyond = (gamma == 0) & ~far.isfinite()
+    if bool(beyond.any()):  # 0 times inf is nan, and so is its gradient
+        far = d(torch.where(beyond, centres, weights), centres).masked_fill(beyond, 0.0)
+    return (gamma * far).sum().to(dtype)
 
 
 def _huber(off: Tensor) -> Tensor:
-    return torch.where(off <= 1.0, 0.5 * off.square(), off - 0.5)
+    near = off.clamp_max(1.0)  # not `where`: the square overflows far out, its gradient is then nan
+    return 0.5 * near.square() + (off - near)
 
 
 # To add one: a line here, its name in `Distance` and in the docstring.

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cells_of
+from swsmix._cells import Cells, cells_for, cells_of
 from swsmix._kmeans import kmeans
 from swsmix._segments import best_partitions, merged, pooled
 from swsmix.em import HyperPrior, fit_cells_
@@ -85,7 +85,10 @@ def initial_mixture(
     else:
         components = _named(w, int(num_components), method, zero, zero_mixing, seed)
     dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-    return _pinned([v.to(w.device, dtype) for v in components], zero, zero_mixing is not None)
+    mixing, mean, std = components
+    std = std.clamp(torch.finfo(dtype).tiny, torch.finfo(dtype).max)
+    placed = [v.to(w.device, dtype) for v in (mixing, mean, std)]
+    return _pinned(placed, zero, zero_mixing is not None)
 
 
 def _pinned(components: Sequence[Tensor], zero: bool, zero_mixing: bool) -> GaussianMixture:
@@ -116,7 +119,7 @@ def _with_zero(components: Components, std: float, zero_mixing: float | None) ->
 
 def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) -> Components:
     """The components that the cells like best, in float64 on the CPU."""
-    cells = cells_of(w, max(256, 32 * (_MOST // 2 if k == "auto" else k)))
+    cells = cells_of(w, cells_for(_MOST // 2 if k == "auto" else k))
     hyper = HyperPrior(std=cells.floor)
     tried = []
     for groups in _candidates(cells, k, zero):
@@ -189,7 +192,8 @@ def _complete(mixture: GaussianMixture, cells: Cells, k: int) -> Components:
     std = torch.where(std < 10.0 * cells.floor, torch.maximum(std, wide), std)
     if (extra := k - len(mean)) > 0:  # fewer different weights than components
         low, high = cells.mean[0] - scale, cells.mean[-1] + scale
-        even = low + (high - low) * (torch.arange(extra, device="cpu") + 1.0) / (extra + 1.0)
+        even = torch.linspace(0.0, 1.0, extra + 2, dtype=torch.float64, device="cpu")[1:-1]
+        even = low + (high - low) * even
         share = mixing.new_full((extra,), 1.0 / (whole.count.item() + k))
         free = ~mixture.pinned_mixing
         mixing = torch.where(free, mixing * (1.0 - share.sum() / mixing[free].sum()), mixing)
@@ -249,7 +253,7 @@ def subsample(flat: Sequence[Tensor], seed: int, *, most: int = _SAMPLE) -> Floa
     if total <= most:
         return torch.cat([w.double().cpu() for w in flat])
     generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = torch.randint(total, (most,), generator=generator, device="cpu")
+    drawn = torch.randint(total, (most,), generator=generator, dtype=torch.int64, device="cpu")
     parts, begin = [], 0
     for w in flat:
         here = drawn[(drawn >= begin) & (drawn < begin + len(w))] - begin
@@ -271,7 +275,7 @@ def _place(w: Tensor, k: int, method: str) -> Components:
         spacing = (high - low) / (k - 1) if k > 1 else 0.0
         return w.new_full((k,), 1 / k), mean, w.new_full((k,), spacing or scale)
     if method == "quantiles" or len(w.unique()) <= k:  # k-means needs k values
-        rank = torch.arange(len(w), device=w.device) * k // len(w)
+        rank = torch.arange(len(w), dtype=torch.int64, device=w.device) * k // len(w)
         share = torch.empty_like(rank)
         share[w.argsort(stable=True)] = rank
     else:

@@ -429,3 +429,40 @@ def test_training_with_tables_ends_where_direct_evaluation_does(update, monkeypa
     direct = torch.stack([trained(seed, tables.direct) for seed in range(3)])
     assert not torch.equal(fast, direct)  # two ways of computing, indeed
     assert bool(((fast - direct)[:, :2].abs().amax(0) < 0.1 * fast[:, :2].std(0)).all())
+
+
+def test_one_unknown_optimizer_of_two_makes_the_default_the_gradient():
+    net, _, _ = problem()
+    first = torch.optim.Adam(net[0].parameters())
+    prior = MixturePrior(net, 3)
+    last = [torch.optim.Adam(net[2].parameters()), torch.optim.RMSprop(net[2].parameters())]
+    updates = []
+    for second in last:
+        attachment = prior.attach([first, second], num_data=NUM_DATA)
+        updates.append(attachment.update)
+        attachment.remove()
+    assert updates == ["proximal", "gradient"]
+
+
+def test_the_clock_is_all_of_an_attachments_state():
+    net, _, _ = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA)
+    attachment.load_state_dict({"tick": 7})
+    assert attachment.tick == 7 and attachment.state_dict() == {"tick": 7}
+
+
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_a_step_with_a_closure_returns_the_loss_of_the_data(update):
+    net, x, y = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, update=update)
+    expected = loss_of(net, x, y).item()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net, x, y)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == expected

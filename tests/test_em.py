@@ -74,6 +74,18 @@ def test_damped_moments_are_those_of_a_weighted_data_set():
     torch.testing.assert_close(damped.second, 0.75 * old.second + 0.25 * new.second)
     naive = 0.75 * moved.second + 0.25 * new.second  # the mutant that forgets to recentre
     assert not torch.allclose(naive, damped.second)
+    torch.testing.assert_close(moved.damped(new, 1.0).second, new.second, rtol=0, atol=0)
+
+
+def test_em_stops_where_it_stands_still():
+    mixture, w = start(2), cases.weights()
+    assert fit_mixture_(mixture, w, HyperPrior(), max_steps=900, tolerance=1e-6) < 900
+    assert fit_mixture_(mixture, w, HyperPrior(), tolerance=1e-6) == 1
+
+
+def test_one_component_outside_the_range_of_a_hyper_prior_is_refused():
+    with pytest.raises(ValueError, match="std of a HyperPrior must be > 0"):
+        HyperPrior(std=torch.tensor([0.1, -0.1]))
 
 
 # -- the M step's laws ------------------------------------------------------------------------
@@ -352,3 +364,18 @@ def test_a_std_that_its_type_cannot_hold_stays_as_it_was():
     )
     m_step_(mixture, moments, None)
     assert mixture.std.tolist() == [pytest.approx(0.1), pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
+def test_the_smallest_and_the_largest_weights_have_a_mixture_and_an_em_step(dtype, method):
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * info.eps
+    for values in ([least, least, 0.0, 0.0], [info.max, info.max, -info.max, -info.max]):
+        w = torch.tensor(values, dtype=dtype)
+        mixture = initial_mixture(w, 2, method=method)
+        for hyper in (None, HyperPrior()):
+            m_step_(mixture, e_step(mixture, w), hyper)
+            for tensor in (mixture.mixing, mixture.mean, mixture.std):
+                assert tensor.isfinite().all()
+            assert (mixture.std > 0).all()

@@ -304,6 +304,22 @@ def test_an_attached_optimiser_can_be_copied_and_loses_its_hooks():
 # -- gradients and memory ----------------------------------------------------------------------
 
 
+def test_sparse_gradients_act_as_the_same_dense_ones_on_trainable_mixtures():
+    weights = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        net = nn.Embedding(50, 16, sparse=sparse)
+        prior = MixturePrior(net, 4, mode="gradient")
+        optimizer = torch.optim.SGD([*net.parameters(), *prior.parameters()], lr=1e-2)
+        prior.attach(optimizer, num_data=100)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.tensor([1, 2])).square().sum().backward()
+            optimizer.step()
+        weights.append(net.weight.detach().clone())
+    torch.testing.assert_close(weights[1], weights[0])
+
+
 @pytest.mark.parametrize("update", ["gradient", "proximal"])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad])
 def test_sparse_gradients_act_as_the_same_dense_ones(kind, update):

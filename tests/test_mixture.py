@@ -172,3 +172,87 @@ def test_log_prob_is_finite_where_the_truth_is():
     near = GaussianMixture(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]))
     assert torch.isclose(mixture.log_prob(w)[0], torch.tensor(-1.8e17), rtol=1e-5)
     assert torch.isclose(near.log_prob(w)[1], torch.tensor(-2.88e38), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("zero", "zero_mixing"), [(False, None), (True, None), (True, 0.5)])
+def test_only_what_is_asked_for_is_pinned_and_print_says_it(zero, zero_mixing):
+    w = torch.linspace(-1.0, 1.0, 30)
+    mixture = initial_mixture(w, 3, zero=zero, zero_mixing=zero_mixing)
+    assert mixture.pinned_mean.tolist() == [zero, False, False]
+    assert mixture.pinned_mixing.tolist() == [zero_mixing is not None, False, False]
+    assert not mixture.pinned_std.any() and mixture.num_components == 3
+    pins = f"pinned_mixing={int(zero_mixing is not None)}, pinned_mean={int(zero)}"
+    assert f"num_components=3, {pins}" in repr(mixture)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("std", [0.002, 0.5, 100.0])
+def test_gradients_hold_out_to_the_largest_float(dtype, std):
+    largest = torch.finfo(dtype).max
+    w = torch.tensor([largest, -largest, 0.5 * largest], dtype=dtype, requires_grad=True)
+    mixture = GaussianMixture([0.25, 0.5, 0.25, 0.0], [-1.0, 0.0, 1.0, 9.0], [std] * 3 + [1e3])
+    mixture.to(dtype)
+    value = mixture.log_prob(w)
+    (found,) = torch.autograd.grad(value.sum(), w, retain_graph=True)
+    # One component is left, the outermost: its z is w / std, beyond rounding.
+    mean, std = (t[[2, 0, 2]].double() for t in (mixture.mean, mixture.std))
+    exact = -((w.detach().double() - mean) / std / std)
+    exact = torch.where(exact.isinf(), exact, exact.to(dtype).double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0.0)
+    assert not value.isnan().any() and (value < 0).all()
+    gamma = mixture.responsibilities(w)
+    assert (torch.autograd.grad(gamma[:, 0].sum(), w)[0].abs() < 1e-5).all()  # not nan
+
+
+def test_derivatives_of_the_log_density_are_right_twice():
+    mixture = MIXTURES["typical"].plain_copy().trainable_()
+    parameters = list(mixture.parameters())
+    w = torch.tensor([-0.4, 0.02, 0.3, 60.0], dtype=torch.float64, requires_grad=True)
+
+    def log_prob(w, *values):
+        names = [name for name, _ in mixture.named_parameters()]
+        found = torch.func.functional_call(
+            _LogProb(mixture), {f"mixture.{n}": v for n, v in zip(names, values, strict=True)}, w
+        )
+        return found
+
+    assert torch.autograd.gradcheck(log_prob, (w, *parameters))
+    assert torch.autograd.gradgradcheck(log_prob, (w[:3], *parameters), eps=1e-7, rtol=1e-3)
+
+
+class _LogProb(torch.nn.Module):
+    def __init__(self, mixture):
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, w):
+        return self.mixture.log_prob(w)
+
+
+def test_a_proportion_of_zero_has_no_gradient_and_no_nan():
+    mixing = torch.tensor([0.6, 0.4, 0.0], dtype=torch.float64)
+    mixture = GaussianMixture(mixing, [0.0, 1.0, 2.0], [0.1, 0.2, 0.3])
+    mixture.mixing.requires_grad_()
+    for value in (mixture.log_prob, lambda w: mixture.responsibilities(w)[:, 0]):
+        (slope,) = torch.autograd.grad(value(cases.weights()).sum(), mixture.mixing)
+        assert slope.isfinite().all() and slope[2] == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("k", [3, 7, 300])
+def test_what_16_bits_rounded_sums_to_one_again(dtype, k):
+    mixing = torch.full((k,), 1 / k, dtype=dtype)
+    assert mixing.double().sum() != 1.0
+    mixture = GaussianMixture(mixing, torch.linspace(-1, 1, k), torch.ones(k))
+    assert mixture.mixing.dtype == torch.float32
+    assert mixture.mixing.double().sum().item() == pytest.approx(1.0, abs=1e-6)
+    pinned = torch.arange(k) == 0
+    mixture = GaussianMixture(mixing, torch.zeros(k), torch.ones(k), pinned_mixing=pinned)
+    assert mixture.mixing[0] == mixing[0]
+    assert mixture.mixing.double().sum().item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_rounding_does_not_explain_is_refused(dtype):
+    with pytest.raises(ValueError, match="divide it by its sum"):
+        GaussianMixture(torch.tensor([0.5, 0.47], dtype=dtype), torch.zeros(2), torch.ones(2))

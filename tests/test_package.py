@@ -11,13 +11,13 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [  # rooms, and modules of the heart; within a level none imports another
-    {"_kmeans", "_cells"},
+    {"_kmeans", "_cells", "_log_odds"},
     {"_segments", "selection", "schedule", "sharing", "noise"},
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture", "_optimizers"},
     {"tables", "_histogram"},
     {"em", "proximal"},
-    {"start"},
+    {"start", "moves"},
     {"attach", "_description"},
     {"prior"},
     {"training", "codec"},
@@ -122,3 +122,41 @@ def test_the_top_level_is_the_design_cards():
     top = {name.split("/")[0] for name in listed.stdout.split()}
     allowed = {"pyproject.toml", "swsmix", "tests", "figures", "papers", "README.md"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+MAKERS = {
+    *("tensor", "as_tensor", "asarray", "scalar_tensor", "tril_indices", "triu_indices"),
+    *("zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace"),
+    *("rand", "randn", "randint", "randperm"),
+}
+
+
+def calls(module):
+    for tree in trees(module):
+        yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_new_tensor_names_its_dtype_and_device(module):
+    # The user's defaults (bfloat16, meta) must not reach what swsmix makes.
+    silent = [
+        ast.unparse(call)
+        for call in calls(module)
+        if isinstance(call.func, ast.Attribute)
+        and ast.unparse(call.func.value) == "torch"
+        and call.func.attr in MAKERS
+        and not {"dtype", "device"} <= {keyword.arg for keyword in call.keywords}
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_text_files_are_read_and_written_in_utf8_not_in_the_users_locale(module):
+    silent = [
+        ast.unparse(call)
+        for call in calls(module)
+        if isinstance(call.func, ast.Attribute)
+        and call.func.attr in {"read_text", "write_text"}
+        and "encoding" not in {keyword.arg for keyword in call.keywords}
+    ]
+    assert not silent

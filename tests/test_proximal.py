@@ -5,7 +5,7 @@ import torch
 from test_attach import EVERY, NUM_DATA, OPTIMIZERS, TAU, loss_of, problem
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, Schedule
+from swsmix import GaussianMixture, MixturePrior, Schedule, proximal
 
 
 def stationary(make, update, steps=4000):
@@ -129,3 +129,35 @@ def test_a_tensor_without_a_gradient_is_left_where_it_is():
     net[0].weight.grad = torch.ones_like(net[0].weight)
     optimizer.step()
     assert torch.equal(net[2].weight, before) and torch.isfinite(net[0].weight).all()
+
+
+class _OwnStep(torch.optim.Adam):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_one_group_without_a_known_step_makes_the_optimizer_unknown():
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def known(first, second):
+        groups = [{"params": [a], "momentum": first}, {"params": [b], "momentum": second}]
+        return proximal.is_known(torch.optim.SGD(groups, lr=0.1))
+
+    assert known(0.0, 0.9)
+    assert not known(0.0, 1.0) and not known(1.0, 0.0) and not known(1.0, 1.0)
+    assert not proximal.is_known(_OwnStep([a, b]))
+    assert proximal.is_known(torch.optim.AdamW([a, b])) and proximal.is_known(torch.optim.Adam([a]))
+    # The compiler wraps the methods of all optimisers.
+    torch.compile(nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
+    assert proximal.is_known(torch.optim.AdamW([a, b])) and known(0.0, 0.9)
+    assert not proximal.is_known(_OwnStep([a, b])) and not proximal.is_known(torch.optim.NAdam([a]))
+
+
+@pytest.mark.parametrize("name", ["lr", "eps"])
+def test_an_adaptive_step_of_which_one_number_is_not_finite_is_not_known(name):
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.1)
+    state = {"exp_avg_sq": torch.ones(2), "step": torch.tensor(1.0)}
+    (settings,) = optimizer.param_groups
+    assert proximal.effective_step(optimizer, state, settings) is not None
+    settings = {**settings, name: float("inf")}
+    assert proximal.effective_step(optimizer, state, settings) is None

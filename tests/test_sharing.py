@@ -100,3 +100,23 @@ def test_responsibilities_of_a_mixture_are_accepted_in_single_precision():
     mixture = GaussianMixture(torch.full((16,), 1 / 16), torch.linspace(-1, 1, 16), torch.ones(16))
     w = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert sharing_penalty(w, mixture.mean, mixture.responsibilities(w)) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("distance", ["squared", "absolute", "huber"])
+def test_a_far_centre_without_membership_costs_nothing(dtype, distance):
+    largest = torch.finfo(dtype).max
+    w = torch.tensor([largest, -largest, 0.5], dtype=dtype, requires_grad=True)
+    mean = torch.tensor([-largest, largest], dtype=dtype, requires_grad=True)
+    for groups in (torch.tensor([1, 0, 1]), one_hot(torch.tensor([1, 0, 1]), 2).to(dtype)):
+        near = sharing_penalty(w[:2], mean, groups[:2], distance=distance)
+        assert near == 0.0
+        assert all((g == 0).all() for g in torch.autograd.grad(near, [w, mean]))
+        far = sharing_penalty(w, mean, groups, distance=distance)
+        assert far > 0 and not any(g.isnan().any() for g in torch.autograd.grad(far, [w, mean]))
+
+
+def test_a_membership_of_zero_keeps_its_own_gradient_where_distances_are_finite():
+    gamma = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    sharing_penalty(torch.tensor([0.0]), torch.tensor([0.0, 3.0]), gamma).backward()
+    assert gamma.grad.tolist() == [[0.0, 9.0]]

@@ -101,7 +101,7 @@ def joints(model: Model, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint]
             net.output.bias.copy_(row[n + h : n + h + 1])
         prior = MixturePrior(
             net, model.components, zero=model.components == 1, hyper=hyper, tau=model.tau,
-            initial=initial,
+            initial=initial, method="quantiles",
         )  # fmt: skip
         (mixture,) = prior.mixtures.values()
         if initial is None:

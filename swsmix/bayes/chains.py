@@ -80,7 +80,9 @@ def _transitions(
         state = draw.state
         if iteration <= options["warmup"]:
             at = {"z": torch.from_numpy(state.z)}
-            adapter.step(iteration - 1, at, torch.tensor(draw.accept), {})
+            adapter.step(
+                iteration - 1, at, torch.tensor(draw.accept, dtype=torch.float32, device="cpu"), {}
+            )
             if iteration in window_ends:
                 current = metric()
         z = joint.uncentre(state.z)

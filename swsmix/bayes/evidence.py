@@ -180,7 +180,8 @@ def clusters(posterior: Posterior, group: str | None = None) -> ClusterCounts:
         effective.append(-torch.xlogy(share, share).sum())
     shape = weights.shape[:2]
     return ClusterCounts(
-        torch.tensor(occupied).reshape(shape), torch.stack(effective).exp().reshape(shape)
+        torch.tensor(occupied, dtype=torch.int64, device="cpu").reshape(shape),
+        torch.stack(effective).exp().reshape(shape),
     )
 
 

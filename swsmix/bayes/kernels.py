@@ -45,7 +45,11 @@ def _mixture_sums_loop(
 
 def _compiled(function: Any) -> Any:
     # Unwrapped: a type checker's import hook may have wrapped it.
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder that can be written keeps what is compiled
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 mixture_at = _compiled(density.mixture_at)

@@ -168,7 +168,7 @@ class Layout:
         c = self.components[group]
         u, mu, xi = (z[..., at] for at in self.mixture_slices[group])
         values = [
-            torch.tensor(v, dtype=z.dtype).expand(*z.shape[:-1], -1).clone()
+            torch.tensor(v, dtype=z.dtype, device=z.device).expand(*z.shape[:-1], -1).clone()
             for v in (c.mixing, c.mean, c.std)
         ]
         free = [torch.from_numpy(index) for index in c.free]
@@ -234,20 +234,32 @@ class Layout:
         """The layout whose `to_dict` gave these values.
 
         Raises:
-            ValueError: for an unknown likelihood.
+            ValueError: for an unknown likelihood, an impossible shape or mixture, or groups that do
+                not fit the parameters.
         """
         if values["likelihood"] not in ("gaussian", "categorical", "binary"):
             raise ValueError(
                 "likelihood must be 'gaussian', 'categorical' or 'binary'; got "
                 f"{values['likelihood']!r}"
             )
+        parameters = {n: tuple(map(int, shape)) for n, shape in values["parameters"].items()}
+        groups = {g: tuple(map(str, names)) for g, names in values["groups"].items()}
+        components = {
+            g: Components(**{k: tuple(v) for k, v in c.items()})
+            for g, c in values["components"].items()
+        }
+        if any(size < 0 for shape in parameters.values() for size in shape):
+            raise ValueError(f"the parameters have impossible shapes: {parameters}")
+        if groups.keys() != components.keys():
+            raise ValueError(f"mixtures of {list(components)}, but groups {list(groups)}")
+        for group, names in groups.items():
+            if not names or any(name not in parameters for name in names):
+                raise ValueError(f"the group {group!r} has tensors {names}, not of the network")
+            GaussianMixture(**dataclasses.asdict(components[group]))
         return cls(
-            parameters={n: tuple(map(int, shape)) for n, shape in values["parameters"].items()},
-            groups={g: tuple(map(str, names)) for g, names in values["groups"].items()},
-            components={
-                g: Components(**{k: tuple(v) for k, v in c.items()})
-                for g, c in values["components"].items()
-            },
+            parameters=parameters,
+            groups=groups,
+            components=components,
             likelihood=str(values["likelihood"]),
             noise_std=None if values["noise_std"] is None else float(values["noise_std"]),
         )

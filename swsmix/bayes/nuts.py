@@ -140,7 +140,7 @@ def _complete_part(kept: list[list[Transition]]) -> list[list[Transition]]:
 
 def _collected(joint: Joint, kept: list[list[Transition]], about: dict[str, Any]) -> Posterior:
     steps = {
-        name: torch.tensor(np.array([[getattr(t, name) for t in chain] for chain in kept]))
+        name: torch.from_numpy(np.array([[getattr(t, name) for t in chain] for chain in kept]))
         for name in ("accept", "steps", "diverged", "energy", "step_size")
     }
     z = torch.from_numpy(np.array([[t.z for t in chain] for chain in kept]))

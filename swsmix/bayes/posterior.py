@@ -272,9 +272,19 @@ class Posterior:
             about, z = json.loads(meta["about"]), tensors["z"]
             if z.ndim != 3 or z.shape[-1] != layout.size or not z.is_floating_point():
                 raise ValueError(f"draws of shape {tuple(z.shape)} for {layout.size} coordinates")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if not z.shape[0] * z.shape[1]:
+                raise ValueError("it holds no draws")
+            steps = {n.removeprefix("steps."): t for n, t in tensors.items() if n != "z"}
+            for name, values in steps.items():
+                if values.shape != z.shape[:2] or values.is_complex():
+                    raise ValueError(
+                        f"{name} must be one number per draw {tuple(z.shape[:2])}; got "
+                        f"{tuple(values.shape)} of {values.dtype}"
+                    )
+        except (
+            KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+        ) as error:  # fmt: skip
             raise ValueError(f"{path} is damaged: {error}") from error
-        steps = {n.removeprefix("steps."): t for n, t in tensors.items() if n != "z"}
         return cls(z, layout, steps, about)
 
     def to_arviz(self, *, log_likelihood: Tensor | None = None) -> Any:

@@ -63,7 +63,9 @@ def predict_targets(
     generator = torch.Generator().manual_seed(seed)
     if noise_std is not None:
         std = noise_std.double().reshape(-1, *[1] * (out.ndim - 1))
-        samples = out + std * torch.randn(out.shape, generator=generator, dtype=out.dtype)
+        samples = out + std * torch.randn(
+            out.shape, generator=generator, dtype=out.dtype, device="cpu"
+        )
         values = np.quantile(samples.numpy(), list(quantiles), axis=0) if quantiles else []
         by_q = {q: torch.from_numpy(np.asarray(v)) for q, v in zip(quantiles, values, strict=True)}
         return Prediction(out.mean(0), by_q, samples, out)

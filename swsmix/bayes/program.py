@@ -282,7 +282,7 @@ def z_of(joint: Joint, sites: dict[str, Tensor]) -> Tensor:
     """The z (d,) of these sites: the inverse of `sites_of`."""
     layout = joint.layout
     like = next(iter(sites.values()))
-    z = torch.zeros(layout.size, dtype=like.dtype)
+    z = torch.zeros(layout.size, dtype=like.dtype, device="cpu")
     for group, c in layout.components.items():
         u, mu, xi = layout.mixture_slices[group]
         free = [torch.from_numpy(i) for i in c.free]

@@ -89,6 +89,7 @@ def fit_guide(
     device = x.device
     cuda = [device] if device.type == "cuda" else []
     with (
+        torch.autocast(device.type, enabled=False),  # the guide has the network's own dtype
         torch.random.fork_rng(devices=cuda),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),
@@ -100,7 +101,7 @@ def fit_guide(
         try:
             for epoch in watched(range(epochs), "SVI", shown=progress):
                 losses = []
-                batches = torch.randperm(len(x), device=device).split(batch_size)
+                batches = torch.randperm(len(x), dtype=torch.int64, device=device).split(batch_size)
                 for number, batch in enumerate(batches):
                     done = (epoch * len(batches) + number) / (epochs * len(batches))
                     beta = min(1.0, max(0.01, done / kl_warmup)) if kl_warmup else 1.0

@@ -17,6 +17,7 @@ from types import FrameType
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 _HERE = str(Path(__file__).parent)
 _LIBRARY = str(Path(__file__).parent.parent)
+_PROGRAM = str(Path(_LIBRARY) / "__main__.py")
 
 
 def install() -> None:
@@ -60,4 +61,4 @@ def _importing(frame: FrameType | None) -> bool:
         frame = frame.f_back
     if importer is None:
         return False
-    return importer.startswith(_HERE) or not importer.startswith(_LIBRARY)
+    return importer.startswith((_HERE, _PROGRAM)) or not importer.startswith(_LIBRARY)

@@ -40,12 +40,31 @@ def _in_ascii(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+_state = {"failed": False, "saved": False}
+
+
+def work_is_saved() -> None:
+    """Say that the command has written its file: what it prints from now on may be lost."""
+    _state["saved"] = True
+
+
+def output_is_lost() -> bool:
+    """Whether the command's output was to be printed, and could not be: a full disk.
+
+    A reader that leaves (`| head`) is no failure.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return _state["failed"] and not _state["saved"]
+
+
 class _Output(io.FileIO):
     """A stream that says once that it cannot be written, and swallows the rest."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
-        self._lost = False
+        self._lost = False  # what it is given can no longer be written
 
     def write(self, data: Any, /) -> int:
         size = memoryview(data).nbytes
@@ -57,6 +76,7 @@ class _Output(io.FileIO):
             self._lost = True
             if error.errno != errno.EPIPE and self.fileno() != 2:
                 _say(f"swsmix: the rest is not printed: {error.strerror}")
+                _state["failed"] = True
             return size
 
 

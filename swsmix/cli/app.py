@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 import warnings
 from typing import Annotated
@@ -47,10 +48,10 @@ def _one_line(
     return f"swsmix: {message}\n"
 
 
-_CLEAR = (
-    ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError, EOFError,
-    ImportError,
-)  # fmt: skip
+# What bad input raises, in us and in the libraries that read it.
+_CLEAR = (ValueError, OSError, MemoryError, RecursionError, EOFError)
+# Our own sentences come in these too; a fault of the program gets its traceback.
+_IF_RAISED_BY_US = (TypeError, RuntimeError, FloatingPointError, ImportError)
 # Errors of libraries that derive from none of these; named, so as not to import the libraries.
 _OF_FILES = ("SafetensorError", "BadZipFile", "LargeZipFile", "UnpicklingError")
 
@@ -64,9 +65,12 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_interrupts.INTERRUPTED)
+    except SystemExit as end:
+        if not end.code and _streams.output_is_lost():
+            sys.exit(1)
+        raise
     except Exception as error:
-        module, name = type(error).__module__, type(error).__name__
-        if not isinstance(error, _CLEAR) and name not in _OF_FILES and module != "struct":
+        if not _is_clear(error):
             raise
         from swsmix._labels import visible
 
@@ -76,9 +80,46 @@ def main() -> None:
         sys.exit(1)
 
 
-def _sentence(error: Exception) -> str:
+def _is_clear(error: Exception) -> bool:
+    """Whether the message of an error is for the user, not a fault of this program."""
+    module, name = type(error).__module__, type(error).__name__
+    if isinstance(error, _CLEAR) or name in _OF_FILES or module == "struct":
+        return True
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return not error.name.startswith("swsmix")
+    if _is_of_memory(error):
+        return True
+    return isinstance(error, _IF_RAISED_BY_US) and _is_raised_by_us(error)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether there was too little memory, which torch says by a RuntimeError."""
     if isinstance(error, MemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in said or "out of memory" in said.lower()
+    )
+
+
+def _is_raised_by_us(error: Exception) -> bool:
+    """Whether the innermost frame is ours, and at a raise: no operation failed there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code, at = trace.tb_frame.f_code, trace.tb_lasti
+    here = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    return here in ("swsmix", "papers") and dis.opname[code.co_code[at]] == "RAISE_VARARGS"
+
+
+def _sentence(error: Exception) -> str:
+    if _is_of_memory(error):
         return f"there is not enough memory{f': {error}' if str(error) else ''}"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.partition(".")[0]
+        return f"it needs the package {package}, which is not installed: pip install {package}"
     if isinstance(error, RecursionError):
         return f"the input is nested too deeply: {error}"
     return str(error) or f"it failed with {type(error).__name__}"

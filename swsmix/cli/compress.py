@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from swsmix.cli import _streams
 from swsmix.cli.app import app
 from swsmix.cli.inspect import left_out_lines
 
@@ -29,8 +30,13 @@ def compress(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; SOURCE with .sws by default.")
+        Path | None,
+        typer.Option(
+            help="The file to write, replacing any; by default SOURCE with .sws, which must not "
+            "exist yet."
+        ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace SOURCE with .sws too.")] = False,
     values: Annotated[
         int,
         typer.Option(
@@ -74,6 +80,8 @@ def compress(
         if source.is_dir():  # a dot in its name, as in lr0.1, begins no suffix
             stem = source.name if source.name.strip(".") else source.resolve().name
         out = source.parent / f"{stem}.sws"
+        _check_not_itself(source, out)
+        _check_free(out, force=force)
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
     found = {}
@@ -83,6 +91,7 @@ def compress(
         )
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
     size = save_compressed(out, state, progress=not quiet)
+    _streams.work_is_saved()
     if not quiet:
         for line in left_out_lines(checkpoint):
             typer.echo(line)
@@ -108,11 +117,15 @@ def decompress(
             ".safetensors, which must not exist yet."
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace SOURCE with .safetensors too.")
+    ] = False,
     max_weights: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="The most numbers to allocate; by default what the file's size makes plausible.",
+            help="The most numbers to allocate; by default what the file's size makes plausible. "
+            "The decoding effort grows with it.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
@@ -130,24 +143,29 @@ def decompress(
     from swsmix.inspection import checkpoints
 
     if out is None:
-        out = _beside(source)
-    else:
-        check_writable(out)
+        out = source.parent / f"{source.stem}.safetensors"
+        _check_free(out, force=force)
+    _check_not_itself(source, out)
+    check_writable(out)
     state = load_compressed(source, max_weights=max_weights)
     checkpoints.write(out, state)
+    _streams.work_is_saved()
     if not quiet:
         count = sum(t.numel() for t in state.values())
         typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
 
 
-def _beside(source: Path) -> Path:
-    """The default output; never an existing file, which is most likely the one compressed."""
-    out = source.parent / f"{source.stem}.safetensors"
-    if out.exists():
+def _check_free(out: Path, *, force: bool) -> None:
+    """The default output replaces a file only if asked to: it may be the only copy of a network."""
+    if out.exists() and not force:
         raise FileExistsError(
-            f"{out} is there already: name it by --out to replace it, or name another file"
+            f"{out} is there already: replace it by --force, or name another file by --out"
         )
-    return out
+
+
+def _check_not_itself(source: Path, out: Path) -> None:
+    if out.exists() and source.exists() and out.samefile(source) and not out.is_dir():
+        raise ValueError(f"{out} would be written over itself: name another file by --out")
 
 
 def _opened(source: Path, out: Path) -> Checkpoint:
@@ -155,8 +173,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
     from swsmix.codec import check
     from swsmix.inspection import checkpoints
 
-    if out.exists() and source.exists() and out.samefile(source) and not out.is_dir():
-        raise ValueError(f"{out} would be written over itself: name another file by --out")
+    _check_not_itself(source, out)
     checkpoint = checkpoints.read_network(source)
     if not checkpoint.tensors:
         raise ValueError(f"{source} holds no tensors")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swsmix._files import replacing
+from swsmix._files import make_folder, replacing
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 
@@ -135,7 +135,7 @@ def inspect(
         return
     from swsmix import plots  # Ctrl-C in an import removes no temporary file: none is there yet
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     written: list[str] = []
     pictures = _save_figures(inspection, out, form if figures else None, written, quiet=quiet)
     if html:

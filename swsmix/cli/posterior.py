@@ -150,4 +150,4 @@ def _years(number: int) -> Any:
     from swsmix.problems.data import SUNSPOT_SPLITS
 
     first = SUNSPOT_SPLITS["test"][0]
-    return torch.arange(first, first + number).double()
+    return torch.arange(first, first + number, dtype=torch.float64, device="cpu")

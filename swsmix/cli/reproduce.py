@@ -100,7 +100,7 @@ def _papers() -> Path:
 
 def _about(folder: Path, width: int) -> str:
     """A paper's entry in the list, in lines of at most `width` columns."""
-    paper: dict[str, Any] = tomllib.loads((folder / "paper.toml").read_text())
+    paper: dict[str, Any] = tomllib.loads((folder / "paper.toml").read_text(encoding="utf-8"))
     minutes = paper["minutes"]
     pictures = folder.parents[1] / "figures" / folder.name
     results = sorted(p.name for p in (folder / "results").glob("*") if p.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -140,20 +141,21 @@ def train(
         "live": live, "quiet": quiet, "callbacks": callbacks,
         "sampling": {"method": posterior, "chains": chains, "draws": draws},
     }  # fmt: skip
-    if not resume:
-        with _sigterm_as_interrupt(), runs.new_run(out, force=force):
-            _run(settings, out, resume=False, **options)
-        return
     given = {
         name
         for name in settings
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    with runs.locked(out):
-        runs.recover(out)
-    settings = _resumed(runs.load_config(out), settings, given, force=force)
-    with _sigterm_as_interrupt(), runs.locked(out):
-        _run(settings, out, resume=True, **options)
+    with _signals_as_exit_codes():
+        if resume:
+            with runs.old_run(out):
+                saved = runs.load_config(out)
+                _check_config(saved, out / "config.toml")
+                settings = _resumed(saved, settings, given, force=force)
+                _run(settings, out, resume=True, **options)
+        else:
+            with runs.new_run(out, force=force):
+                _run(settings, out, resume=False, **options)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -161,20 +163,57 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the training as Ctrl-C does, so that what is saved is said."""
+def _signals_as_exit_codes() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does; the exit code is 128 + the signal's number."""
 
     def terminate(*_: object) -> None:
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    old = signal.signal(signal.SIGTERM, terminate)
+    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    old = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
         yield
+    except _Terminated:
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
     finally:
-        signal.signal(signal.SIGTERM, old)
+        if main:
+            signal.signal(signal.SIGTERM, old)
+
+
+@contextmanager
+def _said_if_interrupted(advice: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: {advice()}", err=True)
+        raise
+
+
+def _check_config(saved: dict[str, Any], file: Path) -> None:
+    """Check the types of a run's settings: someone may have edited them."""
+    wanted: dict[str, Any] = {
+        "data": Data, "net": Net, "mode": Mode, "dtype": Dtype, "components": int, "em_every": int,
+        "epochs": int, "seed": int, "tau": float, "baseline": bool, "device": str,
+    }  # fmt: skip
+    for name, kind in wanted.items():
+        if name not in saved:
+            continue
+        value = saved[name]
+        if issubclass(kind, StrEnum):
+            good, what = value in [*kind], f"one of {', '.join(kind)}"
+        elif kind in (int, float):
+            good = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            good &= good and abs(value) < math.inf and (value >= 0 or name == "seed")
+            what = "a number from 0 on" if name != "seed" else "a whole number"
+        else:
+            good, what = isinstance(value, kind), f"a {kind.__name__}"
+        if not good:
+            raise ValueError(
+                f"{file}: `{name}`: wanted {what}, got {value!r}: correct it, or start the run "
+                "again (--force)"
+            )
 
 
 def _resumed(
@@ -220,42 +259,37 @@ def _run(
     if not resume:
         runs.save_config(out, settings)
 
+    def advice() -> str:
+        return "continue with --resume" if runs.has_checkpoint(out) else "nothing was saved yet"
+
     began = time.monotonic()
-    try:
-        with _callback(callbacks, live=live) as callback:
-            outcome = experiments.train(
-                problem,
-                seed=settings["seed"],
-                mode=settings["mode"],
-                device=settings["device"],
-                run=str(out),
-                resume=resume,
-                progress=False if quiet or live else "soft weight-sharing",
-                baseline_progress=not quiet,
-                baseline=settings["baseline"],
-                callback=callback,
-            )
-    except KeyboardInterrupt as stop:
-        advice = "continue with --resume" if runs.has_checkpoint(out) else "nothing was saved yet"
-        typer.echo(f"\ninterrupted: {advice}", err=True)
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
-    runs.save_config(out, settings)  # a resumed run may have more epochs now
-    facts = outcome.facts | {"seconds": time.monotonic() - began}
-    results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
-    save_json(out / "results.json", results)
-    figures = _save_figures(outcome, out)
+    with _said_if_interrupted(advice), _callback(callbacks, live=live) as callback:
+        outcome = experiments.train(
+            problem,
+            seed=settings["seed"],
+            mode=settings["mode"],
+            device=settings["device"],
+            run=str(out),
+            resume=resume,
+            progress=False if quiet or live else "soft weight-sharing",
+            baseline_progress=not quiet,
+            baseline=settings["baseline"],
+            callback=callback,
+        )
+    with _said_if_interrupted(lambda: f"the training in {out}/ is complete, its figures are not"):
+        runs.save_config(out, settings)  # a resumed run may have more epochs now
+        facts = outcome.facts | {"seconds": time.monotonic() - began}
+        results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
+        save_json(out / "results.json", results)
+        figures = _save_figures(outcome, out)
     if sampling["method"] is not None:
-        try:
+        with _said_if_interrupted(
+            lambda: f"the training in {out}/ is complete, its posterior is not"
+        ):
             posterior_facts, posterior_figures = posteriors.sample_and_save(
                 problem, outcome, out, data=settings["data"], seed=settings["seed"], quiet=quiet,
                 **sampling,
             )  # fmt: skip
-        except KeyboardInterrupt as stop:
-            typer.echo(
-                f"\ninterrupted: the training in {out}/ is complete, its posterior is not",
-                err=True,
-            )
-            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
         facts |= posterior_facts
         figures += posterior_figures
         save_json(out / "results.json", results)
@@ -270,7 +304,7 @@ def _problem(settings: dict[str, Any]) -> Any:
     from swsmix.problems import recipes
 
     try:
-        torch.empty(0, device=settings["device"])
+        torch.empty(0, dtype=torch.float32, device=settings["device"])
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {settings['device']!r} here: {error}") from error
     problem = recipes.load_problem(

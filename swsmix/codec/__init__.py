@@ -41,6 +41,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from swsmix._files import check_regular
 from swsmix.codec.accounting import TensorSize, sizes
 from swsmix.codec.decoder import Codebook, decode, decode_books
 from swsmix.codec.encoder import check, encode
@@ -77,6 +78,7 @@ def load_compressed(
         The state_dict, for `model.load_state_dict`.
 
     Raises:
+        FileNotFoundError: if there is no file.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
     return load_books(path, max_weights=max_weights)[0]
@@ -99,10 +101,8 @@ def load_books(
         FileNotFoundError: if there is no file.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
+    check_regular(Path(path))
+    data = Path(path).read_bytes()
     try:
         return decode_books(data, max_weights=max_weights)
     except ValueError as error:

@@ -18,17 +18,28 @@ from swsmix.codec.values import read_values
 MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
 _FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
 _FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
+_STEPS_PER_ALLOWED_WEIGHT = 4
 _MAX_IN_CONTEXT = 1 << 25  # weights of one file that context models may code
 
 
-def default_limits(size: int) -> tuple[int, int]:
-    """What a file of `size` bytes may cost unless the user allows more: numbers, and steps.
+def limits(size: int, max_weights: int | None = None) -> tuple[int, int]:
+    """What a file of `size` bytes may cost: numbers, and steps; `max_weights` allows more of both.
 
     A file of a few bytes may hold a large tensor of equal values; any other costs what it holds.
     A step is a decision of a context model, or as much work: about a microsecond.
     """
-    numbers = min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size)
-    return numbers, _FREE_STEPS + _STEPS_PER_BYTE * size
+    steps = _FREE_STEPS + _STEPS_PER_BYTE * size
+    if max_weights is None:
+        return min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size), steps
+    return max_weights, steps + _STEPS_PER_ALLOWED_WEIGHT * max_weights
+
+
+def max_weights_for(size: int, numbers: int, steps: int) -> int | None:
+    """The least `max_weights` for a file of this cost; None if it is read without."""
+    free_numbers, free_steps = limits(size)
+    if numbers <= free_numbers and steps <= free_steps:
+        return None
+    return max(numbers, -(-(steps - free_steps) // _STEPS_PER_ALLOWED_WEIGHT))
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,8 @@ def decode(data: bytes, *, max_weights: int | None = None) -> dict[str, Tensor]:
         data: from `encode`.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28, and a decoding effort of some seconds and some per kilobyte.
+            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
+            milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor.
@@ -72,7 +84,8 @@ def decode_books(
         data: from `encode`.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28, and a decoding effort of some seconds and some per kilobyte.
+            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
+            milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor, and the codebooks. No codebook lists tensors that are stored value by value.
@@ -169,10 +182,14 @@ class _Decoder:
         self.parts: list[Part] = []
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities = RowDensities()
-        numbers, steps = default_limits(size)
-        self.budget = ContextBudget(_MAX_IN_CONTEXT, steps if max_weights is None else None)
+        self._left, steps = limits(size, max_weights)
+        allowed_for = f"a file of {size:,} bytes"
+        self._most = f"{self._left:,} numbers, the most for {allowed_for}"
+        if max_weights is not None:
+            self._most = f"max_weights = {max_weights:,} numbers"
+            allowed_for += f" and max_weights = {max_weights:,}"
+        self.budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
         self._names: set[str] = set()
-        self._max_weights = self._left = numbers if max_weights is None else max_weights
 
     def read_part(self) -> None:
         """Read the next tensor into `parts`."""
@@ -190,8 +207,8 @@ class _Decoder:
         self._left -= max(math.prod(shape), 1)
         if self._left < 0:
             raise ValueError(
-                f"it holds more than max_weights = {self._max_weights:,} numbers: give a larger "
-                "max_weights if you trust it"
+                f"it holds more than {self._most}: give a larger max_weights (--max-weights) if "
+                "you trust it"
             )
         named = with_codebook = self._bits_read()
         codebook, model = None, ""
@@ -199,7 +216,7 @@ class _Decoder:
             tensor, codebook = original.tensor.clone(), original.codebook
         elif kind == Kind.VALUES:
             self.budget.read_(math.prod(shape) >> 4)
-            patterns = read_values(self.table, self.stream, math.prod(shape), dtype)
+            patterns = self._read_values(math.prod(shape), dtype)
             tensor = _shaped(patterns, dtype, shape)
         else:
             codebook = self._read_codebook(kind, dtype, math.prod(shape))
@@ -211,6 +228,9 @@ class _Decoder:
 
     def _bits_read(self) -> float:
         return 8 * self.table.position + self.stream.cost
+
+    def _read_values(self, size: int, dtype: torch.dtype) -> Array:
+        return read_values(self.table, self.stream, size, dtype, self.budget.read_)
 
     def _read_original(self) -> Part:
         number = self.table.number()
@@ -226,7 +246,7 @@ class _Decoder:
                 raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
             return number
         count = self.table.number(min(size, MAX_VALUES))
-        values = read_values(self.table, self.stream, count, dtype)
+        values = self._read_values(count, dtype)
         if len(values) == 0:
             raise ValueError("it is damaged: a codebook is empty")
         self.codebooks.append((dtype, values))

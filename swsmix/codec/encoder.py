@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swsmix._progress import watched
-from swsmix.codec.decoder import default_limits
+from swsmix.codec.decoder import max_weights_for
 from swsmix.codec.header import (
     DTYPES,
     MAGIC,
@@ -118,12 +118,12 @@ class _Encoder:
         front.number(len(self.table.data))
         content = front.data + self.table.data + self.stream.to_bytes()
         data = MAGIC + bytes([VERSION]) + content
-        numbers, steps = default_limits(len(data) + 4)
-        if self._numbers > numbers or self.budget.read > steps:
+        needed = max_weights_for(len(data) + 4, self._numbers, self.budget.read)
+        if needed:
             warnings.warn(
                 f"a file of {len(data) + 4:,} bytes with {self._numbers:,} numbers is larger or "
                 "takes longer to read than its size makes plausible: load_compressed and "
-                f"`swsmix decompress` read it only with max_weights = {self._numbers} or more",
+                f"`swsmix decompress` read it only with max_weights = {needed} or more",
                 stacklevel=3,
             )
         return data + zlib.crc32(data).to_bytes(4, "little")
@@ -146,8 +146,7 @@ class _Encoder:
         by_value = _Stored(TableWriter(), StreamEncoder())
         by_value.table.number(Kind.VALUES)
         by_value.table.tensor(t)
-        write_values(*by_value, patterns, t.dtype)
-        by_values = len(patterns) >> 4
+        by_values = (len(patterns) >> 4) + write_values(*by_value, patterns, t.dtype)
         if values is None:
             self.budget.read_(by_values)
             return by_value
@@ -181,7 +180,7 @@ class _Encoder:
             stored.table.number(shared[0])
             return self.codebooks[shared[0]][1], False
         stored.table.number(len(values))
-        write_values(*stored, values, t.dtype)
+        self.budget.read_(write_values(*stored, values, t.dtype))
         return values, True
 
 

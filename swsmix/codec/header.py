@@ -221,7 +221,9 @@ def from_patterns(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -
     """
     size = dtype.itemsize
     if not len(patterns):
-        return torch.zeros(shape, dtype=dtype)  # an empty numpy array has a stride of 0
+        return torch.zeros(
+            shape, dtype=dtype, device="cpu"
+        )  # an empty numpy array has a stride of 0
     if dtype == torch.bool and (patterns > 1).any():
         raise ValueError("a truth value is neither 0 nor 1")
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]

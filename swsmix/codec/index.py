@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +51,14 @@ class ContextBudget:
     Args:
         left: the number of decisions; when coding, a step of a scan counts as `STEP` of them.
         to_read: what reading may cost, in the same unit; None for no limit.
+        allowed_for: what allows so much, in words.
     """
 
     STEP = 500
 
-    def __init__(self, left: int, to_read: int | None = None) -> None:
+    def __init__(self, left: int, to_read: int | None = None, allowed_for: str = "") -> None:
         self.left = left
+        self.allowed_for = allowed_for
         self.to_read = to_read
         self.read = 0
 
@@ -68,8 +71,9 @@ class ContextBudget:
         self.read += cost
         if self.to_read is not None and self.read > self.to_read:
             raise ValueError(
-                f"reading it takes more than {self.to_read:,} steps, which a file of its size "
-                "rarely needs: give max_weights if you trust it"
+                f"reading it takes more than {self.to_read:,} steps of about a microsecond, the "
+                f"most for {self.allowed_for}: give a larger max_weights (--max-weights) if you "
+                "trust it"
             )
 
     def spend(self, stream: StreamEncoder, steps: int) -> None:
@@ -152,7 +156,7 @@ def write_index(
     if model == _CONTEXTS:
         budget.read_(_context_cost(choice, num_values, shape))
     else:
-        budget.read_(_zero_order_cost(model, num_values, len(index)))
+        budget.read_(_zero_order_cost(model, num_values, len(index)) + best.decisions)
     stream.extend(best)
     densities.add_(index, num_values, shape)
 
@@ -174,7 +178,7 @@ def read_index(
     model = table.number(_CONTEXTS)
     if model != _CONTEXTS:
         budget.read_(_zero_order_cost(model, num_values, math.prod(shape)))
-        index = _code_zero_order(coder, model, math.prod(shape), num_values, None)
+        index = _code_zero_order(coder, model, math.prod(shape), num_values, None, budget.read_)
         name = "counts" if model == _COUNTED else "adaptive counts"
     else:
         if num_values > _MAX_VALUES:
@@ -210,13 +214,18 @@ def _context_cost(choice: ScanChoice, num_values: int, shape: tuple[int, ...]) -
 
 
 def _code_zero_order(
-    coder: Coder, model: int, size: int, num_values: int, index: Array | None
+    coder: Coder,
+    model: int,
+    size: int,
+    num_values: int,
+    index: Array | None,
+    charge: Callable[[int], None] = lambda decisions: None,
 ) -> Array:
     """Models 0 and 1."""
     if model == _ADAPTIVE:
         return code_adaptively(coder, num_values, size, index)
     count = None if index is None else np.bincount(index, minlength=num_values)
-    count = code_integers(coder, num_values, count)
+    count = code_integers(coder, num_values, count, charge)
     if int(count.sum()) != size:
         raise ValueError("the counts of a tensor's values do not add up to its size")
     return coder.symbols(frequencies(count), size, index)

@@ -10,6 +10,7 @@ the range coder (Martin 1979) is constriction's `queue.RangeEncoder`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,16 @@ def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | Non
     return np.concatenate(done) if done else np.zeros(0, np.int32)
 
 
-def code_integers(coder: Coder, size: int, values: Array | None = None) -> Array:
-    """Code integers below 2^40: the largest bit length, all bit lengths, then the lower bits."""
+def code_integers(
+    coder: Coder,
+    size: int,
+    values: Array | None = None,
+    charge: Callable[[int], None] = lambda decisions: None,
+) -> Array:
+    """Code integers below 2^40: the largest bit length, all bit lengths, then the lower bits.
+
+    `charge` is told of each place's decisions before they are coded.
+    """
     length = None if values is None else _bit_length(values)
     if not size:
         return np.zeros(0, np.int64)
@@ -198,6 +207,7 @@ def code_integers(coder: Coder, size: int, values: Array | None = None) -> Array
     result = (length > 0).astype(np.int64)
     for place in range(int(length.max(initial=0)) - 1):
         active = np.flatnonzero(length > place + 1)
+        charge(len(active))
         # The bits below the leading one, from the highest.
         shift = length[active] - 2 - place
         known = None if values is None else (values[active] >> shift) & 1

@@ -6,6 +6,8 @@ A list is stored in the narrowest form that gives back every bit: as multiples o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -26,7 +28,7 @@ _NARROWER = {
 
 def write_values(
     table: TableWriter, stream: StreamEncoder, patterns: Array, dtype: torch.dtype
-) -> None:
+) -> int:
     """Write a list of numbers in its smallest form.
 
     Args:
@@ -34,6 +36,9 @@ def write_values(
         stream: the stream.
         patterns: the numbers' bit patterns.
         dtype: their type.
+
+    Returns:
+        The number of decisions to read it.
     """
     values = from_patterns(patterns, dtype, (len(patterns),))
     form = DTYPES.index(dtype)
@@ -50,23 +55,30 @@ def write_values(
             table.number(_GRID)
             table.signed(grid[0])
             stream.extend(trial)
-            return
+            return trial.decisions
     table.number(form)
     table.data += to_patterns(values.to(DTYPES[form])).tobytes()
+    return 0
 
 
-def read_values(table: TableReader, coder: Coder, size: int, dtype: torch.dtype) -> Array:
-    """Read the bit patterns of a list of numbers.
+def read_values(
+    table: TableReader,
+    coder: Coder,
+    size: int,
+    dtype: torch.dtype,
+    charge: Callable[[int], None],
+) -> Array:
+    """Read the bit patterns of a list of numbers; `charge` is told of decisions beforehand.
 
     Raises:
-        ValueError: if they are not numbers of that type.
+        ValueError: if they are not numbers of that type, or `charge` refuses.
     """
     form = table.number(_GRID)
     if form == _GRID:
         if size > _MAX_ON_GRID:
             raise ValueError("a list of multiples of a power of two is too long")
         exponent = table.signed(_MAX_EXPONENT)
-        integers = _code_grid(coder, size, None)
+        integers = _code_grid(coder, size, None, charge)
         values = torch.from_numpy(np.ldexp(integers.astype(np.float64), exponent))
         if not values.isfinite().all():
             raise ValueError("a stored number is too large")
@@ -103,7 +115,12 @@ def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:
     return step, integers
 
 
-def _code_grid(coder: Coder, size: int, integers: Array | None) -> Array:
+def _code_grid(
+    coder: Coder,
+    size: int,
+    integers: Array | None,
+    charge: Callable[[int], None] = lambda decisions: None,
+) -> Array:
     folded = None if integers is None else np.where(integers < 0, -2 * integers - 1, 2 * integers)
-    folded = code_integers(coder, size, folded)
+    folded = code_integers(coder, size, folded, charge)
     return np.where(folded % 2 == 0, folded // 2, -(folded + 1) // 2)

@@ -21,9 +21,9 @@ def spread(w: Float[Tensor, "*n"]) -> float:
 def spike_and_slab(spike: float, slab: float) -> GaussianMixture:
     """A component pinned at zero, whose std the schedule sets, and a wide one that stays."""
     return GaussianMixture(
-        torch.tensor([0.5, 0.5]),
-        torch.zeros(2),
-        torch.tensor([spike, slab]),
+        torch.tensor([0.5, 0.5], dtype=torch.float32, device="cpu"),
+        torch.zeros(2, dtype=torch.float32, device="cpu"),
+        torch.tensor([spike, slab], dtype=torch.float32, device="cpu"),
         pinned_mean=[True, True],
         pinned_std=[False, True],
     )
@@ -36,7 +36,8 @@ def split_slab(
     w = w.detach().reshape(-1)
     outside = w[~zero.reshape(-1)]
     k = min(most, len(outside.unique()))
-    mixing, mean = torch.ones(1).to(w.device), torch.zeros(1).to(w.device)
+    mixing = torch.ones(1, dtype=torch.float32, device=w.device)
+    mean = torch.zeros_like(mixing)
     if k:
         clusters = initial_mixture(outside, k, method="kmeans", seed=seed)
         share = len(outside) / len(w)
@@ -82,7 +83,7 @@ def merge_clusters(
         j = torch.where(j == other, one, j)  # 0 is the smallest number: it swallows its neighbour
     number = torch.zeros(len(count), dtype=torch.long, device=j.device)
     rest = order[order != 0]
-    number[rest] = torch.arange(1, len(rest) + 1, device=j.device)
+    number[rest] = torch.arange(1, len(rest) + 1, dtype=torch.long, device=j.device)
     return number[j].view(index.shape)
 
 
@@ -108,7 +109,7 @@ def codebook_mixture(index: Int[Tensor, "*n"], w: Float[Tensor, "*n"]) -> Gaussi
     """The mixture of a snapped tensor, so narrow that each weight belongs to its own value."""
     flat, j = w.reshape(-1).float(), index.reshape(-1)
     count = torch.bincount(j).float()
-    mean = torch.zeros(len(count), device=w.device)
+    mean = torch.zeros(len(count), dtype=torch.float32, device=w.device)
     mean[j] = flat
     gap = mean.sort().values.diff()
     narrow = (gap.min() / 50.0).item() if len(gap) else 1.0

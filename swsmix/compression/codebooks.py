@@ -156,7 +156,7 @@ def mixture_of_values(flat: Sequence[Tensor], values: Float[Tensor, " k"]) -> Ga
         tensor([0.2500, 0.7500], dtype=torch.float64)
     """
     values = values.double()
-    numbers = torch.zeros(len(values), dtype=torch.float64)
+    numbers = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     for part in chunks([w.reshape(-1) for w in flat]):
         index = torch.searchsorted(values, part.double())
         numbers += torch.bincount(index, minlength=len(values))[: len(values)]
@@ -223,13 +223,13 @@ def _encoding_mixture(
     label, centre = assign(nearest, sample), nearest.mean
     error = (sample - centre[label]).square().mean().sqrt().clamp_min(1e-12)
     share = torch.bincount(label, minlength=len(centre)).clamp_min(1).to(sample)
-    every = torch.ones(len(centre), dtype=torch.bool)
+    every = torch.ones(len(centre), dtype=torch.bool, device=centre.device)
     mixture = GaussianMixture(
         share / share.sum(),
         centre,
         (strength * error).expand(len(centre)),
         pinned_std=every,
-        pinned_mean=every & (torch.arange(len(centre)) == 0) & zero,
+        pinned_mean=[zero] + [False] * (len(centre) - 1),
     )
     hyper = HyperPrior(std=float(strength * error))
     for _ in range(_EM_STEPS):
@@ -246,7 +246,8 @@ def _means(w: Tensor, index: Tensor, k: int, zero: bool) -> tuple[Tensor, Tensor
         k: the number of centres; those without weights are dropped.
         zero: the first centre is 0, and stays.
     """
-    size, total = torch.zeros(k, dtype=torch.int64), torch.zeros(k, dtype=torch.float64)
+    size = torch.zeros(k, dtype=torch.int64, device="cpu")
+    total = torch.zeros(k, dtype=torch.float64, device="cpu")
     for part, j in zip(w.split(_CHUNK), index.cpu().split(_CHUNK), strict=True):
         size += torch.bincount(j, minlength=k)
         total += torch.bincount(j, part.cpu().double(), minlength=k)
@@ -259,7 +260,7 @@ def _means(w: Tensor, index: Tensor, k: int, zero: bool) -> tuple[Tensor, Tensor
 
 def _few_values(flat: Sequence[Tensor], most: int) -> Tensor | None:
     """The different values, ascending, in float64; None if there are more than `most`."""
-    values = torch.zeros(0, dtype=torch.float64)
+    values = torch.zeros(0, dtype=torch.float64, device="cpu")
     for part in chunks(flat):
         values = torch.cat([values, part.double().unique()]).unique()
         if len(values) > most:

@@ -1,8 +1,9 @@
 """Any checkpoint inspected: its tensors and mixtures as text, figures, and a page of HTML.
 
 checkpoints  read: anyone's checkpoint as named tensors, without running its code
-checkpoint_files, checkpoint_folders, contents
-             one file; a folder, by its index; which of the tensors are the network
+checkpoint_files, checkpoint_folders, contents, companions
+             one file; a folder, by its index; which of the entries are the network; which of the
+             tensors in a flat state_dict are not its weights
 inspect      inspect: the tensors of a checkpoint, and the mixture over them
 text         terminal: an inspection for the terminal
 figures      draw_figures: every figure of an inspection

@@ -10,7 +10,8 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from swsmix import codec
+from swsmix._files import check_regular as check_regular
 
 SAFETENSORS, TORCH, COMPRESSED = (
     "safetensors file",
@@ -56,25 +58,16 @@ _FOREIGN = {
 }
 
 
+class _RefusedError(ValueError):
+    """Contents that are refused, in a sentence."""
+
+
 class UnreadableError(ValueError):
     """A file that cannot be read; whether it may hold weights decides if it can be omitted."""
 
     def __init__(self, message: str, *, may_hold_weights: bool) -> None:
         super().__init__(message)
         self.may_hold_weights = may_hold_weights
-
-
-def check_regular(path: Path) -> None:
-    """Check that this is a file with an end: opening a pipe or a device could block for ever."""
-    if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which is not there")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there")
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is not a regular file but a pipe, socket, device or folder: copy its "
-            "contents to a file and pass that"
-        )
 
 
 def load(path: Path) -> tuple[str, Any]:
@@ -94,10 +87,14 @@ def load(path: Path) -> tuple[str, Any]:
     if header < _MAX_HEADER and magic[8:9] == b"{":
         return SAFETENSORS, _load_safetensors(path)
     if foreign := _foreign(path, magic):
-        may_hold = foreign != "pointer"
-        raise UnreadableError(f"{path} is {_FOREIGN[foreign]}", may_hold_weights=may_hold)
+        raise UnreadableError(f"{path} is {_FOREIGN[foreign]}", may_hold_weights=True)
     if zipfile.is_zipfile(path) or magic[:1] == b"\x80":
         return TORCH, _load_torch(path)
+    if magic[:4] == b"PK\x03\x04":
+        raise UnreadableError(
+            f"{path} is a zip archive, as PyTorch checkpoints are, without its end: fetch it again",
+            may_hold_weights=True,
+        )
     raise UnreadableError(
         f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
         f"safetensors file or a file of `swsmix compress`, got one that begins with {magic[:16]!r}",
@@ -163,7 +160,8 @@ def _load_torch(path: Path) -> Any:
             loaded = torch.load(
                 path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
             )
-        _check_depth(loaded)
+        _check(loaded)
+        _check_records(path, loaded)
         return loaded
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
         # Not torch's own message: it advises to allow pickled code.
@@ -171,6 +169,8 @@ def _load_torch(path: Path) -> Any:
         if code:
             name = code[1] or code[2]
             why = f"it holds pickled code ({name}), which could do anything: refused"
+        elif isinstance(error, _RefusedError):
+            why = str(error)
         else:
             why = "it is damaged, or not a file of torch.save"
         raise UnreadableError(
@@ -180,15 +180,57 @@ def _load_torch(path: Path) -> Any:
         ) from error
 
 
-def _check_depth(loaded: Any, depth: int = 0) -> None:
-    """A list within itself, or very deep ones, have no end."""
+def _check(loaded: Any, depth: int = 0) -> None:
+    """A list within itself, or very deep ones, have no end; a ragged tensor has no shape."""
+    if isinstance(loaded, Tensor) and loaded.is_nested:
+        raise _RefusedError("it holds a nested tensor")
     if depth > _MAX_DEPTH:
-        raise ValueError(f"containers nested more than {_MAX_DEPTH} deep")
+        raise _RefusedError(f"it holds containers nested more than {_MAX_DEPTH} deep")
     if isinstance(loaded, Mapping):
         loaded = list(loaded.values())
     if isinstance(loaded, list | tuple):
         for value in loaded:
-            _check_depth(value, depth + 1)
+            _check(value, depth + 1)
+
+
+def _check_records(path: Path, loaded: Any) -> None:
+    """Check that a tensor has the memory that it needs, in a record of its own.
+
+    Mapped into memory, one that is larger than its record would read on in others.
+
+    Raises:
+        _RefusedError: if one has not.
+    """
+    storages: dict[int, int] = {}
+    for t in _tensors(loaded):
+        if t._backward_hooks:
+            raise _RefusedError("it is damaged: it holds a tensor with hooks")
+        storage = t.untyped_storage()
+        if storage.nbytes():
+            storages[storage.data_ptr()] = storage.nbytes()
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    names = Counter(record.filename for record in records)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise _RefusedError(f"it is damaged: its archive holds {twice[0]!r} twice")
+    sizes = Counter(record.file_size for record in records if "/data/" in record.filename)
+    if not Counter(storages.values()) <= sizes:
+        raise _RefusedError("it is damaged: a tensor has not the size of its record")
+
+
+def _tensors(loaded: Any) -> Iterator[Tensor]:
+    """The tensors with memory of their own."""
+    if isinstance(loaded, Tensor):
+        if loaded.layout == torch.strided and not loaded.is_meta:
+            yield loaded
+    elif isinstance(loaded, Mapping):
+        for value in loaded.values():
+            yield from _tensors(value)
+    elif isinstance(loaded, list | tuple):
+        for value in loaded:
+            yield from _tensors(value)
 
 
 def _may_hold_weights(path: Path) -> bool:

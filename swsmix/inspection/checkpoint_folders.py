@@ -7,19 +7,23 @@ complete, and a file that may hold weights is never omitted because it cannot be
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor
 
 from swsmix.inspection import checkpoint_files as files
+from swsmix.inspection.companions import PREFIX, without_companions
 from swsmix.inspection.contents import find_network
 
 PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.sws")
-_SHARD = re.compile(r"(.*?)[-_.]?(\d+)[-_]of[-_](\d+)(.*)")
+INDEXES = ("*.index.json", "*.index.*.json")  # the second for variants, such as fp16
+_SHARD = re.compile(r"(.*?)[-_.]?(\d+)[-_]of[-_](\d+)(.*)", re.IGNORECASE)
 _MAX_INDEX = 1 << 26
 _SHOWN = 5
 
@@ -85,7 +89,7 @@ def find_index(folder: Path) -> tuple[Path | None, dict[str, str]]:
     Raises:
         ValueError: if there are several, and none is plainly the first choice.
     """
-    found = sorted(path for path in folder.glob("*.index.json") if path.is_file())
+    found = [path for path in matching(folder, *INDEXES) if path.is_file()]
     if len(found) < 2:
         return (found[0] if found else None), {}
     stale: dict[Path, str] = {}
@@ -96,7 +100,7 @@ def find_index(folder: Path) -> tuple[Path | None, dict[str, str]]:
     if not live:
         return found[0], {}
     for pattern in ("model.safetensors.index.json", "*.safetensors.index.json", "*"):
-        if len(chosen := [path for path in live if path.match(pattern)]) == 1:
+        if len(chosen := [path for path in live if _matches(path, pattern)]) == 1:
             others = {p.name: stale.get(p, f"{chosen[0].name} is obeyed") for p in found}
             del others[chosen[0].name]
             return chosen[0], others
@@ -106,16 +110,44 @@ def find_index(folder: Path) -> tuple[Path | None, dict[str, str]]:
     )
 
 
+def matching(folder: Path, *patterns: str) -> list[Path]:
+    """The entries of a folder that a pattern matches, in any case; hidden ones are no weights."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and any(_matches(path, pattern) for pattern in patterns)
+    )
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    return fnmatchcase(path.name.lower(), pattern)
+
+
+def folders_with_files(folder: Path) -> list[str]:
+    """The folders in a folder that hold files of weights themselves."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir()
+        and os.access(path, os.R_OK | os.X_OK)
+        and any(file.is_file() for file in matching(path, *PATTERNS))
+    )
+
+
 def read_loose(folder: Path, *, alone: bool) -> Folder | None:
     """The tensors of a folder without an index; None if no file holds a network."""
-    left_out = {
-        path.name: "not a regular file"
-        for pattern in PATTERNS
-        for path in folder.glob(pattern)
-        if not path.is_file() and not path.is_dir()
-    }
+    left_out: dict[str, str] = {}
+    for path in matching(folder, *PATTERNS):
+        if not path.is_file() and not path.is_dir():
+            left_out[path.name] = "not a regular file"
     for pattern in PATTERNS:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        for path in matching(folder, pattern):
+            if path.is_symlink() and not path.exists():
+                raise ValueError(
+                    f"{path} is a link to {path.readlink()}, which is not there. It may be of the "
+                    "network, so it is not omitted: fetch the file, or delete the link"
+                )
+        found = [path for path in matching(folder, pattern) if path.is_file()]
         shards, extra = _numbered(found, folder)
         left_out |= extra
         parts: dict[Path, tuple[str, dict[str, Tensor]]] = {}
@@ -142,7 +174,7 @@ def read_loose(folder: Path, *, alone: bool) -> Folder | None:
         parts = _without_consolidated(parts, left_out)
         if parts:
             read = {path.name for path in parts} | {name.partition(": ")[0] for name in left_out}
-            for path in sorted({p for other in PATTERNS for p in folder.glob(other)}):
+            for path in matching(folder, *PATTERNS):
                 if path.is_file() and path.name not in read:
                     left_out[path.name] = f"not read: the network is in {_some([*parts], 2)}"
             return _joined(folder, parts, left_out)
@@ -167,11 +199,30 @@ def _joined(
                 )
             places[name] = path
         tensors |= own
+    if len(parts) > 1:
+        _check_prefixes(folder, parts)
+        tensors, companions = without_companions(tensors)
+        left_out = left_out | companions
     first = next(iter(parts))
     kinds = tuple(kind for kind, _ in parts.values())
     kind = kinds[0] if len({*kinds}) == 1 else "file"
     kind = f"{kind} {first.name}" if len(parts) == 1 else f"folder of {len(parts)} x {kind}"
     return Folder(tuple(parts), kind, tensors, left_out, kinds)
+
+
+def _check_prefixes(folder: Path, parts: dict[Path, tuple[str, dict[str, Tensor]]]) -> None:
+    """Check that no file repeats another's tensors under names with a prefix, as wrappers give."""
+    seen: dict[str, tuple[Path, Any]] = {}
+    for path, (_, own) in parts.items():
+        for name, t in own.items():
+            bare = PREFIX.sub("", name.removeprefix("base_model."))
+            other, shape = seen.setdefault(bare, (path, t.shape))
+            if other != path and shape == t.shape:
+                raise ValueError(
+                    f"{folder} holds {len(parts)} files with the same tensors, not the parts of "
+                    f"one network ({bare} is in {other.name} and, as {name}, in {path.name}): "
+                    "pass one of the files"
+                )
 
 
 def _numbered(found: list[Path], folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -232,7 +283,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if path.stat().st_size > _MAX_INDEX:
         raise ValueError(f"{wanted}, got {path.stat().st_size:,} bytes, too many for one")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        index = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{wanted}, but it is damaged ({error}): fetch it again") from error
     mapping = index.get("weight_map") if isinstance(index, dict) else None

@@ -21,13 +21,16 @@ from swsmix._files import replacing
 from swsmix.compression.codebooks import mixture_of_values
 from swsmix.inspection import checkpoint_files as files
 from swsmix.inspection import checkpoint_folders as folders
-from swsmix.inspection.contents import find_network, split_unreadable
+from swsmix.inspection.companions import split_unreadable
+from swsmix.inspection.contents import find_network
 from swsmix.mixture import GaussianMixture
 from swsmix.training import runs
 from swsmix.training.history import History
 
 _MAX_VALUES = 256  # of a codebook that is shown as a mixture
 _OWN = ("training.pt", "history.safetensors", "prior.safetensors")  # beside our network.safetensors
+
+_OTHER_FOLDER = "a folder with files of its own: pass it to read those"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def read_network(path: Path) -> Checkpoint:
 def _read(path: Path, *, whole: bool) -> Checkpoint:
     if path.is_dir():
         found = _read_run(path) or _read_folder(path, whole=whole)
-    elif path.suffix == ".json":
+    elif path.suffix.lower() == ".json":
         part = folders.read_indexed(path, path.parent)
         found = Checkpoint(path, part.kind, part.tensors, left_out=part.left_out)
     else:
@@ -117,6 +120,11 @@ def _read(path: Path, *, whole: bool) -> Checkpoint:
             f"{path} cannot be used without {len(unreadable)} tensors of its network, such as "
             f"{name}: {why}"
         )
+    if found.tensors and not any(t.numel() for t in found.tensors.values()):
+        raise ValueError(
+            f"{path}: all {len(found.tensors)} tensors are empty, as in a file of ZeRO stage 3: "
+            "join its parts (zero_to_fp32.py of DeepSpeed), and pass the result"
+        )
     left_out = found.left_out | unreadable | scales
     if left_out and not tensors:
         listed = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:5])
@@ -125,7 +133,8 @@ def _read(path: Path, *, whole: bool) -> Checkpoint:
 
 
 def _read_run(path: Path) -> Checkpoint | None:
-    if not (runs.has_checkpoint(path) or any((path / name).is_file() for name in _OWN)):
+    ours = any((path / name).is_file() for name in _OWN)
+    if not ours and not (runs.has_checkpoint(path) and not _is_of_another_trainer(path)):
         return None
     run = runs.load_run(path)
     what = "checkpoint" if run.folder == path else "run folder"
@@ -134,27 +143,40 @@ def _read_run(path: Path) -> Checkpoint | None:
     return Checkpoint(path, kind, run.network, run.groups, mixtures, run.history)
 
 
+def _is_of_another_trainer(path: Path) -> bool:
+    """Whether the folders `checkpoint-N`, which others write too, hold others' files and no own."""
+    inside = [folder for folder in path.glob("checkpoint-*") if folder.is_dir()]
+    names = {file.name for folder in inside for file in folders.matching(folder, *folders.PATTERNS)}
+    return bool(names) and not names & {*_OWN, "network.safetensors"}
+
+
 def _read_folder(path: Path, *, whole: bool) -> Checkpoint:
     index, others = folders.find_index(path)
     if index is not None:
         part = folders.read_indexed(index, path)
         used = {file.resolve() for file in part.files}
-        for file in sorted({f for pattern in folders.PATTERNS for f in path.glob(pattern)}):
+        for file in folders.matching(path, *folders.PATTERNS):
             if file.resolve() not in used and not file.is_dir():
                 others[file.name] = f"not named in {index.name}"
+        for name in folders.folders_with_files(path):
+            if not any(path / name in file.parents for file in part.files):
+                others[f"{name}/"] = _OTHER_FOLDER
         return Checkpoint(path, part.kind, part.tensors, left_out=part.left_out | others)
     loose = folders.read_loose(path, alone=whole)
+    inside = folders.folders_with_files(path)
     if loose is None:
         raise ValueError(
             f"{path} holds neither a run of swsmix nor files of PyTorch or safetensors, nor a "
-            f"compressed file ({', '.join(folders.PATTERNS)}): pass the file itself"
+            f"compressed file ({', '.join(folders.PATTERNS)}): pass "
+            + (f"one of its folders {', '.join(inside[:9])}" if inside else "the file itself")
         )
     if any(name == files.COMPRESSED for name in loose.kinds):
         if len(loose.files) > 1:
             raise ValueError(f"{path} holds {len(loose.files)} compressed files: pass one of them")
         found = _read_compressed(loose.files[0])
         return replace(found, path=path, kind=loose.kind, left_out=loose.left_out)
-    return Checkpoint(path, loose.kind, loose.tensors, left_out=loose.left_out)
+    left_out = loose.left_out | {f"{name}/": _OTHER_FOLDER for name in inside}
+    return Checkpoint(path, loose.kind, loose.tensors, left_out=left_out)
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:

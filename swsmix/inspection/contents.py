@@ -7,7 +7,6 @@ and each group left out has a name and a reason.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,36 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swsmix.inspection.companions import (
+    COPY,
+    MOMENTS,
+    MOMENTS_INSIDE,
+    PREFIX,
+    without_companions,
+    words,
+)  # fmt: skip
+
 # Where trainers keep the network, the first choice first, if a file holds two copies of it.
 NETWORK = (
     "state_dict", "model_state_dict", "model", "network", "net", "module", "params", "weights",
     "student", "online", "policy",
 )  # fmt: skip
-# Words for copies of weights: averages, targets, moments.
-# fmt: off
-_COPY = frozenset(
-    {
-        "ema", "average", "averaged", "avg", "swa", "shadow", "polyak", "teacher", "target",
-        "slow", "backup", "best", "initial", "m", "v", "mu", "nu", "moment", "moments",
-        "momentum", "velocity", "grad", "grads",
-    }
-)
-_MOMENTS = frozenset(
-    {
-        "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col",
-        "exp_avg_diff", "exp_avg_slow", "exp_inf", "momentum_buffer", "square_avg",
-        "acc_delta", "grad_avg",
-    }
-)
-_MOMENTS_INSIDE = _MOMENTS | frozenset(  # too short to be told from a network's names elsewhere
-    {
-        "step", "sum", "prev", "mu_product", "ax", "eta", "step_size", "m", "v", "mu", "nu",
-        "state1", "state2", "momentum",
-    }
-)
-# fmt: on
-_SCALES = ("_scale_inv", "_scale")
-_PREFIX = re.compile(r"^((module|_orig_mod|ema_model|online_model|model)\.)+")
+# Keys of one parameter's state that no layer has.
+_SURE = MOMENTS | {"state1", "prev_flat_grad", "old_p", "e_w"}
 
 Names = tuple[str, ...]
 
@@ -58,85 +43,62 @@ def find_network(loaded: Any, *, alone: bool = False) -> tuple[dict[str, Tensor]
     if is_optimizer(loaded):
         return {}, {"the whole file": "an optimiser's state"}
     kept = _without_optimizers(loaded, (), left_out)
-    for names, why in (*_numbered_copies(kept), *_named_copies(kept)):
-        kept = _without(kept, names)
-        left_out[".".join(names)] = why
-    if alone and isinstance(kept, Mapping):
+    for find in (_by_name_copies, _numbered_copies, _named_copies):
+        for names, why in [*find(kept)]:
+            kept = _without(kept, names)
+            left_out[".".join(names)] = why
+    if isinstance(kept, Mapping):
         for key in NETWORK:
             if isinstance(kept.get(key), Mapping) and dict(_tensors_in(kept[key])):
-                rest = {str(k): dict(_tensors_in(v)) for k, v in kept.items() if k != key}
-                left_out |= {k: f"beside the network in {key!r}" for k, ts in rest.items() if ts}
-                kept = kept[key]
+                rest = {k: dict(_tensors_in(v)) for k, v in kept.items() if k != key}
+                beside = {k for k, ts in rest.items() if ts and (alone or _is_data(ts))}
+                left_out |= {str(k): f"beside the network in {key!r}" for k in beside}
+                kept = kept[key] if alone else {k: v for k, v in kept.items() if k not in beside}
                 break
-    tensors, flat = without_companions(dict(_tensors_in(kept)))
+    tensors, flat = without_companions(_named(kept))
     return tensors, left_out | flat
 
 
-def without_companions(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A flat state_dict without moments and averages of its tensors, and why they are left out."""
-    groups: dict[str, tuple[str, set[str]]] = {}
-    for name in tensors:
-        base, _, tail = name.rpartition(".")
-        if base and tail in _MOMENTS and (
-            base in tensors
-            or base.startswith(("state.", "optimizer.", "optim."))
-            or any(f"{base}.{other}" in tensors for other in _MOMENTS_INSIDE - {tail})
-        ):  # fmt: skip
-            groups.setdefault(f"*.{tail}", ("an optimiser's moments", set()))[1].add(name)
-    moments = {name for _, members in groups.values() for name in members}
-    heads: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        head, dot, tail = name.partition(".")
-        if dot and name not in moments:
-            heads.setdefault(head, {})[tail] = tensor
-    for head, tails in heads.items():
-        if not _words(head) & {"ema", "shadow", "averaged"}:
-            continue
-        others: dict[str, torch.Size] = {}
-        for name, tensor in tensors.items():
-            if not name.startswith(f"{head}."):
-                plain = name.replace(".", "")  # some averages have names without dots
-                others[plain] = others[name.partition(".")[2].replace(".", "")] = tensor.shape
-        shaped = {tail.replace(".", ""): t.shape for tail, t in tails.items() if t.ndim}
-        if shaped and shaped.items() <= others.items():
-            names = {f"{head}.{tail}" for tail in tails}
-            groups[f"{head}.*"] = ("an average (EMA) of the network's weights", names)
-    gone = {name for _, members in groups.values() for name in members}
-    reasons = {group: f"{why} ({len(members)} tensors)" for group, (why, members) in groups.items()}
-    return {n: t for n, t in tensors.items() if n not in gone}, reasons
+def _named(loaded: Any) -> dict[str, Tensor]:
+    """The tensors by their names, each of which must be there once."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _tensors_in(loaded):
+        if name in tensors:
+            raise ValueError(f"two tensors have the name {name!r}: rename one of them")
+        tensors[name] = tensor
+    return tensors
 
 
-def split_unreadable(
-    tensors: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """The tensors whose values are the weights' own, and name -> why of others and of scales."""
-    unreadable: dict[str, str] = {}
-    for name, t in tensors.items():
-        if t.is_meta:
-            unreadable[name] = "on the meta device, so without values"
-        elif t.is_quantized:
-            unreadable[name] = f"quantised by torch ({t.dtype}); dequantize() it first"
-        elif t.is_floating_point() and t.dtype.itemsize < 2:
-            unreadable[name] = f"{t.dtype} weights, which need their scales; dequantise them first"
-    scales: dict[str, str] = {}
-    for name in tensors:
-        for suffix in _SCALES:
-            base = name.removesuffix(suffix)
-            if base != name and base in unreadable:
-                scales[name] = f"the scales of {base}"
-    gone = unreadable.keys() | scales.keys()
-    return {n: t for n, t in tensors.items() if n not in gone}, unreadable, scales
+def _is_data(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors beside a network have no names of weights, as those of a replay buffer."""
+    weights = {"weight", "bias", "kernel", "embedding", "gamma", "beta"}
+    return any(t.ndim > 1 for t in tensors.values()) and not any(
+        words(name.rpartition(".")[2]) & weights for name in tensors
+    )
 
 
 def is_optimizer(value: Any) -> bool:
     """Whether this is an optimiser's state_dict, of any optimiser, by position or by name."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping | list):
+    if not isinstance(value, Mapping):
+        return False
+    if _is_numbered_state(value, _SURE):
+        return True
+    if not isinstance(value.get("state"), Mapping | list):
         return False
     if isinstance(value.get("param_groups"), list | tuple | Mapping):
         return True
     state = value["state"]
     entries = list(state.values() if isinstance(state, Mapping) else state)
-    return bool(entries) and all(_is_moments(entry) for entry in entries)
+    if entries and all(_is_moments(entry) for entry in entries):
+        return True
+    return _is_numbered_state(state, _SURE | {"step"})
+
+
+def _is_numbered_state(value: Any, keys: frozenset[str]) -> bool:
+    """Whether every entry is by number and has one of these keys."""
+    if not isinstance(value, Mapping) or not value or not all(str(k).isdigit() for k in value):
+        return False
+    return all(isinstance(v, Mapping) and keys & {str(k) for k in v} for v in value.values())
 
 
 def _is_moments(value: Any) -> bool:
@@ -144,7 +106,7 @@ def _is_moments(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     keys = {str(key) for key, v in value.items() if isinstance(v, Tensor)}
-    return bool(keys & (_MOMENTS_INSIDE - {"step"})) and keys <= _MOMENTS_INSIDE
+    return bool(keys & (MOMENTS_INSIDE - {"step"})) and keys <= MOMENTS_INSIDE
 
 
 def _without_optimizers(value: Any, where: Names, left_out: dict[str, str]) -> Any:
@@ -157,11 +119,27 @@ def _without_optimizers(value: Any, where: Names, left_out: dict[str, str]) -> A
         names = (*where, str(key))
         if is_optimizer(v):
             left_out[".".join(names)] = "an optimiser's state"
-        elif (str(key) in _MOMENTS and dict(_tensors_in(v))) or _is_moments(v):
+        elif (str(key) in MOMENTS and dict(_tensors_in(v))) or _is_moments(v):
             left_out[".".join(names)] = "an optimiser's moments"
         else:
+            before = len(left_out)
             kept[key] = _without_optimizers(v, names, left_out)
+            if len(left_out) > before and _is_all_numbered(kept[key]):
+                del kept[key]  # its own copies of the weights, by number, as ZeRO has them
+                left_out[".".join(names)] = "an optimiser's state"
     return kept
+
+
+def _is_all_numbered(value: Any) -> bool:
+    """Whether there are tensors, each in a list or under a number."""
+    found = False
+    for _, mapping in _mappings(value):
+        for key, v in mapping.items():
+            if isinstance(v, Tensor) and v.ndim:
+                if not str(key).isdigit():
+                    return False
+                found = True
+    return found
 
 
 def _mappings(value: Any, where: Names = ()) -> Iterator[tuple[Names, Mapping[Any, Any]]]:
@@ -179,6 +157,27 @@ def _state_dicts(value: Any) -> dict[Names, dict[str, Tensor]]:
         if any(not name.isdigit() for name in own):
             found[where] = own
     return found
+
+
+def _by_name_copies(loaded: Any) -> Iterator[tuple[Names, str]]:
+    """Mappings by the names of a network's tensors, with several tensors of that shape for each."""
+    networks = {
+        where: {PREFIX.sub("", n): t.shape for n, t in own.items()}
+        for where, own in _state_dicts(loaded).items()
+    }
+    for where, mapping in _mappings(loaded):
+        entries = {PREFIX.sub("", str(key)): v for key, v in mapping.items()}
+        if not where or not entries or not all(isinstance(v, Mapping) for v in entries.values()):
+            continue
+        for place, shapes in networks.items():
+            if place[: len(where)] != where and all(
+                name in shapes and v and all(
+                    isinstance(t, Tensor) and t.shape in (shapes[name], ()) for t in v.values()
+                )
+                for name, v in entries.items()
+            ):  # fmt: skip
+                yield where, f"tensors by name, with the shapes of those in {_said(place)}"
+                break
 
 
 def _numbered_copies(loaded: Any) -> Iterator[tuple[Names, str]]:
@@ -226,7 +225,7 @@ def _named_copies(loaded: Any) -> Iterator[tuple[Names, str]]:
     """State_dicts with the names and shapes of a better one, such as an average of the weights."""
     networks = _state_dicts(loaded)
     shaped = {
-        where: {_PREFIX.sub("", n): t.shape for n, t in own.items() if t.ndim}
+        where: {PREFIX.sub("", n): t.shape for n, t in own.items() if t.ndim}
         for where, own in networks.items()
     }
     gone: set[Names] = set()
@@ -235,7 +234,7 @@ def _named_copies(loaded: Any) -> Iterator[tuple[Names, str]]:
             if place == where or place in gone or not own or where[: len(place)] == place:
                 continue
             copy, rank = _rank(where)
-            if not ((copy, rank) > _rank(place) and (copy or _rank(place)[1] < len(NETWORK))):
+            if not ((copy, rank) > _rank(place) and (copy or _takes(place, where))):
                 continue
             if own.items() <= other.items() and 2 * len(own) >= len(other):
                 gone.add(where)
@@ -244,14 +243,15 @@ def _named_copies(loaded: Any) -> Iterator[tuple[Names, str]]:
                 break
 
 
+def _takes(place: Names, where: Names) -> bool:
+    """Whether a network's place makes another of the same shapes its copy, whatever its name."""
+    partners = {"value", "critic", "actor", "generator", "discriminator", "g", "d"}
+    return _rank(place)[1] < len(NETWORK) and not any(words(key) & partners for key in where)
+
+
 def _rank(where: Names) -> tuple[bool, int]:
     places = [NETWORK.index(key) for key in where if key in NETWORK]
-    return any(_words(key) & _COPY for key in where), min(places, default=len(NETWORK))
-
-
-def _words(key: str) -> set[str]:
-    words = set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
-    return words | ({"ema"} if any(word.endswith("ema") for word in words) else set())
+    return any(words(key) & COPY for key in where), min(places, default=len(NETWORK))
 
 
 def _said(where: Names) -> str:
@@ -274,16 +274,18 @@ def _without(value: Any, names: Names) -> Any:
 def _tensors_in(loaded: Any) -> Iterator[tuple[str, Tensor]]:
     """All tensors: those of a state_dict, or of containers of some."""
     if isinstance(loaded, Tensor):
-        yield "tensor", loaded.detach()
+        yield "tensor", loaded.detach().resolve_neg()
     if isinstance(loaded, list | tuple):  # such as the networks of an ensemble
         loaded = dict(enumerate(loaded))
     if not isinstance(loaded, Mapping):
         return
     # Tensors beside a nested state_dict, such as the best accuracy, are included.
-    own = {str(k): v.detach() for k, v in loaded.items() if isinstance(v, Tensor)}
-    yield from own.items()
+    own = {str(k) for k, v in loaded.items() if isinstance(v, Tensor)}
+    for k, v in loaded.items():
+        if isinstance(v, Tensor):
+            yield str(k), v.detach().resolve_neg()
     inner = {str(k): dict(_tensors_in(v)) for k, v in loaded.items() if not isinstance(v, Tensor)}
     inner = {k: v for k, v in inner.items() if v}
     for key, tensors in inner.items():
-        prefix = f"{key}." if len(inner) > 1 or tensors.keys() & own.keys() else ""
+        prefix = f"{key}." if len(inner) > 1 or tensors.keys() & own else ""
         yield from ((prefix + name, t) for name, t in tensors.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -44,8 +45,10 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
     if kind not in METADATA:
         raise ValueError(f"path: wanted .png, .pdf or .svg, got {path.name!r}: change its suffix")
     settle(figure)
+    picture = io.BytesIO()  # matplotlib's own files complain once more when they are collected
+    figure.savefig(picture, format=kind, dpi=dpi, metadata=METADATA[kind])
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
+        temporary.write_bytes(picture.getvalue())
     return path
 
 

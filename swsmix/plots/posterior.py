@@ -166,7 +166,7 @@ def membership_band(
     if not span[0] < span[1]:
         raise ValueError(f"span must be an interval (low, high); got {span}")
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.4)
-    grid = torch.linspace(*span, 200, dtype=torch.float64)
+    grid = torch.linspace(*span, 200, dtype=torch.float64, device="cpu")
     gamma = _log_components(grid, mixing, mean, std).softmax(-1)
     colors, lines = component_colors(mean.double().mean(0)), {}
     for j in back_to_front(mixing.double().mean(0).numpy()):

@@ -204,7 +204,10 @@ def before_after(
     dots = np.arange(len(after))
     if len(after) > _MAX_DOTS:
         seed = torch.Generator().manual_seed(0)
-        dots = np.unique(torch.randint(len(after), (_MAX_DOTS,), generator=seed).numpy())
+        drawn = torch.randint(
+            len(after), (_MAX_DOTS,), generator=seed, dtype=torch.int64, device="cpu"
+        )
+        dots = np.unique(drawn.numpy())
     component = most_responsible([after[dots]], mixture)
     figure, (main,) = make_panels(ax, 1, width=width, row=0.95 * width)
     ends = [v.item() for part in chunks([before]) for v in part.aminmax()]

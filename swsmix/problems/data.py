@@ -142,7 +142,7 @@ def sunspots(
             f"training targets end in {last_train_year} and the series starts in {first_year}"
         )
     _check_positive(scale=scale)
-    with resources.files("swsmix.problems").joinpath("sunspots.csv").open() as file:
+    with resources.files("swsmix.problems").joinpath("sunspots.csv").open(encoding="utf-8") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", skiprows=1))
     years, series = table[:, 0].long(), table[:, 1].clone()
 
@@ -249,20 +249,20 @@ def shift(
             f"wanted 3 to 16 bits, got {bits}; on 1 or 2 bits the left and the right shift coincide"
         )
     device = generator.device
-    places = torch.arange(bits, device=device)
-    strips = (torch.arange(2**bits, device=device)[:, None] >> places) & 1
+    places = torch.arange(bits, dtype=torch.int64, device=device)
+    strips = (torch.arange(2**bits, dtype=torch.int64, device=device)[:, None] >> places) & 1
     left, right = strips.roll(-1, dims=1), strips.roll(1, dims=1)
     unambiguous = (left != right).any(dim=1)
     x = torch.cat([torch.cat([strips, shifted], dim=1)[unambiguous] for shifted in (left, right)])
-    y = torch.arange(len(x), device=device) >= len(x) // 2
+    y = torch.arange(len(x), dtype=torch.int64, device=device) >= len(x) // 2
     if not 1 <= num_cases <= len(x):
         raise ValueError(
             f"wanted 1 to {len(x)} cases, as many as {bits} bits have, got {num_cases}; more bits "
             "have more cases"
         )
-    drawn = torch.randperm(len(x), generator=generator, device=device)[:num_cases]
+    order = torch.randperm(len(x), generator=generator, dtype=torch.int64, device=device)
     dtype = dtype or torch.get_default_dtype()
-    x, y = x[drawn].to(dtype), y[drawn].to(dtype)
+    x, y = x[order[:num_cases]].to(dtype), y[order[:num_cases]].to(dtype)
     return (x if coding == "01" else 2 * x - 1), y
 
 

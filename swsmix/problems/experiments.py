@@ -114,7 +114,7 @@ def _measures(problem: Problem, net: nn.Module) -> dict[str, float]:
 
 def _gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
     """Weight decay as a mixture of one fixed component N(0, std^2): R(w) = w.w / (2 std^2) + c."""
-    prior = MixturePrior(net, 1, zero=True)
+    prior = MixturePrior(net, 1, zero=True, method="quantiles")
     (mixture,) = prior.mixtures.values()
     mixture.std.fill_(std)
     mixture.pinned_std.fill_(True)

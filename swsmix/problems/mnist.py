@@ -149,9 +149,11 @@ def mnist_tensors(
             f"images, got {num_validation}"
         )
     if generator is None:
-        order = torch.arange(num_images)
+        order = torch.arange(num_images, dtype=torch.int64, device="cpu")
     else:
-        order = torch.randperm(num_images, generator=generator, device=generator.device).cpu()
+        order = torch.randperm(
+            num_images, generator=generator, dtype=torch.int64, device=generator.device
+        ).cpu()
     train, validation = order[: num_images - num_validation], order[num_images - num_validation :]
 
     def images(pixels: Tensor) -> Tensor:

@@ -143,7 +143,11 @@ def _shift(seed: int, dtype: torch.dtype) -> Problem:
         iterations=40,
         num_components=10,
         # The mixture starts broad and fixed: EM on the small initial weights would collapse it.
-        initial=lambda k: GaussianMixture([1 / k] * k, torch.linspace(-2, 2, k), [0.5] * k),
+        initial=lambda k: GaussianMixture(
+            [1 / k] * k,
+            torch.linspace(-2, 2, k, dtype=torch.float32, device="cpu"),
+            [0.5] * k,
+        ),
         schedule=Schedule(tau=0.3, em_start=20, em_every=1, em_rate=0.1),
         hyper=HyperPrior(std=0.5, std_count=3.0),
         decay_stds=(0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0),

@@ -22,7 +22,7 @@ def numba_kernels() -> Any | None:
     """Numba's loops (`numba_loops`), or None if it is not installed."""
     try:
         from swsmix.tables import numba_loops
-    except (ImportError, RuntimeError):  # numba raises the latter if it cannot write its cache
+    except ImportError:
         return None
     return numba_loops
 
@@ -35,7 +35,7 @@ def triton_kernels(device: torch.device) -> Any | None:
     except ImportError:
         return None
     try:
-        one = torch.ones(1, device=device)
+        one = torch.ones(1, dtype=torch.float32, device=device)
         standard = ExactMixture(one, one, one)
         triton_loops.write_gradient_(standard, None, one.clone(), one, None)
     except Exception as error:

@@ -108,7 +108,7 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
     halves = [0, *range(2 * zero, 2 * top + 1)]
-    edges = torch.tensor(halves, device="cpu") << 22
+    edges = torch.tensor(halves, dtype=torch.int64, device="cpu") << 22
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
@@ -126,7 +126,7 @@ class _Blocks(NamedTuple):
 
     def packed(self) -> Tensor:
         """The entries first << 5 | shift of all 65,536 upper halves."""
-        magnitude = torch.arange(1 << 15, device="cpu") - (self.low - 1)
+        magnitude = torch.arange(1 << 15, dtype=torch.int64, device="cpu") - (self.low - 1)
         magnitude = magnitude.clamp(0, self.number - 1)
         entries = ((self.first << 5) | self.shift).int()
         return torch.cat([entries[magnitude], entries[magnitude + self.number]])
@@ -139,9 +139,9 @@ def _blocks(intervals: Intervals, shift: Tensor) -> _Blocks:
     number = (int((start + intervals.width).max()) >> 16) - low + 2
     block = torch.where(start > 0, (start >> 16) - low + 1, 0)
     block += (intervals.sign > 0) * number
-    shifts = torch.full((2 * number,), 17, device="cpu")
+    shifts = torch.full((2 * number,), 17, dtype=torch.int64, device="cpu")
     shifts.scatter_reduce_(0, block, shift, "amin")
-    blocks = torch.arange(2 * number, device="cpu")
+    blocks = torch.arange(2 * number, dtype=torch.int64, device="cpu")
     shifts = shifts[torch.where(shifts < 17, blocks, 0).cummax(0).values]
     shifts[number - 1 :: number] = 16
     first = (1 << (16 - shifts)).cumsum(0) - (1 << (16 - shifts))
@@ -180,7 +180,7 @@ def _errors(
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
     rest = intervals.rest / math.factorial(ORDER + 1)
     line = needed.line * part**2 + (needed.rounding * part if coarse is None else coarse)
-    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
     value = (needed.third * part**3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero
     line[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]

@@ -103,7 +103,8 @@ class CellHistogram:
         for part, p in mixture.chunks(intervals.centre[used]):
             r, gamma = intervals.radius[used][part, None], p.log_gamma.exp()
             gone = gamma < 1e-100
-            x, y = (each.masked_fill_(gone, 0.0) for each in (p.slope * r, p.bend * r * r))
+            bends = mixture.bends(intervals.centre[used][part], p)
+            x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
             sums = [torch.zeros_like(x) for _ in range(3)]
             before, now = torch.zeros_like(x), torch.ones_like(x)
             for n in range(ORDER + 1):

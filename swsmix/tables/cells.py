@@ -27,6 +27,11 @@ class ErrorBounds(NamedTuple):
     The absolute part is in units of sqrt(a), the local 1 / std, since f' is zero at a centre. The
     curvature a only scales the proximal step, whose fixed points are where f' and the data's
     gradient cancel.
+
+    Without cells they are those of the direct evaluation, derived in `exact`. Its `gradient` holds
+    while |f| stays below about 6e4, that is |w - mu| / sigma below 300. Further out it holds where
+    one component is responsible; where several are, far from all of them, rounding alone decides
+    between them, and the bound is the one that `exact` states.
     """
 
     gradient: float
@@ -45,7 +50,7 @@ class Refinement(NamedTuple):
 
 def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
     """How finely to cut the intervals for tangents within the tolerance; 1 part if uncertified."""
-    n = torch.arange(3, ORDER + 1, device="cpu")[:, None]
+    n = torch.arange(3, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
     third = (n * (n - 1) * (n - 2) * 1.5 ** (n - 3) * intervals.taylor[3:].abs()).sum(0)
     third = third + intervals.rest / math.factorial(ORDER - 2)
     line = third / (2 * intervals.radius * intervals.floor)
@@ -111,8 +116,11 @@ class Cells:
         self.mixture, self.intervals, self.address = mixture, intervals, address
         self.geometry, self.device = geometry, device
         self.certified = geometry.certified.to(device)
-        self._errors = torch.stack([errors.line + 2.0**-22, errors.value]), errors.part
-        order = torch.arange(1, ORDER + 1, device="cpu")[:, None]
+        self._errors = (
+            torch.stack([errors.line + 2.0**-22, errors.value + mixture.rounding]),
+            errors.part,
+        )
+        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self._gradient = self._lines(intervals.taylor[1:] * order / intervals.radius)
         self.lines = torch.stack(self._gradient, 1).to(device)
 
@@ -141,7 +149,7 @@ class Cells:
         """The worst bounds over the certified intervals."""
         (errors, part), (taylor, rest, low) = self._errors, self._curvature
         certified = ~self.intervals.rest.isinf()
-        n = torch.arange(2, ORDER + 1, device="cpu")[:, None]
+        n = torch.arange(2, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         bent = (n * (n - 1) * 1.5 ** (n - 2) * taylor[2:].abs()).sum(0)
         bent = bent + rest / math.factorial(ORDER - 1)
         miss = bent * part**2 / 2 + rest / math.factorial(ORDER + 1)

@@ -1,4 +1,21 @@
-"""The mixture's scalar functions evaluated exactly, in float64: O(N K), a chunk at a time."""
+"""The mixture's scalar functions evaluated directly, in float64: O(N K), a chunk at a time.
+
+How far rounding can carry them, with u = 2^-53, L = max_j |log pi_j| + |log sigma_j| + 1 over the
+live components and kappa = |f(w)| + 2 L + log K:
+
+- z_j = (w - mu_j) / sigma_j is one subtraction and one division, whatever cancels in it: off by
+  at most 2 u |z_j|. So log pi_j N_j = log pi_j - log sigma_j - z_j^2 / 2 is off by
+  delta_j <= 7 u (z_j^2 / 2 + L).
+- The log-sum-exp moves by at most sum_j gamma_j delta_j, and sum_j gamma_j z_j^2 / 2 <= |f| + L +
+  log K: |error of f| <= 16 u kappa <= `rounding` (1 + |f|), the sum over K included.
+- gamma_j is off by a factor of delta_j + sum_k gamma_k delta_k. With Cauchy and Schwarz,
+  |error of f'| <= 64 u (1 + kappa)^(3/2) sqrt(a). That is below 2^-23 sqrt(a) while |w - mu| /
+  sigma stays below about 300. Further out it is reached only where several components are equally
+  responsible, far from all: elsewhere f' is the pull of one, off by 4 u |f'|.
+
+Far out, where delta_j would be large, the components are compared by z_j^2 - z_r^2 =
+(z_j - z_r) (z_j + z_r), which is never worse and keeps the tails; see `_log_odds`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +24,16 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from swsmix._log_odds import FAR, LARGE, log_odds, standardised
+
 P = ParamSpec("P")
 T = TypeVar("T")
+_MOST = sys.float_info.max
 
 
 def eager(method: Callable[P, T]) -> Callable[P, T]:
@@ -70,32 +90,54 @@ class Evaluation(NamedTuple):
     gradient: Tensor  # f' = sum gamma (w - mu) / sigma^2 (n,)
     curvature: Tensor  # a = sum gamma / sigma^2 (n,)
     log_gamma: Tensor  # log responsibilities (n, k)
+
+
+class Bends(NamedTuple):
+    """How the components differ around some weights."""
+
     slope: Tensor  # x: each component's own f', minus its mean under gamma (n, k)
     bend: Tensor  # y: each component's own f'', minus its mean under gamma (n, k)
+    noise: Tensor  # delta: how far rounding can carry log gamma (n, k)
 
 
 class ExactMixture:
-    """A mixture in float64, relative to its widest component so that far tails do not cancel."""
+    """A mixture in float64, with its own copy of the numbers."""
 
     def __init__(self, mixing: Tensor, mean: Tensor, std: Tensor) -> None:
-        self.mixing, self.mean, self.std = (t.detach().double() for t in (mixing, mean, std))
-        scale = 1 / self.std
-        log_norm = self.mixing.log() + scale.log() - 0.5 * math.log(2 * math.pi)
-        widest = torch.where(self.mixing > 0, self.std, 0.0).argmax()
-        self.centre, self.scale, self.log_norm = self.mean[widest], scale[widest], log_norm[widest]
-        self.log_ratio, self.d_scale = log_norm - self.log_norm, scale - self.scale
-        self.shift, self.d_bend = scale * (self.centre - self.mean), scale**2 - self.scale**2
-        self.shift_slope, self.precision = scale * self.shift, scale**2
+        self.mixing, self.mean, self.std = (
+            t.detach().double().clone() for t in (mixing, mean, std)
+        )
+        self.level = self.mixing.log() - self.std.log()
+        self.precision = (1 / self.std / self.std).clamp_max_(_MOST)  # 0 times inf is nan
+        self.scale = 1 / torch.where(self.mixing > 0, self.std, 0.0).max()  # of the widest
         # Entries of N x K; on a GPU more, see `chunk_on`.
         at_once = 1 << (15 if mixing.device.type == "cpu" else 20)
         self.rows = max(1, at_once // len(mixing))
 
     @functools.cached_property
     def packed(self) -> Tensor:
-        """Centre, scale, then five numbers per component, as one vector: for the GPU's loops."""
-        each = [self.log_ratio, self.d_scale, self.shift, self.mean, self.precision]
-        common = torch.stack([self.centre, self.scale])
-        return torch.cat([common, torch.stack(each, 1).reshape(-1)])
+        """Three numbers per component, as one vector: for the GPU's loops."""
+        return torch.stack([self.level, self.mean, self.std], 1).reshape(-1)
+
+    @functools.cached_property
+    def _levels(self) -> float:
+        """L: how large the logarithms of live components are."""
+        live = self.mixing > 0
+        sizes = self.mixing[live].log().abs() + self.std[live].log().abs()
+        return float(sizes.max()) + 1.0
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """The bound of f's error for one weight, relative to 1 + |f|; derived above."""
+        return 2.0**-49 * (1.0 + 2.0 * self._levels + math.log(len(self.mean)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the mixture alone."""
+        return {"mixing": self.mixing, "mean": self.mean, "std": self.std}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From what `__getstate__` gave."""
+        self.__init__(**state)  # type: ignore[misc]
 
     def cpu(self) -> ExactMixture:
         """The same mixture on the CPU."""
@@ -104,29 +146,59 @@ class ExactMixture:
         return ExactMixture(self.mixing.cpu(), self.mean.cpu(), self.std.cpu())
 
     def at(self, w: Tensor) -> Evaluation:
-        """All functions at weights (n,)."""
-        offset = (w.double() - self.centre)[:, None]
-        z = offset * self.scale
-        dz = torch.addcmul(self.shift, offset, self.d_scale)  # z_j - z of the widest
-        log_gamma = torch.addcmul(self.log_ratio, dz, dz + 2 * z, value=-0.5)
-        top = log_gamma.amax(
-            1, keepdim=True
-        )  # subtracted first: far out, log 2 would vanish beside it
-        log_gamma -= top
+        """All functions at weights (n,); NaN where one is not finite."""
+        w = w.double()[:, None]
+        z = standardised(w, self.mean, self.std)
+        odds = log_odds(w, z, self.level, self.mean, self.std)
+        # The largest is subtracted first: far out, log 2 would vanish beside it.
+        top, nearest = odds.max(1, keepdim=True)
+        log_gamma = odds.sub_(top)
         gamma = log_gamma.exp()
         total = gamma.sum(1, keepdim=True)
         gamma /= total
         log_gamma -= total.log()
-        pull = (w.double()[:, None] - self.mean).mul_(self.precision)  # exact at the centres
-        slope = torch.addcmul(self.shift_slope, offset, self.d_bend)
-        mean_slope, mean_bend = (gamma * slope).sum(1, True), (gamma @ self.d_bend)[:, None]
+        nearest_z = z.gather(1, nearest)
+        overflows = nearest_z.abs() >= LARGE
+        half_square = (0.5 * nearest_z * nearest_z).masked_fill_(overflows, math.inf)
+        log_norm = self.level[nearest] - 0.5 * math.log(2 * math.pi)
+        bad = w - w  # NaN for what is not finite
+        value = half_square - log_norm - total.log() + bad
+        gradient = (gamma * z).div_(self.std).sum(1)
+        wild = overflows[:, 0] | gradient.isnan()
+        if bool(wild.any()):
+            gradient[wild] = self._overflowing(w[wild], gamma[wild])
         return Evaluation(
-            (0.5 * z * z - self.log_norm - top - total.log())[:, 0],
-            pull.mul_(gamma).sum(1),
-            (self.scale**2 + mean_bend)[:, 0],
-            log_gamma,
-            slope - mean_slope,
-            self.d_bend - mean_bend,
+            value[:, 0], gradient + bad[:, 0], gamma @ self.precision + bad[:, 0], log_gamma
+        )
+
+    def _overflowing(self, w: Tensor, gamma: Tensor) -> Tensor:
+        """The gradient f' where pulls may be infinite: those of responsible components alone."""
+        pull = (0.5 * w - 0.5 * self.mean) / self.std / self.std * 2.0
+        gradient = torch.where(gamma > 0, gamma * pull, 0.0).sum(1)
+        bounded = (gamma * pull.clamp(-_MOST, _MOST)).sum(1)  # where opposite infinities meet
+        return torch.where(gradient.isnan(), bounded, gradient)
+
+    def bends(self, w: Tensor, p: Evaluation) -> Bends:
+        """How the components differ around weights (n,), for finite stds that are not extreme."""
+        w, gamma = w.double()[:, None], p.log_gamma.exp()
+        nearest = p.log_gamma.argmax(1)
+        mean, std = self.mean[nearest, None], self.std[nearest, None]
+        offset, z = w - mean, (w - self.mean) / self.std
+        inverse = (std - self.std) / self.std / std  # 1 / sigma_j - 1 / sigma_r
+        # Each as a difference, and in parts that do not cancel far out; the smaller is exact.
+        one, other = offset * inverse, (mean - self.mean) / self.std
+        parts, whole = one.abs() + other.abs(), z.abs() + (offset / std).abs()
+        reach = torch.minimum(parts, whole) * whole
+        squares = z.square() + (offset / std).square()
+        noise = torch.where(p.value[:, None] > -FAR, reach, squares)
+        pull, pull_r = z / self.std, offset / std / std
+        one, other = one * (1 / self.std + 1 / std), other / self.std
+        parts, whole = one.abs() + other.abs(), pull.abs() + pull_r.abs()
+        slope = torch.where(parts < whole, one + other, pull - pull_r)
+        return Bends(
+            slope - (gamma * slope).sum(1, True),
+            self.precision - p.curvature[:, None],
+            2.0**-50 * (0.5 * noise + self._levels),
         )
 
     def chunks(self, w: Tensor) -> Iterator[tuple[slice, Evaluation]]:
@@ -153,6 +225,7 @@ class ExactMixture:
         value, moments = self.mean.new_zeros(()), self.mean.new_zeros(3, len(self.mean))
         for part, p in self.chunks(w):
             terms, away = p.log_gamma.exp() * mass[part, None], w[part, None].double() - self.mean
+            away.clamp_(-_MOST, _MOST)  # 0 times inf is nan
             value += p.value @ mass[part]
             for moment in moments:
                 moment += terms.sum(0)

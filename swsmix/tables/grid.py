@@ -68,8 +68,10 @@ def grid_cells(mixture: ExactMixture, tolerance: float, device: torch.device) ->
         return inner, inner + width * unit
 
     first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
-    width = torch.full((1 << first,), 1 << (_UNITS - first), device="cpu")
-    start = torch.arange(1 << first, device="cpu") * width + 1  # 0 would never be split
+    width = torch.full((1 << first,), 1 << (_UNITS - first), dtype=torch.int64, device="cpu")
+    start = (
+        torch.arange(1 << first, dtype=torch.int64, device="cpu") * width + 1
+    )  # 0 would never be split
     sign = torch.ones_like(start)
     intervals = split(mixture, tolerance, start, width, sign, ends=ends, smallest=1)
     if intervals is None or bool(intervals.rest.isinf().any()):
@@ -133,6 +135,6 @@ def _errors(
     rounding = coarse if address.absolute else needed.rounding * part + truncation * pull
     rest = intervals.rest / math.factorial(ORDER + 1)
     line = needed.line * part**2 + rounding
-    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius
+    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
     value = (needed.third * part**3 + rest) / intervals.size + truncation * swing
     return CellErrors(line, value, part)

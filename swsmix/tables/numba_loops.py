@@ -22,7 +22,11 @@ from swsmix.tables.grid import GridAddress
 
 def _compiled(function: Any) -> Any:
     # Unwrapped, since a type checker's import hook may have wrapped it.
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder that can be written keeps what is compiled
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def _inlined(function: Any) -> Any:

@@ -22,6 +22,7 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.grid import grid_cells
 from swsmix.tables.scratch import Scratch, chunk_on
 
+_NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
 
 
@@ -36,7 +37,7 @@ class Passes:
     def __init__(self, mixture: ExactMixture, tolerance: float) -> None:
         self.mixture, self.tolerance = mixture, tolerance
         self._slopes_16_bit: dict[torch.dtype, tuple[Tensor, ...]] = {}
-        self._kept_scratch: dict[tuple[int, bool], Scratch] = {}
+        self._kept = threading.local()  # scratch memory; a thread's own ends with it
 
     @functools.cached_property
     def grid(self) -> Cells | None:
@@ -51,13 +52,15 @@ class Passes:
     def _cut(
         self, cut: Callable[[ExactMixture, float, torch.device], Cells | None]
     ) -> Cells | None:
-        mixture = self.mixture
-        return cut(mixture.cpu(), self.tolerance, mixture.mean.device) if self.tolerance else None
+        mixture, (least, most) = self.mixture, self.mixture.std.aminmax()
+        if not self.tolerance or least < _NARROWEST or most > 1.0 / _NARROWEST:
+            return None
+        return cut(mixture.cpu(), self.tolerance, mixture.mean.device)
 
     def error(self) -> ErrorBounds:
         """The worst bounds of all cells; without cells, those of rounding."""
         kinds = [cells.error for cells in (self.grid, self.bits) if cells]
-        rounding = ErrorBounds(gradient=2.0**-23, value=2.0**-40, curvature=2.0**-23)
+        rounding = ErrorBounds(2.0**-23, self.mixture.rounding, 2.0**-23)
         return ErrorBounds(*map(max, zip(rounding, *kinds, strict=True))) if kinds else rounding
 
     def _is_small(self, w: Tensor) -> bool:
@@ -71,11 +74,19 @@ class Passes:
 
     def _scratch(self, w: Tensor, *, curvature: bool = False) -> Scratch:
         """Scratch memory, kept: to allocate it again costs as much as the work in it."""
-        key = threading.get_ident(), curvature  # two threads may look up at the same time
-        scratch = self._kept_scratch.get(key)
+        kept = vars(self._kept)  # of this thread: two may look up at the same time
+        scratch: Scratch | None = kept.get(str(curvature))
         if scratch is None or scratch.floats.shape[1] < min(len(w), chunk_on(w.device)):
-            scratch = self._kept_scratch[key] = Scratch(len(w), w.device, curvature=curvature)
+            scratch = kept[str(curvature)] = Scratch(len(w), w.device, curvature=curvature)
         return scratch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without cells and scratch memory, quickly made again."""
+        return {"mixture": self.mixture, "tolerance": self.tolerance}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From what `__getstate__` gave."""
+        self.__init__(**state)  # type: ignore[misc]
 
     def _uncertified(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes f' and a of weights in uncertified cells: from finer cells, or exactly."""
@@ -103,12 +114,13 @@ class Passes:
                 yield part, *cells.slopes(w[part], place, scratch, self._uncertified)
                 if histogram:
                     histogram.add_(*place[:2])
-            elif w.dtype.itemsize == 2:
+            elif w.dtype.itemsize == 2 and not self._is_small(w):
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
                 yield part, *(each.index_select(0, bits) for each in slopes)
             else:
-                yield part, *self.mixture.slopes(w[part])[: 1 + curvature]
+                slopes = self.mixture.slopes(w[part])[: 1 + curvature]
+                yield part, *(each.float() if w.dtype.itemsize == 2 else each for each in slopes)
 
     def write_gradient_(
         self, target: Tensor, w: Tensor, scale: float | None, histogram: CellHistogram | None = None
@@ -216,4 +228,4 @@ def _proximal_step_(
 
 def _all_16_bit_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """All the 65,536 values of a 16-bit type, in the order of their bits."""
-    return torch.arange(1 << 16, device=device).to(torch.int16).view(dtype)
+    return torch.arange(1 << 16, dtype=torch.int64, device=device).to(torch.int16).view(dtype)

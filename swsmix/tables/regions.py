@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from swsmix._log_odds import log_odds, standardised
 from swsmix.mixture import GaussianMixture
 
 _CHUNK = 1 << 17
@@ -58,13 +59,16 @@ class Regions:
         Returns:
             One number for each component, on the CPU.
         """
-        total = torch.zeros(len(self.component), dtype=torch.int64)
+        total = torch.zeros(len(self.component), dtype=torch.int64, device="cpu")
         for part in w.detach().reshape(-1).split(_CHUNK):
             total += torch.bincount(self._interval(part), minlength=len(total)).cpu()
-        claimed = torch.zeros(self.num_components, dtype=torch.int64)
+        claimed = torch.zeros(self.num_components, dtype=torch.int64, device="cpu")
         return claimed.index_add_(0, self.component, total)
 
     def _interval(self, w: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        if not bool(w.isfinite().all()):
+            bad = int((~w.isfinite()).sum())
+            raise ValueError(f"weights must be finite; {bad} of {len(w)} are nan or inf")
         w = w if w.dtype in _TYPES else w.float()
         return torch.bucketize(w, _rounded_down(self.boundaries, w.dtype).to(w.device))
 
@@ -91,16 +95,25 @@ def decision_regions(mixture: GaussianMixture) -> Regions:
     )
     live = mixing > 0
     roots = _crossings(mixing[live], mean[live], std[live])
+    single = _single_floats(mean[live], std[live])
+    roots = torch.cat([roots, single]).unique()
     if not len(roots):
         return Regions(roots, _winners(mean[:1], mixing, mean, std), len(mean))
     beyond = roots[-1] - roots[0] + std.max()
-    probes = torch.cat([roots[:1] - beyond, (roots[1:] + roots[:-1]) / 2, roots[-1:] + beyond])
+    # Inside each interval near the mixture: far out, where stds that differ by a rounding error
+    # meet, densities of any two components round to the same.
+    middle, far = (roots[1:] + roots[:-1]) / 2, 10.0 * std.max()
+    near = middle.clamp(mean.min() - far, mean.max() + far)
+    inside = torch.where((roots[:-1] < near) & (near < roots[1:]), near, middle)
+    inside = torch.where(inside > roots[:-1], inside, roots[1:])  # neighbouring floats
+    probes = torch.cat([roots[:1] - beyond, inside, roots[-1:] + beyond])
     winner = _winners(probes, mixing, mean, std)
     change = winner[1:] != winner[:-1]
     boundaries, component = roots[change], winner[torch.cat([change.new_ones(1), change])]
-    # A boundary belongs to the first of its two components.
+    # Where two components are equally responsible the first claims the weight.
     below = torch.nextafter(boundaries, torch.full_like(boundaries, -torch.inf))
-    boundaries = torch.where(component[1:] < component[:-1], below, boundaries)
+    first = (component[1:] < component[:-1]) & ~torch.isin(boundaries, single)
+    boundaries = torch.where(first, below, boundaries)
     return Regions(boundaries, component, len(mean))
 
 
@@ -113,7 +126,7 @@ def _crossings(
     # (1 - r^2) / 2 u^2 + r D u - (D^2 / 2 + L) = 0.
     order = std.argsort(stable=True)
     mixing, mean, std = mixing[order], mean[order], std[order]
-    n, v = torch.triu_indices(len(std), len(std), 1)
+    n, v = torch.triu_indices(len(std), len(std), 1, dtype=torch.int64, device=std.device)
     height = mixing.log() - std.log()
     level = height[n] - height[v]
     ratio, gap = std[n] / std[v], (mean[v] - mean[n]) / std[v]
@@ -122,10 +135,17 @@ def _crossings(
     c = -(0.5 * gap.square() + level)
     q = -0.5 * (b + torch.where(b < 0, -1.0, 1.0) * (gap.square() + 4.0 * a * level).sqrt())
     roots = torch.cat([mean[n] + std[n] * (q / a), mean[n] + std[n] * (c / q)])
-    # Nan or inf where there is none. Nearly equal components meet so far out that squares overflow.
-    roots = roots[(roots / std[0]).abs() < 1e150] if len(roots) else roots
+    # Nan or inf where there is none; beyond 1e300 the places between them overflow.
+    roots = roots[roots.abs() < 1e300]
     ascending: Tensor = roots.unique()
     return ascending
+
+
+def _single_floats(mean: Float[Tensor, " k"], std: Float[Tensor, " k"]) -> Float[Tensor, " f"]:
+    """Means of components narrower than the distance of floats there, and the floats below them."""
+    below = torch.nextafter(mean, torch.full_like(mean, -torch.inf))
+    single = (std < mean - below) & (mean.abs() < 1e300)
+    return torch.cat([below[single], mean[single]])
 
 
 def _winners(
@@ -135,11 +155,10 @@ def _winners(
     std: Float[Tensor, " k"],
 ) -> Int[Tensor, " n"]:
     """The first of the most responsible components, evaluated one by one."""
-    height = mixing.log() - std.log()
-    parts = w.split(max(_CHUNK // len(mean), 1))
-    return torch.cat(
-        [(height - 0.5 * ((p[:, None] - mean) / std).square()).argmax(-1) for p in parts]
-    )
+    level = mixing.log() - std.log()
+    parts = w[:, None].split(max(_CHUNK // len(mean), 1))
+    odds = (log_odds(p, standardised(p, mean, std), level, mean, std) for p in parts)
+    return torch.cat([each.argmax(-1) for each in odds])
 
 
 def _rounded_down(x: Float[Tensor, " n"], dtype: torch.dtype) -> Float[Tensor, " n"]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swsmix.tables.exact import Evaluation, ExactMixture
+from swsmix.tables.exact import Bends, Evaluation, ExactMixture
 
 ORDER = 6  # the highest derivative of f that an interval's polynomial carries
 MAX_INTERVALS = 1 << 15  # a harder mixture is evaluated directly
@@ -37,6 +37,7 @@ class Intervals(NamedTuple):
     second: Tensor  # bound on |f''| r^2 (t,)
     floor: Tensor  # lower bound of |f'| + sqrt(a) (t,)
     size: Tensor  # lower bound of 1 + |f| (t,)
+    noise: Tensor  # how far rounding can carry f', relative to the floor (t,)
 
 
 def exponential_derivatives(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor]:
@@ -48,9 +49,11 @@ def exponential_derivatives(x: Tensor, y: Tensor, weight: Tensor) -> list[Tensor
     return sums
 
 
-def _bounded(p: Evaluation, r: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _bounded(
+    p: Evaluation, bends: Bends, r: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Slopes and bends in units of the radius, their magnitudes, and the bound on gamma (t, k)."""
-    x, y = p.slope * r, p.bend * r * r
+    x, y = bends.slope * r, bends.bend * r * r
     steep, bent = x.abs(), y.abs()
     t = ((steep + 1e-300) / y.clamp_min(1e-300)).clamp_max_(1.0)  # where the exponent peaks
     most = (p.log_gamma + t * (steep - 0.5 * y * t)).clamp_max_(500.0).exp_()
@@ -66,7 +69,8 @@ def certified(
     inner, outer = ends(start, width)
     centre, radius = sign * (inner + outer) / 2, (outer - inner) / 2
     p = mixture.at(centre)
-    x, y, steep, bent, most = _bounded(p, radius[:, None])
+    bends = mixture.bends(centre, p)
+    x, y, steep, bent, most = _bounded(p, bends, radius[:, None])
     pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
     sums = exponential_derivatives(*(torch.cat(pair) for pair in pairs))
     # One recursion gives cumulants from moments: those of q exactly, and their bounds from bounds
@@ -90,8 +94,11 @@ def certified(
     floor = ((bend - swing) / radius**2).clamp_min(mixture.scale**2).sqrt()
     floor = floor + (p.gradient.abs() - second / radius).clamp_min(0.0)
     size = 1 + (p.value.abs() - taylor[1].abs() - second).clamp_min(0.0)
+    # Rounding acts as if each mixing proportion were off by a factor exp(noise).
+    noise = (most * (steep + bent) * bends.noise).sum(1) / radius / floor
+    rest = -log[-1, exact:]
     return Intervals(
-        start, width, sign, centre, radius, bend, taylor, -log[-1, exact:], second, floor, size
+        start, width, sign, centre, radius, bend, taylor, rest, second, floor, size, noise
     )
 
 
@@ -107,9 +114,10 @@ def _chosen(intervals: Intervals, which: Tensor) -> Intervals:
 
 def ranges(number: Tensor) -> tuple[Tensor, Tensor]:
     """0 .. number[i] - 1 for each i, in one vector, and the i of each entry."""
-    owner = torch.arange(len(number), device=number.device).repeat_interleave(number)
+    owner = torch.arange(len(number), dtype=torch.int64, device=number.device)
+    owner = owner.repeat_interleave(number)
     first = (number.cumsum(0) - number).index_select(0, owner)
-    return torch.arange(len(owner), device=number.device) - first, owner
+    return torch.arange(len(owner), dtype=torch.int64, device=number.device) - first, owner
 
 
 def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +129,8 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
     rows = []
     for part, p in mixture.chunks(intervals.centre):
         radius = intervals.radius[part]
-        x, y, steep, bent, most = _bounded(p, radius[:, None])
+        bends = mixture.bends(intervals.centre[part], p)
+        x, y, steep, bent, most = _bounded(p, bends, radius[:, None])
         pairs = (-x, steep + bent), (-y, bent), (p.log_gamma.exp(), most)
         slope, bend, gamma = (torch.cat(pair) for pair in pairs)
         exact = len(radius)  # columns; the bounds follow
@@ -169,7 +178,7 @@ def split(
         tried = _joined([certified(mixture, s, n, sides, ends) for s, n, sides in batches])
         slack = tolerance / 8 * math.factorial(ORDER + 1)
         allowed = torch.minimum(tried.radius * tried.floor / (ORDER + 1), tried.size)
-        excess = tried.rest / allowed / slack
+        excess = torch.maximum(tried.rest / allowed / slack, tried.noise / (tolerance / 16))
         good = excess <= 1
         last = good | (width <= smallest) | (start == 0)
         tried.rest[~good & last] = math.inf

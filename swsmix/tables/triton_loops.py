@@ -121,22 +121,34 @@ def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):  # type: ig
 
 @_compiled
 def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
-    """The gradient f' and the curvature a from the mixture itself; see `ExactMixture.at`."""
+    """The gradient f' and the curvature a from the mixture itself; see `_log_odds.log_odds`."""
     w = w.to(tl.float64)
-    offset = w - tl.load(mixture)
-    z = offset * tl.load(mixture + 1)
+    best, z_r = tl.zeros_like(w) - 1e300, tl.zeros_like(w)
+    level_r, mean_r, std_r = tl.zeros_like(w), tl.zeros_like(w), tl.zeros_like(w) + 1.0
+    for j in range(k):  # the most responsible component, as a reference
+        row = mixture + 3 * j
+        level, mean, std = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+        z = (w - mean) / std
+        joint = level - 0.5 * z * z
+        better = joint > best
+        best, z_r = tl.where(better, joint, best), tl.where(better, z, z_r)
+        level_r, mean_r = tl.where(better, level, level_r), tl.where(better, mean, mean_r)
+        std_r = tl.where(better, std, std_r)
+    offset = w - mean_r
     top = tl.zeros_like(w) - 1e300
     total, pull, a = tl.zeros_like(w), tl.zeros_like(w), tl.zeros_like(w)
     for j in range(k):
-        row = mixture + 2 + 5 * j
-        dz = tl.load(row + 2) + offset * tl.load(row + 1)
-        log_gamma = tl.load(row) - 0.5 * dz * (dz + 2.0 * z)
+        row = mixture + 3 * j
+        level, mean, std = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+        z = (w - mean) / std
+        one, other = offset * ((std_r - std) / std_r) / std, (mean_r - mean) / std
+        gap = tl.where(tl.abs(one) + tl.abs(other) < tl.abs(z) + tl.abs(z_r), one + other, z - z_r)
+        log_gamma = level - level_r - 0.5 * gap * (z + z_r)
         higher = tl.maximum(top, log_gamma)
         old, gamma = tl.exp(top - higher), tl.exp(log_gamma - higher)
-        precision = gamma * tl.load(row + 4)
         total = total * old + gamma
-        pull = pull * old + precision * (w - tl.load(row + 3))
-        a = a * old + precision
+        pull = pull * old + gamma * z / std
+        a = a * old + gamma / std / std
         top = higher
     nothing = w - w  # NaN for what is not finite
     return (pull / total + nothing).to(tl.float32), (a / total + nothing).to(tl.float32)

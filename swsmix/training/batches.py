@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -14,6 +14,11 @@ from swsmix.attach import Attachment, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
+
+_LIKE_THE_WEIGHTS = {  # entries of PyTorch's optimisers, each of the shape of its parameter
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg",
+    "acc_delta", "exp_inf",
+}  # fmt: skip
 
 
 class BatchTrainer:
@@ -58,6 +63,7 @@ class BatchTrainer:
         self.num_data, self.batch_size, self.seed = num_data, batch_size, seed
         self.schedule = schedule or Schedule()
         self.steps = 0
+        self._resumed = False  # the optimiser's state is from a file, and has not been used
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
@@ -87,13 +93,27 @@ class BatchTrainer:
                     "tau; the last checkpoint is intact"
                 )
             value.backward()
-            self.optimizer.step()
+            self._step()
             self.steps += 1
         if self.steps == before:
             raise ValueError(
                 "the data gave no batch: give two tensors, a list of batches or a DataLoader, "
                 "which can be iterated over in every epoch"
             )
+
+    def _step(self) -> None:
+        """A step of the optimiser; the first one after a resume shows whether its state fits."""
+        try:
+            self.optimizer.step()
+        except Exception as error:
+            if not self._resumed or _is_sentence(error):
+                raise
+            raise ValueError(
+                "the training state that was resumed (training.pt) is damaged, or of another "
+                f"optimiser: the first step of {type(self.optimizer).__name__} failed "
+                f"({type(error).__name__}: {error}). Restore it from a backup, or train again"
+            ) from error
+        self._resumed = False
 
     def _batches(self, number: int) -> Iterator[Batch]:
         device = next(self.model.parameters()).device
@@ -103,7 +123,8 @@ class BatchTrainer:
         x, y = self.data
         # Seeded by the epoch, so that the order needs no state of its own.
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        for rows in torch.randperm(len(x), generator=shuffle).split(self.batch_size):
+        order = torch.randperm(len(x), generator=shuffle, dtype=torch.int64, device="cpu")
+        for rows in order.split(self.batch_size):
             yield x[rows].to(device), y[rows].to(device)
 
     def adapt_rate(self, score: float) -> None:
@@ -118,10 +139,22 @@ class BatchTrainer:
         return {"steps": self.steps, **{k: part.state_dict() for k, part in self._parts().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: if the optimiser's state is not of these parameters.
+        """
         self.steps = state["steps"]
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for p, moments in self.optimizer.state.items():
+            for name in _LIKE_THE_WEIGHTS & moments.keys():
+                if isinstance(m := moments[name], Tensor) and m.shape != p.shape:
+                    raise ValueError(
+                        f"`{name}` of a tensor of shape {tuple(p.shape)} has the shape "
+                        f"{tuple(m.shape)}"
+                    )
+        self._resumed = True
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -135,6 +168,15 @@ class BatchTrainer:
         """Take the prior out of the optimiser."""
         if self.attachment is not None:
             self.attachment.remove()
+
+
+def _is_sentence(error: Exception) -> bool:
+    """Whether this is an error of ours about the training: the weights are no longer finite."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("swsmix.") and isinstance(error, ValueError | ArithmeticError)
 
 
 def _check_held(optimizer: Optimizer, model: nn.Module, loss: Loss) -> None:

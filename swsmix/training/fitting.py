@@ -7,7 +7,8 @@ records, checkpoints, early stopping, the progress bar.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def fit(
         ValueError: for arguments that do not fit together, and if the weights are no longer finite
             at an EM step or a record.
         FileExistsError: if `run` holds another run already and `resume` is not set.
+        BlockingIOError: if another process or thread is writing to `run`.
         FloatingPointError: if the objective is no longer finite; the last checkpoint stays.
 
     Example:
@@ -120,54 +122,55 @@ def fit(
     if resume and run is None:
         raise ValueError("resume needs the run folder in run=")
     check_data(data)
-    trainer = _trainer(
-        model, loss, data, optimizer, prior, schedule, update,
-        num_cases(data) if num_data is None else num_data,
-        batch_size, iterations, lr_scheduler, seed,
-    )  # fmt: skip
-    trained = {"network": model, "prior": prior, "loss": loss}
-    modules = {name: each for name, each in trained.items() if isinstance(each, nn.Module)}
-    stopping = EarlyStopping(modules, patience)
-    checkpoints = _Checkpoints(None if run is None else Path(run), trainer, data, stopping)
-    try:
-        done, history = checkpoints.begin_(resume=resume)
-        if done > epochs:
-            raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
-        recorder = Recorder(
-            trainer,
-            train=data if measure_train else None,
-            validation=validation,
-            measure=measure or loss,
-            history=history,
-        )
-        if not len(history):
-            recorder.record(0)
-            checkpoints.save(0, history)
-        for epoch in watched(
-            range(done + 1, epochs + 1),
-            progress if isinstance(progress, str) else "",
-            shown=progress is not False,
-            total=epochs,
-            done=done,
-            note=recorder.headline,
-            transient=False,
-        ):
-            if stopping.stale:
-                break
-            trainer.epoch(epoch)
-            recorder.record(epoch)
-            trainer.adapt_rate(recorder.score)
-            stopping.see(history.scalars["validation_measure"][-1])
-            checkpoints.save(epoch, history)
-            done = epoch
-            if callback is not None:
-                callback(epoch, history)
-    finally:
-        trainer.close()
-    if stopping.restore_():
-        recorder.record(done)  # the network that is returned is the last record's
-    checkpoints.save(done, history, final=True)
-    return history
+    with nullcontext() if run is None else runs.held_run(run, resume=resume):
+        trainer = _trainer(
+            model, loss, data, optimizer, prior, schedule, update,
+            num_cases(data) if num_data is None else num_data,
+            batch_size, iterations, lr_scheduler, seed,
+        )  # fmt: skip
+        trained = {"network": model, "prior": prior, "loss": loss}
+        modules = {name: each for name, each in trained.items() if isinstance(each, nn.Module)}
+        stopping = EarlyStopping(modules, patience)
+        checkpoints = _Checkpoints(None if run is None else Path(run), trainer, data, stopping)
+        try:
+            done, history = checkpoints.begin_(resume=resume)
+            if done > epochs:
+                raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
+            recorder = Recorder(
+                trainer,
+                train=data if measure_train else None,
+                validation=validation,
+                measure=measure or loss,
+                history=history,
+            )
+            if not len(history):
+                recorder.record(0)
+                checkpoints.save(0, history)
+            for epoch in watched(
+                range(done + 1, epochs + 1),
+                progress if isinstance(progress, str) else "",
+                shown=progress is not False,
+                total=epochs,
+                done=done,
+                note=recorder.headline,
+                transient=False,
+            ):
+                if stopping.stale:
+                    break
+                trainer.epoch(epoch)
+                recorder.record(epoch)
+                trainer.adapt_rate(recorder.score)
+                stopping.see(history.scalars["validation_measure"][-1])
+                checkpoints.save(epoch, history)
+                done = epoch
+                if callback is not None:
+                    callback(epoch, history)
+        finally:
+            trainer.close()
+        if stopping.restore_():
+            recorder.record(done)  # the network that is returned is the last record's
+        checkpoints.save(done, history, final=True)
+        return history
 
 
 def _trainer(
@@ -214,19 +217,33 @@ class _Checkpoints:
         """Restore the newest checkpoint, or claim the folder: the epochs done, and the history."""
         if self.folder is None:
             return 0, History()
-        if resume:
-            runs.recover(self.folder)
         if not (resume and runs.has_checkpoint(self.folder)):
             runs.claim(self.folder)
             return 0, History()
         saved = runs.load_run(self.folder, resumable=True)
+        file = saved.folder / "training.pt"
+        for name in ("job", "best"):
+            if name not in saved.training:
+                raise ValueError(
+                    f"{file} has no `{name}`: it was not written by `fit`, which cannot continue it"
+                )
+        last = saved.history.scalars.get("epoch", [])[-1:]
+        if last != [saved.epoch]:
+            raise ValueError(
+                f"{file} is of epoch {saved.epoch}, and the history beside it ends at {last}: copy "
+                "both from one backup, or train again in another folder"
+            )
         runs.restore_(saved, self.trainer.model, self.trainer.prior)
-        state = saved.training["job"]
-        if isinstance(self.trainer.loss, nn.Module):
-            self.trainer.loss.load_state_dict(state["loss"])
-        self.trainer.load_state_dict(state)
-        self.stopping.load_state_dict(saved.training["best"])
-        _set_generators_(state, self.data)
+        state, loss = saved.training["job"], self.trainer.loss
+        with _named(file, "job.loss"):
+            if isinstance(loss, nn.Module):
+                loss.load_state_dict(state["loss"])
+        with _named(file, "job"):
+            self.trainer.load_state_dict(state)
+        with _named(file, "best"):
+            self.stopping.load_state_dict(saved.training["best"])
+        with _named(file, "job.rng"):
+            _set_generators_(state, self.data)
         return saved.epoch, saved.history
 
     def save(self, epoch: int, history: History, *, final: bool = False) -> None:
@@ -245,6 +262,19 @@ class _Checkpoints:
             training={"job": state, "best": self.stopping.state_dict()},
             final=final,
         )
+
+
+@contextmanager
+def _named(file: Path, field: str) -> Iterator[None]:
+    """Say which field of a training state does not fit."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(
+            f"`{field}` of {file} does not fit: {why}; continue with the same optimiser, loss and "
+            "schedulers, or train again in another folder"
+        ) from error
 
 
 def _generators(data: Data) -> dict[str, Any]:

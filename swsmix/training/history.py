@@ -127,7 +127,8 @@ class History:
     def to_tensors(self) -> dict[str, Tensor]:
         """The history as a flat dictionary of tensors, for safetensors."""
         tensors = {
-            f"scalars/{k}": torch.tensor(v, dtype=torch.float64) for k, v in self.scalars.items()
+            f"scalars/{k}": torch.tensor(v, dtype=torch.float64, device="cpu")
+            for k, v in self.scalars.items()
         }
         tensors |= {f"initial/{group}": w for group, w in self.initial.items()}
         for group, columns in self.series.items():

@@ -68,6 +68,24 @@ class EarlyStopping:
         return {name: getattr(self, name) for name in ("value", "since", "states")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: if the best state is not one of these modules.
+        """
+        states = state["states"]
+        for name in {*states, *self.modules} if states else ():
+            saved, own = (
+                {key: tuple(t.shape) for key, t in tensors.items()}
+                for tensors in (states.get(name, {}), _state_of(self.modules.get(name)))
+            )
+            for key in [k for k in own if k.endswith(".steps")]:  # runs of before have none
+                saved.setdefault(key, own[key])
+            if saved != own:
+                differ = sorted(k for k in {*saved, *own} if saved.get(k) != own.get(k))
+                raise ValueError(f"the best state of the {name} is of another one: {differ}")
+        self.value, self.since, self.states = state["value"], state["since"], states
+
+
+def _state_of(module: nn.Module | None) -> dict[str, Tensor]:
+    return {} if module is None else module.state_dict()

@@ -1,11 +1,13 @@
 """What is made of the draws: labels, predictions, files, evidence."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from joints import FLOAT, HYPER, conjugate, points, small
+from safetensors.torch import save_file
 from torch import nn
 
 from swsmix import MixturePrior
@@ -128,3 +130,38 @@ def test_labels_are_predicted_with_probabilities():
     assert (predicted.mean.argmax(-1) == y).double().mean() > 0.9
     assert drawn.log_likelihood(net, x, y).shape == (1, 100, 60)
     assert predicted.samples.shape == (100, 60) and predicted.quantiles == {}
+
+
+def test_a_posterior_whose_parts_do_not_fit_is_an_error_that_names_the_file(tmp_path):
+    *_, joint = small()
+    z = torch.from_numpy(np.stack([points(joint)]))
+    steps = {"diverged": torch.zeros(1, 5, dtype=torch.bool)}
+    path = tmp_path / "posterior.safetensors"
+    whole = joint.layout.to_dict()
+    Posterior(z, joint.layout, steps).save(path)
+    assert Posterior.load(path).num_draws == 5
+
+    def of_group(name, value):
+        return whole | {name: {group: value for group in whole[name]}}
+
+    component = next(iter(whole["components"].values()))
+    layouts = [
+        of_group("groups", ("none",)), of_group("groups", ()), whole | {"groups": {}},
+        of_group("components", component | {"std": component["std"][:-1]}),
+        of_group("components", component | {"std": [-1.0] * len(component["std"])}),
+        whole | {"parameters": {n: [-1, *s] for n, s in whole["parameters"].items()}},
+    ]  # fmt: skip
+    bad = [(z, whole_layout, steps) for whole_layout in layouts]
+    bad += [(z[:, :0], whole, {}), (z, whole, {"energy": torch.zeros(1, 4)})]
+    bad += [(z, whole, {"energy": torch.zeros(1, 5, dtype=torch.complex64)})]
+    for draws, layout, taken in bad:
+        saved = Posterior(z, joint.layout, taken)
+        object.__setattr__(saved, "z", draws.contiguous())
+        object.__setattr__(saved, "layout", SimpleNamespace(to_dict=lambda layout=layout: layout))
+        saved.save(path)
+        with pytest.raises(ValueError, match=r"posterior\.safetensors is damaged"):
+            Posterior.load(path)
+    deep = {"format": "swsmix posterior 1", "layout": "[" * 10**5 + "]" * 10**5, "about": "{}"}
+    save_file({"z": z}, path, deep)
+    with pytest.raises(ValueError, match=r"posterior\.safetensors is damaged"):
+        Posterior.load(path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from swsmix._progress import watched
 from swsmix.cli import _interrupts, _streams
 from swsmix.codec import load_compressed
 
@@ -91,6 +92,16 @@ def test_what_is_written_is_no_failure_if_only_the_printing_fails(folder):
     assert load_compressed(folder / "net.sws")
 
 
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+def test_no_number_beside_the_progress_bar_is_cut(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    note = "objective -1.402  train 0.0949  validation 0.1172  clusters 7+12"
+    list(watched([1, 2], "std 0.125 (3 of 8)", shown=True, note=lambda: note, transient=False))
+    shown = capsys.readouterr().err
+    assert {*note.split(), "0.125", "(3", "8)", "2/2"} <= {*shown.split()}
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown or width < 40
+
+
 START = """
 import sys
 from swsmix.cli import _interrupts
@@ -114,6 +125,18 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(folder, command, delay):
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1].strip() == b""
     assert process.returncode == _interrupts.INTERRUPTED
+
+
+def test_ctrl_c_while_python_m_swsmix_imports_the_commands_ends_quietly():
+    # Frames as of `python -m swsmix`: an import whose importer is the program's own file.
+    code = compile("frame = sys._getframe()", "<frozen importlib._bootstrap>", "exec")
+    for importer, quiet in (
+        (_interrupts._PROGRAM, True),
+        (_interrupts._LIBRARY + "/prior.py", False),
+    ):
+        space = {"sys": sys, "code": code}
+        exec(compile("exec(code)", importer, "exec"), space)
+        assert _interrupts._importing(space["frame"]) is quiet
 
 
 def test_ctrl_c_while_the_library_imports_in_its_work_is_an_ordinary_interrupt():

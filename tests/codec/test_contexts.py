@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from swsmix.codec import decode, decoder, encode, encoder, index, mixing, scans, sizes
+from swsmix.codec.contexts import SIDES, Scan, code_in_context
+from swsmix.codec.header import TableWriter
 from swsmix.codec.stream import (
     ONE,
     StreamDecoder,
@@ -150,6 +153,35 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
     assert all(torch.equal(back[name], w) for name, w in state.items())
 
 
+def test_a_tensor_that_would_exceed_what_is_left_is_not_begun(monkeypatch):
+    monkeypatch.setattr(index, "_TRIAL", 400)
+    spent = []
+
+    class Counted(index.ContextBudget):
+        def spend(self, stream, steps):
+            before = self.left
+            super().spend(stream, steps)
+            spent.append(before - self.left)
+
+    def left_after(begin):
+        budget = Counted(begin)
+        arguments = (numbers.reshape(-1), 16, (60, 80), index.RowDensities(), budget)
+        index.write_index(TableWriter(), StreamEncoder(), *arguments)
+        return budget.left
+
+    alive = hashed(60, 80, salt=1) < hashed(60, salt=2)[:, None] ** 2
+    numbers = alive * np.floor(16 * hashed(60, 80, salt=3)).astype(np.int64)
+    left_after(1 << 30)
+    *trials, whole = spent
+    assert trials and whole > max(trials) and left_after(sum(trials) + whole - 1) == whole - 1
+
+
+def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
+    monkeypatch.setattr(index, "_LARGE", 1000)
+    size = sizes(encode({"w": structured()}))["w"]
+    assert size.index_bits < 0.75 * size.entropy_bits
+
+
 def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
     rng = np.random.default_rng(0)
     stream = StreamEncoder()
@@ -222,6 +254,59 @@ def test_a_file_of_the_first_version_is_read_and_written_as_ever():
     back = decode(data)
     assert list(back) == list(state) and all(torch.equal(back[n], t) for n, t in state.items())
     assert encode(state) == data
+
+
+def hashed(*shape, salt):
+    """Numbers in [0, 1) by integer arithmetic alone (splitmix64): the same for ever."""
+    x = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt << 32)
+    x *= np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x >> np.uint64(40)).reshape(shape) / 2.0**24
+
+
+def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
+    """A scan and numbers for it: dense and dead steps and lanes, and values that recur."""
+    rate = np.outer(hashed(steps, salt=1) ** 2, hashed(lanes, salt=2) ** 2)
+    rows = np.floor(num_values * hashed(steps, lanes, salt=3) ** 2).astype(np.int64)
+    rows[hashed(steps, lanes, salt=4) > 2 * rate] = common
+    again = hashed(steps, lanes, salt=5) < 0.5
+    for step in range(stride, steps):
+        rows[step] = np.where(again[step], rows[step - stride], rows[step])
+    if in_order:
+        flags = rows != common
+        first = np.where(flags.any(0), flags.argmax(0), steps)
+        rows = rows[:, first.argsort(kind="stable")]
+    known = {"step": steps, "lane": lanes}
+    sides = [
+        np.floor(SIDES * hashed(size, salt=6)).astype(np.int64)
+        if side == which
+        else np.zeros(0, np.int64)
+        for which, size in known.items()
+    ]
+    if not side:
+        sides[1] = np.zeros(lanes, np.int64)
+    return Scan(steps, lanes, num_values, common, stride, *sides, in_order), rows
+
+
+@pytest.mark.parametrize(
+    ("digest", "how"),
+    [
+        ("f59975b9f13bb06a", (60, 64, 5, 0, 1)),
+        ("6797ac8f2f5c92db", (60, 65, 40, 17, 12, "step")),
+        ("107a33a63b28edff", (70, 30, 300, 299, 28, "lane")),
+        ("0d87e7d51014a02b", (50, 70, 9, 4, 3, "step", True)),
+        ("b8224ac04a5e9001", (50, 20, 2, 1, 1, "", True)),
+    ],
+)
+def test_the_contexts_stay_so_that_files_stay_readable(digest, how):
+    # By digests: any other context, weight or rounding reads a file of before as other numbers.
+    scan, rows = scanned(*how)
+    stream = StreamEncoder()
+    code_in_context(stream, scan, rows)
+    data = stream.to_bytes()
+    assert np.array_equal(code_in_context(StreamDecoder(data), scan, None), rows)
+    assert hashlib.sha256(data).hexdigest()[:16] == digest
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads():

@@ -126,6 +126,27 @@ def test_pins_survive_merging():
     assert len(merge_components(both, cases.weights()).parts) == 2
 
 
+@pytest.mark.parametrize("pinned", [[True, False], [False, True]])
+def test_of_two_merged_components_the_pinned_std_stays(pinned):
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 1e-4], [1.0, 1.001], pinned_std=pinned)
+    merged = merge_components(mixture, cases.weights()).mixture
+    assert merged.std.tolist() == [1.0 if pinned[0] else 1.001]
+    assert merged.pinned_std.tolist() == [True]
+
+
+def test_the_smallest_floats_lie_on_their_grid():
+    smallest = torch.tensor([5e-324, -5e-324, 0.0], dtype=torch.float64)
+    assert torch.equal(snap_to_grid(smallest, 8), smallest)
+
+
+def test_one_bias_that_is_not_finite_is_refused_by_name():
+    net = nn.Linear(2, 3)
+    with torch.no_grad():
+        net.bias[1] = torch.nan
+    with pytest.raises(ValueError, match=r"^bias holds nan or inf, which 8 bits cannot hold"):
+        snapped_state(net, bias_bits=8)
+
+
 def test_impossible_thresholds_are_refused():
     mixture = cases.mixtures()["one"]
     with pytest.raises(ValueError, match="impossible"):

@@ -142,6 +142,141 @@ def test_flat_moments_are_left_out():
     assert tensors.keys() == STATE.keys() and left_out.keys() == {"*.exp_avg", "*.exp_avg_sq"}
 
 
+def under(prefix, state):
+    return {f"{prefix}{name}": t for name, t in state.items()}
+
+
+def behind(state, *tails, prefix=""):
+    return {f"{prefix}{name}{tail}": t + 1 for name, t in state.items() for tail in tails}
+
+
+COPY = shifted(STATE)
+FLAT = {  # what lies beside the network in one flat state_dict
+    "FSDP": behind(STATE, ".exp_avg", ".step", prefix="optim.state."),
+    "Adagrad by name": behind(STATE, ".sum", ".step", prefix="optim.state."),
+    "Adagrad by number": {f"state.{i}.sum": t for i, t in enumerate(MOMENTS)},
+    "slashes": behind(STATE, "/Adam", "/Adam_1"),
+    "slashes and a prefix": behind(STATE, "/exp_avg", prefix="opt/"),
+    "gradients": behind(STATE, ".grad"),
+    "pairs": under("adam_m.", COPY) | under("adam_v.", COPY),
+    "optax": under("mu.", COPY) | under("nu.", COPY),
+    "buffers": {f"ema_{name.replace('.', '_')}": t for name, t in COPY.items()},
+    "SWA": under("swa_model.module.", COPY) | {"swa_model.n_averaged": torch.tensor(3)},
+    "a momentum encoder": under("momentum_model.", COPY),
+}
+
+
+@pytest.mark.parametrize("beside", FLAT)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_flat_file_gives_its_network_once(prefix, beside):
+    network = under(prefix, STATE)
+    if not prefix and beside in ("SWA", "a momentum encoder"):
+        prefix, network = "net.", under("net.", STATE)
+    tensors, left_out = find_network(network | FLAT[beside])
+    assert tensors.keys() == network.keys() and left_out
+
+
+@pytest.mark.parametrize(
+    ("network", "copy"),
+    [("student", "teacher"), ("critic", "target_critic"), ("q_net", "q_net_target"),
+     ("online_encoder", "target_encoder"), ("encoder_q", "encoder_k"),
+     ("base_encoder", "momentum_encoder"), ("visual_encoder", "visual_encoder_m")],
+)  # fmt: skip
+@pytest.mark.parametrize("parent", ["", "module."])
+def test_a_second_network_in_a_flat_file_is_a_copy_if_its_name_says_so(parent, network, copy):
+    own = under(f"{parent}{network}.", STATE)
+    tensors, left_out = find_network(own | under(f"{parent}{copy}.", COPY))
+    assert tensors.keys() == own.keys() and left_out.keys() == {f"{parent}{copy}.*"}
+    other = {name: t[:1] for name, t in under(f"{parent}{copy}.", COPY).items()}
+    assert find_network(own | other)[0].keys() == (own | other).keys()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a.q.weight", "a.k.weight", "a.v.weight", "a.m.weight"), ("q.weight", "k.weight", "v.weight"),
+     ("source_embed.weight", "target_embed.weight"), ("mu.weight", "logvar.weight"),
+     ("proj_q.weight", "proj_k.weight"), ("w.0", "w.1", "b.w.0"), ("weight", "sub.weight"),
+     ("b.avg_conv.weight", "b.conv.weight"), ("left.weight", "right.weight")],
+)  # fmt: skip
+def test_layers_of_one_shape_are_kept(names):
+    state = {name: torch.randn(8, 8) for name in names}
+    tensors, left_out = find_network(state)
+    assert tensors.keys() == state.keys() and not left_out
+
+
+UNKNOWN = {  # an optimiser that nobody knows, beside {"model": STATE}
+    "by name": {"q": {n: {"first": t, "second": t + 1} for n, t in STATE.items()}},
+    "tuples by name": {"q": {f"module.{n}": (t, t + 1) for n, t in STATE.items()}},
+    "8 bits": {"q": {i: {"state1": t, "qmap1": torch.zeros(256)} for i, t in enumerate(MOMENTS)}},
+    "Shampoo": {"q": {"state": {i: {"step": 1, "p": torch.ones(7, 7)} for i in range(4)}}},
+    "ZeRO": {"q": {"inner": ADAM, "fp32_groups": [torch.ones(9)], "stage": 2}},
+    "replay buffer": {"buffer": {"obs": torch.randn(99, 30), "act": torch.randn(99, 2)}},
+}
+
+
+@pytest.mark.parametrize("beside", UNKNOWN)
+def test_states_of_unknown_optimisers_and_data_are_left_out(beside):
+    tensors, left_out = find_network({"model": STATE} | UNKNOWN[beside])
+    assert tensors.keys() == STATE.keys() and left_out
+
+
+def test_the_states_of_zero_alone_are_no_network(tmp_path):
+    states = {"inner": ADAM, "fp32_groups": [torch.ones(9)], "stage": 2}
+    torch.save({"optimizer_state_dict": states}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds no weights of a network"):
+        checkpoints.read(tmp_path / "a.pt")
+    torch.save({"module": {name: t[:0] for name, t in STATE.items()}}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"all 4 tensors are empty.*ZeRO"):
+        checkpoints.read_network(tmp_path / "b.pt")
+
+
+def test_an_actor_and_its_critic_are_two_networks():
+    tensors, left_out = find_network({"policy": STATE, "value": COPY})
+    assert len(tensors) == 2 * len(STATE) and not left_out
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {1: NET[0].weight, "1": NET[2].weight},
+        {"a.b": MOMENTS[0], "a": {"b": MOMENTS[2]}, "c": STATE},
+    ],
+)
+def test_two_tensors_of_one_name_are_an_error(saved):
+    with pytest.raises(ValueError, match="two tensors have the name"):
+        find_network(saved)
+
+
+PACKED = {
+    "GPTQ": {"l.qweight": torch.ones(4, 8, dtype=torch.int32),
+             "l.qzeros": torch.ones(1, 1, dtype=torch.int32), "l.scales": torch.ones(1, 8)},
+    "bitsandbytes": {"l.weight": torch.ones(9, 9, dtype=torch.int8), "l.SCB": torch.ones(9)},
+    "4 bits": {"l.weight": torch.ones(9, 1, dtype=torch.uint8), "l.weight.absmax": torch.ones(3)},
+    "float8": {"l.weight": torch.ones(9, 9).to(torch.float8_e4m3fn), "l.scale": torch.ones(3, 3),
+               "l.input_scale": torch.ones(1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_and_their_scales_are_named_to_look_at_and_refused_to_write(kind, tmp_path):
+    other = {"e.weight": torch.randn(9, 9), "e.scale": torch.ones(3, 3),
+             "e.position_index": torch.ones(9, 9, dtype=torch.int32)}  # fmt: skip
+    torch.save(PACKED[kind] | other, tmp_path / "a.pt")
+    found = checkpoints.read(tmp_path / "a.pt")
+    assert found.tensors.keys() == other.keys() and found.left_out.keys() == PACKED[kind].keys()
+    with pytest.raises(ValueError, match="need their scales; dequantise"):
+        checkpoints.read_network(tmp_path / "a.pt")
+
+
+def test_expanded_tensors_are_not_unfolded(tmp_path):
+    wide = torch.ones(1).expand(10**5, 10**5)
+    torch.save({"w": torch.randn(9, 9), "wide": wide}, tmp_path / "a.pt")
+    found = checkpoints.read(tmp_path / "a.pt")
+    assert found.tensors.keys() == {"w"} and "expanded from 1" in found.left_out["wide"]
+    with pytest.raises(ValueError, match="such as wide"):
+        checkpoints.read_network(tmp_path / "a.pt")
+
+
 def test_a_name_beside_and_inside_a_state_dict_is_two_tensors():
     outer, inner = torch.zeros(3, 3), torch.ones(3, 3)
     tensors, _ = find_network({"w": outer, "extra": {"w": inner}})

@@ -181,6 +181,62 @@ def test_pickled_arrays_may_be_weights(tmp_path):
         checkpoints.read(tmp_path)
 
 
+def test_names_count_in_any_case_and_hidden_files_do_not(sharded):
+    (sharded / "._model.safetensors").write_bytes(b"what macOS leaves beside a file")
+    upper = {name: name.upper() for name in (A, B, INDEX)}
+    for name, other in upper.items():
+        (sharded / name).rename(sharded / other)
+    write_index(sharded, {name: upper[shard] for name, shard in MAP.items()}, upper[INDEX])
+    for path in (sharded, sharded / upper[INDEX]):
+        assert checkpoints.read(path).tensors.keys() == MAP.keys()
+    (sharded / upper[INDEX]).unlink()
+    torch.save(ONE, sharded / "EXTRA.PT")
+    found = checkpoints.read(sharded)
+    assert found.tensors.keys() == MAP.keys() and found.left_out.keys() == {"EXTRA.PT"}
+    (sharded / upper[A]).unlink()
+    with pytest.raises(ValueError, match=f"lacks {upper[A]}"):
+        checkpoints.read(sharded)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
+def test_a_file_with_the_same_tensors_under_a_prefix_is_an_error(tmp_path, prefix):
+    torch.save(ONE, tmp_path / "model.pt")
+    torch.save({prefix + name: t for name, t in ONE.items()}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"files with the same tensors.*pass one"):
+        checkpoints.read(tmp_path)
+
+
+def test_averages_and_moments_in_files_of_their_own_are_left_out(tmp_path):
+    save_file(ONE, tmp_path / "model.safetensors")
+    save_file({f"ema.{name}": t + 1 for name, t in ONE.items()}, tmp_path / "b.safetensors")
+    save_file({"state.0.sum": ONE["l0.weight"] + 1}, tmp_path / "optimizer.safetensors")
+    found = checkpoints.read_network(tmp_path)
+    assert found.tensors.keys() == ONE.keys() and len(found.left_out) == 2
+
+
+def test_a_file_that_was_not_fetched_is_not_omitted(tmp_path):
+    torch.save(TWO, tmp_path / "other.pt")
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer.*not omitted"):
+        checkpoints.read(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("gone")
+    with pytest.raises(ValueError, match=r"is a link to gone.*not omitted"):
+        checkpoints.read(tmp_path)
+
+
+def test_the_folder_of_another_trainer_is_no_run_of_ours_and_its_folders_are_named(tmp_path):
+    for number in (10, 20):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        save_file(ONE, tmp_path / f"checkpoint-{number}" / "model.safetensors")
+    with pytest.raises(ValueError, match="pass one of its folders checkpoint-10, checkpoint-20"):
+        checkpoints.read(tmp_path)
+    save_file(ONE, tmp_path / "model.safetensors")
+    found = checkpoints.read(tmp_path)
+    assert found.tensors.keys() == ONE.keys()
+    assert found.left_out.keys() == {"checkpoint-10/", "checkpoint-20/"}
+
+
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "consolidated.00.safetensors"])
 def test_a_consolidated_file_is_not_counted_twice(sharded, name):
     (sharded / INDEX).unlink()

@@ -305,3 +305,13 @@ def test_weights_of_few_values_get_a_component_for_each():
 def test_chunks_hold_each_weight_once():
     w = torch.arange(700_001.0)
     assert torch.equal(torch.cat([*chunks([w[:5], w[5:]])]), w)
+
+
+def test_views_of_one_tensor_and_masks_are_counted_once(tmp_path):
+    w = torch.randn(12, 10)
+    state = {"head": w[:5], "w": w, "t": w.t(), "flat": w.reshape(10, 12), "gaps": w[:, :3]}
+    masked = {"c.weight_orig": torch.randn(4, 4), "c.weight_mask": torch.ones(4, 4)}
+    torch.save(state | masked, tmp_path / "a.pt")
+    found = inspect(tmp_path / "a.pt")
+    assert {tensor.name for tensor, _ in found.layers} == {"w", "c.weight_orig"}
+    assert found.left_out["head"] == "a part of w" and found.left_out["t"].startswith("the same")

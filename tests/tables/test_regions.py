@@ -41,6 +41,7 @@ values = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(values)
 @example([(1.0, 0.0, 1.0), (1.0, 0.0, 2.0), (0.5, 7e-186, 1.0)])
+@example([(1.0, 0.0, 1.0), (1.0, 0.0, 2.9999999999999996), (1.0, 1.0, 3.0)])
 def test_regions_of_any_mixture(components):
     mixing, mean, std = torch.tensor(components, dtype=torch.float64).T
     agree(GaussianMixture(mixing / mixing.sum(), mean, std), torch.linspace(-9, 9, 3001).double())
@@ -99,3 +100,27 @@ def test_a_dead_component_claims_nothing_and_a_wide_one_both_tails():
     regions = decision_regions(mixture)
     assert regions.component.tolist() == [2, 0, 2]
     assert regions.count(torch.tensor([-8.0, 0.0, 0.01, 8.0])).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_claimed_by_no_component(dtype, bad):
+    regions = decision_regions(cases.mixtures()["typical"])
+    for call in (regions.assign, regions.count):
+        with pytest.raises(ValueError, match="1 of 2 are nan or inf"):
+            call(torch.tensor([0.0, bad], dtype=dtype))
+
+
+@pytest.mark.parametrize("least", [2e-322, 1e-200, 1e-12])
+def test_a_tiny_std_hides_no_boundary_of_the_others(least):
+    mixture = GaussianMixture([0.3, 0.3, 0.4], [0.0, 0.0, 0.7], [0.1, 1e4, least])
+    w = torch.tensor([0.0, 5.0, -1e9], dtype=torch.float64)
+    assert decision_regions(mixture).assign(w).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("mean", [1.0, -1.0, 1e200, 3.0000000000000004])
+def test_a_component_narrower_than_the_distance_of_floats_claims_its_mean(mean):
+    mixture = GaussianMixture([0.5, 0.5], [mean, 0.0], [1e-30 * abs(mean), abs(mean)])
+    w = torch.tensor([mean], dtype=torch.float64)
+    w = torch.cat([w, torch.nextafter(w, -w), torch.nextafter(w, 2 * w)])
+    assert decision_regions(mixture).assign(w).tolist() == [0, 1, 1]

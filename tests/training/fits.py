@@ -1,9 +1,14 @@
-"""What the tests of `fit` train: a small regression, and all that belongs to it."""
+"""What the tests of `fit` train, a small regression; a run folder; a second process."""
+
+import os
+import warnings
 
 import torch
 from torch import nn
 
 from swsmix import GaussianNoise, MixturePrior, Schedule, fit
+from swsmix.training import runs
+from swsmix.training.history import History
 
 METHODS = [
     ("adam", "em"),
@@ -45,3 +50,39 @@ def trainer(method, mode="em", **options):
         )  # fmt: skip
 
     return net, prior, loss, go
+
+
+def saved(path, epoch=1, **options):
+    """A small network and its prior, saved into a run folder."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    net[1].weight = nn.Parameter(net[1].weight.detach().t())  # not contiguous
+    prior = MixturePrior(net, 3)
+    prior.em_step_()
+    history = History()
+    entry = {"all": (prior.flat_weights("all"), prior.mixtures["all"], torch.ones(3))}
+    history.record({"epoch": 0.0}, entry)
+    runs.save_checkpoint(
+        path, epoch, network=net, prior=prior, history=history, training={"tick": 7}, **options
+    )
+    return net, prior
+
+
+def elsewhere(action):
+    """What `action()` does in another process: "done", or its error."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads
+        child = os.fork()
+    if child == 0:
+        try:
+            action()
+            said = "done"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as stream:
+        return stream.read()

@@ -1,6 +1,7 @@
 """Training over mini-batches: their order, the learning rate, what the optimiser must hold."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from fits import problem, trainer
 from torch import nn
 
 from swsmix import GaussianNoise, MixturePrior, fit
+from swsmix.training.batches import BatchTrainer
 
 
 def test_a_data_loader_resumes_bit_for_bit_too(tmp_path):
@@ -110,3 +112,41 @@ def test_the_optimiser_is_free_of_the_prior_afterwards(fails):
         fit(net, nn.MSELoss(), data, optimizer=optimizer, epochs=1, prior=prior, progress=False,
             callback=interrupt)  # fmt: skip
     prior.attach(optimizer, num_data=48).remove()  # a second attachment would be refused
+
+
+def batch_trainer(optimizer):
+    net, data, _ = problem()
+    return BatchTrainer(net, nn.MSELoss(), data, optimizer(net), num_data=len(data[0]))
+
+
+@pytest.mark.parametrize("damage", ["shape", "name", "kind", "betas"])
+def test_a_resumed_state_that_the_optimiser_cannot_use_is_named(damage):
+    def adam():
+        return batch_trainer(lambda net: torch.optim.Adam(net.parameters(), lr=0.01))
+
+    whole = adam()
+    whole.epoch(1)
+    state = copy.deepcopy(whole.state_dict())
+    moments = state["optimizer"]["state"][0]
+    if damage == "shape":
+        moments["exp_avg"] = torch.zeros(3, 1, 2, 5)
+    elif damage == "name":
+        moments["other"] = moments.pop("exp_avg_sq")
+    elif damage == "kind":
+        moments["exp_avg_sq"] = 7
+    else:
+        state["optimizer"]["param_groups"][0]["betas"] = (0.9,)
+    again = adam()
+    with pytest.raises(ValueError, match=r"does not fit|damaged|has the shape"):
+        again.load_state_dict(state)
+        again.epoch(2)
+
+
+def test_a_failing_optimiser_is_not_blamed_on_a_training_state():
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise KeyError("its own")
+
+    made = batch_trainer(lambda net: Broken(net.parameters(), lr=0.01))
+    with pytest.raises(KeyError, match="its own"):
+        made.epoch(1)

@@ -1,29 +1,15 @@
 import errno
 import pickle
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from fits import saved, trainer
 from torch import nn
 
-from swsmix import MixturePrior, load_run
+from swsmix import load_run
 from swsmix.training import runs
 from swsmix.training.history import History
-
-
-def saved(path, epoch=1, **options):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    net[1].weight = nn.Parameter(net[1].weight.detach().t())  # not contiguous
-    prior = MixturePrior(net, 3)
-    prior.em_step_()
-    history = History()
-    entry = {"all": (prior.flat_weights("all"), prior.mixtures["all"], torch.ones(3))}
-    history.record({"epoch": 0.0}, entry)
-    runs.save_checkpoint(
-        path, epoch, network=net, prior=prior, history=history, training={"tick": 7}, **options
-    )
-    return net, prior
 
 
 def test_what_is_saved_is_read_back_bit_for_bit(tmp_path):
@@ -254,49 +240,12 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monk
     assert load_run(tmp_path).epoch == 1 and not list(tmp_path.glob(".writing-*"))
 
 
-def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
-    saved(tmp_path / "run", 1)
-    with runs.locked(tmp_path / "run"):
-        with (
-            pytest.raises(BlockingIOError, match="another process is writing"),
-            runs.new_run(tmp_path / "run", force=True),
-        ):
-            raise AssertionError
-        assert load_run(tmp_path / "run").epoch == 1
-    with runs.new_run(tmp_path / "run", force=True):
-        assert load_run(tmp_path / "run").epoch == 1  # the old one, until the new one has saved
-        with pytest.raises(BlockingIOError), runs.new_run(tmp_path / "run", force=True):
-            raise AssertionError
-        saved(tmp_path / "run", 2)
-    assert load_run(tmp_path / "run").epoch == 2
-
-
-@pytest.mark.parametrize("state", [{}, [1], {"epoch": "1"}, {"epoch": -1}])
-def test_a_training_state_of_another_kind_is_named(tmp_path, state):
-    saved(tmp_path)
-    torch.save(state, tmp_path / "checkpoint-000001" / "training.pt")
-    with pytest.raises(ValueError, match=r"training.pt is damaged.*wanted a dictionary"):
-        load_run(tmp_path)
-
-
 def test_no_message_advises_to_unpickle(tmp_path):
     saved(tmp_path)
     torch.save({"epoch": 1, "bad": Payload()}, tmp_path / "checkpoint-000001" / "training.pt")
     with pytest.raises(ValueError, match=r"training.pt") as caught:
         load_run(tmp_path)
     assert "weights_only" not in str(caught.value)
-
-
-@pytest.mark.parametrize("change", ["name", "number", "length"])
-def test_a_history_that_is_none_is_named(tmp_path, change):
-    saved(tmp_path)
-    file = tmp_path / "checkpoint-000001" / "history.safetensors"
-    tensors = load_file(file)
-    changed = {"name": ("x", torch.ones(1)), "number": ("mean/all", torch.tensor(1.0)),
-               "length": ("mean/all", torch.ones(9, 3))}[change]  # fmt: skip
-    save_file(tensors | dict([changed]), file)
-    with pytest.raises(ValueError, match=r"history.safetensors is damaged"):
-        load_run(tmp_path)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -306,3 +255,183 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(tmp_
     with runs.new_run(run, force=force):
         saved(run, 1)
     assert load_run(run).epoch == 1 and list(tmp_path.iterdir()) == [run]
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_largest_number(tmp_path):
+    saved(tmp_path, 999_999)
+    other = tmp_path / "checkpoint-999999"
+    (tmp_path / "aside").mkdir()
+    other.rename(tmp_path / "aside" / other.name)
+    saved(tmp_path, 1_000_000)
+    (tmp_path / "aside" / other.name).rename(other)  # killed before the older one was deleted
+    (tmp_path / "checkpoint-²").mkdir()  # somebody's own
+    assert load_run(tmp_path).epoch == 1_000_000
+    (tmp_path / "checkpoint-1000000").rename(tmp_path / ".old-checkpoint-1000000")
+    assert load_run(tmp_path).epoch == 1_000_000
+
+
+def test_an_outcome_older_than_the_checkpoint_is_never_there(tmp_path, monkeypatch):
+    saved(tmp_path, 2)
+    saved(tmp_path, 2, final=True)
+    replace = type(tmp_path).replace
+
+    def kill(path, target):
+        if target.name == "checkpoint-000003":
+            replace(path, target)
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        saved(tmp_path, 3)
+    assert load_run(tmp_path).epoch == 3
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_outcome_of_a_run_without_a_checkpoint_is_replaced_only_by_force(tmp_path, force):
+    run = tmp_path / "run"
+    saved(run, 2)
+    (run / "checkpoint-000002").rename(run / "final")
+    if not force:
+        with pytest.raises(FileExistsError, match="the outcome of a run, and no checkpoint"):
+            runs.new_run(run).__enter__()
+    else:
+        with pytest.raises(ZeroDivisionError), runs.new_run(run, force=True):
+            raise ZeroDivisionError
+    assert load_run(run).epoch == 2 and list(tmp_path.iterdir()) == [run]
+
+
+@pytest.mark.parametrize("name", ["run", "link"])
+def test_a_run_folder_that_is_a_link_is_replaced_where_it_lies(tmp_path, name):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "link").symlink_to(disk / "run")
+    path = tmp_path / "link" if name == "link" else disk / "run"
+    with runs.new_run(path):
+        saved(path, 1)
+    with pytest.raises(ZeroDivisionError), runs.new_run(path, force=True):
+        raise ZeroDivisionError
+    assert load_run(path).epoch == 1
+    with runs.new_run(path, force=True):
+        assert load_run(path).epoch == 1
+        saved(path, 2)
+    assert (tmp_path / "link").is_symlink() and load_run(disk / "run").epoch == 2
+    assert [p.name for p in disk.iterdir()] == ["run"]
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+
+
+def test_a_folder_of_the_user_stays_when_a_run_comes_to_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), runs.new_run(tmp_path):
+        raise ZeroDivisionError
+    assert tmp_path.exists() and not list(tmp_path.iterdir())
+    runs.claim(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ZeroDivisionError), runs.new_run(tmp_path):
+        raise ZeroDivisionError
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_copied_without_its_marker_goes_on(tmp_path):
+    saved(tmp_path, 1)
+    (tmp_path / ".swsmix-run").unlink()
+    with runs.old_run(tmp_path):
+        assert runs.is_run(tmp_path)
+    saved(tmp_path, 2)
+    assert load_run(tmp_path).epoch == 2
+
+
+@pytest.mark.parametrize("held", ["new_run", "old_run"])
+def test_what_ends_the_work_in_the_middle_leaves_no_temporary_file(tmp_path, held):
+    if held == "old_run":
+        saved(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt), getattr(runs, held)(tmp_path):
+        saved(tmp_path, 2)
+        (tmp_path / ".writing-0").mkdir()  # a second signal came in the middle of cleaning up
+        (tmp_path / f".{'0' * 32}.png").touch()
+        raise KeyboardInterrupt
+    assert {p.name for p in tmp_path.iterdir()} == {".swsmix-run", "checkpoint-000002"}
+
+
+STATES = {  # what a kill leaves of `new_run(force=True)`: files of the new run, of the one aside
+    "moved aside": (None, "whole"),
+    "the new folder is made": ("empty", "whole"),
+    "marked": ("marked", "whole"),
+    "its config is written": ("config", "whole"),
+    "its first checkpoint is half written": ("half", "whole"),
+    "it is saved": ("whole", "whole"),
+    "the old one is half deleted": ("whole", "half"),
+    "only its marker is left": ("whole", "marked"),
+    "only its folder is left": ("whole", "empty"),
+    "nothing was there to replace": ("config", "marked"),
+    "the old one was interrupted before": ("marked", "messy"),
+}
+
+
+def lay(path, state):
+    if state is None:
+        return
+    path.mkdir()
+    if state != "empty":
+        runs.claim(path)
+    if state == "config":
+        runs.save_config(path, {"seed": 1})
+    if state in ("whole", "messy"):
+        saved(path, 5)
+    if state in ("half", "messy"):
+        (path / ".writing-0").mkdir()
+        (path / ".writing-0" / "network.safetensors").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("then", ["recover", "old_run", "new_run", "force", "fit", "nothing saved"])
+@pytest.mark.parametrize("state", STATES)
+def test_a_run_is_never_invisible_and_can_be_continued_or_replaced(tmp_path, state, then):
+    run, aside = tmp_path / "run", tmp_path / ".run.replaced"
+    new, old = STATES[state]
+    lay(run, new)
+    lay(aside, old)
+    there = "whole" in (new, old) or old == "messy"
+    if there:
+        assert load_run(run).epoch == 5
+    if then == "recover":
+        runs.recover(run)
+    elif then == "old_run":
+        with runs.old_run(run):
+            pass
+    elif then == "new_run":
+        try:
+            with runs.new_run(run):
+                saved(run, 6)
+        except FileExistsError:
+            assert there
+        else:
+            assert not there and load_run(run).epoch == 6
+            there = False
+    elif then == "force":
+        with runs.new_run(run, force=True):
+            saved(run, 6)
+        assert load_run(run).epoch == 6
+        there = False
+    elif then == "fit":
+        *_, go = trainer("l-bfgs")
+        if there:
+            with pytest.raises(FileExistsError, match="already holds a run"):
+                go(1, run=run)
+        else:
+            assert len(go(1, run=run, resume=True)) == 2
+    elif then == "nothing saved":
+        with pytest.raises(ZeroDivisionError), runs.new_run(run, force=True):
+            raise ZeroDivisionError
+    if there:
+        assert load_run(run).epoch == 5
+    assert not aside.exists() and {p.name for p in tmp_path.iterdir()} <= {"run"}
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_a_checkpoint_that_a_kill_left_beside_the_newest_goes_on_resume(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    runs.recover(folder)
+    before = sorted(folder.iterdir())
+    shutil.copytree(folder / "checkpoint-000003", folder / "checkpoint-000002")
+    runs.recover(folder)
+    assert sorted(folder.iterdir()) == before
