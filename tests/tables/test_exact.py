@@ -46,6 +46,7 @@ def worst(mixture, w):
     """The worst errors of f and f' in units of the stated bounds."""
     direct = ExactMixture(*mixture)
     error, p = tables.direct(*mixture).error, direct.at(w)
+    assert min(error) > 0.0
     value = slope = 0.0
     found = (w.tolist(), p.value.tolist(), p.gradient.tolist())
     for x, found_f, found_slope in zip(*found, strict=True):
@@ -97,6 +98,18 @@ def test_the_numbers_are_those_at_the_time_of_building():
     mixture[1].fill_(5.0)  # in place: float64 needs no conversion, which would copy it
     assert torch.equal(table.gradient(w), before.gradient)
     assert torch.equal(table.value(w), before.value)
+
+
+def test_the_gpus_loops_get_three_numbers_per_component():
+    mixing, mean, std = torch.tensor([[0.25, 0.75], [-1.0, 2.0], [0.5, 3.0]]).double()
+    packed = ExactMixture(mixing, mean, std).packed
+    torch.testing.assert_close(packed.view(2, 3), torch.stack([(mixing / std).log(), mean, std], 1))
+
+
+def test_gradients_of_parameters_are_no_parts_of_a_graph():
+    table = tables.direct(torch.ones(1), torch.zeros(1), torch.ones(1))
+    w = torch.zeros(3, requires_grad=True)
+    assert not table.full(w).gradient.requires_grad and not table.gradient(w).requires_grad
 
 
 def test_caches_do_not_travel():
