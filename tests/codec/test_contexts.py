@@ -296,6 +296,7 @@ def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
         ("6797ac8f2f5c92db", (60, 65, 40, 17, 12, "step")),
         ("107a33a63b28edff", (70, 30, 300, 299, 28, "lane")),
         ("0d87e7d51014a02b", (50, 70, 9, 4, 3, "step", True)),
+        ("0daa65847fe42dc0", (20, 300, 9, 0, 1)),
         ("b8224ac04a5e9001", (50, 20, 2, 1, 1, "", True)),
     ],
 )
