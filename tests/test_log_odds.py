@@ -1,6 +1,7 @@
 """Log odds against mpmath, out to the largest float; and what they are made of."""
 
 import itertools
+import math
 
 import mpmath
 import pytest
@@ -36,18 +37,30 @@ def test_components_are_told_apart_wherever_floats_can(std):
                     assert (one > other) == (exact > 0), (w, mean)
 
 
-@pytest.mark.parametrize("w", [0.5, 3e4, LARGEST])
-def test_the_gradient_of_z_is_1_over_std_where_z_is_no_bound(w):
+@pytest.mark.parametrize(("w", "mean"), [(0.5, 0.0), (LARGEST, 1.0), (-LARGEST, LARGEST)])
+def test_z_has_a_finite_square_and_the_gradient_1_over_std_where_it_is_not_cut_off(w, mean):
     w = torch.tensor([[w]], dtype=FLOAT, requires_grad=True)
     std = torch.tensor([1e-200, 2.0, 1e200], dtype=FLOAT, requires_grad=True)
-    z = standardised(w, torch.zeros(3, dtype=FLOAT), std)
+    z = standardised(w, torch.full((3,), mean, dtype=FLOAT), std)
     z.sum().backward()
     assert (0.5 * z * z).isfinite().all()
-    bounded = z.abs() >= 1.8e154
-    assert bounded[0, 0] and not bounded[0, 2]
-    expected = torch.where(bounded[0], 0.0, 1 / std.detach()).sum()
+    cut_off = z.abs() >= 1.8e154
+    assert cut_off[0, 0] and not cut_off[0, 2]
+    expected = torch.where(cut_off[0], 0.0, 1 / std.detach()).sum()
     assert w.grad.item() == pytest.approx(expected.item(), rel=1e-12)
     assert std.grad.isfinite().all() and std.grad[0] == 0.0
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1, 2)])
+def test_the_shape_of_the_weights_does_not_matter(shape):
+    w = torch.tensor([0.0, 3.0, -1e3, 1e9, 50.0, LARGEST], dtype=FLOAT)[: math.prod(shape) or 1]
+    mean, std = torch.tensor([[0.0, 0.5, 2.0], [1.0, 1.0, 0.1]], dtype=FLOAT)
+    one_by_one = [
+        log_odds(each, standardised(each, mean, std), -std.log(), mean, std) for each in w.split(1)
+    ]
+    w = w.view(*shape, 1)
+    odds = log_odds(w, standardised(w, mean, std), -std.log(), mean, std)
+    assert torch.equal(odds, torch.stack(one_by_one).view(*shape, 3))
 
 
 def test_a_proportion_of_zero_has_the_log_of_nothing_and_no_gradient():
