@@ -69,6 +69,10 @@ def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
 
     def watched(coder, choice, *rest, **part):
         tried.append((choice.kind, "whole" if not part else "part"))
+        if part:  # as many steps as make 2^16 weights, from the middle of the 300
+            begin, end = part["part"].start, part["part"].stop
+            assert (end - begin - 1) * 300 < 1 << 16 <= (end - begin) * 300
+            assert abs(begin + end - 300) <= 1
         return code(coder, choice, *rest, **part)
 
     monkeypatch.setattr(index, "_code_contexts", watched)
@@ -180,6 +184,12 @@ def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
     monkeypatch.setattr(index, "_LARGE", 1000)
     size = sizes(encode({"w": structured()}))["w"]
     assert size.index_bits < 0.75 * size.entropy_bits
+
+
+def test_a_symbol_that_the_table_leaves_out_costs_what_the_coder_takes_for_it():
+    stream, symbols = StreamEncoder(), np.ones(4000, np.int64)
+    stream.symbols(frequencies(np.array([10, 0])), len(symbols), symbols)
+    assert 8 * len(stream.to_bytes()) == pytest.approx(stream.cost, rel=1e-3)
 
 
 def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
