@@ -92,7 +92,7 @@ def is_known(optimizer: Optimizer) -> bool:
     """
     return (
         _step_function(optimizer) in _EFFECTIVE_STEPS
-        and getattr(type(optimizer), "_init_group", None) in (SGD._init_group, Adam._init_group)
+        and _unwrapped(getattr(type(optimizer), "_init_group", None)) in _INIT_GROUPS
         and all(_has_finite_step(optimizer, settings) for settings in optimizer.param_groups)
     )
 
@@ -137,13 +137,15 @@ def _adam(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Step:
 
 
 def _step_function(optimizer: Optimizer) -> Callable[..., Any]:
-    """The optimiser's own `step`, without what torch and its schedulers wrap around it.
-
-    Anyone else's wrapper may do more than call the step.
-    """
-    step = inspect.unwrap(optimizer.step, stop=lambda step: not _is_torchs(step))
+    """The optimiser's own `step`, without what torch and its schedulers wrap around it."""
+    step = _unwrapped(optimizer.step)
     function: Callable[..., Any] = getattr(step, "__func__", step)
     return function
+
+
+def _unwrapped(function: Any) -> Any:
+    """Without torch's wrappers, such as its compiler's; anyone else's may do more than call it."""
+    return inspect.unwrap(function, stop=lambda f: not _is_torchs(f))
 
 
 def _is_torchs(function: Any) -> bool:
@@ -158,6 +160,7 @@ def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
     return math.isfinite(float(settings["lr"]))
 
 
+_INIT_GROUPS = _unwrapped(SGD._init_group), _unwrapped(Adam._init_group)
 _EFFECTIVE_STEPS: dict[Callable[..., Any], Callable[..., Step]] = {
     inspect.unwrap(SGD.step): _sgd,
     inspect.unwrap(Adam.step): _adam,

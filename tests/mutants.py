@@ -67,8 +67,8 @@ CHOSEN = [
     ),
     (
         "proximal.py",
-        "and all(_has_finite_step",
-        "and any(_has_finite_step",
+        "in _INIT_GROUPS\n        and all(",
+        "in _INIT_GROUPS\n        or all(",
         "tests/test_proximal.py::test_one_group_without_a_known_step_makes_the_optimizer_unknown",
     ),
     (

@@ -147,6 +147,10 @@ def test_one_group_without_a_known_step_makes_the_optimizer_unknown():
     assert not known(0.0, 1.0) and not known(1.0, 0.0) and not known(1.0, 1.0)
     assert not proximal.is_known(_OwnStep([a, b]))
     assert proximal.is_known(torch.optim.AdamW([a, b])) and proximal.is_known(torch.optim.Adam([a]))
+    # The compiler wraps the methods of all optimisers.
+    torch.compile(nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
+    assert proximal.is_known(torch.optim.AdamW([a, b])) and known(0.0, 0.9)
+    assert not proximal.is_known(_OwnStep([a, b])) and not proximal.is_known(torch.optim.NAdam([a]))
 
 
 @pytest.mark.parametrize("name", ["lr", "eps"])

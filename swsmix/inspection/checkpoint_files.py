@@ -30,7 +30,6 @@ SAFETENSORS, TORCH, COMPRESSED = (
 _MAX_HEADER = 1 << 30
 _MAX_PICKLE = 1 << 26
 _MAX_DEPTH = 50
-_MAX_REPEATED = 1 << 25  # elements of a tensor that are fewer in memory
 # Names in a pickle that bring floating-point weights with them.
 _FLOAT_STORAGES = ("FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage", "Untyped")
 _SAVE = "torch.save(..., 'model.pt')"
@@ -207,11 +206,6 @@ def _check_records(path: Path, loaded: Any) -> None:
         if t._backward_hooks:
             raise _RefusedError("it is damaged: it holds a tensor with hooks")
         storage = t.untyped_storage()
-        if t.numel() > max(_MAX_REPEATED, storage.nbytes() // t.element_size()):
-            raise _RefusedError(
-                f"a tensor of shape {tuple(t.shape)} repeats its {storage.nbytes():,} bytes: write "
-                "it by contiguous(), if that is meant"
-            )
         if storage.nbytes():
             storages[storage.data_ptr()] = storage.nbytes()
     if not zipfile.is_zipfile(path):

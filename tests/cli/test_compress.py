@@ -59,7 +59,7 @@ def test_the_network_alone_is_compressed_of_what_a_trainer_keeps_beside_it(tmp_p
     run("compress", tmp_path / "all.pt", "--lossless", "-q")
     whole = load_compressed(tmp_path / "all.sws")
     assert list(whole) == ["a.weight"] and torch.equal(whole["a.weight"], state["a.weight"])
-    for command_line in (("compress", "--lossless"), ("inspect", "--no-figures")):
+    for command_line in (("compress", "--lossless", "--force"), ("inspect", "--no-figures")):
         printed = run(command_line[0], tmp_path / "all.pt", *command_line[1:])
         assert "left out: ema: a second set of the tensors in 'model'" in printed
 
@@ -100,7 +100,11 @@ def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp
     checkpoints.write(path, {"a": torch.randn(20, 20)})
     before = path.read_bytes()
     command.compress(path, quiet=True)
-    run("decompress", small, fails="net.safetensors is there already: name it by --out")
+    run(
+        "decompress",
+        small,
+        fails="net.safetensors is there already: replace it by --force, or name",
+    )
     assert path.read_bytes() == before
     command.decompress(small, path, quiet=True)
     assert path.read_bytes() != before
@@ -138,7 +142,8 @@ def test_the_table_says_how_biases_are_kept_and_which_matrices_are(tmp_path, cap
     rows = [line for line in printed.splitlines() if line.startswith("│")]
     assert "8 bits" in rows[-1] and "exact" in rows[0]
     assert "too few weights for 16 values: few" in printed
-    checkpoints.write(tmp_path / "empty.safetensors", {"a": torch.zeros(0, 4)})
+    state = {"a": torch.zeros(0, 4), "b": torch.randn(9)}
+    checkpoints.write(tmp_path / "empty.safetensors", state)
     command.compress(tmp_path / "empty.safetensors")
     assert "float32" in capsys.readouterr().out
 

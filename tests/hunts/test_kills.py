@@ -218,7 +218,7 @@ CASES = {
         partial(file_state, "out.sws"), make_compressed,
     ),
     "compress RUN": Case(
-        partial(swsmix, "compress run --quiet"), run_state, make_run(),
+        partial(swsmix, "compress run --quiet --out run.sws"), run_state, make_run(),
     ),
     "decompress": Case(
         partial(swsmix, "decompress net.sws --quiet --out out.safetensors"),

@@ -62,7 +62,7 @@ def test_a_record_is_there_once(tmp_path):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_tensor_that_is_only_huge_is_refused_and_a_small_one_is_read(tmp_path, old):
+def test_a_tensor_that_is_only_huge_is_named_and_a_small_one_is_read(tmp_path, old):
     path = tmp_path / "net.pt"
     for size, fits in ((1 << 40, False), ((1 << 25) + 1, False), (100, True)):
         state = STATE | {"c.weight": torch.tensor([0.5]).expand(1, size)}
@@ -70,5 +70,7 @@ def test_a_tensor_that_is_only_huge_is_refused_and_a_small_one_is_read(tmp_path,
         if fits:
             assert checkpoints.read(path).tensors["c.weight"].eq(0.5).all()
             continue
-        with pytest.raises(ValueError, match=r"net\.pt: a tensor of shape .* repeats its 4 bytes"):
-            checkpoints.read(path)
+        found = checkpoints.read(path)
+        assert "c.weight" not in found.tensors and "expanded from 1" in found.left_out["c.weight"]
+        with pytest.raises(ValueError, match=r"such as c\.weight: .* numbers expanded from 1;"):
+            checkpoints.read_network(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -308,12 +309,13 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     path = plots.save(Figure(), tmp_path / "x.svg")
     old = path.read_bytes()
 
-    def fail(self, name, **kwargs):
-        Path(name).write_text("half")
-        raise OSError("disk full")
+    def fail(self, content):
+        with self.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"x\.svg.*disk full"):
         plots.save(Figure(), path)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
