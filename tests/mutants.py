@@ -40,7 +40,7 @@ TESTS = {
     "attach.py": ["tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_loops.py"],
     "em.py": ["tests/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
-    "_log_odds.py": ["tests/test_mixture.py", "tests/tables/test_regions.py"],
+    "_log_odds.py": ["tests/test_log_odds.py", "tests/test_mixture.py"],
     "compression/snap.py": ["tests/compression/test_snap.py"],
     "compression/centres.py": ["tests/compression/test_centres.py"],
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],

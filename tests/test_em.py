@@ -83,6 +83,16 @@ def test_em_stops_where_it_stands_still():
     assert fit_mixture_(mixture, w, HyperPrior(), tolerance=1e-6) == 1
 
 
+def test_when_a_mixture_stands_still_does_not_depend_on_the_unit_of_the_weights():
+    w = torch.randn(500, generator=torch.Generator().manual_seed(0)).double() ** 3
+    steps = set()
+    for unit in (2.0**-20, 1.0, 2.0**20):
+        start = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.3 * unit, 2.0 * unit]]).double()
+        mixture = GaussianMixture(*start)
+        steps.add(fit_mixture_(mixture, unit * w, None, tolerance=1e-4))
+    assert len(steps) == 1 and 5 < steps.pop() < 500
+
+
 def test_one_component_outside_the_range_of_a_hyper_prior_is_refused():
     with pytest.raises(ValueError, match="std of a HyperPrior must be > 0"):
         HyperPrior(std=torch.tensor([0.1, -0.1]))

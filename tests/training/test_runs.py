@@ -19,6 +19,19 @@ def test_what_is_saved_is_read_back_bit_for_bit(tmp_path):
     assert all(torch.equal(run.network[k], v) for k, v in net.state_dict().items())
     assert all(torch.equal(run.prior[k], v) for k, v in prior.state_dict().items())
     assert torch.equal(run.mixtures["all"].mean, prior.mixtures["all"].mean.double())
+    assert "tick" not in repr(run) and "tensor(" not in repr(run)
+
+
+def test_older_checkpoints_go_only_where_the_newest_is_whole(tmp_path):
+    saved(tmp_path, 1)
+    one, two = (tmp_path / f"checkpoint-00000{epoch}" for epoch in (1, 2))
+    shutil.copytree(one, two)
+    (two / "training.pt").rename(tmp_path / "training.pt")
+    with runs.old_run(tmp_path):
+        assert one.is_dir() and two.is_dir()
+    (tmp_path / "training.pt").rename(two / "training.pt")
+    with runs.old_run(tmp_path):
+        assert two.is_dir() and not one.is_dir()
 
 
 def test_a_newer_checkpoint_replaces_the_older_and_an_outdated_outcome(tmp_path):
