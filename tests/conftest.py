@@ -1,4 +1,4 @@
-"""Shapes are checked in tests; tests without their data or tools are deselected, and it is said."""
+"""Shapes are checked in tests; tests that cannot run here are deselected, with the reason."""
 
 import importlib.util
 import os

@@ -42,8 +42,8 @@ def test_the_e_step_agrees_with_its_twin(name):
         w.tolist(), mixture.mixing.tolist(), mixture.mean.tolist(), mixture.std.tolist()
     )
     found = e_step(mixture, w)
-    for got, want in zip((found.count, found.first, found.second), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    for got, exact in zip((found.count, found.first, found.second), expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-9)
 
 
 def test_moments_of_two_halves_add_up_to_those_of_the_whole_whatever_their_centres():
