@@ -37,7 +37,10 @@ MEMORY = 16 << 30  # bytes of address space: a mutant may allocate without end
 TESTS = {
     "schedule.py": ["tests/test_schedule.py"],
     "proximal.py": ["tests/test_proximal.py"],
-    "attach.py": ["tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_loops.py"],
+    "attach.py": [
+        *("tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_steps.py"),
+        *("tests/test_optimizers.py", "tests/test_parameters.py"),
+    ],
     "em.py": ["tests/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
     "_log_odds.py": ["tests/test_log_odds.py", "tests/test_mixture.py"],
