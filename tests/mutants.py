@@ -56,7 +56,14 @@ _CODEC = "accounting contexts decoder encoder header index mixing scans stream v
 TESTS |= {f"tables/{name}.py": ["tests/tables"] for name in _TABLES.split()}
 TESTS |= {f"codec/{name}.py": ["tests/codec"] for name in _CODEC.split()}
 _RUN_TESTS = [
-    f"tests/training/{name}.py" for name in ("test_runs", "test_run_schema", "test_run_lock")
+    f"tests/training/{name}.py"
+    for name in (
+        "test_runs",
+        "test_run_claiming",
+        "test_run_recovery",
+        "test_run_schema",
+        "test_run_lock",
+    )
 ]
 TESTS |= {f"training/runs/{name}.py": _RUN_TESTS for name in _RUNS.split()}
 
