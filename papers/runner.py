@@ -36,7 +36,7 @@ from papers.units import (
     total_seconds,
     unfinished,
 )
-from swsmix.training.runs import save_json
+from swsmix.training.runs import discard_left, save_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -275,6 +275,7 @@ def _run_stages(
         tables |= dict.fromkeys(unit.table for unit in stage)
         wanted = [unit for unit in stage if only in (None, unit.table)]
         made = run_units(wanted, places.results, jobs)
+        discard_left(places.results / "run.json")
         if not wanted or (not made and (places.results / "run.json").is_file()):
             continue
         about = {

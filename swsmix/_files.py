@@ -14,11 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NoReturn
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+_WINDOWS = os.name == "nt"
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")  # the names of temporary files
 
 
@@ -97,10 +93,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     check_writable(path)
     place = Path(os.path.realpath(path))
-    name = os.fsencode(place.name)
-    ours = f".{blake2b(name, digest_size=8).hexdigest()}"  # of all temporary files for this place
-    _discard_left(place.parent, ours)
-    temporary = place.with_name(f"{ours}{uuid.uuid4().hex[:16]}{place.suffix}")
+    discard_left(place)
+    start = _start_of_temporaries(place)
+    temporary = place.with_name(f"{start}{uuid.uuid4().hex[:16]}{place.suffix}")
     kept = "; the file that was there is kept" if path.exists() else ""
     try:
         try:
@@ -142,28 +137,52 @@ def _made(path: Path) -> Iterator[int]:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
-        if fcntl is not None:
+        if not _WINDOWS:
             with suppress(OSError):  # some network disks have no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
             yield mode
     finally:
         os.close(handle)
-    if fcntl is None:  # a file that is open cannot be renamed there
+    if _WINDOWS:  # a file that is open cannot be renamed there
         yield mode
 
 
-def _discard_left(folder: Path, start: str) -> None:
-    """Delete the temporary files of a name that no process has locked: theirs was killed."""
-    if fcntl is None:
-        return
-    for left in folder.glob(f"{start}*"):
+def discard_left(place: Path) -> None:
+    """Delete the temporary files for a place that no process has locked: theirs was killed."""
+    for left in place.parent.glob(f"{_start_of_temporaries(place)}*"):
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
                 left.unlink()
             finally:
                 os.close(handle)
+
+
+def _start_of_temporaries(place: Path) -> str:
+    return f".{blake2b(os.fsencode(place.name), digest_size=8).hexdigest()}"
+
+
+def lock(handle: int) -> None:
+    """Lock an open file for this process, until it is unlocked or closed.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+        OSError: if the system (Windows) or the disk (some network disks) has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOTSUP, "this system has no flock") from None
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def unlock(handle: int) -> None:
+    """Unlock an open file at once, in forked children that share it too."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def sync(path: Path) -> None:

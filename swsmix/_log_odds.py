@@ -42,7 +42,8 @@ def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> 
         std: sigma (k,).
 
     Returns:
-        Finite numbers (*n, k), but for proportions of 0; never nan for finite weights.
+        Numbers (*n, k), the largest of each weight finite: -inf for proportions of 0 and where
+        floats end, and for finite weights never nan.
     """
     joint = level - 0.5 * z * z
     far = joint.detach().amax(-1, keepdim=True) < FAR
@@ -74,13 +75,14 @@ def _beyond(
     one = 2.0 * _quotient((0.5 * w - 0.5 * mean_r) * ((std_r - std) / std_r), std, 0.5 * LARGE)
     other = 2.0 * _quotient(0.5 * mean_r - 0.5 * mean, std, 0.5 * LARGE)
     better = (one.abs() + other.abs() <= z.abs() + z_r.abs()).detach()
-    gap = torch.where(better, one + other, z - z_r)
+    gap, total = torch.where(better, one + other, z - z_r), z + z_r
     lost = (torch.minimum(z.abs(), z_r.abs()) >= LARGE) & (other.abs() >= LARGE)
     if bool(lost.any()):
         further = distance > distance.gather(-1, nearest[:, None])
         gap = torch.where(lost, LARGE * z.detach().sign() * further, gap)
+        total = torch.where(lost, 2.0 * z, total)  # of opposite signs they would cancel
     # A dead component may be nearer by more than floats can say, where -inf + inf is nan.
-    return level - (0.5 * gap * (z + z_r)).clamp_min(-1e300)
+    return level - (0.5 * gap * total).clamp_min(-1e300)
 
 
 def _quotient(x: Tensor, y: Tensor, largest: float = LARGE) -> Tensor:

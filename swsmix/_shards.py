@@ -98,7 +98,7 @@ def sum_gradient_over(value: Tensor, groups: tuple[Any, ...]) -> Tensor:
     """
     if not groups:
         return value
-    shared: Tensor = _SumGradient.apply(value, groups)  # type: ignore[no-untyped-call]
+    shared: Tensor = _SumGradient.apply(value, groups)
     return shared
 
 

@@ -175,7 +175,7 @@ class GaussianMixture(nn.Module):
         if bool(over.any()):
             z = z + 2.0 * (torch.where(owned & over, 0.5 * w - 0.5 * mean, 0.0) / std)
         joint = log_or_nothing(self.mixing.double()) - std.log() - 0.5 * z * z
-        value: Tensor = LogSum.apply(joint, gamma)  # type: ignore[no-untyped-call]
+        value: Tensor = LogSum.apply(joint, gamma)
         return value.to(dtype)
 
     def responsibilities(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n k"]:

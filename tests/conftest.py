@@ -1,8 +1,9 @@
-"""Shapes are checked in tests; tests without their data or tools are deselected, and it is said."""
+"""Shapes are checked in tests; tests that cannot run here are deselected, with the reason."""
 
 import importlib.util
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import torch
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("swsmix", "beartype.beartype")  # before anything imports swsmix
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell: the commands that tests interrupt would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _has_mnist() -> bool:

@@ -37,10 +37,13 @@ MEMORY = 16 << 30  # bytes of address space: a mutant may allocate without end
 TESTS = {
     "schedule.py": ["tests/test_schedule.py"],
     "proximal.py": ["tests/test_proximal.py"],
-    "attach.py": ["tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_loops.py"],
+    "attach.py": [
+        *("tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_steps.py"),
+        *("tests/test_optimizers.py", "tests/test_parameters.py"),
+    ],
     "em.py": ["tests/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
-    "_log_odds.py": ["tests/test_mixture.py", "tests/tables/test_regions.py"],
+    "_log_odds.py": ["tests/test_log_odds.py", "tests/test_mixture.py"],
     "compression/snap.py": ["tests/compression/test_snap.py"],
     "compression/centres.py": ["tests/compression/test_centres.py"],
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
@@ -53,7 +56,14 @@ _CODEC = "accounting contexts decoder encoder header index mixing scans stream v
 TESTS |= {f"tables/{name}.py": ["tests/tables"] for name in _TABLES.split()}
 TESTS |= {f"codec/{name}.py": ["tests/codec"] for name in _CODEC.split()}
 _RUN_TESTS = [
-    f"tests/training/{name}.py" for name in ("test_runs", "test_run_schema", "test_run_lock")
+    f"tests/training/{name}.py"
+    for name in (
+        "test_runs",
+        "test_run_claiming",
+        "test_run_recovery",
+        "test_run_schema",
+        "test_run_lock",
+    )
 ]
 TESTS |= {f"training/runs/{name}.py": _RUN_TESTS for name in _RUNS.split()}
 

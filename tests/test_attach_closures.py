@@ -102,6 +102,23 @@ def test_closures_of_other_optimisers_equal_plain_steps(update):
     close(*nets)
 
 
+def test_that_the_weights_move_by_other_ways_is_said_after_a_step_with_a_closure_too():
+    net, x, y = problem()
+    attached, other = (torch.optim.SGD(net.parameters(), lr=0.01) for _ in range(2))
+    prior = MixturePrior(net, 3)
+    prior.attach(attached, num_data=NUM_DATA)
+
+    def closure():
+        net.zero_grad()
+        loss_of(net, x, y).backward()
+
+    attached.step(closure)
+    with pytest.warns(UserWarning, match="was not called"):
+        for _ in range(40):
+            closure()
+            other.step()
+
+
 def test_bfloat16_weights_train_through_float32_masters():
     net, x, y = problem()
     masters = copy.deepcopy(net).float()

@@ -42,8 +42,8 @@ def test_the_e_step_agrees_with_its_twin(name):
         w.tolist(), mixture.mixing.tolist(), mixture.mean.tolist(), mixture.std.tolist()
     )
     found = e_step(mixture, w)
-    for got, want in zip((found.count, found.first, found.second), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    for got, exact in zip((found.count, found.first, found.second), expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-9)
 
 
 def test_moments_of_two_halves_add_up_to_those_of_the_whole_whatever_their_centres():
@@ -81,6 +81,16 @@ def test_em_stops_where_it_stands_still():
     mixture, w = start(2), cases.weights()
     assert fit_mixture_(mixture, w, HyperPrior(), max_steps=900, tolerance=1e-6) < 900
     assert fit_mixture_(mixture, w, HyperPrior(), tolerance=1e-6) == 1
+
+
+def test_when_a_mixture_stands_still_does_not_depend_on_the_unit_of_the_weights():
+    w = torch.randn(500, generator=torch.Generator().manual_seed(0)).double() ** 3
+    steps = set()
+    for unit in (2.0**-20, 1.0, 2.0**20):
+        start = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.3 * unit, 2.0 * unit]]).double()
+        mixture = GaussianMixture(*start)
+        steps.add(fit_mixture_(mixture, unit * w, None, tolerance=1e-4))
+    assert len(steps) == 1 and 5 < steps.pop() < 500
 
 
 def test_one_component_outside_the_range_of_a_hyper_prior_is_refused():

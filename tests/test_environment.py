@@ -13,6 +13,8 @@ from pathlib import Path
 import main_paths as paths
 import pytest
 import torch
+from loops import make, train
+from torch import nn
 
 from swsmix import MixturePrior
 
@@ -152,3 +154,57 @@ def test_an_optimised_child_without_home_locale_or_stdin_finds_the_same(tmp_path
     usual = paths.digests(tmp_path / "here", [getattr(paths, name) for name in names])
     wanted = usual | {"given": paths.used(given), "compiled": "True"}
     assert json.loads(done.stdout.splitlines()[-1]) == wanted
+
+
+# -- the prior alone ---------------------------------------------------------------------------
+
+
+def test_a_prior_made_in_inference_mode_trains_like_any_other():
+    net, _ = make()
+    with torch.inference_mode():
+        prior = MixturePrior(net, 3)
+        prior.penalty()
+        prior.em_step_()
+    prior.penalty().backward()
+    prior.em_step_()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    prior.attach(optimizer, num_data=100, em_every=1)
+    train(net, optimizer, 3)
+    assert net.weight.isfinite().all()
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64])
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def results(net, **options):
+    prior = MixturePrior(net, 5, zero=True, zero_mixing=0.9, **options)
+    prior.em_step_()
+    mixture = prior.mixtures["all"]
+    return [mixture.mixing, mixture.mean, mixture.std, prior.penalty().detach()]
+
+
+@pytest.mark.parametrize("method", ["quantiles", "kmeans", "spread"])
+def test_the_default_dtype_changes_no_number(method, default_dtype):
+    torch.manual_seed(0)
+    net = nn.Linear(64, 64, dtype=torch.float32)
+    there = results(net, method=method)
+    torch.set_default_dtype(torch.float32)
+    for a, b in zip(there, results(net, method=method), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_the_default_device_changes_no_number():
+    net, _ = make()
+    here = results(net)
+    torch.set_default_device("meta")
+    try:
+        there = results(net)
+    finally:
+        torch.set_default_device(None)
+    for a, b in zip(there, here, strict=True):
+        assert torch.equal(a, b)

@@ -42,6 +42,25 @@ def test_log_prob_agrees_with_torch_distributions(name):
     )
 
 
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_joint_densities_add_up_and_shapes_do_not_matter(name):
+    mixture, w = MIXTURES[name], cases.weights()[:12]
+    value, gamma = mixture.log_prob(w), mixture.responsibilities(w)
+    torch.testing.assert_close(mixture.log_joint(w).logsumexp(-1), value, rtol=1e-12, atol=1e-12)
+    for shape in ((12,), (3, 4), (2, 1, 6)):
+        assert torch.equal(mixture.log_prob(w.view(shape)), value.view(shape))
+        assert torch.equal(mixture.responsibilities(w.view(shape)), gamma.view(*shape, -1))
+    assert torch.equal(mixture.responsibilities(w[0]), gamma[0])
+
+
+def test_the_distance_of_the_largest_floats_of_both_signs_counts_in_full():
+    largest = torch.finfo(torch.float64).max
+    mixture = GaussianMixture(*torch.tensor([[1.0], [-largest], [1e200]], dtype=torch.float64))
+    z = 2.0 * (largest / 1e200)
+    found = mixture.log_prob(torch.tensor([largest], dtype=torch.float64))
+    assert found.item() == pytest.approx(-0.5 * z * z, rel=1e-12)
+
+
 @given(w=st.floats(-1e18, 1e18), name=st.sampled_from(sorted(MIXTURES)))
 def test_responsibilities_sum_to_one_wherever_the_weight_is(w, name):
     gamma = MIXTURES[name].responsibilities(torch.tensor([w], dtype=torch.float64))

@@ -1,246 +1,134 @@
-"""Optimisers and wrappers of every kind: the prior acts once a step, or says why not."""
+"""What steps, in wrappers of any kind, and a clock that stands still."""
 
 import functools
 import warnings
 
 import pytest
 import torch
+from loops import NUM_DATA, attached, by_hand, make, problem, same, train
 from torch import nn
-from torch.nn.utils import parametrize, prune
-from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from swsmix import MixturePrior, Schedule
 
-NUM_DATA, TAU, EM_EVERY = 50, 0.3, 3
+# -- what steps ------------------------------------------------------------------------------------
 
 
-def problem():
-    generator = torch.Generator().manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    x = torch.randn(40, 6, generator=generator, dtype=torch.float64)
-    return net, lambda net: 0.5 * (net(x) - torch.sin(x.sum(1, keepdim=True))).square().mean()
+class SAM(torch.optim.Optimizer):
+    """Two half-steps of its own around a base optimiser; `step` is never called."""
 
+    def __init__(self, params, base, **options):
+        super().__init__(params, options)
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
 
-def attached(make, steps=7, update="gradient", step=None):
-    net, loss = problem()
-    prior = MixturePrior(net, 3)
-    optimizer = make(net.parameters())
-    attachment = prior.attach(
-        optimizer, num_data=NUM_DATA, tau=TAU, em_every=EM_EVERY, update=update
-    )
+    def second_step(self):
+        self.base_optimizer.step()
 
-    def closure():
-        optimizer.zero_grad()
-        value = loss(net)
-        value.backward()
-        return value
-
-    for _ in range(steps):
-        if step is not None:
-            step(optimizer, closure)
-        else:
-            closure()
-            optimizer.step()
-    assert attachment.tick == steps
-    return net
-
-
-def by_hand(make, steps=7):
-    """The penalty in the loss, EM after the step; the optimiser in the loop is the same."""
-    net, loss = problem()
-    prior = MixturePrior(net, 3)
-    optimizer = make(net.parameters())
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        (loss(net) + TAU / NUM_DATA * prior.penalty()).backward()
-        optimizer.step()
-        if step % EM_EVERY == 0:
-            prior.em_step_()
-    return net
-
-
-def same(a, b, **tolerance):
-    for p, q in zip(a.parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(p, q, **tolerance)
-
-
-# -- steps within steps -----------------------------------------------------------------------
-
-
-def calling_its_parent(kind):
-    """A class of its own whose step calls `super().step()`, as clipping subclasses do."""
-
-    class Child(kind):
-        @torch.no_grad()
-        def step(self, closure=None):
-            return super().step(closure)
-
-    kind([nn.Parameter(torch.zeros(1))])  # now torch has put hooks around the parent's step too
-    return Child
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("kind", [SGD, AdamW, RMSprop])
-def test_a_step_that_calls_its_parents_meets_the_prior_once(kind, depth):
-    for _ in range(depth):
-        kind = calling_its_parent(kind)
-    make = functools.partial(kind, lr=1e-2)
-    same(attached(make), by_hand(make), rtol=1e-9, atol=1e-12)
-
-
-def test_a_step_that_raised_leaves_no_trace():
-    def fails_once(optimizer, closure):
-        def raising():
-            raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            optimizer.step(raising)
-        closure()
-        optimizer.step()
-
-    make = functools.partial(calling_its_parent(SGD), lr=0.05)
-    same(attached(make, step=fails_once), by_hand(make), rtol=1e-9, atol=1e-12)
-
-
-# -- whose step it is -------------------------------------------------------------------------
-
-
-class Disguised(Adam):
-    """A step of its own that carries Adam's name."""
-
-    @functools.wraps(Adam.step)
     def step(self, closure=None):
         raise NotImplementedError
 
 
-class Centred(Adam):
-    """Adam's step on gradients of its own."""
+class Wrapper:
+    """Not an optimiser: keeps one under any name."""
 
-    def _init_group(self, group, params, gradients, *rest):
-        result = super()._init_group(group, params, gradients, *rest)
-        gradients[:] = [g - g.mean() for g in gradients]
-        return result
+    def __init__(self, inner):
+        self._inner = inner
+        self.param_groups = inner.param_groups
 
+    def zero_grad(self):
+        self._inner.zero_grad()
 
-def scaled_by_a_wrapper(params):
-    optimizer = SGD(params, lr=0.1)
-    own = optimizer.step
-
-    @functools.wraps(own)
-    def twice(*args):
-        own(*args)
-        own(*args)
-
-    optimizer.step = twice
-    return optimizer
+    def step(self):
+        self._inner.step()
 
 
-@pytest.mark.parametrize("make", [Disguised, Centred, scaled_by_a_wrapper])
-def test_a_step_that_only_looks_like_adams_or_sgds_takes_the_gradient(make):
-    net, _ = problem()
-    assert MixturePrior(net, 3).attach(make(net.parameters()), num_data=9).update == "gradient"
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
+def test_the_optimiser_that_steps_is_found_at_any_depth(depth):
+    net, prior = make()
+    inner = optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(depth):
+        optimizer = Wrapper(optimizer)
+    attachment = prior.attach(optimizer, num_data=100)
+    assert attachment._optimizers == [inner]
+    train(net, optimizer)
+    assert attachment.tick == 5
 
 
-def test_an_optimiser_that_comes_to_maximise_is_refused():
-    net, loss = problem()
-    optimizer = SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=9)
-    optimizer.param_groups[0]["maximize"] = True
-    with pytest.raises(ValueError, match="maximize=True"):
-        optimizer.step()
+def test_a_wrapper_of_two_optimisers_ticks_once_a_step():
+    net = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 20))
+    prior = MixturePrior(net, 4)
+    both = type("Both", (), {})()
+    both.optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in net]
+    attachment = prior.attach(both, num_data=100)
+    for _ in range(3):
+        net(torch.randn(8, 30)).square().mean().backward()
+        for each in both.optimizers:
+            each.step()
+    assert attachment.tick == 3
 
 
-def test_gradients_that_another_hook_clears_after_the_step_change_nothing():
-    def clearing(params):
-        optimizer = Adam(params, lr=0.01)
-        optimizer.register_step_post_hook(lambda o, *_: o.zero_grad())
-        return optimizer
-
-    plain = attached(functools.partial(Adam, lr=0.01), update="proximal")
-    by_closure = {"step": lambda optimizer, closure: optimizer.step(closure)}
-    for options in ({}, by_closure):
-        same(attached(clearing, update="proximal", **options), plain, rtol=0, atol=0)
+def test_the_step_that_is_never_called_is_found_in_the_base_optimiser():
+    net, prior = make()
+    optimizer = SAM(net.parameters(), torch.optim.SGD, lr=0.1)
+    attachment = prior.attach(optimizer, num_data=10, em_every=2)
+    for _ in range(6):
+        net(torch.randn(8, 30)).square().mean().backward()
+        optimizer.second_step()
+    assert attachment.tick == 6
 
 
-@pytest.mark.parametrize(
-    "value", [torch.Tensor.item, lambda loss: (loss, "more"), lambda loss: None]
-)
-def test_a_closure_may_return_anything(value):
-    class Own(SGD):
-        @torch.no_grad()
-        def step(self, closure=None):
-            if closure is not None:
-                with torch.enable_grad():
-                    closure()
-            return super().step()
+class Silent(torch.optim.Optimizer):
+    """Moves its weights by a method of its own."""
 
-    make = functools.partial(Own, lr=0.05)
-    net = attached(make, step=lambda optimizer, closure: optimizer.step(lambda: value(closure())))
-    same(net, by_hand(make), rtol=1e-9, atol=1e-12)
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def move(self):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad, alpha=0.1)
 
 
-def test_in_gradient_mode_each_evaluation_of_a_closure_has_its_own_gradient():
-    nets = []
-    for hand in (False, True):
-        net, loss = problem()
-        prior = MixturePrior(net, 3, mode="gradient")
-        weights = LBFGS(net.parameters(), lr=0.5, max_iter=5)
-        mixture = SGD(prior.parameters(), lr=0.0)
-        if not hand:
-            prior.attach([weights, mixture], num_data=NUM_DATA, tau=TAU)
-
-        def closure(net=net, loss=loss, prior=prior, weights=weights, hand=hand):
-            weights.zero_grad()
-            value = loss(net) + (TAU / NUM_DATA * prior.penalty() if hand else 0.0)
-            value.backward()
-            return value
-
-        for _ in range(4):
-            weights.step(closure)
-            mixture.step()
-        nets.append(net)
-    same(*nets, rtol=1e-7, atol=1e-9)
+def test_an_attachment_that_never_ticks_while_its_weights_move_says_so_once():
+    net, prior = make()
+    optimizer = Silent(net.parameters())
+    prior.attach(optimizer, num_data=10)
+    with pytest.warns(UserWarning, match=r"the step of \['Silent'\] was not called") as said:
+        for _ in range(100):
+            optimizer.zero_grad()
+            net(torch.randn(8, 30)).square().mean().backward()
+            optimizer.move()
+    assert len(said) == 1
 
 
-def test_in_gradient_mode_the_mixture_may_be_frozen():
-    net, loss = problem()
-    prior = MixturePrior(net, 3, mode="gradient")
-    optimizer = SGD([*net.parameters(), *prior.parameters()], lr=1e-3)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA)
-    for p in prior.parameters():
-        p.requires_grad_(False)
-    loss(net).backward()
+def test_accumulated_gradients_and_many_closures_are_no_reason_to_warn():
+    net, prior = make()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attachment = prior.attach(optimizer, num_data=10)
+    for _ in range(70):  # one step after many backward passes
+        net(torch.randn(8, 30)).square().mean().backward()
     optimizer.step()
-    assert attachment.tick == 1
+    attachment.remove()
+    lbfgs = torch.optim.LBFGS(net.parameters(), max_iter=60)
+    prior.attach(lbfgs, num_data=10)
+
+    def closure():
+        lbfgs.zero_grad()
+        loss = (net.weight - 3).square().sum().sqrt() + net.bias.square().sum()
+        loss.backward()
+        return loss
+
+    lbfgs.step(closure)
 
 
-def test_an_expanded_gradient_is_added_to_as_its_copy():
-    weights = []
-    for expanded in (False, True):
-        net, _ = problem()
-        optimizer = SGD(net.parameters(), lr=0.1)
-        MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, update="gradient")
-        for p in net.parameters():
-            grad = torch.full((), 0.01, dtype=p.dtype).expand(p.shape)
-            p.grad = grad if expanded else grad.contiguous()
-        optimizer.step()
-        weights.append(net)
-    same(*weights, rtol=1e-12, atol=1e-15)
-
-
-def test_a_step_in_inference_mode_does_not_spoil_the_next():
-    net, loss = problem()
-    optimizer = SGD(net.parameters(), lr=0.1)
-    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA)
-    for inside in (True, False):
-        optimizer.zero_grad()
-        loss(net).backward()
-        with torch.inference_mode(inside):
-            optimizer.step()
-    assert attachment.tick == 2
+def test_what_is_no_optimiser_is_refused():
+    _, prior = make()
+    with pytest.raises(TypeError, match=r"needs a torch.optim.Optimizer.*got object"):
+        prior.attach(object(), num_data=10)
 
 
 # -- wrappers ---------------------------------------------------------------------------------
@@ -402,54 +290,9 @@ def test_closures_before_the_prior_enters_are_no_reason_to_warn():
         optimizer.step(closure)
 
 
-# -- parameters that become others ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("when", ["before attach", "after attach"])
-def test_parameters_tied_after_the_prior_was_made_are_refused(when):
-    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    prior = MixturePrior(net, 3, groups="tensor")
-    optimizer = SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"tied after.*'1.weight': '0.weight'"):
-        if when == "after attach":
-            prior.attach(optimizer, num_data=9)
-        net[1].weight = net[0].weight
-        if when == "before attach":
-            prior.attach(optimizer, num_data=9)
-        net(torch.randn(3, 6)).sum().backward()
-        optimizer.step()
-
-
-def test_weights_pruned_after_attach_are_refused_with_the_remedy():
-    net, loss = problem()
-    optimizer = SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=9)
-    prune.l1_unstructured(net[0], "weight", amount=0.5)
-    loss(net).backward()
-    with pytest.raises(ValueError, match=r"no longer has.*0\.weight.*make the prior again"):
-        optimizer.step()
-
-
-def test_the_factors_of_a_low_rank_parametrization_are_refused():
-    class LowRank(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Parameter(torch.ones(2, 6)), nn.Parameter(torch.ones(6, 2))
-
-        def forward(self, w):
-            return w + self.b @ self.a
-
-    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    net[0].weight.requires_grad_(False)
-    parametrize.register_parametrization(net[0], "weight", LowRank())
-    with pytest.raises(ValueError, match=r"0\.a.*LowRank of 0\.weight"):
-        MixturePrior(net, 3)
-
-
-def test_a_name_with_brackets_is_its_own_pattern():
-    net = nn.ModuleDict({"[cls]": nn.Linear(6, 6), "c": nn.Linear(6, 6)})
-    assert MixturePrior(net, 3, include="[[]cls].weight").selection.names == ("[cls].weight",)
-    assert MixturePrior(net, 3, include="[cls].weight").selection.names == (
-        "[cls].weight",
-        "c.weight",
-    )
+def test_a_schedule_that_starts_late_still_ticks():
+    net, prior = make()
+    optimizer = torch.optim.Adam(net.parameters())
+    attachment = prior.attach(optimizer, num_data=10, schedule=Schedule(start=50))
+    train(net, optimizer, 40)
+    assert attachment.tick == 40

@@ -99,8 +99,8 @@ def test_in_gradient_mode_the_mixtures_gradients_are_autograds_of_the_naive_pena
     parameters = list(prior.parameters())
     expected = torch.autograd.grad(naive, parameters)
     found = torch.autograd.grad(prior.penalty(), parameters)
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+    for got, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-7, atol=1e-7)
 
 
 def test_prmls_four_gradients_hold():

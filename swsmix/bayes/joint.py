@@ -233,7 +233,7 @@ class Joint:
 
         pyro.infer.NUTS(potential_fn=joint.potential_fn)
         """
-        value: Tensor = _Potential.apply(sites["z"], self)  # type: ignore[no-untyped-call]
+        value: Tensor = _Potential.apply(sites["z"], self)
         return value
 
 

@@ -64,7 +64,7 @@ class MixtureWeights(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """sum_i log p(w_i) in nats, a scalar."""
         if self.table is not None:
-            zero: Tensor = _GradientOnly.apply(value, self.table)  # type: ignore[no-untyped-call]
+            zero: Tensor = _GradientOnly.apply(value, self.table)
             return zero
         return -tables.neg_log_prior(value, *self.mixture).to(value.dtype)
 
@@ -104,7 +104,7 @@ class EntropyScore(poutine.messenger.Messenger):
         fn, name = message["fn"], message["name"]
         if name.endswith("_unconstrained"):  # also how PyroModule names a parameter
             loc, log_scale = (attrgetter(name)(m) for m in (self.guide.locs, self.guide.scales))
-            drawn, total = _NormalDraw.apply(loc, log_scale)  # type: ignore[no-untyped-call]
+            drawn, total = _NormalDraw.apply(loc, log_scale)
             message["fn"] = _ScoredDraw(fn, -(total + _HALF_LOG_2PI_E * loc.numel()), drawn)
         elif isinstance(fn, dist.Delta):
             message["fn"] = _ScoredDraw(fn, fn.log_density, fn.v)

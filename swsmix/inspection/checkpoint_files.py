@@ -131,8 +131,8 @@ def _foreign_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError):
-        return None
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return None  # PyTorch's reader refuses it in its turn
     if any(n.endswith(("archive_format", "serialized_exported_program.json")) for n in names):
         return "pt2"
     if names and all(name.endswith(".npy") for name in names):

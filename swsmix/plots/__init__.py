@@ -17,7 +17,7 @@ ambiguous group, and the wrong number of axes.
     style      sizes, colours, panels, legends
 """
 
-from swsmix.plots import _backend  # noqa: F401  # before anything that imports matplotlib
+from swsmix.plots import _backend  # noqa: F401  # imported first, for what it does
 from swsmix.plots.files import animate_collapse, save
 from swsmix.plots.posterior import (
     calibration,

@@ -24,7 +24,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -131,13 +131,9 @@ class ExactMixture:
         """The bound of f's error for one weight, relative to 1 + |f|; derived above."""
         return 2.0**-49 * (1.0 + 2.0 * self._levels + math.log(len(self.mean)))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type[ExactMixture], tuple[Tensor, ...]]:
         """For copies and pickles: the mixture alone."""
-        return {"mixing": self.mixing, "mean": self.mean, "std": self.std}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """From what `__getstate__` gave."""
-        self.__init__(**state)  # type: ignore[misc]
+        return ExactMixture, (self.mixing, self.mean, self.std)
 
     def cpu(self) -> ExactMixture:
         """The same mixture on the CPU."""

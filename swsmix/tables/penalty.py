@@ -63,5 +63,5 @@ def neg_log_prior(
         ValueError: if weights are infinite or NaN.
     """
     tables = build(mixing, mean, std) if tables is None else tables
-    value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)  # type: ignore[no-untyped-call]
+    value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)
     return value

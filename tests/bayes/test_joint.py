@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 from swsmix import MixturePrior
-from swsmix.bayes import Joint
+from swsmix.bayes import Joint, density
 from swsmix.bayes.layout import Layout, basis
 from swsmix.em import fit_mixture_
 from swsmix.problems import nets
@@ -91,6 +91,32 @@ def test_the_gradient_is_the_slope(likelihood, jacobian):
         gradient = joint.log_joint(z, jacobian=jacobian)[1]
         ends = [joint.log_joint(z + s * 1e-6 * direction, jacobian=jacobian)[0] for s in (1, -1)]
         assert gradient @ direction == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
+
+
+def test_the_likelihood_of_classes_is_their_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(9, 4, generator=generator, dtype=FLOAT)
+    y = torch.randint(4, (9,), generator=generator)
+    value, by_logits = density.categorical(logits.numpy(), y.numpy())
+    loss = nn.functional.cross_entropy(logits.requires_grad_(), y, reduction="sum")
+    loss.backward()
+    assert -value == pytest.approx(loss.item(), rel=1e-12)
+    np.testing.assert_allclose(-by_logits, logits.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_formulas_stay_finite_far_from_all_components_and_at_extreme_proportions():
+    all_of = np.arange(2)
+    at = (np.array([2000.0]), np.array([0.0, 1.0]), np.zeros(2))
+    free = (all_of, all_of, all_of, basis(2))
+    height, mean, _, inverse_std, log_share = density.mixture_at(*at, free, (np.zeros(2),) * 3, 0.0)
+    assert np.logaddexp(*log_share) == pytest.approx(0.0, abs=1e-12)
+    assert abs(log_share[0] - log_share[1]) == pytest.approx(2000.0 * math.sqrt(2.0))
+    w = np.array([60.0, -50.0])
+    value, by_w, count, *_ = density.mixture_sums(w, height, mean, inverse_std)
+    nearest = int(log_share.argmax())
+    assert value == pytest.approx(stats.norm(mean[nearest], 1.0).logpdf(w).sum())
+    np.testing.assert_allclose(by_w, mean[nearest] - w)
+    assert count[nearest] == 2.0
 
 
 @pytest.mark.parametrize("biases", ["outside the prior", "under it"])
@@ -182,7 +208,7 @@ def test_layers_by_hand_are_autograds():
 @pytest.mark.parametrize("options", [{}, {"zero": True, "zero_mixing": 0.7}])
 @pytest.mark.parametrize("k", [2, 3])
 def test_the_compiled_term_is_the_one_in_numpy(monkeypatch, options, k):
-    from swsmix.bayes import density, mixture_term
+    from swsmix.bayes import mixture_term
 
     *_, joint = small(k=k, tau=0.8, **options)
     fast = [joint.log_joint(z, jacobian=j) for z in points(joint) for j in (True, False)]

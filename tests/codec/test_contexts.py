@@ -69,6 +69,10 @@ def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
 
     def watched(coder, choice, *rest, **part):
         tried.append((choice.kind, "whole" if not part else "part"))
+        if part:  # as many steps as make 2^16 weights, from the middle of the 300
+            begin, end = part["part"].start, part["part"].stop
+            assert (end - begin - 1) * 300 < 1 << 16 <= (end - begin) * 300
+            assert abs(begin + end - 300) <= 1
         return code(coder, choice, *rest, **part)
 
     monkeypatch.setattr(index, "_code_contexts", watched)
@@ -180,6 +184,12 @@ def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
     monkeypatch.setattr(index, "_LARGE", 1000)
     size = sizes(encode({"w": structured()}))["w"]
     assert size.index_bits < 0.75 * size.entropy_bits
+
+
+def test_a_symbol_that_the_table_leaves_out_costs_what_the_coder_takes_for_it():
+    stream, symbols = StreamEncoder(), np.ones(4000, np.int64)
+    stream.symbols(frequencies(np.array([10, 0])), len(symbols), symbols)
+    assert 8 * len(stream.to_bytes()) == pytest.approx(stream.cost, rel=1e-3)
 
 
 def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
@@ -296,6 +306,7 @@ def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
         ("6797ac8f2f5c92db", (60, 65, 40, 17, 12, "step")),
         ("107a33a63b28edff", (70, 30, 300, 299, 28, "lane")),
         ("0d87e7d51014a02b", (50, 70, 9, 4, 3, "step", True)),
+        ("0daa65847fe42dc0", (20, 300, 9, 0, 1)),
         ("b8224ac04a5e9001", (50, 20, 2, 1, 1, "", True)),
     ],
 )

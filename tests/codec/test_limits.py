@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix.codec import decode, encode, sizes
+from swsmix.codec import decode, decoder, encode, encoder, sizes
 from swsmix.codec.decoder import limits, max_weights_for
 from swsmix.codec.header import TableReader, TableWriter, to_patterns
 from swsmix.codec.index import ContextBudget
@@ -172,6 +172,31 @@ def test_every_place_of_a_number_on_a_grid_counts():
                 reader, StreamDecoder(stream.to_bytes()), 1000, torch.float64, budget.read_
             )
             assert (back == patterns).all()
+
+
+def test_the_writer_counts_at_least_the_steps_that_the_reader_takes(monkeypatch):
+    budgets = {encoder: [], decoder: []}
+    for module, made in budgets.items():
+
+        def counted(*arguments, made=made):
+            made.append(ContextBudget(*arguments))
+            return made[-1]
+
+        monkeypatch.setattr(module, "ContextBudget", counted)
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(-9000, 9000, (40, 50), generator=generator)
+    noise = torch.randn(300, generator=generator)
+    flags = (torch.rand(40, 50, generator=generator) < 0.05).float()
+    for t in (steps / 64, noise, noise[:9].repeat(30), flags, flags.bool(), steps):
+        decode(encode({"t": t}))
+        written, read = (made[-1].read for made in budgets.values())
+        assert 0 < read <= written < 2 * read + 100
+
+
+@pytest.mark.parametrize("numbers", [(COPY, 0), (COPY, 7), (SHARED, FLOAT32, 1, 9, 0)])
+def test_what_refers_to_something_that_is_not_there_is_refused(numbers):
+    with pytest.raises(ValueError, match="that is not there"):
+        decode(hostile(numbers))
 
 
 def test_a_list_on_a_grid_is_refused_beyond_its_longest():

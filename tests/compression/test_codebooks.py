@@ -2,8 +2,16 @@ import pytest
 import torch
 from scipy.cluster.vq import kmeans2
 
+from swsmix import GaussianMixture
 from swsmix.codec import encode
-from swsmix.compression.codebooks import cluster, packed_bytes, quantize_state, snapped
+from swsmix.compression.codebooks import (
+    _encoding_mixture,
+    cluster,
+    mixture_of_values,
+    packed_bytes,
+    quantize_state,
+    snapped,
+)
 
 
 def state(shape=(80, 60), seed=0):
@@ -31,7 +39,9 @@ def test_each_value_is_the_mean_of_its_weights(method, zero):
 def test_a_progress_bar_changes_nothing_and_stays_off_standard_output(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
     net = state()
-    plain, watched = quantize_state(net, 4), quantize_state(net, 4, progress=True)
+    plain = quantize_state(net, 4)
+    assert capsys.readouterr().err == ""  # none unless asked for
+    watched = quantize_state(net, 4, progress=True)
     assert torch.equal(watched["w"].values, plain["w"].values)
     net["w"] = plain["w"].values
     assert encode(net, progress=True) == encode(net)
@@ -69,6 +79,27 @@ def test_no_value_is_lost_where_weights_come_in_heaps(method, modes, k):
     )
     assert len(q.values.unique()) == len(q.codebook) == k
     assert (q.values - w).double().square().mean() < 1.1**2 * best
+
+
+def test_the_mixture_that_encodes_is_where_em_stands_still():
+    w = state()["w"].view(-1)
+    centre = torch.linspace(-0.1, 0.1, 3)
+    nearest = GaussianMixture(torch.ones(3) / 3, centre, torch.ones(3))
+    mixture = _encoding_mixture(w, nearest, 1.0, False)
+    gamma = mixture.responsibilities(w)
+    means = (gamma * w[:, None]).sum(0) / gamma.sum(0)
+    torch.testing.assert_close(mixture.mean, means, rtol=0.0, atol=0.01 * mixture.std[0].item())
+    assert (mixture.mean - centre).abs().max() > 0.5 * mixture.std[0]
+    pinned = _encoding_mixture(w, nearest, 1.0, True)
+    assert pinned.mean[0] == centre[0] and (pinned.mean[1:] != centre[1:]).all()
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.5], [-2.0, -1.5, 7.0], [4.0]])
+def test_components_of_few_values_are_narrow_beside_the_gap_between_them(values):
+    values = torch.tensor(values).double()
+    gap = values.diff().min() if len(values) > 1 else values[0]
+    std = mixture_of_values([values.repeat(3)], values).std
+    torch.testing.assert_close(std, torch.full_like(std, 0.03 * gap))
 
 
 def test_values_that_no_weight_takes_are_not_in_the_codebook():

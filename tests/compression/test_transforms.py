@@ -47,6 +47,10 @@ def test_folding_and_sorting_keep_the_outputs_and_make_the_file_smaller(name):
     for first, second in pairs:
         dead = fold_dead_neurons_(net, first, second, between(first))
         assert dead >= len(net.get_submodule(first).weight) // 2
+        layer, after = net.get_submodule(first), net.get_submodule(second)
+        unused = after.weight.view(len(after.weight), len(layer.weight), -1).eq(0).all(2).all(0)
+        assert unused.sum() == dead
+        assert not layer.weight[unused].any() and not layer.bias[unused].any()
     assert same_outputs(before, net, images) < 1e-5
     zeros = [sum((p == 0).sum() for p in n.parameters()) for n in (before, net)]
     assert zeros[1] > zeros[0]

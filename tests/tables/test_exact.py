@@ -46,6 +46,7 @@ def worst(mixture, w):
     """The worst errors of f and f' in units of the stated bounds."""
     direct = ExactMixture(*mixture)
     error, p = tables.direct(*mixture).error, direct.at(w)
+    assert min(error) > 0.0
     value = slope = 0.0
     found = (w.tolist(), p.value.tolist(), p.gradient.tolist())
     for x, found_f, found_slope in zip(*found, strict=True):
@@ -97,6 +98,18 @@ def test_the_numbers_are_those_at_the_time_of_building():
     mixture[1].fill_(5.0)  # in place: float64 needs no conversion, which would copy it
     assert torch.equal(table.gradient(w), before.gradient)
     assert torch.equal(table.value(w), before.value)
+
+
+def test_the_gpus_loops_get_three_numbers_per_component():
+    mixing, mean, std = torch.tensor([[0.25, 0.75], [-1.0, 2.0], [0.5, 3.0]]).double()
+    packed = ExactMixture(mixing, mean, std).packed
+    torch.testing.assert_close(packed.view(2, 3), torch.stack([(mixing / std).log(), mean, std], 1))
+
+
+def test_gradients_of_parameters_are_no_parts_of_a_graph():
+    table = tables.direct(torch.ones(1), torch.zeros(1), torch.ones(1))
+    w = torch.zeros(3, requires_grad=True)
+    assert not table.full(w).gradient.requires_grad and not table.gradient(w).requires_grad
 
 
 def test_caches_do_not_travel():
@@ -181,8 +194,10 @@ def test_out_to_the_largest_float_nothing_is_nan(std):
         torch.tensor([-1.0, 0.0, 1.0, 0.0], dtype=torch.float64),
         torch.tensor([std, std, std, 1e300], dtype=torch.float64),
     )
-    full = tables.direct(*mixture).full(w)
+    direct = tables.direct(*mixture)
+    full = direct.full(w)
     assert not full.gradient.isnan().any() and not full.value.isnan()
+    assert torch.equal(full.gradient, torch.cat([direct.gradient(each) for each in w.split(1)]))
     assert torch.equal(
         full.gradient[:3].sign(), torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     )

@@ -158,6 +158,7 @@ def test_the_two_addresses_agree(name, loops):
 def test_every_mixture_fits_into_a_table(mixture):
     table = tables.build(*mixture)
     assert table.error != tables.direct(*mixture).error
+    assert table.error.curvature < 0.01  # of a, which scales the proximal step
 
 
 @every_mixture
@@ -327,6 +328,20 @@ def test_direct_agrees_with_the_twin():
     assert torch.allclose(full.value, value.sum(), rtol=1e-12)
     assert torch.allclose(full.gradient, gradient, rtol=1e-7, atol=1e-6)
     assert torch.allclose(torch.stack([*full.moments]), moments, rtol=1e-9, atol=1e-12)
+    assert torch.equal(table.gradient(w), full.gradient.float())  # no cells for float32 either
+
+
+@pytest.mark.parametrize("std", [1e-80, 1e80])
+def test_mixtures_beyond_what_cells_can_bound_are_evaluated_exactly(std):
+    mixture = (
+        torch.ones(2).double() / 2,
+        torch.tensor([0.0, std], dtype=torch.float64),
+        torch.tensor([std, std], dtype=torch.float64),
+    )
+    w = torch.randn(70_000, generator=torch.Generator().manual_seed(0))
+    table = tables.build(*mixture)
+    assert torch.equal(table.gradient(w), tables.direct(*mixture).gradient(w))
+    assert table.error == tables.direct(*mixture).error
 
 
 @pytest.mark.parametrize("n", [100, 60_000])

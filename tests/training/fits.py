@@ -1,6 +1,7 @@
 """What the tests of `fit` train, a small regression; a run folder; a second process."""
 
 import os
+import signal
 import warnings
 
 import torch
@@ -75,6 +76,8 @@ def elsewhere(action):
         warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads
         child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the parent's other ones do not live here
+        signal.alarm(120)  # a hang is a failure
         try:
             action()
             said = "done"

@@ -1,9 +1,11 @@
 """One process at a time writes to a run folder, whatever asks for it, and a crash frees it."""
 
 import errno
+import fcntl
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -189,15 +191,15 @@ def test_between_the_two_renames_of_a_replacement_nobody_slips_in(tmp_path):
 
 def test_a_lock_on_a_folder_that_was_renamed_meanwhile_does_not_count(tmp_path, monkeypatch):
     saved(tmp_path / "run", 1)
-    flock = lock.fcntl.flock
+    flock = fcntl.flock
 
     def late(*arguments):  # another process replaces the run just before
-        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         saved(tmp_path / "run", 2)
         flock(*arguments)
 
-    monkeypatch.setattr(lock.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with runs.locked(tmp_path / "run"):
         assert elsewhere(writers(tmp_path / "run")["old_run"]).startswith("BlockingIOError")
         assert elsewhere(writers(tmp_path / "elsewhere")["old_run"]) == "done"
@@ -209,9 +211,9 @@ def test_where_there_are_no_locks_it_is_said_and_the_training_goes_on(tmp_path, 
         raise OSError(code, os.strerror(code))
 
     if code is None:
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setitem(sys.modules, "fcntl", None)
     else:
-        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
     *_, go = trainer("l-bfgs")
     with pytest.warns(RuntimeWarning, match=f"{tmp_path}/run cannot be locked") as caught:
         go(1, run=tmp_path / "run")

@@ -122,6 +122,15 @@ def test_a_broken_series_of_the_history(run, number):
     assert str(file) in said and field in said and "another folder" in said
 
 
+def test_a_mixture_with_fewer_records_than_the_scalars(run):
+    file = run / "checkpoint-000002" / "history.safetensors"
+    tensors = load_file(file)
+    once = ("scalars/", "initial/")
+    save_file({k: t if k.startswith(once) else t[:-1].clone() for k, t in tensors.items()}, file)
+    with pytest.raises(ValueError, match="the series have different numbers of records"):
+        load_run(run)
+
+
 def test_measures_that_were_not_taken_are_nan_and_no_fault(run):
     file = run / "checkpoint-000002" / "history.safetensors"
     tensors = load_file(file)
@@ -146,7 +155,7 @@ def test_a_mixture_that_is_none(run, name, change):
     assert f"{file} " in str(caught.value) and f"`{key}`" in str(caught.value)
 
 
-@pytest.mark.parametrize("groups", [[1], {"all": 3}, {"all": [3]}, "x"])
+@pytest.mark.parametrize("groups", [[1], {"all": 3}, {"all": ["0.weight", 3]}, "x"])
 def test_names_of_groups_that_are_none(run, groups):
     file = run / "checkpoint-000002" / "prior.safetensors"
     save_file(load_file(file), file, {"groups": json.dumps(groups)})

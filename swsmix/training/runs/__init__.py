@@ -21,6 +21,7 @@ The modules:
     claiming    a folder to write to       recovery   what a killed process has begun
 """
 
+from swsmix._files import discard_left as discard_left
 from swsmix._files import replacing as replacing
 from swsmix._files import save_json as save_json
 from swsmix.training.runs.claiming import claim as claim

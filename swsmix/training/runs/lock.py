@@ -11,11 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+from swsmix import _files
 from swsmix._files import refuse
 from swsmix.training.runs.folder import MARKER
 
@@ -87,18 +83,15 @@ def _acquire(marker: Path) -> _File | None:
 
 
 def _flock(handle: int, marker: Path) -> None:
-    if fcntl is None:
-        _warn(marker, "this system has no flock")
-        return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _files.lock(handle)
     except BlockingIOError:
         who = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
         raise BlockingIOError(
             f"{who} is writing to the run {marker.parent}: wait until it ends, end it, or name "
             "another folder"
         ) from None
-    except OSError as error:  # network disks
+    except OSError as error:
         _warn(marker, error.strerror or str(error))
 
 
@@ -115,9 +108,7 @@ def _release(key: _File) -> None:
     entry = _held.pop(key, None)
     if entry is not None:  # else this is a forked child, which holds nothing
         _sign(entry[0], "")
-        if fcntl is not None:  # a child that is just being forked has the handle for a moment
-            with contextlib.suppress(OSError):
-                fcntl.flock(entry[0], fcntl.LOCK_UN)
+        _files.unlock(entry[0])  # a child that is just being forked has the handle for a moment
         os.close(entry[0])
 
 

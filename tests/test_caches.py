@@ -1,0 +1,82 @@
+"""Caches follow the mixture, and do not travel."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from loops import make, train
+from torch import nn
+
+from swsmix import MixturePrior
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+def own_nll(prior):
+    (group, mixture), *_ = prior.mixtures.items()
+    return -mixture.log_prob(prior.flat_weights(group)).double().sum()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda prior, newer: prior.load_state_dict(newer.state_dict()),
+        lambda prior, newer: prior.mixtures["all"].mean.data.copy_(newer.mixtures["all"].mean),
+        lambda prior, newer: prior.mixtures["all"].std.data.mul_(3.0),
+        lambda prior, newer: setattr(prior.mixtures["all"], "mean", newer.mixtures["all"].mean),
+    ],
+)
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda prior: prior,
+        copy.deepcopy,
+        lambda prior: pickle.loads(pickle.dumps(prior)),
+        copy.copy,
+    ],
+)
+def test_the_penalty_follows_the_mixture_however_it_was_changed(change, copied, inference):
+    _, prior = make()
+    prior.em_step_()
+    prior.penalty()
+    newer = copy.deepcopy(prior)
+    for _ in range(50):
+        newer.em_step_()
+    kept = copied(prior)
+    kept.penalty()
+    with torch.inference_mode(inference):
+        change(kept, newer)
+    assert torch.isclose(kept.terms()["all"]["nll"].double(), own_nll(kept), rtol=1e-5)
+
+
+def test_a_pickle_is_about_as_large_as_the_network_and_the_mixture():
+    net = nn.Linear(200, 200)
+    prior = MixturePrior(net, 16)
+    prior.penalty().backward()
+    prior.em_step_()
+    size = len(pickle.dumps(prior))
+    file = io.BytesIO()
+    torch.save(prior, file)
+    net.zero_grad()
+    alone = sum(p.numel() * p.element_size() for p in net.parameters())
+    assert max(size, len(file.getvalue())) < 2.1 * alone + 50_000  # weights and their gradients
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_attachment_refuses_to_be_copied(copied):
+    net, prior = make()
+    attachment = prior.attach(torch.optim.SGD(net.parameters(), lr=0.1), num_data=10)
+    with pytest.raises(TypeError, match="bound to its optimiser"):
+        copied(attachment)
+
+
+def test_an_attached_optimiser_can_be_copied_and_loses_its_hooks():
+    net, prior = make()
+    optimizer = torch.optim.Adam(net.parameters())
+    attachment = prior.attach(optimizer, num_data=10)
+    train(net, optimizer, 2)
+    copy.deepcopy(optimizer)
+    assert attachment.tick == 2
