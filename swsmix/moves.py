@@ -131,7 +131,9 @@ def _mergers(
     """All pairs as one component of their joint moments; a pinned mean stays where it is."""
     bound = mixture.pinned_mixing | mixture.pinned_std
     goes = ~(bound | mixture.pinned_mean)
-    which = (goes & ~bound[:, None]).fill_diagonal_(False).nonzero()
+    # Of two free components the first one stays: the order is no matter of rounding.
+    allowed = goes & ~bound[:, None]
+    which = (allowed.triu(1) | (allowed & mixture.pinned_mean[:, None])).nonzero()
     i, j = which.T
     one, other = values[:, i], values[:, j]
     mixing = one[0] + other[0]
