@@ -12,8 +12,14 @@ from swsmix.codec import decode, encode, load_compressed
 FILES = sorted(path.stem for path in (make.HERE / "codec").glob("*.sws"))
 
 
+def known_then(found):
+    """Without what priors have kept since: the number of EM steps taken."""
+    return {key: value for key, value in found.items() if not key.endswith(".steps")}
+
+
 def close(found, golden):
     """The same keys in the same order; numbers up to rounding, all else the same."""
+    found = known_then(found)
     assert list(found) == list(golden)
     for key, wanted in golden.items():
         if all(isinstance(v, float) for v in wanted):
@@ -74,7 +80,7 @@ def test_a_run_made_now_is_that_of_then(name, tmp_path):
 
 
 def test_the_keys_of_a_priors_state_are_the_same():
-    assert list(make.keys().items()) == list(make.read("keys").items())
+    assert list(known_then(make.keys()).items()) == list(make.read("keys").items())
 
 
 def test_the_papers_tables_are_the_same_and_those_committed():
