@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import swsmix
+from papers import signals
 from papers.units import (
     DamagedResultError,
     Unit,
@@ -143,6 +144,8 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
                     except Exception as error:
                         failed = failed or (unit, error)
                         continue
+                    # It is written at the end of the stage; a kill leaves none rather than an old.
+                    (results / "run.json").unlink(missing_ok=True)
                     keep(unit, result, seconds, results)
                     done += 1
                     pace = (time.monotonic() - began) / done
@@ -168,7 +171,7 @@ def _executor(jobs: int) -> Executor:
     if jobs == 1:
         return _Inline()
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=signals.begin_worker)
 
 
 class _Inline(Executor):
@@ -185,11 +188,6 @@ class _Inline(Executor):
 
 class _Stopped(BaseException):
     """Raised in a worker that is told to end, so that it deletes its temporary files."""
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _in_worker(unit: Unit) -> tuple[dict[str, Any], float]:
@@ -214,10 +212,12 @@ def main(paper: Paper, argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser(paper).parse_args(argv)
     try:
-        _run(paper, arguments, " ".join(["swsmix reproduce", paper.folder.name, *argv]))
-    except KeyboardInterrupt:
+        with signals.terminable():
+            _run(paper, arguments, " ".join(["swsmix reproduce", paper.folder.name, *argv]))
+    except KeyboardInterrupt as stopped:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        terminated = isinstance(stopped, signals.Terminated)
+        sys.exit(signals.OF_TERMINATED if terminated else signals.OF_INTERRUPTED)
     except DamagedResultError as error:
         raise SystemExit(str(error)) from None
 

@@ -49,6 +49,11 @@ TESTS = {
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
     "compression/transforms.py": ["tests/compression/test_transforms.py"],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
+    "_optimizers.py": ["tests/test_optimizers.py", "tests/test_steps.py"],
+    "inspection/checkpoint_folders.py": ["tests/inspection/test_folders.py"],
+    "inspection/checkpoints.py": [
+        *("tests/inspection/test_checkpoints.py", "tests/inspection/test_folders.py"),
+    ],
 }
 _TABLES = "bits cell_histogram cells exact grid lookup numba_loops passes penalty regions taylor"
 _RUNS = "claiming folder lock reading recovery saving schema"

@@ -296,3 +296,19 @@ def test_a_schedule_that_starts_late_still_ticks():
     attachment = prior.attach(optimizer, num_data=10, schedule=Schedule(start=50))
     train(net, optimizer, 40)
     assert attachment.tick == 40
+
+
+def test_the_warning_comes_at_the_sixteenth_backward_pass_and_says_so():
+    net, prior = make()
+    attachment = prior.attach(SGD(net.parameters(), lr=0.1), num_data=100)
+    other = SGD(net.parameters(), lr=0.1)
+
+    def moves():
+        sum(p.square().sum() for p in net.parameters()).backward()
+        other.step()
+
+    for _ in range(15):
+        moves()  # a warning is an error here
+    with pytest.warns(UserWarning, match="at tick 0 for 16 backward passes"):
+        moves()
+    attachment.remove()

@@ -22,6 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small are slower 
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from papers import signals
+
+if __name__ == "__main__":
+    signals.end_quietly()
+
 from papers import runner
 from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots
 from papers.runner import Places

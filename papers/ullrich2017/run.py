@@ -21,6 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one unit per core is faster tha
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from papers import signals
+
+if __name__ == "__main__":
+    signals.end_quietly()
+
 from papers import runner
 from papers.runner import Places
 from papers.ullrich2017 import settings, work

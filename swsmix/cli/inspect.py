@@ -65,6 +65,13 @@ def inspect(
         int | None,
         typer.Option(help="Seed of the sample that a mixture is fitted to; 0 by default."),
     ] = None,
+    max_weights: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The most numbers of a compressed file; by default what its size makes plausible.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
     bytes_: Annotated[
         bool,
@@ -96,7 +103,7 @@ def inspect(
             "--per-tensor": per_tensor, "--include": bool(include), "--exclude": bool(exclude),
             "--refit": refit, "--seed": seed is not None, "--quiet": quiet,
         }  # fmt: skip
-        _print_bytes(path, [name for name, given in others.items() if given])
+        _print_bytes(path, [name for name, given in others.items() if given], max_weights)
         return
     import torch
     from rich.console import Console
@@ -109,7 +116,7 @@ def inspect(
     out = _folder(path, out)
     torch.set_num_threads(1)  # sums, and so results, depend on the number of threads
     console = Console()
-    checkpoint = checkpoints.read(path)
+    checkpoint = checkpoints.read(path, max_weights=max_weights)
     if animate:
         _check_history(checkpoint, chosen=bool(include or exclude or per_tensor or refit))
     inspection = inspect_checkpoint(
@@ -170,7 +177,7 @@ def left_out_lines(checkpoint: Any) -> list[str]:
     ]
 
 
-def _print_bytes(path: Path, others: list[str]) -> None:
+def _print_bytes(path: Path, others: list[str], max_weights: int | None) -> None:
     """The tables of `--bytes`; `others` are the options given beside it."""
     from rich.console import Console
 
@@ -196,7 +203,7 @@ def _print_bytes(path: Path, others: list[str]) -> None:
             "`swsmix compress`"
         )
     try:
-        sizes = codec.sizes(data)
+        sizes = codec.sizes(data, max_weights=max_weights)
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     console = Console()

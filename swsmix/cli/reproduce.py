@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,14 @@ def _reproduce(name: str | None, *, quick: bool, **options: Any) -> None:
 
 
 def _call(command: list[str]) -> int:
-    """Run a program, and let it end by itself after Ctrl-C, which reaches it too."""
+    """Run a program in the place of this one, so that a signal to this process reaches it.
+
+    Where a process cannot be replaced, the program ends by itself after Ctrl-C, which reaches both.
+    """
+    if os.name == "posix":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(command[0], command)
     process = subprocess.Popen(command)
     while True:
         try:

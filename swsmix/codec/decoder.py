@@ -207,8 +207,8 @@ class _Decoder:
         self._left -= max(math.prod(shape), 1)
         if self._left < 0:
             raise ValueError(
-                f"it holds more than {self._most}: give a larger max_weights (--max-weights) if "
-                "you trust it"
+                f"it holds more than {self._most}: give a larger max_weights (--max-weights of "
+                "`swsmix decompress` and `inspect`) if you trust it"
             )
         named = with_codebook = self._bits_read()
         codebook, model = None, ""

@@ -72,8 +72,8 @@ class ContextBudget:
         if self.to_read is not None and self.read > self.to_read:
             raise ValueError(
                 f"reading it takes more than {self.to_read:,} steps of about a microsecond, the "
-                f"most for {self.allowed_for}: give a larger max_weights (--max-weights) if you "
-                "trust it"
+                f"most for {self.allowed_for}: give a larger max_weights (--max-weights "
+                "of `swsmix decompress` and `inspect`) if you trust it"
             )
 
     def spend(self, stream: StreamEncoder, steps: int) -> None:

@@ -57,7 +57,7 @@ class Checkpoint:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, max_weights: int | None = None) -> Checkpoint:
     """Read a checkpoint of any kind.
 
     Optimiser states, copies of the weights such as averages, and files without weights are left
@@ -67,6 +67,7 @@ def read(path: Path) -> Checkpoint:
     Args:
         path: a run folder, a checkpoint in it, a PyTorch or safetensors file, a compressed file,
             a folder of those (the shards of one network), or its index (`*.index.json`).
+        max_weights: the most numbers of a compressed file, see `codec.load_compressed`.
 
     Raises:
         FileNotFoundError: if there is nothing of that name.
@@ -77,7 +78,7 @@ def read(path: Path) -> Checkpoint:
         >>> read(Path("runs/sunspots")).kind  # doctest: +SKIP
         'run folder, epoch 60'
     """
-    return _read(path, whole=False)
+    return _read(path, whole=False, max_weights=max_weights)
 
 
 def read_network(path: Path) -> Checkpoint:
@@ -99,16 +100,16 @@ def read_network(path: Path) -> Checkpoint:
     return _read(path, whole=True)
 
 
-def _read(path: Path, *, whole: bool) -> Checkpoint:
+def _read(path: Path, *, whole: bool, max_weights: int | None = None) -> Checkpoint:
     if path.is_dir():
-        found = _read_run(path) or _read_folder(path, whole=whole)
+        found = _read_run(path) or _read_folder(path, whole=whole, max_weights=max_weights)
     elif path.suffix.lower() == ".json":
         part = folders.read_indexed(path, path.parent)
         found = Checkpoint(path, part.kind, part.tensors, left_out=part.left_out)
     else:
         kind, loaded = files.load(path)
         if kind == files.COMPRESSED:
-            return _read_compressed(path)
+            return _read_compressed(path, max_weights)
         tensors, left_out = find_network(loaded, alone=whole)
         found = Checkpoint(path, kind, tensors, left_out=left_out)
     if found.groups:
@@ -150,7 +151,7 @@ def _is_of_another_trainer(path: Path) -> bool:
     return bool(names) and not names & {*_OWN, "network.safetensors"}
 
 
-def _read_folder(path: Path, *, whole: bool) -> Checkpoint:
+def _read_folder(path: Path, *, whole: bool, max_weights: int | None) -> Checkpoint:
     index, others = folders.find_index(path)
     if index is not None:
         part = folders.read_indexed(index, path)
@@ -173,7 +174,7 @@ def _read_folder(path: Path, *, whole: bool) -> Checkpoint:
     if any(name == files.COMPRESSED for name in loose.kinds):
         if len(loose.files) > 1:
             raise ValueError(f"{path} holds {len(loose.files)} compressed files: pass one of them")
-        found = _read_compressed(loose.files[0])
+        found = _read_compressed(loose.files[0], max_weights)
         return replace(found, path=path, kind=loose.kind, left_out=loose.left_out)
     left_out = loose.left_out | {f"{name}/": _OTHER_FOLDER for name in inside}
     return Checkpoint(path, loose.kind, loose.tensors, left_out=left_out)
@@ -199,9 +200,9 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
             torch.save(dict(tensors), temporary)
 
 
-def _read_compressed(path: Path) -> Checkpoint:
+def _read_compressed(path: Path, max_weights: int | None) -> Checkpoint:
     """A compressed file, with each codebook as a mixture of narrow components at its values."""
-    tensors, books = codec.load_books(path)
+    tensors, books = codec.load_books(path, max_weights=max_weights)
     groups: dict[str, tuple[str, ...]] = {}
     mixtures: dict[str, GaussianMixture] = {}
     weights = {n for n, t in tensors.items() if t.is_floating_point() and t.ndim >= 2}

@@ -155,6 +155,7 @@ def inspect(
     exclude: Sequence[str] = (),
     refit: bool = False,
     seed: int | None = None,
+    max_weights: int | None = None,
 ) -> Inspection:
     """Inspect any checkpoint; fit a mixture to its weights if it has none.
 
@@ -173,6 +174,8 @@ def inspect(
         refit: fit a mixture even if the checkpoint has its own. `per_tensor`, `include` and
             `exclude` imply it.
         seed: seed of the sample that a mixture of very many weights is fitted to; 0 by default.
+        max_weights: the most numbers to read of a compressed file; by default what its size makes
+            plausible, see `codec.load_compressed`.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -187,7 +190,9 @@ def inspect(
     """
     if num_components is not None and num_components < 1:
         raise ValueError(f"num_components must be at least 1; got {num_components}")
-    read = source if isinstance(source, checkpoints.Checkpoint) else checkpoints.read(Path(source))
+    read = source
+    if not isinstance(read, checkpoints.Checkpoint):
+        read = checkpoints.read(Path(read), max_weights=max_weights)
     in_groups = {name for group in read.groups.values() for name in group}
     own = bool(in_groups) and not (include or exclude or refit or per_tensor)
     given = [n for n, v in (("num_components", num_components), ("seed", seed)) if v is not None]

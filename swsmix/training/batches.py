@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from swsmix import _optimizers
 from swsmix.attach import Attachment, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
@@ -74,6 +75,16 @@ class BatchTrainer:
     def tick(self) -> int:
         """The attachment's clock, or the number of steps."""
         return self.steps if self.attachment is None else self.attachment.tick
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The classes of the optimiser, within its wrappers, and of the scheduler."""
+        held = set(map(id, self.model.parameters()))
+        steppers = _optimizers.innermost(self.optimizer, held)
+        parts = {"optimizer": ", ".join(sorted({type(each).__name__ for each in steppers}))}
+        if self.lr_scheduler is not None:
+            parts["lr_scheduler"] = type(self.lr_scheduler).__name__
+        return parts
 
     def epoch(self, number: int) -> None:
         """One pass over the batches.

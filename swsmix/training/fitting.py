@@ -25,9 +25,11 @@ from swsmix.training.batches import BatchTrainer
 from swsmix.training.evaluation import Data, Loss, check_data, num_cases
 from swsmix.training.history import History
 from swsmix.training.recording import Recorder
-from swsmix.training.rounds import FullBatch, RoundTrainer
+from swsmix.training.rounds import METHODS, FullBatch, RoundTrainer
 from swsmix.training.stopping import EarlyStopping
 from swsmix.training.trainer import Trainer
+
+_FULL_BATCH = {f"the optimizer {method!r}" for method in METHODS}
 
 
 def fit(
@@ -90,7 +92,8 @@ def fit(
         run: a folder for checkpoints, one after every epoch, see `swsmix.training.runs`.
         resume: continue from the newest checkpoint in `run`, if there is one, with the same bits
             as without the interruption. (The states of torch's generators and of a loader's own
-            are kept; those of `random` and numpy are not.)
+            are kept; those of `random` and numpy are not.) The classes of the optimiser and of
+            `lr_scheduler` must be those of the run, and a prior given if it has one.
         seed: for shuffling.
         progress: show a progress bar on standard error; a string is its label.
         callback: called as callback(epoch, history) after every epoch.
@@ -233,8 +236,9 @@ class _Checkpoints:
                 f"{file} is of epoch {saved.epoch}, and the history beside it ends at {last}: copy "
                 "both from one backup, or train again in another folder"
             )
-        runs.restore_(saved, self.trainer.model, self.trainer.prior)
         state, loss = saved.training["job"], self.trainer.loss
+        _check_same(file, state, _made_with(self.trainer))
+        runs.restore_(saved, self.trainer.model, self.trainer.prior)
         with _named(file, "job.loss"):
             if isinstance(loss, nn.Module):
                 loss.load_state_dict(state["loss"])
@@ -251,6 +255,7 @@ class _Checkpoints:
         if self.folder is None:
             return
         state = {**self.trainer.state_dict(), **_generators(self.data)}
+        state["made_with"] = _made_with(self.trainer)
         if isinstance(self.trainer.loss, nn.Module):
             state["loss"] = self.trainer.loss.state_dict()
         runs.save_checkpoint(
@@ -262,6 +267,39 @@ class _Checkpoints:
             training={"job": state, "best": self.stopping.state_dict()},
             final=final,
         )
+
+
+def _made_with(trainer: Trainer) -> dict[str, str]:
+    """What a run must be continued with, in words."""
+    made = {part: f"the {part} {name}" for part, name in trainer.parts.items()}
+    if trainer.prior is not None:
+        made["prior"] = "a prior"
+    if isinstance(trainer.loss, nn.Module) and trainer.loss.state_dict():
+        made["loss with parameters"] = "a loss with parameters"
+    return made
+
+
+def _check_same(file: Path, state: dict[str, Any], given: dict[str, str]) -> None:
+    """Check that a run is continued with what it was made with.
+
+    Another optimiser may well take the state: that of AdamW is Adam's, and "l-bfgs" reads none.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if "made_with" in state:
+        made = state["made_with"]
+    else:  # by an older version: only the kind of training can be told
+        torchs, full_batch = "an optimiser of torch", "the optimizer 'l-bfgs' or 'cg'"
+        made = {"optimizer": torchs if "optimizer" in state else full_batch}
+        given = {"optimizer": full_batch if given["optimizer"] in _FULL_BATCH else torchs}
+    for part in dict.fromkeys([*made, *given]):
+        was, now = (each.get(part, f"no {part}") for each in (made, given))
+        if was != now:
+            raise ValueError(
+                f"the run of {file} was trained with {was}; got {now}: continue it with the same, "
+                "or train in another folder (from its network, see `load_run`)"
+            )
 
 
 @contextmanager

@@ -69,6 +69,11 @@ class RoundTrainer:
         """The number of rounds."""
         return self.steps
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """The method, quoted."""
+        return {"optimizer": repr(self.method)}
+
     def epoch(self, number: int) -> None:
         """One round, then what the schedule asks of the mixtures.
 

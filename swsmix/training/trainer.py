@@ -35,6 +35,10 @@ class Trainer(Protocol):
     def tick(self) -> int:
         """Where the schedule's clock stands."""
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """The names of the optimiser and of the learning-rate scheduler, by argument of `fit`."""
+
     def epoch(self, number: int) -> None:
         """Train for one epoch, the `number`-th."""
 

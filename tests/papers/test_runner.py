@@ -234,6 +234,29 @@ def test_a_whole_run_writes_results_facts_and_figures_and_only_once(tmp_path, ca
     assert capsys.readouterr().out.count("all.txt") == 2
 
 
+def test_facts_that_a_kill_left_behind_are_written_again(tmp_path, monkeypatch):
+    paper, out = fake(tmp_path), tmp_path / "out"
+    arguments = ["--seeds", "2", "--jobs", "1", "--out", str(out)]
+    call = Unit.__call__
+    monkeypatch.setattr(Unit, "__call__", lambda unit: (call(unit)[0], 60.0))
+    save = runner.save_json
+
+    def killed(file, about):
+        if about["minutes_of_units"] == 3.0:  # after the second stage
+            raise KeyboardInterrupt
+        save(file, about)
+
+    monkeypatch.setattr(runner, "save_json", killed)
+    with pytest.raises(SystemExit):
+        runner.main(paper, arguments)
+    facts = out / "results/run.json"
+    assert not facts.exists()  # rather than those of the first stage
+    monkeypatch.setattr(runner, "save_json", save)
+    runner.main(paper, arguments)
+    assert json.loads(facts.read_text())["minutes_of_units"] == 3.0
+    assert len(calls(tmp_path)) == 3
+
+
 def test_only_makes_one_table_and_knows_the_others(tmp_path):
     paper, out = fake(tmp_path), tmp_path / "out"
     runner.main(paper, ["--only", "first", "--jobs", "1", "--out", str(out)])
@@ -300,7 +323,7 @@ def test_the_readme_is_updated_in_the_checkout_alone_and_the_quick_run_is_checke
     assert seen[1:] == [("record", paper.folder / "results")]
 
 
-# ------------------------------------------------------------------------------------- Ctrl-C
+# ------------------------------------------------------------------------------------ signals
 
 PROGRAM = """
 import os, sys, time
@@ -337,41 +360,126 @@ def wait_for(what, seconds=300):
         time.sleep(0.05)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_ends_every_process_leaves_no_litter_and_the_next_run_goes_on(tmp_path, jobs):
-    for name in ("scratch", "began", "out"):
-        (tmp_path / name).mkdir()
-    program = tmp_path / "run.py"
-    program.write_text(PROGRAM.format(root=str(ROOT), here=str(tmp_path)))
-    command = [sys.executable, str(program), "--jobs", str(jobs), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def is_running(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(pid), 0)
+        return True
+    return False
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with one paper, where `swsmix reproduce fake` runs it."""
+    paper = tmp_path / "papers" / "fake"
+    for folder in (paper, *(tmp_path / name for name in ("swsmix", "scratch", "began", "out"))):
+        folder.mkdir(parents=True)
+    (paper / "paper.toml").touch()
+    (paper / "run.py").write_text(PROGRAM.format(root=str(ROOT), here=str(tmp_path)))
+    return tmp_path
+
+
+def started(checkout, jobs):
+    """`swsmix reproduce` while it works on `jobs` units, with the processes that do so."""
+    command = [sys.executable, "-m", "swsmix", "reproduce", "fake", "--jobs", str(jobs)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        [*command, "--out", str(checkout / "out")], cwd=checkout, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )  # fmt: skip
-    stuck = [tmp_path / "began" / name for name in "cd"[:jobs]]
-    table = tmp_path / "out/results/table.jsonl"
+    stuck = [checkout / "began" / name for name in "cd"[:jobs]]
+    table = checkout / "out/results/table.jsonl"
+    wait_for(lambda: all(began.exists() and began.read_text() for began in stuck))
+    wait_for(lambda: table.exists() and len(table.read_text().splitlines()) == 2)
+    return process, [int(began.read_text()) for began in stuck]
+
+
+def goes_on(checkout):
+    """The next run finds no litter and does the rest."""
+    assert sorted(p.name for p in (checkout / "scratch").iterdir()) == ["a", "b"]
+    table = checkout / "out/results/table.jsonl"
+    assert [*units.read_table(table)] == ["a", "b"]
+    (checkout / "mended").touch()
+    program = [sys.executable, str(checkout / "papers/fake/run.py")]
+    command = [*program, "--jobs", "1", "--out", str(checkout / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line["name"] for line in units.read_table(table).values()] == [*"abcd"]
+
+
+def by_a_terminal(process):
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def to_one(process):
+    process.send_signal(signal.SIGTERM)
+
+
+def to_one_twice(process):
+    to_one(process)
+    to_one(process)
+
+
+def to_all(process):
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+@pytest.mark.parametrize(
+    ("jobs", "send", "code"),
+    [
+        *((1, by_a_terminal, 130), (2, by_a_terminal, 130)),
+        *((1, to_one, 143), (2, to_one_twice, 143), (2, to_all, 143)),
+    ],
+)
+def test_a_signal_ends_every_process_leaves_no_litter_and_the_next_run_goes_on(
+    checkout, jobs, send, code
+):
+    process, workers = started(checkout, jobs)
     try:
-        wait_for(lambda: all(began.exists() and began.read_text() for began in stuck))
-        wait_for(lambda: table.exists() and len(table.read_text().splitlines()) == 2)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        send(process)
         _, said = process.communicate(timeout=300)
-        for began in stuck:
-            with pytest.raises(ProcessLookupError):  # no worker is left
-                os.kill(int(began.read_text()), 0)
+        assert not any(map(is_running, workers))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130 and "Traceback" not in said, said
+    assert process.returncode == code and "Traceback" not in said, said
     assert "the same command goes on from here" in said
-    assert sorted(p.name for p in (tmp_path / "scratch").iterdir()) == ["a", "b"]
-    assert [*units.read_table(table)] == ["a", "b"]
-    (tmp_path / "mended").touch()
-    command[command.index("--jobs") + 1] = "1"
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line["name"] for line in units.read_table(table).values()] == [*"abcd"]
+    goes_on(checkout)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+def test_workers_end_with_a_run_that_is_killed(checkout):
+    process, workers = started(checkout, 2)
+    try:
+        process.kill()
+        process.communicate(timeout=300)
+        wait_for(lambda: not any(map(is_running, workers)), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    goes_on(checkout)
+
+
+IMPORTING = """
+import sys, time
+sys.path.insert(0, {root!r})
+from papers import signals
+signals.end_quietly()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="exit codes of signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_run_imports_is_no_traceback(number, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING.format(root=str(ROOT))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == code
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")

@@ -220,3 +220,53 @@ def test_an_eager_function_is_never_traced(called_before):
     for _ in range(2):
         assert torch.equal(compiled(x), 2 * (x + 1) - 1)
     assert traced == [False] * (2 + called_before)
+
+
+def far_apart():
+    """Weights at which pulls overflow, beside others; stds from 0.5e150 to 1e150."""
+    mixture = torch.tensor(
+        [[0.5, 0.25, 0.25], [0.0, 1e150, -1e150], [1e150, 0.5e150, 0.7e150]], dtype=torch.float64
+    )
+    w = torch.tensor([1e305, 0.0, -3e305, 1e150, 1e308, 5e149], dtype=torch.float64)
+    return ExactMixture(*mixture), w
+
+
+def test_weights_whose_pulls_overflow_are_mended_beside_others_that_do_not():
+    mixture, w = far_apart()
+    together = mixture.at(w)
+    for i, one in enumerate(w.split(1)):
+        for whole, alone in zip(together, mixture.at(one), strict=True):
+            torch.testing.assert_close(whole[i], alone[0], rtol=1e-14, atol=0.0)
+
+
+def test_a_pull_that_overflows_is_that_of_the_responsible_component_alone():
+    mixture, w = far_apart()
+    for i in (0, 2, 4):  # far out the widest component has all
+        pull = float(w[i]) / 1e150 / 1e150
+        assert math.isclose(float(mixture.at(w[i : i + 1]).gradient), pull, rel_tol=1e-12)
+
+
+def test_a_copy_of_an_exact_mixture_is_the_mixture_alone():
+    mixture = ExactMixture(*torch.rand(3, 5, dtype=torch.float64))
+    fresh = len(pickle.dumps(mixture))
+    assert mixture.rounding > 0 and mixture.packed.numel() == 15  # both are cached
+    loaded = pickle.loads(pickle.dumps(mixture))
+    assert len(pickle.dumps(mixture)) == fresh
+    for other in (loaded, copy.copy(mixture), copy.deepcopy(mixture)):
+        assert not {"rounding", "packed"} & set(vars(other))
+        for name in ("mixing", "mean", "std", "level", "precision"):
+            assert torch.equal(getattr(other, name), getattr(mixture, name))
+
+
+def test_the_noise_of_bends_bounds_what_rounding_makes_of_a_difference_of_squares():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        mixing, mean, std = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+        mixture = ExactMixture(mixing.softmax(0), mean, (2 * std).exp())
+        w = torch.randn(60, generator=generator, dtype=torch.float64)
+        w = w * torch.tensor([5.0, 5e2, 5e4], dtype=torch.float64).repeat(20)  # far out too
+        p = mixture.at(w)
+        z = (w[:, None] - mixture.mean) / mixture.std
+        nearest = z.gather(1, p.log_gamma.argmax(1, keepdim=True))
+        least = 2.0**-50 * (0.5 * (z.square() - nearest.square()).abs() + mixture._levels)
+        assert (mixture.bends(w, p).noise >= least * (1 - 1e-9)).all()

@@ -13,6 +13,8 @@ from tabulated import MIXTURES, every_mixture, excess, twin, weights_of
 
 from swsmix import tables
 from swsmix.tables import backends
+from swsmix.tables.cells import refinement_for
+from swsmix.tables.taylor import ORDER, Intervals
 
 # The kernels of a GPU are interpreted on the processor, if Triton is told to before it is loaded.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -428,3 +430,21 @@ def test_threads_that_share_tables_get_what_one_alone_gets():
         for _ in range(5):
             together = list(pool.map(shared.gradient, weights))
             assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_an_uncertified_interval_has_one_part():
+    """Its bounds are infinite; more parts would be cells without a bound."""
+    rest = torch.tensor([0.0, 1e-9, math.inf, math.inf], dtype=torch.float64)
+    taylor = torch.ones(ORDER + 1, 4, dtype=torch.float64)
+    taylor[:, 3] = math.nan
+    one, floor = torch.ones(4, dtype=torch.float64), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    parts = refinement_for(Intervals(*[one] * 6, taylor, rest, one, floor, one, one), 1e-6).parts
+    assert torch.equal(parts[2:], torch.zeros(2, dtype=torch.float64))
+    assert (parts[:2] > 0).all() and parts.isfinite().all()
+
+
+@pytest.mark.parametrize("std", [0.9e-70, 1.1e70])
+def test_stds_whose_powers_no_bound_can_hold_have_no_cells(std):
+    mixture = torch.tensor([[0.5, 0.5], [0.0, 0.1], [1.0, std]], dtype=torch.float64)
+    passes = tables.build(*mixture)._passes
+    assert passes.grid is None and passes.bits is None

@@ -118,7 +118,7 @@ def load_config(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path / 'config.toml'} is damaged: {error}: correct it, or start the run again "
-            "(--force)"
+            "(`swsmix train --force`)"
         ) from error
 
 
@@ -167,7 +167,7 @@ def _load_history(file: Path) -> History:
 def _read(file: Path, reader: Callable[[Path], T]) -> T:
     """Read a file of a checkpoint; an error names it, and says what to do."""
     folder = file.parent
-    mend = "copy it from a backup, or train again (--force, or another folder)"
+    mend = "copy it from a backup, or train again (`swsmix train --force`, or another folder)"
     if folder.name == FINAL and any(map(is_whole, checkpoints_of(folder.parent))):
         mend = f"delete {folder} to use the checkpoint beside it"
     if not file.is_file():

@@ -47,6 +47,9 @@ def _check_job(job: dict[str, Any]) -> None:
     for name in ("optimizer", "attachment", "lr_scheduler", "loss"):
         if name in job:
             _dictionary(job[name], f"job.{name}")
+    for part, name in _dictionary(job.get("made_with", {}), "job.made_with").items():
+        if not isinstance(name, str):
+            _refuse(f"job.made_with.{part}", "a name", name)
     if "attachment" in job:
         _count(job["attachment"], "tick", "job.attachment.")
     if "optimizer" in job:
