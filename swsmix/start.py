@@ -149,9 +149,7 @@ def _evidence(mixture: GaussianMixture, cells: Cells) -> float:
     return log_p - 1.5 * mixture.num_components * math.log(cells.count.sum())
 
 
-def _without_needless(
-    mixture: GaussianMixture, cells: Cells, hyper: HyperPrior
-) -> GaussianMixture:
+def _without_needless(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture:
     """Components merged while the evidence rises: shapes that are no Gaussian need few, not many."""
     value = _evidence(mixture, cells)
     while mixture.num_components > 1:
