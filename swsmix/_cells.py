@@ -73,9 +73,10 @@ def cells_of(w: Float[Tensor, " n"], most: int) -> Cells:
     rounding = torch.finfo(w.dtype).eps
     w = w.detach().cpu()
     x = np.sort((w if w.dtype in {torch.float32, torch.float64} else w.float()).numpy())
-    changes = np.flatnonzero(x[1:] > x[:-1]) + 1
-    cuts = changes if len(changes) < _FINE else _cuts(x, changes)
-    cuts = np.concatenate([[0], cuts, [len(x)]])
+    with np.errstate(over="ignore"):  # the whole range of a type; an infinite gap is a gap
+        gaps = x[1:] - x[:-1]
+    few = np.count_nonzero(gaps) < _FINE
+    cuts = np.concatenate([[0], np.flatnonzero(gaps) + 1 if few else _cuts(x, gaps), [len(x)]])
     count = np.diff(cuts).astype(np.float64)
     mean = np.add.reduceat(x, cuts[:-1], dtype=np.float64) / count
     # A number of p binary digits stands for an interval: its variance is ulp^2 / 12.
@@ -90,17 +91,27 @@ def cells_for(k: int) -> int:
     return max(256, 32 * k)
 
 
-def _cuts(x: Array, changes: Array) -> Array:
+def _cuts(x: Array, gaps: Array) -> Array:
     """Where sorted numbers are cut, a subset of the places where they change."""
-    widest = np.argpartition(x[changes] - x[changes - 1], -_FINE // 4)[-_FINE // 4 :]
-    size = np.abs(x.astype(np.float64))
-    top = size.max()
-    distance = np.geomspace(max(size[size > 0].min(), 1e-12 * top), top, _FINE // 8)
-    rank = np.linspace(0, len(x) - 1, _FINE // 2).astype(np.int64)
-    rank = np.concatenate([rank, np.searchsorted(x, np.concatenate([-distance, distance]))])
-    nearest = np.searchsorted(changes, rank).clip(0, len(changes) - 1)
-    cuts: Array = changes[np.unique(np.concatenate([widest, nearest]))]
-    return cuts
+    below, above = np.searchsorted(x, 0.0), np.searchsorted(x, 0.0, side="right")
+    nearest = [abs(float(v)) for v in (*x[max(below - 1, 0) : below], *x[above : above + 1])]
+    top = max(abs(float(x[0])), abs(float(x[-1])))
+    distance = np.geomspace(max(min(nearest), 1e-12 * top), top, _FINE // 8)
+    at = x[np.linspace(0, len(x) - 1, _FINE // 2).astype(np.int64)]
+    at, runs = np.unique(at, return_counts=True)
+    first = np.searchsorted(x, np.concatenate([at, -distance, distance]).astype(x.dtype))
+    last = np.searchsorted(x, at[runs > 1], side="right")  # equal weights have a cell of their own
+    cuts: Array = np.unique(np.concatenate([_widest(gaps, _FINE // 4) + 1, first, last]))
+    return cuts[(cuts > 0) & (cuts < len(x))]
+
+
+def _widest(gaps: Array, number: int) -> Array:
+    """Where the so many widest gaps are, found in a small part of them."""
+    block = max(len(gaps) // (4 * number), 1)
+    top = np.maximum.reduceat(gaps, np.arange(0, len(gaps), block))
+    least = np.partition(top, -number)[-number]
+    wide = np.flatnonzero(gaps >= least if least > 0 else gaps)
+    return wide[np.argpartition(gaps[wide], -number)[-number:]]
 
 
 def _scatter(x: Array, cuts: Array, mean: Array) -> Array:

@@ -47,31 +47,38 @@ def best_partitions(cells: Cells, most: int) -> Partitions:
     Bellman's recursion over the end of the last segment (Wang & Song 2011, with this cost): exact
     for the cells, O(most c^2) for c of them; `most` may not be larger than c.
     """
-    table = _cost_table(cells)
-    best = torch.full((len(table),), torch.inf, dtype=torch.float64, device="cpu")
+    size = len(cells)
+    table = torch.cat([_costs(cells, begin) for begin in range(0, size, _BLOCK)]).T.contiguous()
+    best = torch.full((size + 1,), torch.inf, dtype=torch.float64, device="cpu")
     best[0] = 0.0
     costs, begins = [], []
     for _ in range(most):
-        best, begin = (table + best).min(1)
+        # A segment begins before its end: of the ends of a block, only these begins are looked at.
+        ends = range(_BLOCK, size + _BLOCK, _BLOCK)
+        parts = [(table[e - _BLOCK : e, :e] + best[:-1][:e]).min(1) for e in ends]
+        best = torch.cat([best.new_tensor([torch.inf]), *(part.values for part in parts)])
+        begin = torch.cat([torch.zeros_like(parts[0].indices[:1]), *(p.indices for p in parts)])
         costs.append(best[-1])
         begins.append(begin)
     return Partitions(cells, torch.stack(costs), begins)
 
 
-def _cost_table(cells: Cells) -> Float[Tensor, "c1 c1"]:
-    """The cost of the segment from cell `column` up to but without cell `row`; inf if empty."""
-    size = len(cells)
+_BLOCK = 64
+
+
+def _costs(cells: Cells, begin: int) -> Float[Tensor, "b c"]:
+    """The costs of the segments from a block of cells up to and with each cell; inf if empty."""
+    after = cells.having(cells.values[:, begin:])
     # About the segment's first cell, so that narrow segments far from zero keep their digits.
-    inside = torch.ones(size, size, dtype=torch.bool, device="cpu").triu_()
-    off = cells.mean - cells.mean[:, None]
-    count = (cells.count * inside).cumsum_(1)
-    first = (cells.count * off * inside).cumsum_(1)
-    second = ((cells.scatter + cells.count * off.square_()) * inside).cumsum_(1)
+    off = after.mean - after.mean[:_BLOCK, None]
+    inside = torch.ones_like(off, dtype=torch.bool).triu_()
+    count = (after.count * inside).cumsum_(1)
+    first = (after.count * off * inside).cumsum_(1)
+    second = ((after.scatter + after.count * off.square_()) * inside).cumsum_(1)
     scatter = (second - first.square_() / count).clamp_min_(0.0)
-    table = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64, device="cpu")
     own = cost(cells.having(torch.stack([count, first, scatter])))
-    table[1:, :-1] = own.masked_fill_(~inside, torch.inf).T
-    return table
+    own = own.masked_fill_(~inside, torch.inf)
+    return torch.nn.functional.pad(own, (begin, 0), value=torch.inf)
 
 
 def pooled(cells: Cells, share: Float[Tensor, "c k"]) -> Cells:

@@ -72,6 +72,20 @@ def _fitted_(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> float
     return value - parameter_cost(cells, count, mixture.std).sum().item()
 
 
+def mergers(mixture: GaussianMixture, cells: Cells) -> Iterator[GaussianMixture]:
+    """The mixture with two components as one, the mergers that cost least at once first."""
+    values = torch.stack([mixture.mixing, mixture.mean, mixture.std])
+    joint = _log_joint(cells, values)
+    for _, (keeps, goes), union in _mergers(
+        mixture, cells, values, joint, joint.logsumexp(1)
+    ).best():
+        after = values.clone()
+        after[:, keeps] = union
+        stays = torch.arange(len(mixture.mean), dtype=torch.int64, device="cpu") != goes
+        pins = {name: getattr(mixture, name)[stays] for name in _PINS}
+        yield GaussianMixture(*after[:, stays], **pins)
+
+
 _VALUES = ("mixing", "mean", "std")
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cells_for, cells_of, parameter_cost
+from swsmix._cells import Cells, cells_for, cells_of
 from swsmix._kmeans import kmeans
 from swsmix._segments import best_partitions, divided, merged, pooled
 from swsmix.em import HyperPrior, e_step_on_cells, fit_cells_
 from swsmix.mixture import GaussianMixture
+from swsmix.moves import mergers
 
 Initialisation = Literal["auto", "spread", "quantiles", "kmeans"]
 NumComponents = int | Literal["auto"]
@@ -119,23 +120,47 @@ def _with_zero(components: Components, std: float, zero_mixing: float | None) ->
 
 def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) -> Components:
     """The components that the cells like best, in float64 on the CPU."""
-    cells = cells_of(w, cells_for(_MOST // 2 if k == "auto" else k))
+    scale = _extreme(w)
+    cells = cells_of(w if scale == 1.0 else w / scale, cells_for(_MOST // 2 if k == "auto" else k))
     tried = []
     for groups in _candidates(cells, k, zero):
         for components in _at_zero(groups, k, zero, zero_mixing):
             mixture = _pinned(components, zero, zero_mixing is not None)
             hyper = HyperPrior(std=mixture.std.min())  # EM shall not make a narrower one of a few
             fit_cells_(mixture, cells, hyper, _TRIAL)
-            tried.append((_evidence(mixture, cells), mixture, hyper))
-    _, best, hyper = max(tried, key=lambda trial: trial[0])
+            tried.append((mixture, hyper))
+    best, hyper = max(tried, key=lambda trial: _evidence(trial[0], cells))
+    if k == "auto":
+        best = _without_needless(best, cells, hyper)
     fit_cells_(best, cells, hyper, _FINISH)
-    return _complete(best, cells, best.num_components if k == "auto" else k)
+    mixing, mean, std = _complete(best, cells, best.num_components if k == "auto" else k)
+    return mixing, scale * mean, scale * std
+
+
+def _extreme(w: Tensor) -> float:
+    """A power of two to divide the weights by, that their squares neither vanish nor overflow."""
+    top = w.abs().max().item() if w.dtype == torch.float64 else 1.0
+    return 1.0 if top == 0.0 or 1e-60 < top < 1e60 else 2.0 ** max(math.frexp(top)[1] - 1, -1000)
 
 
 def _evidence(mixture: GaussianMixture, cells: Cells) -> float:
-    """The log likelihood less what the components cost, in nats."""
-    log_p, moments = e_step_on_cells(mixture, cells)
-    return (log_p - parameter_cost(cells, moments.count, mixture.std).sum()).item()
+    """The log likelihood, less half the log of the number of weights per parameter (BIC)."""
+    log_p = e_step_on_cells(mixture, cells)[0].item()
+    return log_p - 1.5 * mixture.num_components * math.log(cells.count.sum())
+
+
+def _without_needless(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture:
+    """Components merged while the evidence rises: shapes that are no Gaussian need few, not many."""
+    value = _evidence(mixture, cells)
+    while mixture.num_components > 1:
+        for fewer in mergers(mixture, cells):
+            fit_cells_(fewer, cells, hyper, _TRIAL)
+            if (after := _evidence(fewer, cells)) > value:
+                mixture, value = fewer, after
+                break
+        else:
+            break
+    return mixture
 
 
 def _candidates(cells: Cells, k: NumComponents, zero: bool) -> Iterator[Cells]:
@@ -197,7 +222,9 @@ def _complete(mixture: GaussianMixture, cells: Cells, k: int) -> Components:
     """Equal weights get a std that training can move them in; missing components are spread."""
     mixing, mean, std = mixture.mixing, mixture.mean, mixture.std
     whole = pooled(cells, torch.ones_like(cells.count)[:, None])
-    scale = (whole.scatter / whole.count).sqrt().item() or 1e-2 * cells.spread
+    scale = (whole.scatter / whole.count).sqrt().item()
+    if len(cells) == 1:  # the rounding of equal weights is no scale
+        scale = 1e-2 * cells.spread
     wide = torch.full_like(std, _EQUAL * scale if len(mean) > 1 else scale)
     if len(mean) > 1:
         gap = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf).amin(1)

@@ -203,7 +203,9 @@ def lbfgs():
     """Full-batch rounds, a learned noise, a mixture a tensor."""
     net, x = network(4, 1), points(30, 4)
     y = x[:, :1] - x[:, 1:2] * x[:, 2:3]
-    prior = MixturePrior(net, 3, method="quantiles", groups="tensor", include="0.weight", hyper=HyperPrior(std=0.05))
+    prior = MixturePrior(
+        net, 3, method="quantiles", groups="tensor", include="0.weight", hyper=HyperPrior(std=0.05)
+    )
     loss = GaussianNoise(0.5).double()
     return net, prior, {"loss": loss, "data": (x, y), "optimizer": "l-bfgs", "iterations": 6}
 
