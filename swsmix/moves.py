@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, parameter_cost
-from swsmix.em import HyperPrior, fit_cells_
+from swsmix._cells import Cells
+from swsmix.em import HyperPrior, e_step_on_cells, fit_cells_
 from swsmix.mixture import GaussianMixture
 
 # How many mergers and splits are combined, and the EM steps of each trial.
@@ -29,9 +29,9 @@ _INNER = (0.5, 1.0, 2.0)
 def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture | None:
     """The mixture after the best move, or None where no move is better than EM alone.
 
-    Better means: after some EM steps on the cells its log posterior, less what its components cost
-    (`swsmix._cells.parameter_cost`), lies more than 1 nat above that of the given mixture after as
-    many. A pinned component is never split; one whose mean
+    Better means: after some EM steps on the cells its log likelihood lies above that of the given
+    mixture after as many, by more than a component costs (BIC: 3 / 2 log n for n weights). So no
+    component goes to a few weights that lie far out by chance. A pinned component is never split; one whose mean
     alone is pinned may take another's weights.
 
     Args:
@@ -53,7 +53,8 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
     pins = {name: getattr(mixture, name).cpu() for name in _PINS}
     start = tuple(getattr(mixture, name).double().cpu() for name in _VALUES)
     here = GaussianMixture(*start, **pins)
-    best, result = _fitted_(here, cells, hyper) + 1.0, None
+    price = 1.5 * math.log(cells.count.sum())
+    best, result = _fitted_(here, cells, hyper) + price, None
     for values in _moves(here, cells):
         trial = GaussianMixture(*values, **pins)
         value = _fitted_(trial, cells, hyper)
@@ -66,10 +67,12 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
 
 
 def _fitted_(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> float:
-    """EM on the cells; the log posterior less what the components cost."""
-    value = fit_cells_(mixture, cells, hyper, _STEPS)
-    count = cells.count.sum() * mixture.mixing
-    return value - parameter_cost(cells, count, mixture.std).sum().item()
+    """EM on the cells; the log likelihood, in nats.
+
+    Not the log posterior: its density over sigma^2 is higher for a narrow component, used or not.
+    """
+    fit_cells_(mixture, cells, hyper, _STEPS)
+    return e_step_on_cells(mixture, cells)[0].item()
 
 
 def mergers(mixture: GaussianMixture, cells: Cells) -> Iterator[GaussianMixture]:

@@ -126,7 +126,7 @@ def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) ->
     for groups in _candidates(cells, k, zero):
         for components in _at_zero(groups, k, zero, zero_mixing):
             mixture = _pinned(components, zero, zero_mixing is not None)
-            hyper = HyperPrior(std=mixture.std.min())  # EM shall not make a narrower one of a few
+            hyper = HyperPrior(std=mixture.std.min())  # EM may not end on a weight or two
             fit_cells_(mixture, cells, hyper, _TRIAL)
             tried.append((mixture, hyper))
     best, hyper = max(tried, key=lambda trial: _evidence(trial[0], cells))
@@ -150,7 +150,7 @@ def _evidence(mixture: GaussianMixture, cells: Cells) -> float:
 
 
 def _without_needless(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture:
-    """Components merged while the evidence rises: shapes that are no Gaussian need few, not many."""
+    """Components merged while the evidence rises: shapes that are no Gaussian need few."""
     value = _evidence(mixture, cells)
     while mixture.num_components > 1:
         for fewer in mergers(mixture, cells):

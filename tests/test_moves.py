@@ -81,3 +81,21 @@ def test_fewer_than_three_components_have_no_move(k):
     w = three_values()
     mixture = initial_mixture(w, k, method="quantiles")
     assert moved(mixture, cells_of(w, 256), HyperPrior(std=0.01)) is None
+
+
+def test_weights_without_clusters_keep_their_components():
+    """A move that need not pay for a component puts components on weights that lie far out."""
+    w = torch.randn(5000, generator=torch.Generator().manual_seed(1)).double()
+    mixture = initial_mixture(w, 8)
+    hyper = HyperPrior(std=mixture.std.min())
+    for _ in range(10):
+        mixture = moved(mixture, cells_of(w, 256), hyper) or mixture
+    assert (mixture.responsibilities(w).sum(0) > 20).all()
+
+
+def test_the_order_of_the_components_does_not_hang_on_the_rounding():
+    w, hyper = three_values(), HyperPrior(std=0.01)
+    start = GaussianMixture([0.3, 0.3, 0.3, 0.1], [0.0, 0.0, 0.0, 0.2], [0.02, 0.02, 0.02, 0.5])
+    better = [moved(start, cells_of(w * (1 + e), 256), hyper).mean for e in (0.0, 1e-15, -1e-15)]
+    for mean in better[1:]:
+        torch.testing.assert_close(mean, better[0])

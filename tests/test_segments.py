@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swsmix._cells import cells_of, cost
-from swsmix._segments import best_partitions, merged, pooled
+from swsmix._segments import best_partitions, divided, merged, pooled
 
 
 def few_cells(seed):
@@ -61,3 +61,11 @@ def test_narrow_segments_far_from_zero_keep_their_digits():
     groups = best_partitions(cells_of(torch.cat([w, other]), 256), 2).segments(2)
     expected = torch.stack([other.std(correction=0), w.std(correction=0)])
     torch.testing.assert_close((groups.scatter / groups.count).sqrt(), expected, rtol=1e-3, atol=0)
+
+
+def test_halves_have_the_count_mean_and_scatter_of_their_group():
+    w = torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = pooled(cells_of(w, 64), torch.ones(64, 1).double())
+    parts = divided(whole, 5)
+    assert len(parts) == 5 and parts.mean.tolist() == sorted(parts.mean.tolist())
+    torch.testing.assert_close(pooled(parts, torch.ones(5, 1).double()).values, whole.values)

@@ -51,3 +51,13 @@ def test_impossible_starts_are_refused_with_the_reason(w, k, options, message):
     settings = {"method": "quantiles", "zero": False, "zero_mixing": None, "seed": 0} | options
     with pytest.raises(ValueError, match=message):  # beneath the type checker of these tests
         unwrap(initial_mixture)(w, k, **settings)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("n", [300, 10_000])
+def test_weights_without_clusters_are_shared_by_all_components(n, zero):
+    """The likelihood alone would put most of them on pairs of weights that are close by chance."""
+    w = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    mixture = initial_mixture(w, 6, zero=zero)
+    assert (mixture.responsibilities(w).sum(0) > 0.02 * n).all()
+    assert mixture.std.min() > 0.05
