@@ -419,7 +419,7 @@ class EMState(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         # Runs of before have no count.
         state.setdefault(f"{prefix}steps", torch.zeros_like(self.steps))
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *args)
 
     def keep_(self, moments: Moments) -> None:
         """Count an EM step, and make these the running moments."""
