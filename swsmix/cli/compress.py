@@ -185,13 +185,15 @@ def _opened(source: Path, out: Path) -> Checkpoint:
 
 def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
     """A run's tensors under the prior, each weight as its component; empty for other files."""
-    from swsmix.compression.snap import Quantized, assign
+    from swsmix.compression.duplicates import file_values
+    from swsmix.compression.snap import Quantized
 
     found = {}
     for group, mixture in checkpoint.mixtures.items():
+        values = file_values(mixture)
         for name in checkpoint.groups[group]:
             w = checkpoint.tensors[name]
-            found[name] = Quantized(mixture.mean.to(w.dtype), assign(mixture, w))
+            found[name] = Quantized(values.codebook.to(w.dtype), values.regions.assign(w))
     # A tied tensor is in the checkpoint under each of its names.
     tied = _ties(checkpoint.tensors)
     return found | {name: found[first] for name, first in tied.items() if first in found}
