@@ -13,6 +13,7 @@ from swsmix.compression import load_compressed, save_compressed
 from swsmix.compression.duplicates import file_values
 from swsmix.compression.report import snapping_report
 from swsmix.compression.snap import assign, bits_per_weight, quantize, snapped_state
+from swsmix.tables.regions import decision_regions
 
 SEVEN = (0.0, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3)
 
@@ -49,60 +50,75 @@ def values_of(mixture, w, distortion):
     return found.codebook[found.regions.assign(w)]
 
 
-@pytest.mark.parametrize("distortion", [0.1, 1.0, 3.0])
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_merging_moves_no_weight_by_more_than_it_may_unless_nearer(mixture, distortion):
-    w = weights(mixture)
-    j = assign(mixture, w)
-    value = values_of(mixture, w, distortion).double()
-    mean, std = mixture.mean.double()[j], mixture.std.double()[j]
-    shared = file_values(mixture, distortion).codebook.double()[j]
-    assert ((shared - mean).abs() <= distortion * std * (1 + 1e-12)).all()
-    nearer = (value - w).abs() < (shared - w).abs()
-    assert (nearer | (value == shared)).all()
+DISTORTIONS = pytest.mark.parametrize("distortion", [0.1, 1.0, 3.0])
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_no_weight_takes_a_value_that_is_farther_and_rarer_than_another(mixture):
-    w = weights(mixture)
-    found = file_values(mixture)
-    j, value = assign(mixture, w), values_of(mixture, w, 1.0)
-    for k in found.regions.component.unique():
-        other = found.codebook[k]
-        common = mixture.mixing[k] >= mixture.mixing[j]
-        assert not (common & ((other - w).abs() < (value - w).abs() * (1 - 1e-6))).any()
+@DISTORTIONS
+def test_merging_moves_no_weight_by_more_than_it_may_unless_nearer(distortion):
+    for mixture in MIXTURES:
+        w = weights(mixture)
+        j = assign(mixture, w)
+        value = values_of(mixture, w, distortion).double()
+        mean, std = mixture.mean.double()[j], mixture.std.double()[j]
+        shared = file_values(mixture, distortion).codebook.double()[j]
+        assert ((shared - mean).abs() <= distortion * std * (1 + 1e-12)).all()
+        nearer = (value - w).abs() < (shared - w).abs()
+        assert (nearer | (value == shared)).all()
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_without_distortion_each_weight_takes_its_components_mean(mixture):
-    w = weights(mixture)
-    found = file_values(mixture, 0.0)
-    assert torch.equal(found.codebook, mixture.mean)
-    assert torch.equal(found.regions.assign(w), assign(mixture, w))
+def test_no_weight_takes_a_value_that_is_farther_and_rarer_than_another():
+    for mixture in MIXTURES:
+        w = weights(mixture)
+        found = file_values(mixture)
+        j, value = assign(mixture, w), values_of(mixture, w, 1.0)
+        for k in found.regions.component.unique():
+            nearer = (found.codebook[k] - w).abs() < (value - w).abs() * (1 - 1e-6)
+            assert not (nearer & (mixture.mixing[k] >= mixture.mixing[j])).any()
 
 
-@pytest.mark.parametrize("distortion", [0.1, 1.0, 3.0])
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_merging_ends_only_where_no_pair_is_allowed(mixture, distortion):
-    found = file_values(mixture, distortion)
-    owners = assign(mixture, weights(mixture)).unique()
-    mean, std = mixture.mean.double(), mixture.std.double()
-    for a in owners.tolist():
-        for b in owners.tolist():
-            if mean[a] == mean[b]:
-                continue
-            if a < b and len(owners) == 2 and not mixture.pinned_mean[[a, b]].any():
-                share = mixture.mixing[[a, b]].double() / std[[a, b]].square()
-                c = (share * mean[[a, b]]).sum() / share.sum()
-                slack = distortion * std[[a, b]] - (c - mean[[a, b]]).abs()
-                if slack.abs().min() > 1e-6 * std[[a, b]].min():
-                    assert (found.codebook[a] == found.codebook[b]) == bool((slack > 0).all())
+def test_without_distortion_each_weight_takes_its_components_mean():
+    for mixture in MIXTURES:
+        w = weights(mixture)
+        found = file_values(mixture, 0.0)
+        assert torch.equal(found.codebook, mixture.mean)
+        assert torch.equal(found.regions.assign(w), assign(mixture, w))
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_pinned_means_keep_their_value_to_the_last_bit(mixture):
-    found = file_values(mixture, 3.0)
-    assert torch.equal(found.codebook[mixture.pinned_mean], mixture.mean[mixture.pinned_mean])
+@DISTORTIONS
+def test_merging_ends_only_where_no_pair_has_an_allowed_value(distortion):
+    merged = 0
+    for mixture in MIXTURES:
+        book = file_values(mixture, distortion).codebook
+        owners = decision_regions(mixture).component.unique()
+        groups = [[k for k in owners.tolist() if book[k] == v] for v in book[owners].unique()]
+        merged += len(owners) - len(groups)
+        for g, one in enumerate(groups):
+            for other in groups[:g]:
+                both = torch.tensor(one + other)
+                mixing, mean, std = (
+                    t.double()[both] for t in (mixture.mixing, mixture.mean, mixture.std)
+                )
+                pinned = mixture.pinned_mean[both]
+                c = (mixing / std**2 * mean).sum() / (mixing / std**2).sum()
+                c = mean[pinned][0] if pinned.any() else c
+                assert ((c - mean).abs() > distortion * std * (1 - 1e-4)).any()
+    assert merged > 10
+
+
+def test_a_value_keeps_its_own_weights_so_that_snapping_twice_is_once():
+    for mixture in MIXTURES:
+        found = file_values(mixture)
+        value = values_of(mixture, weights(mixture), 1.0).unique()
+        own = found.codebook[assign(mixture, value)] == value
+        assert torch.equal(values_of(mixture, value, 1.0)[own], value[own])
+        assert len(own) == 1 or own.any()
+
+
+def test_pinned_means_keep_their_value_to_the_last_bit():
+    for mixture in MIXTURES:
+        book, pinned = file_values(mixture, 3.0).codebook, mixture.pinned_mean
+        assert torch.equal(book[pinned], mixture.mean[pinned])
+    assert sum(int(m.pinned_mean.sum()) for m in MIXTURES) > 20
 
 
 def test_two_different_pinned_means_never_merge():
@@ -110,23 +126,24 @@ def test_two_different_pinned_means_never_merge():
     assert file_values(pinned, 10.0).codebook.unique().numel() == 2
 
 
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_merging_never_costs_entropy(mixture):
-    w = mixture.sample(3000)
-    merged = file_values(mixture).regions.assign(w)
-    assert bits_per_weight(merged) <= bits_per_weight(assign(mixture, w)) + 0.02
+def test_merging_saves_entropy_and_never_costs_any():
+    saved = []
+    for seed, mixture in enumerate(MIXTURES):
+        w = mixture.sample(3000, generator=torch.Generator().manual_seed(seed))
+        before, after = assign(mixture, w), file_values(mixture).regions.assign(w)
+        saved.append(bits_per_weight(before) - bits_per_weight(after))
+    assert min(saved) > -0.02 and max(saved) > 0.5
 
 
-@pytest.mark.parametrize("distortion", [0.0, 1.0])
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_the_order_of_components_does_not_matter(mixture, distortion):
-    w = weights(mixture)
-    if mixture.mean.unique().numel() < len(mixture.mean) or mixture.pinned_mean.any():
-        return
-    turn = torch.randperm(len(mixture.mean))
-    columns = (mixture.mixing[turn], mixture.mean[turn], mixture.std[turn])
-    turned = values_of(GaussianMixture(*columns), w, distortion)
-    assert torch.allclose(turned, values_of(mixture, w, distortion), rtol=1e-5, atol=1e-12)
+def test_the_order_of_components_does_not_matter():
+    for mixture in MIXTURES:
+        if len(mixture.mean.unique()) == len(mixture.mean):
+            turn = torch.arange(len(mixture.mean)).flip(0)
+            columns = (mixture.mixing[turn], mixture.mean[turn], mixture.std[turn])
+            turned = GaussianMixture(*columns, pinned_mean=mixture.pinned_mean[turn])
+            w = weights(mixture)
+            one, other = (values_of(m, w, 1.0) for m in (mixture, turned))
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
@@ -159,7 +176,7 @@ def enough(net, plant):
 
 
 def check(net, plant, prior, noise, spread=0.6):
-    for _ in range(30):
+    for _ in range(10):
         prior.em_step_()
     state = snapped_state(net, prior)
     assert len(encode(state)) <= enough(net, plant)
@@ -167,8 +184,9 @@ def check(net, plant, prior, noise, spread=0.6):
         assert ((state[name] - value).abs() <= 5 * noise * spread + 1e-7).all()
 
 
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("k", [7, 12, 17, "auto"])
+@pytest.mark.parametrize(
+    ("k", "zero"), [(7, False), (8, True), (12, False), (17, True), ("auto", False)]
+)
 def test_too_many_components_cost_no_bytes_and_move_no_weight(k, zero):
     net, plant = planted(SEVEN, 0.96, 1e-3)
     check(net, plant, MixturePrior(net, k, zero=zero), 1e-3)
@@ -212,9 +230,8 @@ def test_duplicates_and_idle_components_cost_nothing_where_they_cost_much_before
         net[0].weight[0, 0] += 6e-4  # claimed by the idle component
     before = snapped_state(net, prior, distortion=0.0)
     after = snapped_state(net, prior)
-    assert before["0.weight"][0, 0] == pytest.approx(0.14) and len(encode(before)) > 1.2 * enough(
-        net, plant
-    )
+    assert before["0.weight"][0, 0] == pytest.approx(0.14)
+    assert len(encode(before)) > 1.2 * enough(net, plant)
     assert len(encode(after)) <= enough(net, plant)
     assert all((after[n] - v).abs().max() < 1e-4 for n, v in plant.items())
 
@@ -237,5 +254,5 @@ def test_what_is_snapped_saved_quantised_and_reported_is_the_same(tmp_path):
     assert torch.equal(net[0].weight, snapped)  # twice is once
     net, _, prior = twins_at_zero()
     save_compressed(tmp_path / "all.sws", net, prior, distortion=0.0)
-    assert len(load_compressed(tmp_path / "all.sws")["0.weight"].unique()) > 3
-    assert sum(t.distinct for t in snapping_report(net, prior, distortion=0.0).tensors) > 6
+    assert len(load_compressed(tmp_path / "all.sws")["0.weight"].unique()) > 2
+    assert sum(t.distinct for t in snapping_report(net, prior, distortion=0.0).tensors) > 4
