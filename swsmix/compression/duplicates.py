@@ -152,7 +152,7 @@ def _merged(groups: _Groups, dtype: torch.dtype) -> _Groups:
         entropy = torch.xlogy(share, share)
         saved = torch.xlogy(both, both) - entropy - entropy[:, None]
         moved = weight * (union - value).square()
-        price = (moved + moved.T) / saved.clamp_min(1e-300)
+        price = ((moved + moved.T) / saved.clamp_min(1e-300)).clamp_max(1e300)
         i, j = divmod(int(price.masked_fill(~allowed, torch.inf).argmin()), len(share))
         one, other = (_Groups(*(t[k] for t in groups)) for k in (i, j))
         made = _Groups(
