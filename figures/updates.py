@@ -51,7 +51,7 @@ def measure(digits, update, std, rate, seed):
     w = prior.flat_weights("all")
     j = assign(mixture, w)
     distance = ((w - mixture.mean[j]) / mixture.std[j]).square().mean().sqrt().item()
-    snap_(prior)
+    snap_(prior, distortion=0.0)
     return evaluate(net, errors, validation), distance
 
 

@@ -359,7 +359,7 @@ def as_published(
     )  # fmt: skip
     merged = merge_components(trainable.plain_copy(), prior.flat_weights("all")).mixture
     prior = MixturePrior(net, initial=merged)
-    return Compressed(prior, snap_(prior), {"retrain": history})
+    return Compressed(prior, snap_(prior, distortion=0.0), {"retrain": history})
 
 
 def sizes(decoded: dict[str, Tensor], done: Compressed, size: int) -> dict[str, Any]:

@@ -53,6 +53,14 @@ def compress(
     bias_bits: Annotated[
         int | None, typer.Option(help="Round biases and norms to 8 or 16 bits; exact by default.")
     ] = None,
+    distortion: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Of a run: components merge where that moves no weight by more than so many stds "
+            "of its component; 0 merges none.",
+        ),
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="For the sample of very many weights.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
@@ -86,7 +94,7 @@ def compress(
     original = checkpoint.tensors
     found = {}
     if not lossless:
-        found = _by_its_mixtures(checkpoint) or quantize_state(
+        found = _by_its_mixtures(checkpoint, distortion) or quantize_state(
             original, values, zero=zero, seed=seed, progress=not quiet
         )
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
@@ -183,15 +191,17 @@ def _opened(source: Path, out: Path) -> Checkpoint:
     return checkpoint
 
 
-def _by_its_mixtures(checkpoint: Checkpoint) -> dict[str, Quantized]:
-    """A run's tensors under the prior, each weight as its component; empty for other files."""
-    from swsmix.compression.snap import Quantized, assign
+def _by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Quantized]:
+    """A run's tensors under the prior, as `quantize` has them; empty for other files."""
+    from swsmix.compression.duplicates import file_values
+    from swsmix.compression.snap import Quantized
 
     found = {}
     for group, mixture in checkpoint.mixtures.items():
+        values = file_values(mixture, distortion)
         for name in checkpoint.groups[group]:
             w = checkpoint.tensors[name]
-            found[name] = Quantized(mixture.mean.to(w.dtype), assign(mixture, w))
+            found[name] = Quantized(values.codebook.to(w.dtype), values.regions.assign(w))
     # A tied tensor is in the checkpoint under each of its names.
     tied = _ties(checkpoint.tensors)
     return found | {name: found[first] for name, first in tied.items() if first in found}

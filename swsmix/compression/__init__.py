@@ -3,6 +3,7 @@
     recipe       compress_: sparsify, quantise, snap, fine-tune, with training data
     codebooks    quantize_state: a codebook per tensor, without data
     snap         snap_: each weight to its centre; merge_components, snapped_state
+    duplicates   the values of a file: components that describe the same weights share one
     centres      refine_, tie: the centres fitted to the data after snapping
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
     report       snapping_report: what snapping changes, tensor by tensor

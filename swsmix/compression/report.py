@@ -107,6 +107,7 @@ def snapping_report(
     *,
     measure: Callable[[nn.Module], float] | None = None,
     bias_bits: int | None = None,
+    distortion: float = 1.0,
 ) -> SnappingReport:
     """What snapping would do to a network; the network stays as it is.
 
@@ -115,6 +116,7 @@ def snapping_report(
         prior: the prior on it.
         measure: a number to compare before and after, such as the error on given data.
         bias_bits: see `swsmix.compression.snap.snapped_state`.
+        distortion: see `swsmix.snap_`.
 
     Returns:
         The report; `print` it.
@@ -127,7 +129,7 @@ def snapping_report(
         (3, True)
     """
     old = model.state_dict()
-    state = snapped_state(model, prior, bias_bits=bias_bits)
+    state = snapped_state(model, prior, bias_bits=bias_bits, distortion=distortion)
     rows = tensor_reports(old, state, prior.selection.names)
     before = after = None
     if measure is not None:

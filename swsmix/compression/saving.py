@@ -19,6 +19,7 @@ def save_compressed(
     prior: MixturePrior | None = None,
     *,
     bias_bits: int | None = None,
+    distortion: float = 1.0,
     progress: bool = False,
 ) -> int:
     """Write a network to a small file, its weights snapped to the centres of its prior.
@@ -29,6 +30,8 @@ def save_compressed(
         prior: the prior on it. With None no weight is changed; use it if they are snapped already.
         bias_bits: snap the tensors outside the prior too, see `snapped_state`; None keeps them
             exactly.
+        distortion: components merge where that moves no weight by more than so many stds of its
+            component, see `swsmix.snap_`; 0 merges none.
         progress: show a progress bar over the tensors.
 
     Returns:
@@ -45,7 +48,8 @@ def save_compressed(
         >>> size < 3500, len(state["weight"].unique())  # 40,400 bytes in float32
         (True, 4)
     """
-    data = codec.encode(snapped_state(model, prior, bias_bits=bias_bits), progress=progress)
+    state = snapped_state(model, prior, bias_bits=bias_bits, distortion=distortion)
+    data = codec.encode(state, progress=progress)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return len(data)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from swsmix.compression.duplicates import file_values
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import MixturePrior
 from swsmix.tables.regions import decision_regions
@@ -183,21 +184,25 @@ def assign(mixture: GaussianMixture, w: Float[Tensor, "*n"]) -> Int[Tensor, "*n"
 
 
 @torch.no_grad()
-def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
-    """Set each weight under the prior to the mean of its most responsible component, in place.
+def snap_(prior: MixturePrior, *, distortion: float = 1.0) -> dict[str, Int[Tensor, "..."]]:
+    """Set each weight under the prior to the value of its most responsible component, in place.
 
     Ullrich, Meeds & Welling 2017, section 3.3. The network keeps its structure; its tensors then
-    hold at most K values per mixture. Snapping again changes nothing, as long as each centre
-    belongs to its own component.
+    hold at most K values per mixture. The value is the component's mean, but components that
+    describe the same weights share one, and no weight goes farther than to a value that is as
+    common (`swsmix.compression.duplicates.file_values`); the prior stays as it is. Snapping again
+    changes nothing, as long as each value belongs to its own component.
 
     Args:
         prior: the prior; its network is changed.
+        distortion: the most by which merging components moves a weight, in stds of its component;
+            0 merges nothing, and each weight takes its most responsible component's mean.
 
     Returns:
-        name -> the component of each weight.
+        name -> the component of each weight; one component stands for those that share its value.
 
     Raises:
-        ValueError: if weights are not finite.
+        ValueError: if weights are not finite, or the distortion is negative or not finite.
 
     Example:
         >>> net = torch.nn.Linear(10, 10)
@@ -206,7 +211,7 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
         >>> len(net.weight.unique()) <= 3
         True
     """
-    snapped = quantize(prior)
+    snapped = quantize(prior, distortion=distortion)
     for group in prior.mixtures:
         for name, p in prior.parameters_of(group).items():
             p.copy_(snapped[name].values)
@@ -214,24 +219,26 @@ def snap_(prior: MixturePrior) -> dict[str, Int[Tensor, "..."]]:
 
 
 @torch.no_grad()
-def quantize(prior: MixturePrior) -> dict[str, Quantized]:
-    """Each weight under the prior as its most responsible component; the network stays as it is.
+def quantize(prior: MixturePrior, *, distortion: float = 1.0) -> dict[str, Quantized]:
+    """Each weight under the prior as `snap_` would set it; the network stays as it is.
 
     Args:
         prior: the prior.
+        distortion: see `snap_`.
 
     Returns:
-        name -> codebook and index. Tensors of one group share one codebook, the same object.
+        name -> codebook, a value per component, and index. Tensors of one group share one
+        codebook, the same object.
 
     Raises:
-        ValueError: if weights are not finite.
+        ValueError: if weights are not finite, or the distortion is negative or not finite.
     """
     quantized = {}
     for group, mixture in prior.mixtures.items():
         prior.check_weights(group)
-        codebook = mixture.mean.detach().clone()
+        found = file_values(mixture, distortion)
         for name, p in prior.parameters_of(group).items():
-            quantized[name] = Quantized(codebook, assign(mixture, p))
+            quantized[name] = Quantized(found.codebook, found.regions.assign(p))
     return quantized
 
 
@@ -242,6 +249,7 @@ def snapped_state(
     *,
     bias_bits: int | None = None,
     keep: Collection[str] = (),
+    distortion: float = 1.0,
 ) -> dict[str, Tensor]:
     """The state_dict of a network as it would be if it were snapped; the network stays as it is.
 
@@ -253,6 +261,7 @@ def snapped_state(
             of a batch norm, to bfloat16. None keeps them exactly. Of a bare state_dict those
             called `running_*` are buffers.
         keep: names of tensors that are snapped already.
+        distortion: see `snap_`.
 
     Returns:
         name -> tensor, in the order of the network's.
@@ -266,7 +275,8 @@ def snapped_state(
     state = dict(model.state_dict() if isinstance(model, nn.Module) else model)
     inside: dict[str, Tensor] = {}
     if prior is not None:
-        inside = {name: quantized.values for name, quantized in quantize(prior).items()}
+        found = quantize(prior, distortion=distortion)
+        inside = {name: quantized.values for name, quantized in found.items()}
     missing = [name for name in inside if name not in state]
     if missing:
         raise ValueError(

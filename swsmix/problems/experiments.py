@@ -176,7 +176,8 @@ def _snapped(
     """The measures with each weight snapped to its centre, and numbers that show the collapse."""
     shares = [(within_share(m, prior.flat_weights(g)), g) for g, m in prior.mixtures.items()]
     before = copy.deepcopy(net.state_dict())
-    index = torch.cat([j.reshape(-1) for j in snap_(prior).values()])
+    # The published experiments count the mixture's components, merged or not.
+    index = torch.cat([j.reshape(-1) for j in snap_(prior, distortion=0.0).values()])
     rows = _measures(problem, net)
     values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
     net.load_state_dict(before)

@@ -8,6 +8,7 @@ from test_cli import QUICK, run
 from swsmix import MixturePrior, fit, load_run
 from swsmix.cli import compress as command
 from swsmix.codec import load_compressed
+from swsmix.compression.duplicates import file_values
 from swsmix.inspection import checkpoints
 from swsmix.problems import nets
 
@@ -24,9 +25,14 @@ def test_a_run_is_compressed_to_the_size_that_is_printed_and_comes_back_snapped(
     run("decompress", small, "--out", tmp_path / "back.pt")
     net = nets.shift_net()
     net.load_state_dict(torch.load(tmp_path / "back.pt", weights_only=True))
-    centres = torch.cat([m.mean for m in load_run(folder).mixtures.values()]).float()
+    mixtures = load_run(folder).mixtures.values()
+    values = torch.cat([file_values(m).codebook for m in mixtures]).float()
     weights = torch.cat([p.detach().reshape(-1) for p in net.parameters() if p.ndim > 1])
-    assert torch.isin(weights, centres).all()
+    assert torch.isin(weights, values).all()
+    run("compress", folder, "--distortion", 0, "--out", tmp_path / "all.sws", "-q")
+    every = load_compressed(tmp_path / "all.sws")
+    weights = torch.cat([t.reshape(-1) for t in every.values() if t.ndim > 1])
+    assert torch.isin(weights, torch.cat([m.mean for m in mixtures]).float()).all()
     biases = {n: t for n, t in load_run(folder).network.items() if t.ndim < 2}
     assert all(torch.equal(net.state_dict()[n], t) for n, t in biases.items())
 
