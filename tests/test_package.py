@@ -18,6 +18,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"tables", "_histogram"},
     {"em", "proximal"},
     {"start", "moves"},
+    {"diagnosis"},
     {"attach", "_description"},
     {"prior"},
     {"training", "codec"},
