@@ -172,3 +172,20 @@ def cost(groups: Cells) -> Tensor:
     several = several + degrees * scatter.log() - degrees.lgamma()
     fit = torch.where(count > 1.0, several, 0.0) + math.log(spread)
     return fit - (count + 1.0).lgamma()
+
+
+def parameter_cost(cells: Cells, count: Tensor, std: Tensor) -> Tensor:
+    """What it costs to state each component's share, mean and std, in nats.
+
+    Laplace's factors of the same priors as `cost`, with n the count and s the std (the minimum
+    message length of Wallace & Freeman 1987), each at least 0:
+
+        log(n) / 2,  log(r sqrt(n) / (sqrt(2 pi) s)),  log(log(r / floor) sqrt(n / pi)).
+
+    A likelihood less these costs gains nothing from a narrow component on a weight or two.
+    """
+    half = 0.5 * count.clamp_min(1e-300).log()
+    mean = math.log(cells.spread / math.sqrt(2.0 * math.pi)) + half - std.log()
+    log_std = math.log(math.log(cells.spread / cells.floor) / math.sqrt(math.pi)) + half
+    costs = torch.stack([half, mean, log_std])
+    return costs.clamp_min(0.0).sum(0)

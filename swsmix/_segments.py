@@ -115,3 +115,21 @@ def merged(groups: Cells, k: int = 1, *, price: float = torch.inf) -> Cells:
         values[:, i] = union.values[:, i, j]
         groups = groups.having(torch.cat([values[:, :j], values[:, j + 1 :]], 1))
     return groups.having(groups.values[:, groups.mean.argsort()])
+
+
+def divided(groups: Cells, k: int) -> Cells:
+    """More groups of the same density: the one of the largest scatter is halved, again and again.
+
+    The halves of a Gaussian of std s are put s sqrt(2 / pi) to both sides: together they have its
+    mean and its scatter.
+    """
+    while len(groups) < k:
+        values = groups.values
+        widest = int(groups.scatter.argmax())
+        count, mean, scatter = values[:, widest]
+        off = (scatter / count * 2.0 / torch.pi).sqrt()
+        share = (1.0 - 2.0 / torch.pi) * scatter / 2.0
+        halves = [torch.stack([count / 2.0, mean + side * off, share]) for side in (-1.0, 1.0)]
+        others = [values[:, :widest], values[:, widest + 1 :]]
+        groups = groups.having(torch.cat([others[0], torch.stack(halves, 1), others[1]], 1))
+    return groups

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells
+from swsmix._cells import Cells, parameter_cost
 from swsmix.em import HyperPrior, fit_cells_
 from swsmix.mixture import GaussianMixture
 
@@ -29,8 +29,9 @@ _INNER = (0.5, 1.0, 2.0)
 def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture | None:
     """The mixture after the best move, or None where no move is better than EM alone.
 
-    Better means: after some EM steps on the cells its log posterior lies more than 1 nat above
-    that of the given mixture after as many. A pinned component is never split; one whose mean
+    Better means: after some EM steps on the cells its log posterior, less what its components cost
+    (`swsmix._cells.parameter_cost`), lies more than 1 nat above that of the given mixture after as
+    many. A pinned component is never split; one whose mean
     alone is pinned may take another's weights.
 
     Args:
@@ -52,16 +53,23 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
     pins = {name: getattr(mixture, name).cpu() for name in _PINS}
     start = tuple(getattr(mixture, name).double().cpu() for name in _VALUES)
     here = GaussianMixture(*start, **pins)
-    best, result = fit_cells_(here, cells, hyper, _STEPS) + 1.0, None
+    best, result = _fitted_(here, cells, hyper) + 1.0, None
     for values in _moves(here, cells):
         trial = GaussianMixture(*values, **pins)
-        value = fit_cells_(trial, cells, hyper, _STEPS)
+        value = _fitted_(trial, cells, hyper)
         if value > best:
             best, result = value, trial
     if result is None:
         return None
     result.to(mixture.mean.device, mixture.mean.dtype)
     return result
+
+
+def _fitted_(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> float:
+    """EM on the cells; the log posterior less what the components cost."""
+    value = fit_cells_(mixture, cells, hyper, _STEPS)
+    count = cells.count.sum() * mixture.mixing
+    return value - parameter_cost(cells, count, mixture.std).sum().item()
 
 
 _VALUES = ("mixing", "mean", "std")
@@ -84,7 +92,8 @@ class _Options(NamedTuple):
     def best(self) -> Iterator[tuple[float, list[int], Tensor]]:
         """The best options, one by one."""
         for row in self.gain.argsort(descending=True)[:_TRIED].tolist():
-            yield self.gain[row].item(), self.which[row].tolist(), self.values[row]
+            if self.gain[row].isfinite():
+                yield self.gain[row].item(), self.which[row].tolist(), self.values[row]
 
 
 def _moves(mixture: GaussianMixture, cells: Cells) -> Iterator[Tensor]:
@@ -122,7 +131,9 @@ def _mergers(
     """All pairs as one component of their joint moments; a pinned mean stays where it is."""
     bound = mixture.pinned_mixing | mixture.pinned_std
     goes = ~(bound | mixture.pinned_mean)
-    which = (goes & ~bound[:, None]).fill_diagonal_(False).nonzero()
+    # Of two free components the first one stays: the order is no matter of rounding.
+    allowed = goes & ~bound[:, None]
+    which = (allowed.triu(1) | (allowed & mixture.pinned_mean[:, None])).nonzero()
     i, j = which.T
     one, other = values[:, i], values[:, j]
     mixing = one[0] + other[0]

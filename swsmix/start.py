@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cells_for, cells_of
+from swsmix._cells import Cells, cells_for, cells_of, parameter_cost
 from swsmix._kmeans import kmeans
-from swsmix._segments import best_partitions, merged, pooled
-from swsmix.em import HyperPrior, fit_cells_
+from swsmix._segments import best_partitions, divided, merged, pooled
+from swsmix.em import HyperPrior, e_step_on_cells, fit_cells_
 from swsmix.mixture import GaussianMixture
 
 Initialisation = Literal["auto", "spread", "quantiles", "kmeans"]
@@ -120,29 +120,42 @@ def _with_zero(components: Components, std: float, zero_mixing: float | None) ->
 def _best(w: Tensor, k: NumComponents, zero: bool, zero_mixing: float | None) -> Components:
     """The components that the cells like best, in float64 on the CPU."""
     cells = cells_of(w, cells_for(_MOST // 2 if k == "auto" else k))
-    hyper = HyperPrior(std=cells.floor)
     tried = []
     for groups in _candidates(cells, k, zero):
         for components in _at_zero(groups, k, zero, zero_mixing):
             mixture = _pinned(components, zero, zero_mixing is not None)
-            tried.append((fit_cells_(mixture, cells, hyper, _TRIAL), mixture))
-    best = max(tried, key=lambda trial: trial[0])[1]
+            hyper = HyperPrior(std=mixture.std.min())  # EM shall not make a narrower one of a few
+            fit_cells_(mixture, cells, hyper, _TRIAL)
+            tried.append((_evidence(mixture, cells), mixture, hyper))
+    _, best, hyper = max(tried, key=lambda trial: trial[0])
     fit_cells_(best, cells, hyper, _FINISH)
     return _complete(best, cells, best.num_components if k == "auto" else k)
+
+
+def _evidence(mixture: GaussianMixture, cells: Cells) -> float:
+    """The log likelihood less what the components cost, in nats."""
+    log_p, moments = e_step_on_cells(mixture, cells)
+    return (log_p - parameter_cost(cells, moments.count, mixture.std).sum()).item()
 
 
 def _candidates(cells: Cells, k: NumComponents, zero: bool) -> Iterator[Cells]:
     """Groups of the weights: the best segments, nested shapes, quantiles, an even spread."""
     size, total = len(cells), cells.count.sum()
+    parts = best_partitions(cells, min(_MOST if k == "auto" else 2 * k + 1, size))
+    number = torch.arange(1.0, len(parts.cost) + 1.0, dtype=torch.float64, device="cpu")
+    # The uniform Dirichlet's normaliser; a merger saves about log(n).
+    evidence = -parts.cost + number.lgamma() - (total + number).lgamma()
+    best = merged(parts.segments(int(evidence.argmax()) + 1), price=math.log(total))
     if k == "auto":
-        parts = best_partitions(cells, min(_MOST, size))
-        number = torch.arange(1.0, len(parts.cost) + 1.0, dtype=torch.float64, device="cpu")
-        # The uniform Dirichlet's normaliser; a merger saves about log(n).
-        evidence = -parts.cost + number.lgamma() - (total + number).lgamma()
-        best = parts.segments(int(evidence.argmax()) + 1)
-        yield merged(best, price=math.log(total))
+        yield best
         return
-    parts = best_partitions(cells, min(2 * k + 1, size))
+    if len(best) < k <= size:
+        # There is less to find: the others share what is spread most. The likelihood alone would
+        # rather put them on pairs of weights that lie close together by chance.
+        yield divided(best, k)
+        if zero and len(best) < k - 1:
+            yield divided(best, k - 1)
+        return
     yield parts.segments(min(k, size))
     if size > k:
         yield merged(parts.segments(len(parts.cost)), k)
