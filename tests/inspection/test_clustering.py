@@ -38,7 +38,7 @@ def unclustered(name, size):
     }[name]
 
 
-NAMES = "gaussian uniform laplace cauchy sparse outlier bfloat16".split()
+NAMES = ["gaussian", "uniform", "laplace", "cauchy", "sparse", "outlier", "bfloat16"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "spike and slab", "two humps"])
