@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from swsmix import _shards
+from swsmix.diagnosis import findings
 from swsmix.em import e_step
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def description(prior: MixturePrior) -> str:
                 + _row(share.tolist(), ".1f")
                 + "  %"
             )
+        lines += [f"  this mixture {found.message}" for found in findings(prior, group)]
     for name, reason in prior.selection.left_out.items():
         lines.append(f"left out: {name} ({reason})")
     return "\n".join(lines)

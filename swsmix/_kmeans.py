@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,6 +45,40 @@ def kmeans(w: Float[Tensor, " n"], k: int, *, zero: bool = False) -> Float[Tenso
     return _lloyd(x, sums, centre, zero) + origin
 
 
+def intervals(x: Float[Tensor, " n"], sums: Tensor, k: int, cells: int) -> Iterator[Tensor]:
+    """The ends of the best 1, 2, ... k intervals of cells of sorted numbers.
+
+    Args:
+        x: the numbers, ascending, about their mean.
+        sums: their cumulative sums, from 0 on (n + 1,).
+        k: the largest number of intervals.
+        cells: the number of cells.
+
+    Yields:
+        Where the intervals end, from 0 to n (j + 1,); no more than there are cells.
+    """
+    cuts = _cells(x, cells)
+    cost = _sums_of_squares(x, sums, cuts)
+    least = x.new_full((len(cuts),), torch.inf)
+    least[0] = 0.0
+    begins: list[Tensor] = []
+    for _ in range(min(k, len(cuts) - 1)):
+        least, begin = (cost + least).min(1)
+        begins.append(begin)
+        ends = [len(cuts) - 1]
+        for begin in reversed(begins):
+            ends.append(int(begin[ends[-1]]))
+        yield cuts[ends[::-1]]
+
+
+def _sums_of_squares(x: Tensor, sums: Tensor, cuts: Tensor) -> Tensor:
+    """About their mean, of the numbers from cut `column` to cut `row`; inf if there are none."""
+    total, square = sums[cuts], torch.cat([x.new_zeros(1), x.square().cumsum(0)])[cuts]
+    size = (cuts[:, None] - cuts).double()
+    cost = (square[:, None] - square) - (total[:, None] - total).square() / size.clamp_min(1.0)
+    return cost.masked_fill_(size <= 0.0, torch.inf)
+
+
 def _cells(x: Tensor, most: int) -> Tensor:
     """The ends of at most so many cells of sorted numbers; equal numbers share a cell."""
     new = (x.diff() > 0).nonzero().reshape(-1) + 1
@@ -58,11 +94,9 @@ def _cells(x: Tensor, most: int) -> Tensor:
 def _best_intervals(x: Tensor, sums: Tensor, cuts: Tensor, k: int, zero: bool) -> Tensor:
     """The centres of the k intervals of cells with the least sum of squares."""
     total, square = sums[cuts], torch.cat([x.new_zeros(1), x.square().cumsum(0)])[cuts]
-    size = (cuts[:, None] - cuts).double()  # of the interval [end, begin]
-    about_zero = square[:, None] - square
-    about_mean = about_zero - (total[:, None] - total).square() / size.clamp_min(1.0)
-    about_mean.masked_fill_(size <= 0.0, torch.inf)
-    about_zero.masked_fill_(size < 0.0, torch.inf)  # that of 0 may be empty
+    about_mean = _sums_of_squares(x, sums, cuts)
+    about_zero = square[:, None] - square  # from the column to the row
+    about_zero.masked_fill_(cuts[:, None] < cuts, torch.inf)  # that of 0 may be empty
     # The least cost up to each end without an interval about 0 (free), and with one (used).
     free = x.new_full((len(cuts),), torch.inf)
     used, steps = free.clone(), []

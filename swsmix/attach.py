@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swsmix import _optimizers, _shards, proximal
+from swsmix.diagnosis import Watch
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -95,6 +96,7 @@ class Attachment:
         self._before: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
+        self.diagnosis = Watch(prior)
         self._check()
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         self._handles = [
@@ -172,13 +174,16 @@ class Attachment:
         self._kept.clear()
         _LIVE.discard(self)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`."""
-        return {"tick": self.tick}
+        seen = self.diagnosis.state_dict()
+        return {"tick": self.tick, **({"diagnosis": seen} if seen else {})}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the clock to that of a `state_dict`."""
         self.tick = state["tick"]
+        late = self.tick > 0 and self.schedule.tau_at(self.tick - 1) > 0.0
+        self.diagnosis.load_state_dict(state.get("diagnosis", {}), late=late)
 
     def __reduce_ex__(self, protocol: object) -> Any:
         """Refuse to be copied or pickled: a copy would be hooked into no optimiser."""
@@ -248,6 +253,7 @@ class Attachment:
         if self._before:
             strength = self.schedule.tau_at(self.tick) / self.num_data
             held = self._held(optimizer)
+            self.diagnosis.see(held, self._before, _optimizers.scale(optimizer))
             unknown = proximal.step_(self.prior, optimizer, held, self._before, strength)
             self._before.clear()
             if unknown:
@@ -260,6 +266,7 @@ class Attachment:
         self.tick += 1
         self._watch.tick()
         advance_(self.prior, self.schedule, self.tick)
+        self.diagnosis.look(self.schedule, self.tick)
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:
         self.update = "gradient"

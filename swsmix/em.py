@@ -371,9 +371,10 @@ class EMState(nn.Module):
     Args:
         mixture: its components.
         hyper: the hyper-prior of its M step.
+        start_std: the weights' std at the start; 0 if unknown.
     """
 
-    def __init__(self, mixture: GaussianMixture, hyper: HyperPrior) -> None:
+    def __init__(self, mixture: GaussianMixture, hyper: HyperPrior, start_std: float = 0.0) -> None:
         super().__init__()
         self.mixture = mixture
         for name, value in hyper.expanded(mixture).items():
@@ -383,8 +384,10 @@ class EMState(nn.Module):
             self.register_buffer(f"running_{name}", empty)
         steps = torch.zeros((), dtype=torch.int64, device=mixture.mean.device)
         self.register_buffer("steps", steps)
+        self.register_buffer("start_std", torch.full_like(self.hyper_std[0], start_std))
 
     hyper_std: Tensor
+    start_std: Tensor
     running_count: Tensor
     steps: Tensor  # EM steps taken
 
@@ -417,8 +420,9 @@ class EMState(nn.Module):
             getattr(self, f"running_{name}").fill_(torch.nan)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Runs of before have no count.
+        # Runs of before have no count and no start.
         state.setdefault(f"{prefix}steps", torch.zeros_like(self.steps))
+        state.setdefault(f"{prefix}start_std", self.start_std)
         super()._load_from_state_dict(state, prefix, *args)
 
     def keep_(self, moments: Moments) -> None:

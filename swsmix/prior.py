@@ -111,6 +111,7 @@ class MixturePrior(nn.Module):
         if mode not in ("em", "gradient"):
             raise ValueError(f"mode must be 'em' or 'gradient'; got {mode!r}")
         self.mode = mode
+        self.held: dict[str, float] = {}  # see swsmix.diagnosis.Watch
         self.moves = mode == "em" and method == "auto" and initial is None
         # The tables of each mixture, with the values (3, k) that they were built from.
         self._tables: dict[str, tuple[Tensor, Tables]] = {}
@@ -141,14 +142,15 @@ class MixturePrior(nn.Module):
                     dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
                     mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
                 chosen = hyper if hyper is None else _of(hyper, group, "hyper")
+                start_std = w.double().std(correction=0).item()
                 if chosen is None:
-                    scale = w.double().std(correction=0).item() or w.abs().max().item() or 1.0
+                    scale = start_std or w.abs().max().item() or 1.0
                     std = mixture.std[mixture.mixing * len(w) >= _ENOUGH].double().tolist()
                     narrow = min(std, default=scale) if self.moves else scale
                     chosen = HyperPrior(mean=mixture.mean.clone(), std=min(scale / 20.0, narrow))
                 if mode == "gradient":
                     mixture.trainable_()
-                self.groups[_key(group)] = EMState(mixture, chosen)
+                self.groups[_key(group)] = EMState(mixture, chosen, start_std)
 
     def _check_sizes(self, num_components: NumComponents | Mapping[str, NumComponents]) -> None:
         asked = {g: _of(num_components, g, "num_components") for g in self.selection.groups}

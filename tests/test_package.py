@@ -19,6 +19,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"em", "proximal"},
     {"moves"},
     {"start"},
+    {"diagnosis"},
     {"attach", "_description"},
     {"prior"},
     {"training", "codec"},

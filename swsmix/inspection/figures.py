@@ -107,9 +107,13 @@ def _tensor_figures(inspection: Inspection) -> Iterator[Picture]:
             {every[i][0].name: every[i][1].mixture for i in panels},
         ),
     )
+    unclustered = sum(not every[i][0].clustered for i in bars)
+    caution = f" Of {unclustered} the weights are not clustered, and it says nothing."
     yield Picture(
         "entropy",
-        f"Bits per weight: the entropy of the clusters.{selection(bars)}",
+        "Bits per weight: the entropy of the clusters."
+        + selection(bars)
+        + (caution if unclustered else ""),
         plots.entropy({every[i][0].name: every[i][0].bits_per_weight for i in bars}),
     )
     small = [

@@ -19,12 +19,15 @@ from torch import Tensor
 from swsmix._histogram import Array, bin_counts, bin_edges, chunks, count, parameters_of, span
 from swsmix._labels import visible
 from swsmix.compression.codebooks import cluster
+from swsmix.diagnosis import Finding
 from swsmix.inspection import checkpoints
+from swsmix.inspection.clustering import Clustering, clustering
 from swsmix.mixture import GaussianMixture
 from swsmix.tables.regions import decision_regions
 from swsmix.training.history import History
 
 _MAX = torch.finfo(torch.float32).max
+_UNCLUSTERED = 7  # K where the weights are not clustered
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class InspectedTensor:
         claimed: the number of weights for which each component is the most responsible (k,).
         nonzero: the number of weights that are not exactly 0.
         counts: its histogram on the group's edges.
+        clustered: whether the group's weights are clustered; else clusters and bits say nothing.
     """
 
     name: str
@@ -44,6 +48,7 @@ class InspectedTensor:
     claimed: Array
     nonzero: int
     counts: Array = field(repr=False)
+    clustered: bool = True
 
     @property
     def size(self) -> int:
@@ -79,6 +84,8 @@ class Group:
         fitted: whether it was fitted by `inspect`.
         edges: the bin edges of the tensors' histograms (bins + 1,).
         layers: the tensors.
+        clustering: whether its weights are clustered, with or without this mixture.
+        findings: what went wrong in its run, as of the last record.
     """
 
     name: str
@@ -87,6 +94,8 @@ class Group:
     fitted: bool
     edges: Array = field(repr=False)
     layers: tuple[InspectedTensor, ...]
+    clustering: Clustering
+    findings: tuple[Finding, ...] = ()
 
     @property
     def size(self) -> int:
@@ -165,8 +174,9 @@ def inspect(
     Args:
         source: a run folder, a checkpoint in it, a compressed file, a PyTorch or safetensors file,
             a folder of those; or the result of `checkpoints.read`.
-        num_components: K of a fitted mixture, 7 by default. Weights with few distinct values
-            (quantised ones) get one component per value instead.
+        num_components: K of a fitted mixture; by default the number of clusters, or 7 where
+            the weights are not clustered (`swsmix.inspection.clustering`). Weights with few
+            distinct values (quantised ones) get one component per value instead.
         per_tensor: fit one mixture per tensor instead of one for all.
         include: patterns of the tensors to inspect (shell-style, `"fc*.weight"`); by default all
             floating-point tensors of at least two dimensions.
@@ -218,25 +228,34 @@ def inspect(
         }
     elif per_tensor:
         names = {name: (name,) for name in chosen}
+    history = read.history
+    if history is not None and history.groups and not own:
+        history = None  # it is about other mixtures, over other tensors
     groups = []
     for group, members in names.items():
         if not members:
             continue
         flat = [read.tensors[name].reshape(-1) for name in members]
         mixture = read.mixtures.get(group) if own else None
+        known = num_components if mixture is None else mixture.num_components
+        verdict = clustering(flat, known or _UNCLUSTERED)
         origin = "learned in the run" if read.history is not None else "the file's codebook"
         if fitted := mixture is None:
-            mixture, origin = cluster(flat, num_components or 7, seed=seed or 0)
+            mixture, origin = cluster(flat, num_components or verdict.asked, seed=seed or 0)
         tensors = {name: read.tensors[name] for name in members}
-        groups.append(_group(group, mixture, origin, fitted, tensors))
-    history = read.history
-    if history is not None and history.groups and not own:
-        history = None  # it is about other mixtures, over other tensors
+        found = () if fitted or history is None else tuple(history.findings(group))
+        groups.append(_group(group, mixture, origin, fitted, tensors, verdict, found))
     return Inspection(read.path, read.kind, tuple(groups), left_out, history)
 
 
 def _group(
-    name: str, mixture: GaussianMixture, origin: str, fitted: bool, tensors: dict[str, Tensor]
+    name: str,
+    mixture: GaussianMixture,
+    origin: str,
+    fitted: bool,
+    tensors: dict[str, Tensor],
+    verdict: Clustering,
+    found: tuple[Finding, ...],
 ) -> Group:
     order = mixture.mean.argsort(stable=True)
     mixture = GaussianMixture(*(t[order] for t in (mixture.mixing, mixture.mean, mixture.std)))
@@ -250,10 +269,11 @@ def _group(
             regions.count(w).numpy(),
             sum(int(part.count_nonzero()) for part in chunks([w])),
             bin_counts([w], edges),
+            bool(verdict),
         )
         for member, w in flat.items()
     )
-    return Group(name, mixture, origin, fitted, edges, layers)
+    return Group(name, mixture, origin, fitted, edges, layers, verdict, found)
 
 
 def _left_out(

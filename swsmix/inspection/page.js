@@ -259,8 +259,10 @@ function show(group, layer) {
   at("time").hidden = frames.length < 2 || layer !== null;
   at("whole").hidden = layer === null;
   at("shown").textContent = layer === null
-    ? `${number(data.groups[group].size, "weight")}; ${data.groups[group].origin}`
+    ? `${number(data.groups[group].size, "weight")}; ${data.groups[group].origin}; ${data.groups[group].clustering}`
     : `${data.layers[layer].name} alone`;
+  at("findings").replaceChildren();
+  for (const found of data.groups[group].findings) make(at("findings"), "li", {}, found);
   for (const row of at("layers").tBodies[0].rows) {
     row.setAttribute("aria-selected", String(Number(row.dataset.layer) === layer));
   }
@@ -276,8 +278,8 @@ const columns = [
   ["tensor", (layer) => layer.name, (layer) => layer.name],
   ["shape", (layer) => layer.shape, (layer) => layer.size],
   ["weights", (layer) => whole(layer.size), (layer) => layer.size],
-  ["clusters", (layer) => String(layer.clusters), (layer) => layer.clusters],
-  ["bits per weight", (layer) => layer.bits.toFixed(2), (layer) => layer.bits],
+  ["clusters", (layer) => String(layer.clusters ?? "–"), (layer) => layer.clusters ?? -1],
+  ["bits per weight", (layer) => layer.bits?.toFixed(2) ?? "–", (layer) => layer.bits ?? -1],
   ["non-zero", (layer) => percent(layer.nonzero), (layer) => layer.nonzero],
   ["largest share", (layer) => percent(Math.max(...layer.shares)),
     (layer) => Math.max(...layer.shares)],

@@ -76,17 +76,21 @@ def _figure(picture: Picture) -> str:
 
 def _data(inspection: Inspection) -> dict[str, Any]:
     tensors = inspection.layers
-    bits = sum(t.bits_per_weight * t.size for t, _ in tensors) / inspection.size
+    clustered = [t for t, _ in tensors if t.clustered]
+    size = sum(t.size for t in clustered)
+    bits = sum(t.bits_per_weight * t.size for t in clustered) / max(size, 1)
     nonzero = sum(t.nonzero for t, _ in tensors) / inspection.size
-    clusters = sum(int((group.claimed > 0).sum()) for group in inspection.groups)
+    groups = [group for group in inspection.groups if group.clustering]
+    clusters = sum(int((group.claimed > 0).sum()) for group in groups)
+    what = "" if size == inspection.size else f", of the {size:,} weights that are clustered"
     summary = {
         "file": visible(str(inspection.path)),
         "kind": inspection.kind,
         "weights": f"{inspection.size:,}",
         "tensors": f"{len(tensors):,}",
         "mixtures": f"{len(inspection.groups):,}",
-        "clusters in use": f"{clusters:,}",
-        "bits per weight": f"{bits:.2f}",
+        "clusters in use": f"{clusters:,}{what}" if clustered else "none: not clustered",
+        "bits per weight": f"{bits:.2f}{what}" if clustered else "–",
         "non-zero": f"{100 * nonzero:.1f} %",
     }
     order = {group.name: i for i, group in enumerate(inspection.groups)}
@@ -108,6 +112,8 @@ def _group(group: Group, history: History | None) -> dict[str, Any]:
     return {
         "name": visible(group.name),
         "origin": group.origin,
+        "clustering": str(group.clustering),
+        "findings": [f"This mixture {found.message}." for found in group.findings],
         "size": group.size,
         "colors": plots.component_colors(mixture.mean),
         "present": present,
@@ -156,8 +162,8 @@ def _tensor(tensor: InspectedTensor, group: int) -> dict[str, Any]:
         "group": group,
         "shape": " × ".join(map(str, tensor.weights.shape)),
         "size": tensor.size,
-        "clusters": tensor.num_clusters,
-        "bits": round(tensor.bits_per_weight, 4),
+        "clusters": tensor.num_clusters if tensor.clustered else None,
+        "bits": round(tensor.bits_per_weight, 4) if tensor.clustered else None,
         "nonzero": round(tensor.nonzero / tensor.size, 6),
         "claimed": [int(n) for n in tensor.claimed],
         "shares": [round(share, 6) for share in tensor.shares.tolist()],

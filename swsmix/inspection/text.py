@@ -151,7 +151,8 @@ def tensor_table(
 ) -> RenderableType:
     """Tensors as a table: shape, size, clusters, entropy, non-zero, a small histogram, shares.
 
-    Shares are in the order of the centres. A narrow terminal omits first the shape, then the
+    Shares are in the order of the centres; of weights that are not clustered, clusters and entropy
+    are a dash. A narrow terminal omits first the shape, then the
     histogram; if the rest does not fit either, each tensor has its own lines instead of a row.
 
     Args:
@@ -203,8 +204,8 @@ def _cells(tensor: InspectedTensor, ascii_only: bool) -> dict[str, str]:
         "tensor": visible(tensor.name, ascii_only=ascii_only),
         "shape": "x".join(map(str, tensor.weights.shape)),
         "weights": f"{tensor.size:,}",
-        "clusters": str(tensor.num_clusters),
-        "bits": f"{tensor.bits_per_weight:.2f}",
+        "clusters": str(tensor.num_clusters) if tensor.clustered else "-",
+        "bits": f"{tensor.bits_per_weight:.2f}" if tensor.clustered else "-",
         "non-zero": f"{100 * tensor.nonzero / tensor.size:.1f} %",
         "shares, %": " ".join(percent(share) for share in tensor.shares),
     }
@@ -215,7 +216,10 @@ def _stacked(row: dict[str, str], width: int, ascii_only: bool) -> Text:
     from rich.text import Text
 
     facts = [number_of(int(row["weights"].replace(",", "")), "weight")]
-    facts += [number_of(int(row["clusters"]), "cluster"), f"{row['bits']} bits"]
+    if row["clusters"] == "-":
+        facts.append("not clustered")
+    else:
+        facts += [number_of(int(row["clusters"]), "cluster"), f"{row['bits']} bits"]
     facts += [f"{row['non-zero']} non-zero"]
     body = [
         part
@@ -266,7 +270,8 @@ def terminal(
             continue
         weights = number_of(group.size, "weight")
         parts += [
-            Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}\n"),
+            Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}"),
+            Text(f"{group.clustering}\n"),
             Text("height: log(1 + weights); triangles: centres", "dim"),
             histogram_text(
                 group.counts, group.edges, group.mixture, width=chart, ascii_only=ascii_only
@@ -285,6 +290,9 @@ def terminal(
             Text(f"{title}the tensors of all:\n"),
             tensor_table(every, width=width, ascii_only=ascii_only),
         ]
+    for group in inspection.groups:
+        for found in group.findings:
+            parts.append(Text(f"\nmixture '{shown(group.name)}' {found.message}", "bold"))
     if inspection.left_out:
         parts.append(Text(""))
     reasons: dict[str, list[str]] = {}

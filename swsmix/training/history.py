@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from swsmix.diagnosis import KINDS, Finding
 from swsmix.mixture import GaussianMixture
 from swsmix.tables.regions import decision_regions
 
 NUM_BINS = 256
+_LARGEST = 1e300  # so that every number of a history is finite
 
 
 @dataclass(repr=False)
@@ -27,7 +30,8 @@ class History:
         series: group -> name -> one tensor per record: `mixing`, `mean`, `std`, `count` (N_j, the
             expected number of weights of each component), `claimed` (the number of weights for
             which it is the most responsible), each (k,), and the weight histogram as
-            `bin_counts` (bins,) and `bin_edges` (bins + 1,).
+            `bin_counts` (bins,) and `bin_edges` (bins + 1,); and `findings` (5,), what is wrong,
+            by the kinds of `swsmix.diagnosis.KINDS`: the finding's number, 0 where there is none.
         initial: group -> the weights before training, flattened (n,).
 
     Example:
@@ -60,12 +64,14 @@ class History:
         self,
         scalars: Mapping[str, float | int],
         groups: dict[str, tuple[Tensor, GaussianMixture, Tensor]],
+        findings: Mapping[str, Iterable[Finding]] = MappingProxyType({}),
     ) -> None:
         """Append one record.
 
         Args:
             scalars: the record's scalars, the same names every time.
             groups: group -> (weights (n,), mixture, N_j (k,)).
+            findings: group -> what is wrong with it.
 
         Raises:
             FloatingPointError: if weights are nan or inf; nothing is recorded then.
@@ -91,9 +97,10 @@ class History:
                 "claimed": claimed,
                 "bin_counts": bin_counts,
                 "bin_edges": bin_edges,
+                "findings": _numbers(findings.get(group, ())),
             }
             columns = self.series.setdefault(group, {name: [] for name in entry})
-            for name in columns:  # a resumed run of an older version has no `claimed`
+            for name in columns:  # a resumed run of an older version has fewer
                 columns[name].append(entry[name].detach().double().cpu().clone())
 
     def stacked(self, group: str, name: str) -> Float[Tensor, "records ..."]:
@@ -123,6 +130,21 @@ class History:
         Of components that are the same only one claims weights: duplicates are one cluster.
         """
         return (self.claimed(group) >= 1).sum(1).double()
+
+    def findings(self, group: str) -> list[Finding]:
+        """What was wrong with a group at the last record; nothing in runs that did not record it.
+
+        Example:
+            >>> history = History()
+            >>> mixture = GaussianMixture([1.0], [0.0], [0.1])
+            >>> state = torch.randn(9), mixture, torch.tensor([9.0])
+            >>> history.record({}, {"all": state}, {"all": [Finding("frozen", 0.99)]})
+            >>> history.findings("all")
+            [Finding(kind='frozen', value=0.99)]
+        """
+        values = self.series.get(group, {}).get("findings", [])
+        last = values[-1].tolist() if values else [0.0] * len(KINDS)
+        return [Finding(k, v) for k, v in zip(KINDS, last, strict=True) if v]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The history as a flat dictionary of tensors, for safetensors."""
@@ -164,3 +186,9 @@ class History:
             if len(set(series.values())) > 1:
                 raise ValueError(f"the series have different numbers of records: {series}")
         return history
+
+
+def _numbers(findings: Iterable[Finding]) -> Tensor:
+    values = {found.kind: min(found.value, _LARGEST) for found in findings}
+    row = [values.get(kind, 0.0) for kind in KINDS]
+    return torch.tensor(row, dtype=torch.float64, device="cpu")

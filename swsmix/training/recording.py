@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 
+from swsmix.diagnosis import findings
 from swsmix.training.evaluation import Data, Loss, means
 from swsmix.training.history import History
 from swsmix.training.trainer import Trainer
@@ -44,7 +45,7 @@ class Recorder:
         _, validation_measure = self._scores(self.validation)
         tau = trainer.schedule.tau_at(trainer.tick)
         nll = hyper = penalty = 0.0
-        groups = {}
+        groups, found = {}, {}
         if (prior := trainer.prior) is not None:
             state = prior.evaluate()
             penalty = state.penalty.item()
@@ -53,6 +54,8 @@ class Recorder:
                 hyper += terms["hyper_prior"].item()
                 weights, count = prior.flat_weights(group), state.moments[group].count
                 groups[group] = (weights, prior.mixtures[group], count)
+                annealed = trainer.schedule.std_start is not None
+                found[group] = findings(prior, group, annealed=annealed)
         scalars = {
             "epoch": epoch,
             "step": trainer.steps,
@@ -65,7 +68,7 @@ class Recorder:
             "train_measure": train_measure,
             "validation_measure": validation_measure,
         }
-        self.history.record(scalars, groups)
+        self.history.record(scalars, groups, found)
 
     def _scores(self, data: Data | None) -> list[float]:
         """The loss and the measure; nan without data."""

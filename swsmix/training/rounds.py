@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from swsmix.attach import advance_
+from swsmix.diagnosis import Watch
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Data, Loss, is_pair
@@ -63,6 +64,7 @@ class RoundTrainer:
         self.method, self.iterations, self.num_data = method, iterations, num_data
         self.schedule = schedule or Schedule(em_every=1)
         self.steps = 0
+        self.diagnosis = None if prior is None else Watch(prior)
 
     @property
     def tick(self) -> int:
@@ -98,8 +100,9 @@ class RoundTrainer:
                 "std_count of the hyper-prior; the last checkpoint is intact"
             )
         self.steps += 1
-        if self.prior is not None:
+        if self.prior is not None and self.diagnosis is not None:
             advance_(self.prior, self.schedule, self.steps)
+            self.diagnosis.look(self.schedule, self.steps)
 
     def _moving(self) -> list[Tensor]:
         """The parameters that move in this round: those of the mixtures not always."""
