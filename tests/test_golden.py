@@ -13,8 +13,8 @@ FILES = sorted(path.stem for path in (make.HERE / "codec").glob("*.sws"))
 
 
 def known_then(found):
-    """Without what priors have kept since: the number of EM steps taken."""
-    return {key: value for key, value in found.items() if not key.endswith(".steps")}
+    """Without what priors have kept since: the EM steps taken, the weights' std at the start."""
+    return {k: v for k, v in found.items() if not k.endswith((".steps", ".start_std"))}
 
 
 def close(found, golden):
