@@ -79,7 +79,8 @@ class EarlyStopping:
                 {key: tuple(t.shape) for key, t in tensors.items()}
                 for tensors in (states.get(name, {}), _state_of(self.modules.get(name)))
             )
-            for key in [k for k in own if k.endswith(".steps")]:  # runs of before have none
+            # Runs of before have neither.
+            for key in [k for k in own if k.endswith((".steps", ".start_std"))]:
                 saved.setdefault(key, own[key])
             if saved != own:
                 differ = sorted(k for k in {*saved, *own} if saved.get(k) != own.get(k))
