@@ -150,7 +150,7 @@ def _evidence(mixture: GaussianMixture, cells: Cells) -> float:
 
 
 def _without_needless(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> GaussianMixture:
-    """Components merged while the evidence rises: shapes that are no Gaussian need few, not many."""
+    """Components merged while the evidence rises: what is no Gaussian needs few, not many."""
     value = _evidence(mixture, cells)
     while mixture.num_components > 1:
         for fewer in mergers(mixture, cells):
