@@ -87,12 +87,11 @@ def test_fewer_than_three_components_have_no_move(k):
 
 
 def prior_of(w, k=3, **options):
-    """A prior that moves, with all of its components but pinned ones on the spike."""
+    """A prior that moves, its components all alike: EM alone would never tell them apart."""
     net = nn.Linear(len(w), 1, bias=False).double()
     net.weight.data[0] = w
     prior = MixturePrior(net, k, **options)
-    free = ~prior.mixtures["all"].pinned_mean
-    prior.mixtures["all"].mean[free] = 0.01 * torch.arange(float(free.sum())).double()
+    prior.mixtures["all"].mean.zero_()
     prior.mixtures["all"].std.fill_(0.02)
     return prior
 
@@ -154,7 +153,7 @@ def test_mergers_take_the_twins_first_and_never_a_pinned_component():
         pinned_mixing=[True, False, False, False],
         pinned_mean=[True, False, False, False],
     )
-    first, *others = mergers(mixture, cells_of(three_values(), 256))
+    first, *others = mergers(mixture, cells_of(three_values()[:1100], 256))
     assert first.mean.sort().values.tolist() == [0.0, 0.0, 1.0]
     torch.testing.assert_close(first.mixing[first.mean == 1.0].item(), 0.6)
     for fewer in (first, *others):
