@@ -306,8 +306,8 @@ def table(records):
             lines.append(f"| {r['seed']} | {r['n']:,} | {r['k']} | {'; '.join(what)} |")
     lines += [
         "",
-        f"*`python figures/plants.py`, seeds {min(seeds)} to {max(seeds)}; one core of a machine "
-        f"with 2 cores and no GPU, {minutes:.0f} minutes.*",
+        f"*`python figures/plants.py`: {total} plants of the seeds {min(seeds)} to {max(seeds)}; "
+        f"one core of a machine with 2 cores and no GPU, {minutes:.0f} minutes.*",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,12 @@
 """Moves free twins, and never make the fit worse."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from swsmix import GaussianMixture, HyperPrior, initial_mixture
+from swsmix import GaussianMixture, HyperPrior, MixturePrior, initial_mixture
 from swsmix._cells import cells_of
 from swsmix.em import fit_cells_
 from swsmix.moves import moved
@@ -99,3 +102,60 @@ def test_the_order_of_the_components_does_not_hang_on_the_rounding():
     better = [moved(start, cells_of(w * (1 + e), 256), hyper).mean for e in (0.0, 1e-15, -1e-15)]
     for mean in better[1:]:
         torch.testing.assert_close(mean, better[0])
+
+
+def prior_of(w, k=3, **options):
+    """A prior that moves, all of its components on the spike."""
+    net = nn.Linear(len(w), 1, bias=False).double()
+    net.weight.data[0] = w
+    prior = MixturePrior(net, k, **options)
+    prior.mixtures["all"].mean.zero_()
+    prior.mixtures["all"].std.fill_(0.02)
+    return prior
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_objective_never_rises_for_fixed_weights_with_moves(zero):
+    w = three_values()
+    prior = prior_of(w, 4, zero=zero)
+    values = [prior.penalty().item()]
+    for _ in range(40):
+        prior.em_step_()
+        values.append(prior.penalty().item())
+    assert all(b <= a + 1e-9 * abs(a) for a, b in zip(values, values[1:], strict=False))
+    assert values[-1] < values[0] - 100.0
+    if zero:
+        assert prior.mixtures["all"].mean[0] == 0.0
+
+
+def test_moves_resume_bit_for_bit_from_the_state_dict():
+    w = three_values()
+    whole, half = prior_of(w, 4), prior_of(w, 4)
+    for _ in range(20):
+        whole.em_step_(rate=0.5)
+    for _ in range(7):
+        half.em_step_(rate=0.5)
+    rest = MixturePrior(half._model[0], 4)
+    rest.load_state_dict(copy.deepcopy(half.state_dict()))
+    for _ in range(13):
+        rest.em_step_(rate=0.5)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[key]), key
+
+
+def test_a_pinned_share_and_zero_stay_to_the_last_bit_through_moves():
+    prior = prior_of(three_values(), 4, zero=True, zero_mixing=0.7)
+    mixture = prior.mixtures["all"]
+    before = mixture.mixing[0].clone()
+    for _ in range(20):
+        prior.em_step_()
+        assert mixture.mixing[0] == before and mixture.mean[0] == 0.0
+        assert mixture.mixing.sum().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("options", [{"mode": "gradient"}, {"method": "quantiles"}])
+def test_nothing_moves_in_gradient_mode_or_from_a_named_start(options):
+    net = nn.Linear(1200, 1, bias=False)
+    assert not MixturePrior(net, 3, **options).moves
+    assert MixturePrior(net, 3).moves
+    assert not MixturePrior(net, initial=twins()).moves
