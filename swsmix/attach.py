@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
 Update = Literal["gradient", "proximal"]
+MomentsOf = Literal["maximum", "posterior"]
+MOMENTS = ("maximum", "posterior")
 
 
 class Attachment:
@@ -318,16 +320,22 @@ class Attachment:
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
+def advance_(
+    prior: MixturePrior,
+    schedule: Schedule,
+    tick: int,
+    em_step_: Callable[[float], None] | None = None,
+) -> None:
     """What the schedule asks of the mixtures when the clock reaches a tick: EM, annealing.
 
     Args:
         prior: the prior, changed in place.
         schedule: the schedule.
         tick: the clock.
+        em_step_: an EM step at a rate; by default the prior's own, on the weights as they are.
     """
     if prior.mode == "em" and schedule.em_at(tick):
-        prior.em_step_(schedule.em_rate)
+        (em_step_ or prior.em_step_)(schedule.em_rate)
     for group, mixture in prior.mixtures.items():
         cap = schedule.std_cap_at(tick, group)
         if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):
