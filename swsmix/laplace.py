@@ -141,7 +141,7 @@ def _share(total: float, cases: Tensor) -> float:
     """What the loss multiplies the cases' losses by: 1 / n for a mean, 1 for a sum."""
     whole = float(cases.double().sum())
     for share in (1.0 / len(cases), 1.0):
-        if abs(share * whole - total) <= 1e-4 * share * float(cases.abs().sum()):
+        if abs(share * whole - total) <= share * (1e-4 * float(cases.abs().sum()) + 1e-9):
             return share
     raise ValueError(
         "the loss must be a mean or a sum over cases of the negative log likelihood: over all "

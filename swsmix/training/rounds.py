@@ -24,7 +24,7 @@ from swsmix.variational import Variance
 FullBatch = Literal["l-bfgs", "cg"]
 
 METHODS = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
-_EM_STEPS = 10  # over the posterior, for one curvature of the data: that takes the most time
+_EM_STEPS = 5  # over the posterior, for one curvature of the data: that takes the most time
 
 
 class RoundTrainer:
@@ -124,9 +124,8 @@ class RoundTrainer:
             posterior = posterior.refreshed()
         self.variance = posterior.variance
         if own := _trainable([self.loss]):
-            minimize_(
-                expected_loss(posterior, self.loss, self.data), own, method="l-bfgs", iterations=50
-            )
+            expected = expected_loss(posterior, self.loss, self.data)
+            minimize_(expected, own, method="l-bfgs", iterations=10)
 
     def _moving(self) -> list[Tensor]:
         """The parameters that move in this round: those of the mixtures not always."""
