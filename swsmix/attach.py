@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _optimizers, _shards, proximal
+from swsmix import _optimizers, _shards, proximal, second_moments
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -62,6 +62,9 @@ class Attachment:
         num_data: the number of training examples over which the loss is a mean.
         schedule: tau, EM and annealing.
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
+        moments: EM over the `"maximum"` or, with variances from `swsmix.second_moments`, over the
+            `"posterior"` of each weight.
+        batch_size: examples per step, for moments="posterior".
 
     Raises:
         TypeError: if one is not an optimiser and does not hold one.
@@ -77,6 +80,8 @@ class Attachment:
         num_data: int,
         schedule: Schedule,
         update: Update | None,
+        moments: MomentsOf = "maximum",
+        batch_size: int | None = None,
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
@@ -98,6 +103,14 @@ class Attachment:
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self._check()
+        self._em_step_: Callable[[float], None] | None = None
+        if moments not in MOMENTS:
+            raise ValueError(f"moments must be one of {MOMENTS}; got {moments!r}")
+        if moments == "posterior":
+            self._em_step_ = self._posterior_em_step_
+            self.batch_size = second_moments.check(
+                self._optimizers, num_data, batch_size, update, schedule.tau
+            )
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         self._handles = [
             handle
@@ -261,7 +274,13 @@ class Attachment:
         self._joint.clear()
         self.tick += 1
         self._watch.tick()
-        advance_(self.prior, self.schedule, self.tick)
+        advance_(self.prior, self.schedule, self.tick, self._em_step_)
+
+    def _posterior_em_step_(self, rate: float) -> None:
+        tau = self.schedule.tau_at(self.tick) or self.schedule.tau
+        members = [(o, *member) for o in self._optimizers for member in self._members(o)]
+        precision = self.num_data * self.batch_size
+        self.prior.em_step_(rate, second_moments.variance(self.prior, members, precision, tau))
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:
         self.update = "gradient"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.func import functional_call, jacrev, vmap
 
 from swsmix import variational
 from swsmix.prior import MixturePrior
@@ -128,13 +128,17 @@ def curvature(
 
 
 def _per_case(loss: Loss) -> Loss:
-    return lambda f, y: loss(f[None], y[None])
+    def of_case(f: Tensor, y: Tensor) -> Tensor:
+        return loss(f[None], y[None])
+
+    return of_case
 
 
 def _bends(per_case: Loss, outputs: Tensor, y: Tensor) -> Float[Tensor, "n c c"]:
     """d^2 loss / d f^2 of each case."""
     size = outputs[0].numel()
-    return vmap(hessian(per_case))(outputs, y).reshape(len(outputs), size, size)
+    # Forward mode would load torch's compiler.
+    return vmap(jacrev(jacrev(per_case)))(outputs, y).reshape(len(outputs), size, size)
 
 
 def _share(total: float, cases: Tensor) -> float:
@@ -193,7 +197,7 @@ class Laplace:
         )
 
     def log_evidence(self) -> float:
-        """log p(data | phi) in nats, the weights integrated out, at tau = 1.
+        """Log p(data | phi) in nats, the weights integrated out, at tau = 1.
 
             log p(data | w) - tr(H S) / 2 - F(w, s^2; phi) + log det(2 pi e S) / 2
 

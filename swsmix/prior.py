@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from swsmix import _shards, tables, variational
 from swsmix._cells import cells_for, cells_of
 from swsmix._description import description
-from swsmix.attach import Attachment, Update
+from swsmix.attach import Attachment, MomentsOf, Update
 from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
 from swsmix.mixture import GaussianMixture
 from swsmix.moves import moved
@@ -475,6 +475,8 @@ class MixturePrior(nn.Module):
         em_every: int | None = None,
         schedule: Schedule | None = None,
         update: Update | None = None,
+        moments: MomentsOf = "maximum",
+        batch_size: int | None = None,
     ) -> Attachment:
         """Let an optimiser train under the prior: the two lines for anyone's training loop.
 
@@ -493,14 +495,20 @@ class MixturePrior(nn.Module):
             update: how the prior moves the weights, see `swsmix.attach`: `"gradient"`, exactly as
                 if you had added the penalty to the loss, or `"proximal"`, stable for every sigma.
                 By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").
+            moments: what EM is over: the `"maximum"`, the weights as they are, or the
+                `"posterior"` of each, whose variance comes from the second moments of Adam or
+                AdamW (`swsmix.second_moments`); with others, give it to `em_step_` yourself.
+            batch_size: the number of examples over which each step's loss is a mean; needed by
+                moments="posterior".
 
         Returns:
             The attachment; `.remove()` takes the prior out again.
 
         Raises:
             TypeError: if there is no optimiser in what was given.
-            ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, or
-                the schedule is given twice.
+            ValueError: if a tensor of the prior is in no optimiser, num_data is not positive,
+                the schedule is given twice, or the optimiser's second moments are no estimate of
+                posterior variances.
 
         Example:
             >>> net = nn.Linear(20, 1)
@@ -514,7 +522,10 @@ class MixturePrior(nn.Module):
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
         several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
         optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
-        return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
+        return Attachment(
+            self, optimizers, num_data=num_data, schedule=schedule, update=update,
+            moments=moments, batch_size=batch_size,
+        )  # fmt: skip
 
     # -- what it says -------------------------------------------------------------------------
 

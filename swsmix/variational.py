@@ -14,12 +14,13 @@ is nearly the same, so that many weights are summed up by cells in (w, log s).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
 
 DIRECT = 1 << 22  # up to this N x K every weight is a cell of its own
 _CHUNK = 1 << 20
@@ -28,16 +29,8 @@ _CHUNK = 1 << 20
 _STEP, _SPREAD_STEP, _SPREADS = 0.02, 0.1, (1e-3, 30.0)
 
 
-class Mixture(Protocol):
-    """What a mixture must hold: pi, mu and sigma (k,)."""
-
-    mixing: Any
-    mean: Any
-    std: Any
-
-
 def neg_expected_log_prior(
-    mixture: Mixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+    mixture: GaussianMixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
 ) -> Float[Tensor, ""]:
     """F(w, s^2) in nats: differentiable, with N x K memory.
 
@@ -50,7 +43,6 @@ def neg_expected_log_prior(
         A scalar.
 
     Example:
-        >>> from swsmix import GaussianMixture
         >>> mixture, w = GaussianMixture([1.0], [0.0], [1.0]), torch.zeros(1)
         >>> F = [neg_expected_log_prior(mixture, w, torch.tensor([s2])) for s2 in (0.0, 1.0)]
         >>> bool((F[1] - F[0]).isclose(torch.tensor(0.5)))
@@ -62,18 +54,46 @@ def neg_expected_log_prior(
 
 @torch.no_grad()
 def precision(
-    mixture: Mixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+    mixture: GaussianMixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """sum_j gamma_ij / sigma_j^2: the precision that the mixture gives to each weight.
 
     It is that of the best Gaussian posterior: F's bound is quadratic in w once gamma is held fixed.
     """
     gamma = _log_joint(mixture, w, variance)[0].softmax(1)
-    return gamma @ mixture.std.to(gamma).square().reciprocal()
+    bends: Tensor = mixture.std.to(gamma).square().reciprocal()
+    return gamma @ bends
 
 
-def _log_joint(mixture: Mixture, w: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log pi_j + E log N up to a constant, w - mu_j and its expected square, each (n, k)."""
+@torch.no_grad()
+def variance_of(
+    mixture: GaussianMixture, w: Float[Tensor, " n"], data: Float[Tensor, " n"], tau: float
+) -> Float[Tensor, " n"]:
+    """s_i^2 = 1 / (h_i + tau sum_j gamma_ij / sigma_j^2), where gamma depends on s_i^2 in turn.
+
+    Args:
+        mixture: the mixture.
+        w: the posterior means.
+        data: h, the precision that the data give to each weight, in nats per squared unit.
+        tau: the strength of the mixture.
+
+    Returns:
+        s^2 in float64, after three rounds of each for the other; bounded memory.
+    """
+    parts = []
+    size = max(1, _CHUNK // len(mixture.mean))
+    for x, h in zip(w.double().split(size), data.double().split(size), strict=True):
+        s2 = torch.zeros_like(x)
+        for _ in range(3):
+            s2 = (h + tau * precision(mixture, x, s2)).reciprocal()
+        parts.append(s2)
+    return torch.cat(parts)
+
+
+def _log_joint(
+    mixture: GaussianMixture, w: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log pi_j + E log N up to a constant, w - mu_j and its expected square, each (n, k)."""
     pi, mu, sigma = (t.detach().to(w) for t in (mixture.mixing, mixture.mean, mixture.std))
     off = w[:, None] - mu
     square = off.square() + variance[:, None]
@@ -82,7 +102,7 @@ def _log_joint(mixture: Mixture, w: Tensor, variance: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 def sums(
-    mixture: Mixture,
+    mixture: GaussianMixture,
     w: Float[Tensor, " n"],
     variance: Float[Tensor, " n"],
     count: Float[Tensor, " n"] | None = None,
@@ -116,7 +136,7 @@ def sums(
 
 @torch.no_grad()
 def gathered(
-    mixture: Mixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+    mixture: GaussianMixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Weights with their variances as cells in (w, log s), in O(N).
 
@@ -148,7 +168,7 @@ def gathered(
     return edges[used // rows] + mean, s2 / count + scatter, count
 
 
-def _edges(mixture: Mixture, low: Tensor, high: Tensor) -> Tensor:
+def _edges(mixture: GaussianMixture, low: Tensor, high: Tensor) -> Tensor:
     """Where the axis of the weights is cut: at mu_j +- sigma_j sinh(step k), for all j and k."""
     mu, sigma = mixture.mean.detach().double(), mixture.std.detach().double()
     low, high = low.double(), high.double()
@@ -162,7 +182,7 @@ def _edges(mixture: Mixture, low: Tensor, high: Tensor) -> Tensor:
 
 @torch.no_grad()
 def expected_sums(
-    mixture: Mixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+    mixture: GaussianMixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "3 k"]]:
     """`sums`, by cells where that takes less time: within 1e-3 of it, relative to N_j."""
     if w.numel() * len(mixture.mean) <= DIRECT:
@@ -221,4 +241,3 @@ def check_names(names: Iterable[str], variance: Mapping[str, Tensor]) -> None:
 
 
 Variance = Mapping[str, Tensor]
-VarianceSource = Callable[[], Variance]

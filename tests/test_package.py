@@ -17,7 +17,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"mixture", "_optimizers"},
     {"tables", "_histogram", "variational"},
     {"em", "proximal"},
-    {"start", "moves"},
+    {"start", "moves", "second_moments"},
     {"attach", "_description"},
     {"prior"},
     {"laplace"},

@@ -202,7 +202,8 @@ def _trainer(
     if not isinstance(optimizer, str):
         return BatchTrainer(
             model, loss, data, optimizer, num_data=num_data, prior=prior, schedule=schedule,
-            update=update, batch_size=batch_size, lr_scheduler=lr_scheduler, seed=seed,
+            update=update, moments=moments, batch_size=batch_size, lr_scheduler=lr_scheduler,
+            seed=seed,
         )  # fmt: skip
     if lr_scheduler is not None:
         raise ValueError(f"{optimizer!r} has no learning rate to schedule: omit lr_scheduler")
