@@ -69,7 +69,8 @@ class Attachment:
     Raises:
         TypeError: if one is not an optimiser and does not hold one.
         ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
-            update is unknown, or the proximal step is asked for where it cannot be made.
+            update is unknown, the proximal step is asked for where it cannot be made, or the
+            optimisers' second moments give no posterior variances.
     """
 
     def __init__(
@@ -103,14 +104,13 @@ class Attachment:
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self._check()
-        self._em_step_: Callable[[float], None] | None = None
         if moments not in MOMENTS:
             raise ValueError(f"moments must be one of {MOMENTS}; got {moments!r}")
         if moments == "posterior":
-            self._em_step_ = self._posterior_em_step_
-            self.batch_size = second_moments.check(
+            batch_size = second_moments.check(
                 self._optimizers, num_data, batch_size, update, schedule.tau
             )
+        self.moments, self.batch_size = moments, batch_size
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         self._handles = [
             handle
@@ -274,12 +274,13 @@ class Attachment:
         self._joint.clear()
         self.tick += 1
         self._watch.tick()
-        advance_(self.prior, self.schedule, self.tick, self._em_step_)
+        em_step_ = self._posterior_em_step_ if self.moments == "posterior" else None
+        advance_(self.prior, self.schedule, self.tick, em_step_)
 
     def _posterior_em_step_(self, rate: float) -> None:
         tau = self.schedule.tau_at(self.tick) or self.schedule.tau
         members = [(o, *member) for o in self._optimizers for member in self._members(o)]
-        precision = self.num_data * self.batch_size
+        precision = float(self.num_data * (self.batch_size or 1))
         self.prior.em_step_(rate, second_moments.variance(self.prior, members, precision, tau))
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """The posterior of a small network's weights as a Gaussian (Laplace), and the evidence.
 
-    S = (H + diag(a))^-1,   H = sum_cases J' (d^2 loss / d f^2) J,   a_i = sum_j gamma_ij / sigma_j^2
+    S = (H + diag(a))^-1,  H = sum_cases J' (d^2 loss / d f^2) J,  a_i = sum_j gamma_ij / sigma_j^2
 
 H is the Gauss-Newton matrix of the data's negative log likelihood, exact where f is linear in the
 weights, and a the prior's curvature with the responsibilities of `swsmix.variational`. Every
@@ -138,7 +138,8 @@ def _bends(per_case: Loss, outputs: Tensor, y: Tensor) -> Float[Tensor, "n c c"]
     """d^2 loss / d f^2 of each case."""
     size = outputs[0].numel()
     # Forward mode would load torch's compiler.
-    return vmap(jacrev(jacrev(per_case)))(outputs, y).reshape(len(outputs), size, size)
+    bends: Tensor = vmap(jacrev(jacrev(per_case)))(outputs, y)
+    return bends.reshape(len(outputs), size, size)
 
 
 def _share(total: float, cases: Tensor) -> float:

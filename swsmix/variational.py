@@ -7,7 +7,14 @@ log N(w_i | mu_j, sigma_j^2) - s_i^2 / (2 sigma_j^2), hence
     F(w, s^2) = -sum_i log sum_j pi_j N(w_i | mu_j, sigma_j^2) exp(-s_i^2 / (2 sigma_j^2)).
 
 F bounds -E log p(w) from above, and the bound is tight for the best gamma (variational EM). At
-s = 0 both are those of the mixture itself. What is expected of weights with nearly the same w and s
+s = 0 both are those of the mixture itself. EM's fixed point is MacKay's (1992)
+
+    sigma_j^2 = sum_i gamma_ij (w_i - mu_j)^2 / sum_i gamma_ij (1 - s_i^2 / sigma_j^2),
+
+whose own iteration is faster (6 steps against 21 on a regression of 12 weights) but may lower the
+evidence, and divides by 0 where the data determine nothing.
+
+What is expected of weights with nearly the same w and s
 is nearly the same, so that many weights are summed up by cells in (w, log s).
 """
 
@@ -78,13 +85,13 @@ def variance_of(
         tau: the strength of the mixture.
 
     Returns:
-        s^2 in float64, after three rounds of each for the other; bounded memory.
+        s^2 in float64, after six rounds of each for the other; bounded memory.
     """
     parts = []
     size = max(1, _CHUNK // len(mixture.mean))
     for x, h in zip(w.double().split(size), data.double().split(size), strict=True):
         s2 = torch.zeros_like(x)
-        for _ in range(3):
+        for _ in range(6):
             s2 = (h + tau * precision(mixture, x, s2)).reciprocal()
         parts.append(s2)
     return torch.cat(parts)

@@ -39,7 +39,7 @@ def test_the_precision_is_that_of_the_data_plus_that_of_the_prior():
         loss(net(x[rows]), y[rows]).backward()
         optimizer.step()
     members = [(optimizer, "weight", net.weight, "all")]
-    s2 = second_moments.variance(prior, members, N * B, 1.0)["weight"][0]
+    s2 = second_moments.variance(prior, members, float(N * B), 1.0)["weight"][0]
     exact = 1.0 / (x.square().sum(0) + 1.0)  # the data's noise has variance 1
     torch.testing.assert_close(s2.float(), exact, rtol=0.15, atol=0)
     assert s2[-1] == pytest.approx(1.0)  # the data say nothing of it

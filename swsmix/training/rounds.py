@@ -140,7 +140,8 @@ class RoundTrainer:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of rounds, and the weights' variances."""
-        return {"steps": self.steps, "variance": self.variance}
+        known = {} if self.variance is None else {"variance": dict(self.variance)}
+        return {"steps": self.steps, **known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
