@@ -314,6 +314,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--methods", nargs="+", choices=RUN, default=RUN)
     parser.add_argument("--out", type=Path, default=HERE / "evidence.jsonl")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     parser.add_argument("--table", action="store_true", help="only write the tables")
@@ -330,7 +331,7 @@ def main():
         (name, split, method)
         for split in range(0 if options.table else options.splits)
         for name in options.sets
-        for method in RUN
+        for method in options.methods
         if (name, split, method) not in done
     ]
     for job in jobs:
