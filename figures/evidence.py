@@ -293,7 +293,8 @@ def tables(rows):
                         a[measure] - b[measure] for a, b in pairs if measure in a and measure in b
                     ]
                     mean, half = interval(gaps) if gaps else (math.nan, math.nan)
-                    cells.append(f"{mean:+.3g} ± {half:.2g}")
+                    said = f"{mean:+.3g}" if gaps else "-"
+                    cells.append(f"{said} ± {half:.2g}" if len(gaps) > 1 else said)
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     failed = sum("failed" in row for row in rows)
