@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _optimizers, _shards, proximal
+from swsmix import _optimizers, _shards, proximal, second_moments
 from swsmix.diagnosis import Watch
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
 Update = Literal["gradient", "proximal"]
+MomentsOf = Literal["maximum", "posterior"]
+MOMENTS = ("maximum", "posterior")
 
 
 class Attachment:
@@ -61,11 +63,15 @@ class Attachment:
         num_data: the number of training examples over which the loss is a mean.
         schedule: tau, EM and annealing.
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
+        moments: EM over the `"maximum"` or, with variances from `swsmix.second_moments`, over the
+            `"posterior"` of each weight.
+        batch_size: examples per step, for moments="posterior".
 
     Raises:
         TypeError: if one is not an optimiser and does not hold one.
         ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, an
-            update is unknown, or the proximal step is asked for where it cannot be made.
+            update is unknown, the proximal step is asked for where it cannot be made, or the
+            optimisers' second moments give no posterior variances.
     """
 
     def __init__(
@@ -76,6 +82,8 @@ class Attachment:
         num_data: int,
         schedule: Schedule,
         update: Update | None,
+        moments: MomentsOf = "maximum",
+        batch_size: int | None = None,
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
@@ -98,6 +106,13 @@ class Attachment:
         self._joint: dict[int, Tensor] = {}
         self.diagnosis = Watch(prior)
         self._check()
+        if moments not in MOMENTS:
+            raise ValueError(f"moments must be one of {MOMENTS}; got {moments!r}")
+        if moments == "posterior":
+            batch_size = second_moments.check(
+                self._optimizers, num_data, batch_size, update, schedule.tau
+            )
+        self.moments, self.batch_size = moments, batch_size
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         self._handles = [
             handle
@@ -265,8 +280,15 @@ class Attachment:
         self._joint.clear()
         self.tick += 1
         self._watch.tick()
-        advance_(self.prior, self.schedule, self.tick)
+        em_step_ = self._posterior_em_step_ if self.moments == "posterior" else None
+        advance_(self.prior, self.schedule, self.tick, em_step_)
         self.diagnosis.look(self.schedule, self.tick)
+
+    def _posterior_em_step_(self, rate: float) -> None:
+        tau = self.schedule.tau_at(self.tick) or self.schedule.tau
+        members = [(o, *member) for o in self._optimizers for member in self._members(o)]
+        precision = float(self.num_data * (self.batch_size or 1))
+        self.prior.em_step_(rate, second_moments.variance(self.prior, members, precision, tau))
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:
         self.update = "gradient"
@@ -325,16 +347,22 @@ class Attachment:
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-def advance_(prior: MixturePrior, schedule: Schedule, tick: int) -> None:
+def advance_(
+    prior: MixturePrior,
+    schedule: Schedule,
+    tick: int,
+    em_step_: Callable[[float], None] | None = None,
+) -> None:
     """What the schedule asks of the mixtures when the clock reaches a tick: EM, annealing.
 
     Args:
         prior: the prior, changed in place.
         schedule: the schedule.
         tick: the clock.
+        em_step_: an EM step at a rate; by default the prior's own, on the weights as they are.
     """
     if prior.mode == "em" and schedule.em_at(tick):
-        prior.em_step_(schedule.em_rate)
+        (em_step_ or prior.em_step_)(schedule.em_rate)
     for group, mixture in prior.mixtures.items():
         cap = schedule.std_cap_at(tick, group)
         if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swsmix import tables
+from swsmix import tables, variational
 from swsmix._cells import Cells
 from swsmix.mixture import GaussianMixture
 
@@ -172,26 +172,46 @@ class HyperPrior:
 
 
 def e_step(
-    mixture: GaussianMixture, w: Float[Tensor, "*n"], table: tables.Tables | None = None
+    mixture: GaussianMixture,
+    w: Float[Tensor, "*n"],
+    table: tables.Tables | None = None,
+    *,
+    variance: Float[Tensor, "*n"] | None = None,
 ) -> Moments:
     """The E step: the expected sufficient statistics of the weights under the mixture.
+
+    With the posterior variance s_i^2 of each weight the expectation is over the posterior
+    N(w_i, s_i^2) too (variational EM; MacKay 1992 for one Gaussian):
+
+        gamma_ij proportional to pi_j N(w_i | mu_j, sigma_j^2) exp(-s_i^2 / (2 sigma_j^2)),
+        second_j = sum_i gamma_ij ((w_i - mu_j)^2 + s_i^2)
+
+    A sample of the weights contains s^2 by itself: then leave `variance` out.
 
     Args:
         mixture: the current mixture.
         w: the weights, any shape.
-        table: the mixture's tables, if they are at hand.
+        table: the mixture's tables, if they are at hand; without `variance` only.
+        variance: s^2, of the shape of the weights, in their squared units; 0 if None.
 
     Returns:
         Moments centred on the mixture's means.
 
     Raises:
-        ValueError: if weights are not finite.
+        ValueError: if weights are not finite, or variances not finite, negative or of another
+            shape.
 
     Example:
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> e_step(mixture, torch.tensor([0.0, 0.1, 1.0])).count
         tensor([2., 1.], dtype=torch.float64)
     """
+    if variance is not None:
+        variance = variational.check("the weights", w, variance).reshape(-1)
+        if not w.isfinite().all():
+            raise ValueError(f"{int((~w.isfinite()).sum())} of the weights are nan or inf")
+        sums = variational.expected_sums(mixture, w.detach().reshape(-1), variance)[1]
+        return Moments(mixture.mean.detach().double(), *sums)
     if table is None:
         table = tables.build(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
     return Moments(mixture.mean.detach().double(), *table.moments(w))
@@ -339,13 +359,8 @@ def e_step_on_cells(mixture: GaussianMixture, cells: Cells) -> tuple[Float[Tenso
     A cell's weights share their responsibilities, those of the expected log density: a lower bound
     of the weights' own log likelihood, and near it where cells are narrow.
     """
-    off = cells.mean[:, None] - mixture.mean
-    square = off.square() + (cells.scatter / cells.count)[:, None]
-    joint = mixture.mixing.log() - mixture.std.log() - 0.5 * square / mixture.std.square()
-    log_p = joint.logsumexp(1)
-    share = (joint - log_p[:, None]).exp() * cells.count[:, None]
-    value = (cells.count * log_p).sum() - 0.5 * math.log(2.0 * math.pi) * cells.count.sum()
-    moments = share.sum(0), (share * off).sum(0), (share * square).sum(0)
+    variance = cells.scatter / cells.count
+    value, moments = variational.sums(mixture, cells.mean, variance, cells.count)
     return value, Moments(mixture.mean.clone(), *moments)
 
 

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swsmix import _shards, tables
+from swsmix import _shards, tables, variational
 from swsmix._cells import cells_for, cells_of
 from swsmix._description import description
-from swsmix.attach import Attachment, Update
+from swsmix.attach import Attachment, MomentsOf, Update
 from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
 from swsmix.mixture import GaussianMixture
 from swsmix.moves import moved
@@ -21,6 +21,7 @@ from swsmix.schedule import Schedule
 from swsmix.selection import Groups, Patterns, resolve, select
 from swsmix.start import Initialisation, NumComponents, initial_mixture
 from swsmix.tables import Tables
+from swsmix.variational import Variance
 
 Mode = Literal["em", "gradient"]
 T = TypeVar("T")
@@ -327,18 +328,30 @@ class MixturePrior(nn.Module):
     # -- EM -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def em_step_(self, rate: float = 1.0) -> None:
+    def em_step_(self, rate: float = 1.0, variance: Variance | None = None) -> None:
         """One EM step of every mixture on the current weights, in place.
+
+        With posterior variances the step is one of EM over the posterior N(w_i, s_i^2) rather than
+        its maximum: the stds then do not collapse with the weights (see `swsmix.em.e_step`). On a
+        *sample* of the weights (IVON, samplers) leave them out: its moments contain s^2. Split and
+        merge rest in a step with variances.
 
         Args:
             rate: rho of the running moments in (0, 1]; at 1 the moments are fresh, and the
                 objective never rises for fixed weights. Smaller values average over the past,
                 while the weights move.
+            variance: s^2 of each tensor of the prior, by name, of the tensor's shape and in its
+                squared units; of a sharded tensor, of the part on this machine.
 
         Raises:
             RuntimeError: in mode "gradient", where the optimiser moves the mixtures.
-            ValueError: if weights are not finite, or not on the mixtures' device; the mixtures
-                are then unchanged.
+            ValueError: if weights are not finite, or not on the mixtures' device, or variances are
+                missing, negative, not finite or of another shape; the mixtures are then unchanged.
+
+        Example:
+            >>> net = nn.Linear(20, 10)
+            >>> prior = MixturePrior(net, num_components=4)
+            >>> prior.em_step_(variance={"weight": torch.full((10, 20), 0.01)})
         """
         if not 0.0 < rate <= 1.0:
             raise ValueError(f"the rate of the running moments must lie in (0, 1]; got {rate}")
@@ -347,7 +360,11 @@ class MixturePrior(nn.Module):
                 "mode 'gradient' has no EM step: give prior.parameters() to an optimiser, or make "
                 "the prior with mode='em'"
             )
-        fresh = {group: self.moments(group) for group in self.selection.groups}
+        if variance is None:
+            fresh = {group: self.moments(group) for group in self.selection.groups}
+        else:
+            variational.check_names(self.selection.names, variance)
+            fresh = {g: self._expected_moments(g, variance) for g in self.selection.groups}
         for group, moments in fresh.items():
             state = self._state(group)
             running = state.running
@@ -355,8 +372,48 @@ class MixturePrior(nn.Module):
                 moments = running.damped(moments, rate)
             m_step_(state.mixture, moments, state.hyper)
             state.keep_(moments)
-            if self.moves and _is_due(int(state.steps)):
+            if self.moves and variance is None and _is_due(int(state.steps)):
                 self._move_(group)
+
+    def _expected_moments(self, group: str, variance: Variance) -> Moments:
+        """The E step over the posterior N(w, s^2) of one group."""
+        self.check_weights(group)
+        mixture = self._state(group).mixture
+        total = torch.zeros(3, mixture.num_components, dtype=torch.float64, device="cpu")
+        total = total.to(mixture.mean.device)
+        for name, p in self.parameters_of(group).items():
+            w = _shards.local(p.detach())
+            s2 = variational.check(name, w, variance[name])
+            moments = variational.expected_sums(mixture, w.reshape(-1), s2.reshape(-1))[1]
+            total += _shards.sum_over_(moments, _shards.shard_groups(p))
+        return Moments(mixture.mean.detach().double(), *total)
+
+    def expected_penalty(self, variance: Variance) -> Float[Tensor, ""]:
+        """The penalty of weights that are known up to a variance, in nats.
+
+            sum_groups tau_g (F(w, s^2; phi) - log p(phi)),   F >= -E log p(w), w ~ N(w_i, s_i^2)
+
+        What EM over the posterior minimises; `penalty()` where s = 0. It is differentiable in the
+        weights and takes N x K memory, hence is for small networks. F is in `swsmix.variational`.
+
+        Args:
+            variance: s^2 of each tensor of the prior, by name, see `em_step_`.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: if variances are missing, negative, not finite or of another shape.
+        """
+        variational.check_names(self.selection.names, variance)
+        terms = {}
+        for group in self.selection.groups:
+            params, mixture = self.parameters_of(group), self._state(group).mixture
+            s2 = [variational.check(name, p, variance[name]) for name, p in params.items()]
+            w, flat = (torch.cat([t.reshape(-1) for t in ts]) for ts in (params.values(), s2))
+            nll = variational.neg_expected_log_prior(mixture, w, flat.to(w))
+            terms[group] = {"nll": nll, "hyper_prior": -self._log_hyper_prior(group)}
+        return self._penalty_of(terms)
 
     def _move_(self, group: str) -> None:
         """Split and merge, if the objective on the weights themselves is lower for it."""
@@ -420,6 +477,8 @@ class MixturePrior(nn.Module):
         em_every: int | None = None,
         schedule: Schedule | None = None,
         update: Update | None = None,
+        moments: MomentsOf = "maximum",
+        batch_size: int | None = None,
     ) -> Attachment:
         """Let an optimiser train under the prior: the two lines for anyone's training loop.
 
@@ -438,14 +497,20 @@ class MixturePrior(nn.Module):
             update: how the prior moves the weights, see `swsmix.attach`: `"gradient"`, exactly as
                 if you had added the penalty to the loss, or `"proximal"`, stable for every sigma.
                 By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").
+            moments: what EM is over: the `"maximum"`, the weights as they are, or the
+                `"posterior"` of each, whose variance comes from the second moments of Adam or
+                AdamW (`swsmix.second_moments`); with others, give it to `em_step_` yourself.
+            batch_size: the number of examples over which each step's loss is a mean; needed by
+                moments="posterior".
 
         Returns:
             The attachment; `.remove()` takes the prior out again.
 
         Raises:
             TypeError: if there is no optimiser in what was given.
-            ValueError: if a tensor of the prior is in no optimiser, num_data is not positive, or
-                the schedule is given twice.
+            ValueError: if a tensor of the prior is in no optimiser, num_data is not positive,
+                the schedule is given twice, or the optimiser's second moments are no estimate of
+                posterior variances.
 
         Example:
             >>> net = nn.Linear(20, 1)
@@ -459,7 +524,10 @@ class MixturePrior(nn.Module):
         schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
         several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
         optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
-        return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
+        return Attachment(
+            self, optimizers, num_data=num_data, schedule=schedule, update=update,
+            moments=moments, batch_size=batch_size,
+        )  # fmt: skip
 
     # -- what it says -------------------------------------------------------------------------
 

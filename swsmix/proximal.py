@@ -97,6 +97,11 @@ def is_known(optimizer: Optimizer) -> bool:
     )
 
 
+def is_adam(optimizer: Optimizer) -> bool:
+    """Whether the optimiser's step is known and that of Adam or AdamW."""
+    return is_known(optimizer) and _EFFECTIVE_STEPS[_step_function(optimizer)] is _adam
+
+
 def effective_step(
     optimizer: Optimizer, state: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Step | None:

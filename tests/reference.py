@@ -67,3 +67,21 @@ def log_hyper_prior(mixing, mean, std, hyper):
         # A scaled inverse chi-squared in sigma^2 is an inverse gamma.
         total += stats.invgamma(nu / 2, scale=nu * scale**2 / 2).logpdf(s**2)
     return total
+
+
+def expected_moments(w, variance, mixing, mean, std):
+    """The moments over posteriors N(w_i, s_i^2): the E step of variational EM, one by one."""
+    k = len(mean)
+    sums = np.zeros((3, k))
+    for value, s2 in zip(w, variance, strict=True):
+        squares = [(value - m) ** 2 + s2 for m in mean]
+        logs = [
+            math.log(p) - math.log(s) - 0.5 * square / s**2
+            for p, s, square in zip(mixing, std, squares, strict=True)
+        ]
+        top = max(logs)
+        total = sum(math.exp(v - top) for v in logs)
+        for j in range(k):
+            gamma = math.exp(logs[j] - top) / total
+            sums[:, j] += gamma * np.array([1.0, value - mean[j], squares[j]])
+    return sums

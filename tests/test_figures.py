@@ -36,3 +36,30 @@ def test_a_program_uses_public_names_that_are_there(program):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_a_program_says_how_it_is_run(program):
     assert f"python figures/{program.name}" in ast.get_docstring(ast.parse(program.read_text()))
+
+
+def test_the_evidence_program_makes_its_rows_and_tables(tmp_path):
+    evidence = importlib.import_module("figures.evidence")
+    rows = [
+        evidence.run("iris", split, method, rounds=2, iterations=5)
+        for split in (0, 1)
+        for method in ("decay", "map-4", "post-1", "evidence")
+    ]
+    assert not [row for row in rows if "failed" in row]
+    assert all(0.0 <= row["error"] <= 100.0 and row["nll"] > 0.0 for row in rows)
+    evidence.write_tables(rows, tmp_path / "evidence.md")
+    text = (tmp_path / "evidence.md").read_text()
+    assert "| iris | 2 |" in text and "8 runs, 0 failed" in text
+
+
+@pytest.mark.parametrize("name", ["shift", "sunspots", "diabetes", "iris", "wine", "cancer"])
+def test_no_case_of_the_evidence_program_is_both_trained_and_tested_on(name):
+    evidence = importlib.import_module("figures.evidence")
+    (x, y), (x_test, y_test) = evidence.cases(name, 3)
+    assert len(x) == len(y) and len(x_test) == len(y_test)
+    rows = {tuple(row) for row in x.tolist()}
+    twice = sum(tuple(row) in rows for row in x_test.tolist())
+    assert twice <= 1  # iris holds one flower twice
+    assert x.mean(0).abs().max() < 1e-9  # standardised by the training cases alone
+    if name == "sunspots":
+        assert len(x) + len(x_test) == 209  # 1712-1920

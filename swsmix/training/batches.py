@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from swsmix import _optimizers
-from swsmix.attach import Attachment, Update
+from swsmix.attach import Attachment, MomentsOf, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
@@ -35,7 +35,8 @@ class BatchTrainer:
         prior: attached to the optimiser, if any.
         schedule: of the prior; `Schedule()` by default.
         update: how the prior moves the weights, see `MixturePrior.attach`.
-        batch_size: for two tensors.
+        moments: what EM is over, see `MixturePrior.attach`.
+        batch_size: for two tensors; of other data their own `batch_size` counts.
         lr_scheduler: stepped after every epoch.
         seed: for shuffling.
 
@@ -54,6 +55,7 @@ class BatchTrainer:
         prior: MixturePrior | None = None,
         schedule: Schedule | None = None,
         update: Update | None = None,
+        moments: MomentsOf = "maximum",
         batch_size: int = 128,
         lr_scheduler: LRScheduler | None = None,
         seed: int = 0,
@@ -68,8 +70,12 @@ class BatchTrainer:
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
-                optimizer, num_data=num_data, schedule=self.schedule, update=update
-            )
+                optimizer, num_data=num_data, schedule=self.schedule, update=update,
+                moments=moments,
+                batch_size=batch_size if is_pair(data) else getattr(data, "batch_size", None),
+            )  # fmt: skip
+        elif moments != "maximum":
+            raise ValueError(f"moments={moments!r} needs a prior")
 
     @property
     def tick(self) -> int:

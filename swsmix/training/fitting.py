@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from swsmix._progress import watched
-from swsmix.attach import Update
+from swsmix.attach import MomentsOf, Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training import runs
@@ -42,6 +42,7 @@ def fit(
     prior: MixturePrior | None = None,
     schedule: Schedule | None = None,
     update: Update | None = None,
+    moments: MomentsOf = "maximum",
     num_data: int | None = None,
     batch_size: int = 128,
     iterations: int = 40,
@@ -79,6 +80,11 @@ def fit(
             round in the full-batch methods.
         update: how the prior moves the weights, see `MixturePrior.attach`; the full-batch methods
             always follow the gradient.
+        moments: what EM is over, the `"maximum"` of the posterior or the `"posterior"` of each
+            weight: its variance comes from the second moments of Adam over batches, see
+            `MixturePrior.attach`, or, with the full-batch methods and at most 5,000 parameters,
+            from a Laplace approximation (`swsmix.laplace`), after which parameters of the loss
+            move with the EM steps alone.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors and a torch optimiser; they are shuffled anew each epoch.
         iterations: of the full-batch method in one round.
@@ -127,7 +133,7 @@ def fit(
     check_data(data)
     with nullcontext() if run is None else runs.held_run(run, resume=resume):
         trainer = _trainer(
-            model, loss, data, optimizer, prior, schedule, update,
+            model, loss, data, optimizer, prior, schedule, update, moments,
             num_cases(data) if num_data is None else num_data,
             batch_size, iterations, lr_scheduler, seed,
         )  # fmt: skip
@@ -184,6 +190,7 @@ def _trainer(
     prior: MixturePrior | None,
     schedule: Schedule | None,
     update: Update | None,
+    moments: MomentsOf,
     num_data: int,
     batch_size: int,
     iterations: int,
@@ -198,13 +205,14 @@ def _trainer(
     if not isinstance(optimizer, str):
         return BatchTrainer(
             model, loss, data, optimizer, num_data=num_data, prior=prior, schedule=schedule,
-            update=update, batch_size=batch_size, lr_scheduler=lr_scheduler, seed=seed,
+            update=update, moments=moments, batch_size=batch_size, lr_scheduler=lr_scheduler,
+            seed=seed,
         )  # fmt: skip
     if lr_scheduler is not None:
         raise ValueError(f"{optimizer!r} has no learning rate to schedule: omit lr_scheduler")
     return RoundTrainer(
         model, loss, data, optimizer, num_data=num_data, prior=prior, schedule=schedule,
-        iterations=iterations,
+        iterations=iterations, moments=moments,
     )  # fmt: skip
 
 

@@ -14,15 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from swsmix.attach import advance_
+from swsmix.attach import MOMENTS, MomentsOf, advance_
 from swsmix.diagnosis import Watch
+from swsmix.laplace import curvature, expected_loss, laplace
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Data, Loss, is_pair
+from swsmix.variational import Variance
 
 FullBatch = Literal["l-bfgs", "cg"]
 
 METHODS = {"l-bfgs": "L-BFGS-B", "cg": "CG"}
+_EM_STEPS = 5  # over the posterior, for one curvature of the data: that takes the most time
 
 
 class RoundTrainer:
@@ -37,9 +40,13 @@ class RoundTrainer:
         prior: part of the objective, if any.
         schedule: of the prior, its clock counts rounds; an EM step in every round by default.
         iterations: how many at most in one round.
+        moments: what EM is over: the `"maximum"` of the posterior, or the `"posterior"`, by the
+            Laplace approximation of `swsmix.laplace`. The rounds then minimise the expected
+            penalty, and parameters of the loss move with the EM step, against its expectation.
 
     Raises:
-        ValueError: for another method, and for data in batches.
+        ValueError: for another method, for data in batches, and for moments that are unknown, or
+            not those of a prior in mode "em".
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class RoundTrainer:
         prior: MixturePrior | None = None,
         schedule: Schedule | None = None,
         iterations: int = 40,
+        moments: MomentsOf = "maximum",
     ) -> None:
         if method not in METHODS:
             raise ValueError(
@@ -60,6 +68,12 @@ class RoundTrainer:
             )
         if not is_pair(data):
             raise ValueError(f"{method!r} is full-batch: it needs the data as two tensors (x, y)")
+        if moments not in MOMENTS:
+            raise ValueError(f"moments must be one of {MOMENTS}; got {moments!r}")
+        if moments == "posterior" and (prior is None or prior.mode != "em"):
+            raise ValueError("moments='posterior' is for a prior in mode 'em': its EM step")
+        self.moments = moments
+        self.variance: Variance | None = None  # of the weights, from the last EM step
         self.model, self.loss, self.data, self.prior = model, loss, data, prior
         self.method, self.iterations, self.num_data = method, iterations, num_data
         self.schedule = schedule or Schedule(em_every=1)
@@ -90,7 +104,9 @@ class RoundTrainer:
         def objective() -> Tensor:
             total = self.num_data * self.loss(self.model(x), y)
             if self.prior is not None and tau > 0.0:
-                total = total + tau * self.prior.penalty()
+                s2 = self.variance
+                penalty = self.prior.expected_penalty(s2) if s2 else self.prior.penalty()
+                total = total + tau * penalty
             return total
 
         end = minimize_(objective, moving, method=self.method, iterations=self.iterations)
@@ -101,30 +117,51 @@ class RoundTrainer:
             )
         self.steps += 1
         if self.prior is not None and self.diagnosis is not None:
-            advance_(self.prior, self.schedule, self.steps)
+            em_step_ = self._posterior_em_step_ if self.moments == "posterior" else None
+            advance_(self.prior, self.schedule, self.steps, em_step_)
             self.diagnosis.look(self.schedule, self.steps)
+
+    def _posterior_em_step_(self, rate: float) -> None:
+        """EM steps over the posterior while the network stands still, then one of the loss."""
+        assert self.prior is not None and is_pair(self.data)
+        bend = curvature(self.model, self.loss, self.data, num_data=self.num_data)
+        tau = self.schedule.tau_at(self.steps) or self.schedule.tau
+        posterior = laplace(bend, self.prior, tau=tau, near=self.variance)
+        for _ in range(_EM_STEPS):
+            self.prior.em_step_(rate, posterior.variance)
+            posterior = posterior.refreshed()
+        self.variance = posterior.variance
+        if own := _trainable([self.loss]):
+            expected = expected_loss(posterior, self.loss, self.data)
+            minimize_(expected, own, method="l-bfgs", iterations=10)
 
     def _moving(self) -> list[Tensor]:
         """The parameters that move in this round: those of the mixtures not always."""
-        modules: list[Any] = [self.model, self.loss]
+        over_posterior = self.moments == "posterior"  # the EM step moves the loss's own
+        modules: list[Any] = [self.model] if over_posterior else [self.model, self.loss]
         if self.prior is not None and self.schedule.mixture_moves_at(self.steps):
             modules.append(self.prior)
-        parameters = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
-        return [p for p in parameters if p.requires_grad]
+        return _trainable(modules)
 
     def adapt_rate(self, score: float) -> None:
         """Nothing: a round has no learning rate."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of rounds."""
-        return {"steps": self.steps}
+        """The number of rounds, and the weights' variances."""
+        known = {} if self.variance is None else {"variance": dict(self.variance)}
+        return {"steps": self.steps, **known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.steps = state["steps"]
+        self.steps, self.variance = state["steps"], state.get("variance")
 
     def close(self) -> None:
         """Nothing: there is no optimiser to let go of."""
+
+
+def _trainable(modules: Sequence[Any]) -> list[Tensor]:
+    parameters = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
+    return [p for p in parameters if p.requires_grad]
 
 
 def minimize_(
