@@ -31,8 +31,8 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
 
     Better means: after some EM steps on the cells its log likelihood lies above that of the given
     mixture after as many, by more than a component costs (BIC: 3 / 2 log n for n weights). So no
-    component goes to a few weights that lie far out by chance. A pinned component is never split; one whose mean
-    alone is pinned may take another's weights.
+    component goes to a few weights that lie far out by chance. A pinned component is never split;
+    one whose mean alone is pinned may take another's weights.
 
     Args:
         mixture: a plain mixture, not changed.
