@@ -1,0 +1,404 @@
+"""Compress to a target: a bound on the validation loss or measure, or the size of the file.
+
+    minimise R(w) subject to  C(w) <= start + allowed       C on validation data, snapped network
+
+First the phases of `compress_`, in which the strength of the prior is the constraint's multiplier
+(`multiplier`). Then what the snapped network has to spare is spent: weights move to cheaper values
+at a second multiplier (`spending`), the centres are fine-tuned, which gives some of it back, and
+so on until the bound is reached. If the first phases have gone too far, they are repeated more
+gently, and at last the pretrained weights are snapped as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from swsmix import codec
+from swsmix.compression import clusters
+from swsmix.compression.multiplier import Multiplier
+from swsmix.compression.phases import Job, finetune_, quantise_, snap_, sparsify_
+from swsmix.compression.spending import Index, Spender, curvatures, spend_to_bound, spend_to_size
+from swsmix.training.evaluation import Loss, evaluate, num_cases
+from swsmix.training.history import History
+
+USED = 0.75
+"""The least share of an allowed increase that should be used."""
+_ROUNDS = 5  # of spending and fine-tuning
+_FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
+_WITHIN = 0.95  # the least share of the asked size that a file should have
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a compressed network should keep, or weigh; exactly one of the three.
+
+    Attributes:
+        loss_increase: how much the mean loss on the validation data may rise above the given
+            network's, in the loss's unit (nats).
+        measure_increase: the same of the measure, in its unit: 0.01 of a measure in [0, 1] is one
+            percentage point.
+        size_bytes: the size of the whole file that `save_compressed` writes, at most.
+
+    Raises:
+        ValueError: if not exactly one is given, or it is out of range.
+
+    Example:
+        >>> Target(loss_increase=0.01)
+        Target(loss_increase=0.01, measure_increase=None, size_bytes=None)
+    """
+
+    loss_increase: float | None = None
+    measure_increase: float | None = None
+    size_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one, within its range."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "a target is exactly one of loss_increase, measure_increase and size_bytes; got "
+                f"{given or 'none'}"
+            )
+        for name in ("loss_increase", "measure_increase"):
+            if name in given and not 0.0 <= given[name] < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0; got {given[name]}")
+        if self.size_bytes is not None and not self.size_bytes >= 1:
+            raise ValueError(f"size_bytes must be at least 1; got {self.size_bytes}")
+
+    def __str__(self) -> str:
+        """The one that is given."""
+        return ", ".join(f"{n}={v:g}" for n, v in vars(self).items() if v is not None)
+
+    @property
+    def allowed(self) -> float | None:
+        """The allowed increase, of the loss or of the measure; None for a size."""
+        return self.measure_increase if self.loss_increase is None else self.loss_increase
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point on the way to a target.
+
+    Attributes:
+        phase: `sparsify` (an epoch of it), `snap`, `finetune` or `spend`, with the trial's number.
+        multiplier: tau while sparsifying and when snapped; in `spend` the price of a bit (lambda),
+            in curvature times squared weight.
+        value: the validation loss, or the measure for a bound on it.
+        size_bytes: of the whole file, where it was encoded.
+    """
+
+    phase: str
+    multiplier: float
+    value: float
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What was asked of a network, and what came out.
+
+    Attributes:
+        target: what was asked.
+        start: the validation loss of the given network, or its measure for a bound on that.
+        value: the same of the snapped one.
+        size_bytes: the size of its whole file.
+        tau: the effective strength of the prior: at the end of the sparsifying phase that led here.
+        path: the multipliers and what they led to, in order.
+    """
+
+    target: Target
+    start: float
+    value: float
+    size_bytes: int
+    tau: float
+    path: tuple[Step, ...]
+
+    @property
+    def used(self) -> float:
+        """The share of the allowed increase, or of the asked size, that was used."""
+        if self.target.size_bytes is not None:
+            return self.size_bytes / self.target.size_bytes
+        increase, allowed = self.value - self.start, self.target.allowed or 0.0
+        return increase / allowed if allowed else float(increase > 0.0)
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.target}: {self.value:.6g} on validation data, {self.value - self.start:+.3g}; "
+            f"{self.size_bytes:,} bytes; tau {self.tau:.3g}"
+        )
+
+
+class TargetError(ValueError):
+    """A target that was not met; the network is what it was before.
+
+    Attributes:
+        nearest: what the nearest snapped network reached.
+        state: that network's `state_dict`, snapped; `save_compressed(path, state)` writes it.
+    """
+
+    def __init__(self, nearest: Reached, state: dict[str, Tensor]) -> None:
+        self.nearest, self.state = nearest, state
+        size = nearest.target.size_bytes is not None
+        ask = "a larger size_bytes" if size else "a larger increase"
+        super().__init__(
+            f"the target {nearest.target} was not met. The nearest snapped network has "
+            f"{nearest.value:.6g} on the validation data, {nearest.value - nearest.start:+.3g} "
+            f"against the network as given, and takes {nearest.size_bytes:,} bytes. Ask for {ask}, "
+            "or train for more epochs (recipe=); the network is left as it was, and the nearest "
+            "one is in this error's `state`"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapped:
+    """A snapped network: its state, its clusters, and where it stands."""
+
+    state: dict[str, Tensor]
+    index: Index
+    value: float
+    size_bytes: int
+    tau: float
+
+
+def reach_(job: Job, target: Target, measure: Loss) -> tuple[Index, Reached]:
+    """Compress the network of a job, in place, until a target is met.
+
+    Args:
+        job: model, data and recipe; its validation data are measured.
+        target: what is asked.
+        measure: what the target bounds; the loss for a size.
+
+    Returns:
+        The clusters of the snapped weights, and what was reached.
+
+    Raises:
+        TargetError: if no snapped network meets it.
+    """
+    search = _Search(job, target, measure)
+    before = _copy(job)
+    try:
+        search.run_(before)
+        found = search.best
+        if found is None:
+            raise TargetError(search.reached(search.nearest), search.nearest.state)
+    except BaseException:
+        # An interrupted call leaves the network as it was; what is in `run` can be continued.
+        job.model.load_state_dict(before)
+        raise
+    job.model.load_state_dict(found.state)
+    return found.index, search.reached(found)
+
+
+class _Search:
+    """The trials on the way to one target."""
+
+    def __init__(self, job: Job, target: Target, measure: Loss) -> None:
+        self.job, self.target, self.measure = job, target, measure
+        self.start = self.value()
+        self.found: list[_Snapped] = []
+        self.path: list[Step] = []
+        # For a size, a generous bound keeps the network alive while its size comes down.
+        self.allowed = target.allowed
+        if self.allowed is None:
+            self.allowed = 0.3 * abs(self.start) + 0.02
+
+    # -- where we stand -------------------------------------------------------------------------
+
+    def value(self) -> float:
+        """The validation measure of the network as it is."""
+        return evaluate(self.job.model, self.measure, self.job.fit_options["validation"])
+
+    def used(self, value: float) -> float:
+        """The share of the allowed increase."""
+        if not math.isfinite(value):
+            return math.inf
+        return (value - self.start) / max(self.allowed, 1e-12 + 1e-7 * abs(self.start))
+
+    def fixed(self) -> int:
+        """About how many bytes of the file the clusters do not decide."""
+        tensors = {t.data_ptr(): t for t in self.job.model.state_dict().values()}
+        for p in self.job.weights.values():
+            tensors.pop(p.data_ptr(), None)
+        return sum(t.nbytes for t in tensors.values())
+
+    def meets(self, state: _Snapped) -> bool:
+        """Whether a snapped network is within the target."""
+        if self.target.size_bytes is not None:
+            return state.size_bytes <= self.target.size_bytes
+        return self.used(state.value) <= _FITS
+
+    @property
+    def best(self) -> _Snapped | None:
+        """Of what meets a bound the smallest, of what meets a size the best on validation."""
+        met = [state for state in self.found if self.meets(state)]
+        if self.target.size_bytes is None:
+            return min(met, key=lambda state: state.size_bytes, default=None)
+        full = [s for s in met if s.size_bytes >= _WITHIN * self.target.size_bytes]
+        return min(full or met, key=lambda state: state.value, default=None)
+
+    @property
+    def nearest(self) -> _Snapped:
+        """The one that is nearest to the target."""
+        if self.target.size_bytes is None:
+            return min(self.found, key=lambda state: state.value)
+        return min(self.found, key=lambda state: state.size_bytes)
+
+    def reached(self, state: _Snapped) -> Reached:
+        """What a snapped network has reached."""
+        return Reached(
+            self.target, self.start, state.value, state.size_bytes, state.tau, tuple(self.path)
+        )
+
+    def keep(self, phase: str, index: Index, multiplier: float, tau: float) -> _Snapped:
+        """Encode and remember the snapped network as it is."""
+        state = _copy(self.job)
+        found = _Snapped(state, index, self.value(), len(codec.encode(state)), tau)
+        self.found.append(found)
+        self.path.append(Step(phase, multiplier, found.value, found.size_bytes))
+        return found
+
+    # -- the trials -----------------------------------------------------------------------------
+
+    def run_(self, before: dict[str, Tensor]) -> None:
+        """Trials, from the one that saves most to the gentlest, until one meets the target."""
+        goal, tau = 0.7, self._first_tau()
+        for trial in (1, 2):
+            suffix = "" if trial == 1 else f"-{trial}"
+            job = replace(self.job, suffix=suffix)
+            state, tau, at_end = self._phases_(job, tau, goal)
+            if self._can_start(state):
+                self._spend_(job, state)
+                return
+            if self.target.size_bytes is not None:
+                break  # a gentler prior would not say how much larger its file is
+            goal, tau = max(0.1, goal - (self.used(state.value) - at_end)), tau / 10.0
+            job.model.load_state_dict(before)
+        job = replace(self.job, suffix="-3")
+        job.model.load_state_dict(before)
+        state = self._snap_as_given_(job)
+        if self._can_start(state) or self.target.size_bytes is not None:
+            self._spend_(job, state)
+
+    def _can_start(self, state: _Snapped) -> bool:
+        """Whether there is anything to spend: within the bound, or not below the size."""
+        if self.target.size_bytes is None:
+            return self.meets(state)
+        return state.size_bytes >= _WITHIN * self.target.size_bytes
+
+    def _first_tau(self) -> float:
+        """A gentle strength, in proportion to the loss and to what the data say per weight."""
+        job = self.job
+        given = job.fit_options["num_data"]
+        cases = num_cases(job.data) if given is None else given
+        count = sum(p.numel() for p in job.weights.values())
+        loss = abs(evaluate(job.model, job.loss, job.fit_options["validation"]))
+        return job.recipe.sparsify_tau * min(1.0, loss + 1e-3) * min(1.0, cases / count)
+
+    def _phases_(self, job: Job, tau: float, goal: float) -> tuple[_Snapped, float, float]:
+        """The phases of `compress_`; also the last tau, and the share used before quantising."""
+        multiplier = Multiplier(
+            tau,
+            12.0 / job.recipe.sparsify_epochs,
+            start=self.start,
+            allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
+            goal=goal,
+            wanted=None if self.target.size_bytes is None else self._size_wanted,
+        )
+        zero = sparsify_(job, multiplier)
+        history = job.histories[f"sparsify{job.suffix}"]
+        values = history.scalars["validation_measure"]
+        pairs = zip(history.scalars["tau"][1:], values[1:], strict=True)
+        self.path += [Step(f"sparsify{job.suffix}", t, v) for t, v in pairs]
+        prior = quantise_(job, zero)
+        index = snap_(job, prior, zero)
+        finetune_(job, index)
+        tau = history.scalars["tau"][-1]
+        return self.keep(f"snap{job.suffix}", index, tau, tau), tau, self.used(values[-1])
+
+    def _size_wanted(self, history: History, epoch: int) -> float:
+        """How far a record is above the size, in doublings: below it, tau should fall."""
+        size = 0.0
+        for name, p in self.job.weights.items():
+            bins = history.series[name]
+            edges, count = bins["bin_edges"][epoch], bins["bin_counts"][epoch]
+            middle = 0.5 * (edges[1:] + edges[:-1])
+            share = float(count[middle.abs() > 0.1 * self.job.unit[name]].sum()) / p.numel()
+            share = min(max(share, 1e-9), 1.0 - 1e-9)
+            rate = -share * math.log2(share) - (1.0 - share) * math.log2(1.0 - share)
+            rate += share * math.log2(self.job.recipe.num_components - 1)
+            size += 0.85 * p.numel() * rate / 8.0
+        asked = max(1.2 * (self.target.size_bytes or 1) - self.fixed(), 1.0)
+        return math.log2(size / asked)
+
+    def _snap_as_given_(self, job: Job) -> _Snapped:
+        """The pretrained weights at many values each, without training."""
+        index = {}
+        with torch.no_grad():
+            for name, p in job.weights.items():
+                none = torch.zeros_like(p, dtype=torch.bool)
+                mean = clusters.split_slab(none, p, 63, job.unit[name], job.seed).mean
+                order = mean.double().sort()
+                edges = (order.values[1:] + order.values[:-1]) / 2.0
+                j = order.indices[torch.bucketize(p.detach().double(), edges)]
+                index[name] = clusters.merge_clusters(
+                    j, p, nearest=0.01 * job.unit[name], rare=0
+                )
+                clusters.set_to_centres_(p, index[name])
+        return self.keep(f"snap{job.suffix}", index, 0.0, 0.0)
+
+    # -- spending -------------------------------------------------------------------------------
+
+    def _spend_(self, job: Job, state: _Snapped) -> None:
+        """Move weights to cheaper values and fine-tune, until nothing is left to spend."""
+        asked = self.target.size_bytes
+        rounds = _ROUNDS
+        if asked is not None:
+            excess = max(state.size_bytes / asked, 1.0)
+            rounds = min(max(1, math.ceil(math.log(excess, 1.4))), rounds)
+        for left in range(rounds, 0, -1):
+            number = 1 + rounds - left
+            goal = None
+            if asked is not None:  # in equal ratios down to what was asked
+                goal = asked * max(state.size_bytes / asked, 1.0) ** (1.0 - 1.0 / left)
+            state = self._spend_once_(job, state, f"spend-{number}", goal)
+            # A bound is reached by spending, a size may be kept while the centres move.
+            if not job.recipe.finetune_epochs or (asked is None and left == 1):
+                return
+            finetune_(job, state.index, f"finetune-{number}")
+            tau = state.tau
+            state = self.keep(f"finetune-{number}{job.suffix}", state.index, tau, tau)
+            if asked is None and self.used(state.value) > 0.95:
+                return
+
+    def _spend_once_(self, job: Job, state: _Snapped, phase: str, goal: float | None) -> _Snapped:
+        """Spend down to a bound, or to a size."""
+        curvature = curvatures(
+            job.model, job.loss, job.data, job.weights, job.fit_options["batch_size"]
+        )
+        spender = Spender(job.weights, state.index, curvature)
+
+        def used(index: Index) -> float:
+            spender.place_(index)
+            return self.used(self.value())
+
+        def encoded(index: Index) -> int:
+            spender.place_(index)
+            return len(codec.encode(job.model.state_dict()))
+
+        if goal is None:
+            index, price = spend_to_bound(spender, used, full=0.95, fits=_FITS)
+        else:
+            index, price = spend_to_size(
+                spender, encoded, size=state.size_bytes, fixed=self.fixed(),
+                low=0.97 * goal, high=0.995 * goal,
+            )  # fmt: skip
+        return self.keep(phase + job.suffix, spender.place_(index), price, state.tau)
+
+
+def _copy(job: Job) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in job.model.state_dict().items()}
