@@ -232,6 +232,7 @@ def spend_to_size(
     best, price = spender.index, 0.0
     goal = 0.5 * (low + high)
     nearest = math.inf if size > high else high - size
+    above = spender.index
     per_byte = max(size - fixed, 1) / max(entropy_bytes(spender.index), 1.0)
     for _ in range(6):
         wanted = max(goal - fixed, 0.0) / per_byte
@@ -244,7 +245,9 @@ def spend_to_size(
                 upper = middle
         index = spender.assign(upper)
         size = encoded(index)
-        if size <= high and high - size < nearest:
+        if size > high:
+            above = index
+        elif high - size < nearest:
             best, price, nearest = index, upper, high - size
         if low <= size <= high:
             break
@@ -252,6 +255,25 @@ def spend_to_size(
         if entropy == 0.0 and size > high:
             return index, upper  # nothing is left to save
         per_byte = max(size - fixed, 1) / max(entropy, 1.0)
+    if low <= high - nearest or nearest == math.inf:
+        return best, price
+    # One step of lambda crosses both: some of its changes.
+    below, changes = best, spender.changes(above, best)
+    first, last = 0, len(changes)
+    for _ in range(8):
+        middle = (first + last) // 2
+        if middle in {first, last}:
+            break
+        index = replaced(above, below, changes[:middle])
+        size = encoded(index)
+        if size > high:
+            first = middle
+        else:
+            last = middle
+            if high - size < nearest:
+                best, nearest = index, high - size
+            if size >= low:
+                break
     return best, price
 
 

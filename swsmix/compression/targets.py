@@ -22,13 +22,18 @@ from swsmix.compression import clusters
 from swsmix.compression.multiplier import Multiplier
 from swsmix.compression.phases import Job, finetune_, quantise_, snap_, sparsify_
 from swsmix.compression.spending import Index, Spender, curvatures, spend_to_bound, spend_to_size
+from swsmix.compression.snap import snapped_state
 from swsmix.training.evaluation import Loss, evaluate, num_cases
 from swsmix.training.history import History
 
 USED = 0.75
 """The least share of an allowed increase that should be used."""
+_ROUNDING = 0.02  # the share that biases in fewer bits may use
+_WORTH = 0.99  # a round of spending should leave at most this share of the file
 _ROUNDS = 5  # of spending and fine-tuning
 _FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
+_GOAL = 0.7  # the share that sparsifying may use, the first time
+_ENOUGH = 0.2  # less, and the phases are repeated, harder
 _WITHIN = 0.95  # the least share of the asked size that a file should have
 
 
@@ -237,7 +242,7 @@ class _Search:
         """Of what meets a bound the smallest, of what meets a size the best on validation."""
         met = [state for state in self.found if self.meets(state)]
         if self.target.size_bytes is None:
-            return min(met, key=lambda state: state.size_bytes, default=None)
+            return min(met, key=lambda state: (state.size_bytes, state.value), default=None)
         full = [s for s in met if s.size_bytes >= _WITHIN * self.target.size_bytes]
         return min(full or met, key=lambda state: state.value, default=None)
 
@@ -255,34 +260,54 @@ class _Search:
         )
 
     def keep(self, phase: str, index: Index, multiplier: float, tau: float) -> _Snapped:
-        """Encode and remember the snapped network as it is."""
+        """Encode and remember the snapped network as it is, other tensors in fewer bits too."""
+        value = self._round_others_(self.value())
         state = _copy(self.job)
-        found = _Snapped(state, index, self.value(), len(codec.encode(state)), tau)
+        found = _Snapped(state, index, value, len(codec.encode(state)), tau)
         self.found.append(found)
         self.path.append(Step(phase, multiplier, found.value, found.size_bytes))
         return found
 
+    def _round_others_(self, value: float) -> float:
+        """Biases and norms to 8 or 16 bits, if that costs little; the value then."""
+        exact = _copy(self.job)
+        for bits in (8, 16):
+            state = snapped_state(self.job.model, bias_bits=bits, keep=self.job.weights)
+            self.job.model.load_state_dict(state)
+            rounded = self.value()
+            cost = self.used(rounded) - self.used(value)
+            if cost <= _ROUNDING and (self.used(rounded) <= _FITS or self.used(value) > _FITS):
+                return rounded
+            self.job.model.load_state_dict(exact)
+        return value
+
     # -- the trials -----------------------------------------------------------------------------
 
     def run_(self, before: dict[str, Tensor]) -> None:
-        """Trials, from the one that saves most to the gentlest, until one meets the target."""
-        goal, tau = 0.7, self._first_tau()
-        for trial in (1, 2):
-            suffix = "" if trial == 1 else f"-{trial}"
+        """Two trials of the phases; what may be spent of the better one is; else the gentlest."""
+        goal, tau, bounded = _GOAL, self._first_tau(), self.target.size_bytes is None
+        trials: list[tuple[Job, _Snapped]] = []
+        for suffix in ("", "-2"):
+            self.job.model.load_state_dict(before)
             job = replace(self.job, suffix=suffix)
             state, tau, at_end = self._phases_(job, tau, goal)
-            if self._can_start(state):
-                self._spend_(job, state)
-                return
-            if self.target.size_bytes is not None:
-                break  # a gentler prior would not say how much larger its file is
-            goal, tau = max(0.1, goal - (self.used(state.value) - at_end)), tau / 10.0
+            trials.append((job, state))
+            # For a size, a gentler prior would not say how much larger its file is.
+            if not bounded or _ENOUGH <= self.used(state.value) <= _FITS:
+                break
+            # Quantising gave back some of what sparsifying had used, or took more.
+            goal += at_end - self.used(state.value)
+            goal, tau = min(max(0.1, goal), 5.0), 0.3 * tau
+        able = [(job, state) for job, state in trials if self._can_start(state)]
+        if not able:
+            job = replace(self.job, suffix="-3")
             job.model.load_state_dict(before)
-        job = replace(self.job, suffix="-3")
-        job.model.load_state_dict(before)
-        state = self._snap_as_given_(job)
-        if self._can_start(state) or self.target.size_bytes is not None:
-            self._spend_(job, state)
+            able = [(job, self._snap_as_given_(job))]
+            if bounded and not self._can_start(able[0][1]):
+                return
+        job, state = min(able, key=lambda each: each[1].size_bytes)
+        job.model.load_state_dict(state.state)
+        self._spend_(job, state)
 
     def _can_start(self, state: _Snapped) -> bool:
         """Whether there is anything to spend: within the bound, or not below the size."""
@@ -365,7 +390,10 @@ class _Search:
             goal = None
             if asked is not None:  # in equal ratios down to what was asked
                 goal = asked * max(state.size_bytes / asked, 1.0) ** (1.0 - 1.0 / left)
+            size = state.size_bytes
             state = self._spend_once_(job, state, f"spend-{number}", goal)
+            if asked is None and number > 1 and state.size_bytes > _WORTH * size:
+                return
             # A bound is reached by spending, a size may be kept while the centres move.
             if not job.recipe.finetune_epochs or (asked is None and left == 1):
                 return
