@@ -286,5 +286,3 @@ def _recipe_of(steps_per_epoch: int) -> Recipe:
         finetune_epochs=epochs(100, plain.finetune_epochs),
         em_every=min(plain.em_every, max(1, sparsify * steps_per_epoch // 50)),
     )
-
-

@@ -22,6 +22,7 @@ from swsmix.compression.snap import bits_per_weight
 from swsmix.training.evaluation import Data, Loss, is_pair
 
 Index = dict[str, Tensor]
+Changes = Int[Tensor, "2 n"]  # of which tensor, and of which of its weights
 _BATCHES = 32  # for the squared gradients
 _ROUNDS = 4  # of assignment and bits
 _TRIES = 24  # values of lambda
@@ -123,23 +124,28 @@ class Spender:
             clusters.set_to_centres_(p, placed[name])
         return placed
 
-    def changes(self, index: Index, other: Index) -> list[tuple[str, int]]:
-        """Where two assignments differ, what costs least per bit first."""
-        rows = []
-        for name, j in index.items():
+    def changes(self, index: Index, other: Index) -> Changes:
+        """Where two assignments differ, what costs least first."""
+        costs, numbers, places = [], [], []
+        for number, (name, j) in enumerate(index.items()):
             a, b = j.reshape(-1), other[name].reshape(-1)
             at = (a != b).nonzero().reshape(-1)
             c, h = self.centre[name], self.curvature[name].reshape(-1)[at]
-            cost = h * (c[a[at]] - c[b[at]]).square()
-            rows += [(value, name, i) for value, i in zip(cost.tolist(), at.tolist(), strict=True)]
-        return [(name, i) for _, name, i in sorted(rows)]
+            costs.append((h * (c[a[at]] - c[b[at]]).square()).cpu())
+            numbers.append(torch.full_like(at, number).cpu())
+            places.append(at.cpu())
+        order = torch.cat(costs).argsort(stable=True)
+        return torch.stack([torch.cat(numbers)[order], torch.cat(places)[order]])
 
 
-def replaced(index: Index, other: Index, changes: list[tuple[str, int]]) -> Index:
+def replaced(index: Index, other: Index, changes: Changes) -> Index:
     """The first assignment, but for some weights the second one."""
-    result = {name: j.clone() for name, j in index.items()}
-    for name, i in changes:
-        result[name].view(-1)[i] = other[name].view(-1)[i]
+    result = {}
+    for number, (name, j) in enumerate(index.items()):
+        at = changes[1, changes[0] == number].to(j.device)
+        flat = j.reshape(-1).clone()
+        flat[at] = other[name].reshape(-1)[at]
+        result[name] = flat.view(j.shape)
     return result
 
 
@@ -192,11 +198,11 @@ def _fill(
 ) -> Index:  # fmt: skip
     """As many of the changes between two assignments as the bound allows, cheap ones first."""
     changes = spender.changes(best, crossed)
-    first, size = 0, max(1, len(changes) // 2)
+    first, size = 0, max(1, changes.shape[1] // 2)
     for _ in range(_FILLS):
-        if first >= len(changes):
+        if first >= changes.shape[1]:
             break
-        index = replaced(best, crossed, changes[first : first + size])
+        index = replaced(best, crossed, changes[:, first : first + size])
         now = used(index)
         if now <= fits:
             best, first = index, first + size
@@ -211,9 +217,9 @@ def _fill(
 
 def spend_to_size(
     spender: Spender, encoded: Callable[[Index], int], *, size: int, fixed: int, low: float,
-    high: float,
+    high: float, rough: bool = False,
 ) -> tuple[Index, float]:  # fmt: skip
-    """An assignment whose file has between low and high bytes; the nearest one below if there is none.
+    """An assignment whose file has between low and high bytes, or the nearest one below.
 
     Files are costly: lambda is found on the entropy of the clusters, which is put right by what
     the last file took.
@@ -225,6 +231,7 @@ def spend_to_size(
         fixed: the bytes that no assignment saves.
         low: the smallest size that will do.
         high: the largest one.
+        rough: encode nothing: between the two by the entropy alone.
 
     Returns:
         The clusters of the weights, and lambda.
@@ -234,7 +241,7 @@ def spend_to_size(
     nearest = math.inf if size > high else high - size
     above = spender.index
     per_byte = max(size - fixed, 1) / max(entropy_bytes(spender.index), 1.0)
-    for _ in range(6):
+    for _ in range(5):
         wanted = max(goal - fixed, 0.0) / per_byte
         lower, upper = 1e-6 * spender.scale(), 1e6 * spender.scale()
         for _ in range(40):
@@ -244,6 +251,8 @@ def spend_to_size(
             else:
                 upper = middle
         index = spender.assign(upper)
+        if rough:
+            return index, upper
         size = encoded(index)
         if size > high:
             above = index
@@ -259,12 +268,12 @@ def spend_to_size(
         return best, price
     # One step of lambda crosses both: some of its changes.
     below, changes = best, spender.changes(above, best)
-    first, last = 0, len(changes)
+    first, last = 0, changes.shape[1]
     for _ in range(8):
         middle = (first + last) // 2
         if middle in {first, last}:
             break
-        index = replaced(above, below, changes[:middle])
+        index = replaced(above, below, changes[:, :middle])
         size = encoded(index)
         if size > high:
             first = middle

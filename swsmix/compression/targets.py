@@ -21,13 +21,18 @@ from swsmix import codec
 from swsmix.compression import clusters
 from swsmix.compression.multiplier import Multiplier
 from swsmix.compression.phases import Job, finetune_, quantise_, snap_, sparsify_
-from swsmix.compression.spending import Index, Spender, curvatures, spend_to_bound, spend_to_size
 from swsmix.compression.snap import snapped_state
+from swsmix.compression.spending import (
+    Index,
+    Spender,
+    curvatures,
+    entropy_bytes,
+    spend_to_bound,
+    spend_to_size,
+)
 from swsmix.training.evaluation import Loss, evaluate, num_cases
 from swsmix.training.history import History
 
-USED = 0.75
-"""The least share of an allowed increase that should be used."""
 _ROUNDING = 0.02  # the share that biases in fewer bits may use
 _WORTH = 0.99  # a round of spending should leave at most this share of the file
 _ROUNDS = 5  # of spending and fine-tuning
@@ -161,13 +166,17 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class _Snapped:
-    """A snapped network: its state, its clusters, and where it stands."""
+    """A snapped network: its state, its clusters, and where it stands.
+
+    The bytes are about those of the file, as the entropy has it; encoding takes seconds.
+    """
 
     state: dict[str, Tensor]
     index: Index
     value: float
-    size_bytes: int
+    bytes: float
     tau: float
+    size_bytes: int | None = None
 
 
 def reach_(job: Job, target: Target, measure: Loss) -> tuple[Index, Reached]:
@@ -234,7 +243,7 @@ class _Search:
     def meets(self, state: _Snapped) -> bool:
         """Whether a snapped network is within the target."""
         if self.target.size_bytes is not None:
-            return state.size_bytes <= self.target.size_bytes
+            return state.size_bytes is not None and state.size_bytes <= self.target.size_bytes
         return self.used(state.value) <= _FITS
 
     @property
@@ -242,8 +251,8 @@ class _Search:
         """Of what meets a bound the smallest, of what meets a size the best on validation."""
         met = [state for state in self.found if self.meets(state)]
         if self.target.size_bytes is None:
-            return min(met, key=lambda state: (state.size_bytes, state.value), default=None)
-        full = [s for s in met if s.size_bytes >= _WITHIN * self.target.size_bytes]
+            return min(met, key=lambda state: (state.bytes, state.value), default=None)
+        full = [s for s in met if (s.size_bytes or 0) >= _WITHIN * self.target.size_bytes]
         return min(full or met, key=lambda state: state.value, default=None)
 
     @property
@@ -251,35 +260,44 @@ class _Search:
         """The one that is nearest to the target."""
         if self.target.size_bytes is None:
             return min(self.found, key=lambda state: state.value)
-        return min(self.found, key=lambda state: state.size_bytes)
+        return min(self.found, key=lambda state: state.size_bytes or math.inf)
 
     def reached(self, state: _Snapped) -> Reached:
         """What a snapped network has reached."""
-        return Reached(
-            self.target, self.start, state.value, state.size_bytes, state.tau, tuple(self.path)
-        )
+        size = len(codec.encode(state.state)) if state.size_bytes is None else state.size_bytes
+        return Reached(self.target, self.start, state.value, size, state.tau, tuple(self.path))
 
-    def keep(self, phase: str, index: Index, multiplier: float, tau: float) -> _Snapped:
-        """Encode and remember the snapped network as it is, other tensors in fewer bits too."""
-        value = self._round_others_(self.value())
+    def keep(
+        self, phase: str, index: Index, multiplier: float, tau: float, *, encoded: bool = True
+    ) -> _Snapped:
+        """Remember the snapped network as it is, other tensors in fewer bits too."""
+        value, share = self._round_others_(self.value())
         state = _copy(self.job)
-        found = _Snapped(state, index, value, len(codec.encode(state)), tau)
+        # A bound needs no file before the end.
+        encoded = encoded and self.target.size_bytes is not None
+        size = len(codec.encode(state)) if encoded else None
+        about = entropy_bytes(index) + share * self.fixed()
+        found = _Snapped(state, index, value, about, tau, size)
         self.found.append(found)
         self.path.append(Step(phase, multiplier, found.value, found.size_bytes))
         return found
 
-    def _round_others_(self, value: float) -> float:
-        """Biases and norms to 8 or 16 bits, if that costs little; the value then."""
+    def _round_others_(self, value: float) -> tuple[float, float]:
+        """Biases and norms to 8 or 16 bits, if that costs little.
+
+        Returns:
+            The value then, and the share of their bytes that is left.
+        """
         exact = _copy(self.job)
-        for bits in (8, 16):
+        for bits, share in ((8, 0.3), (16, 0.5)):
             state = snapped_state(self.job.model, bias_bits=bits, keep=self.job.weights)
             self.job.model.load_state_dict(state)
             rounded = self.value()
             cost = self.used(rounded) - self.used(value)
             if cost <= _ROUNDING and (self.used(rounded) <= _FITS or self.used(value) > _FITS):
-                return rounded
+                return rounded, share
             self.job.model.load_state_dict(exact)
-        return value
+        return value, 1.0
 
     # -- the trials -----------------------------------------------------------------------------
 
@@ -305,7 +323,7 @@ class _Search:
             able = [(job, self._snap_as_given_(job))]
             if bounded and not self._can_start(able[0][1]):
                 return
-        job, state = min(able, key=lambda each: each[1].size_bytes)
+        job, state = min(able, key=lambda each: each[1].bytes)
         job.model.load_state_dict(state.state)
         self._spend_(job, state)
 
@@ -313,7 +331,7 @@ class _Search:
         """Whether there is anything to spend: within the bound, or not below the size."""
         if self.target.size_bytes is None:
             return self.meets(state)
-        return state.size_bytes >= _WITHIN * self.target.size_bytes
+        return (state.size_bytes or 0) >= _WITHIN * self.target.size_bytes
 
     def _first_tau(self) -> float:
         """A gentle strength, in proportion to the loss and to what the data say per weight."""
@@ -370,9 +388,7 @@ class _Search:
                 order = mean.double().sort()
                 edges = (order.values[1:] + order.values[:-1]) / 2.0
                 j = order.indices[torch.bucketize(p.detach().double(), edges)]
-                index[name] = clusters.merge_clusters(
-                    j, p, nearest=0.01 * job.unit[name], rare=0
-                )
+                index[name] = clusters.merge_clusters(j, p, nearest=0.01 * job.unit[name], rare=0)
                 clusters.set_to_centres_(p, index[name])
         return self.keep(f"snap{job.suffix}", index, 0.0, 0.0)
 
@@ -382,29 +398,34 @@ class _Search:
         """Move weights to cheaper values and fine-tune, until nothing is left to spend."""
         asked = self.target.size_bytes
         rounds = _ROUNDS
+        size = float(state.size_bytes or 0)
         if asked is not None:
-            excess = max(state.size_bytes / asked, 1.0)
-            rounds = min(max(1, math.ceil(math.log(excess, 1.4))), rounds)
+            rounds = min(max(1, math.ceil(math.log(max(size / asked, 1.0), 1.4))), rounds)
         for left in range(rounds, 0, -1):
-            number = 1 + rounds - left
-            goal = None
-            if asked is not None:  # in equal ratios down to what was asked
-                goal = asked * max(state.size_bytes / asked, 1.0) ** (1.0 - 1.0 / left)
-            size = state.size_bytes
-            state = self._spend_once_(job, state, f"spend-{number}", goal)
-            if asked is None and number > 1 and state.size_bytes > _WORTH * size:
-                return
+            number, before = 1 + rounds - left, state.bytes
+            # A size is come down to in equal ratios.
+            goal = None if asked is None else asked * max(size / asked, 1.0) ** (1.0 - 1.0 / left)
+            state = self._spend_once_(
+                job, state, f"spend-{number}", size=size, goal=goal, last=left == 1
+            )
+            size = float(state.size_bytes or 0)
             # A bound is reached by spending, a size may be kept while the centres move.
             if not job.recipe.finetune_epochs or (asked is None and left == 1):
                 return
+            if asked is None and number > 1 and state.bytes > _WORTH * before:
+                return
             finetune_(job, state.index, f"finetune-{number}")
-            tau = state.tau
-            state = self.keep(f"finetune-{number}{job.suffix}", state.index, tau, tau)
+            state = self.keep(
+                f"finetune-{number}{job.suffix}", state.index, state.tau, state.tau,
+                encoded=left == 1,
+            )  # fmt: skip
             if asked is None and self.used(state.value) > 0.95:
                 return
 
-    def _spend_once_(self, job: Job, state: _Snapped, phase: str, goal: float | None) -> _Snapped:
-        """Spend down to a bound, or to a size."""
+    def _spend_once_(
+        self, job: Job, state: _Snapped, phase: str, *, size: float, goal: float | None, last: bool
+    ) -> _Snapped:
+        """Spend down to a bound, or to a size from a known one."""
         curvature = curvatures(
             job.model, job.loss, job.data, job.weights, job.fit_options["batch_size"]
         )
@@ -422,8 +443,9 @@ class _Search:
             index, price = spend_to_bound(spender, used, full=0.95, fits=_FITS)
         else:
             index, price = spend_to_size(
-                spender, encoded, size=state.size_bytes, fixed=self.fixed(),
-                low=0.97 * goal, high=0.995 * goal,
+                spender, encoded, size=int(size),
+                fixed=int(state.bytes - entropy_bytes(state.index)),
+                low=0.97 * goal, high=0.995 * goal, rough=not last,
             )  # fmt: skip
         return self.keep(phase + job.suffix, spender.place_(index), price, state.tau)
 
