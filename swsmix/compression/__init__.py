@@ -10,8 +10,8 @@
     saving       save_compressed; `swsmix.codec` has the format and load_compressed
 
 `compress_` uses `phases`, `clusters` (of one tensor, between the phases), `straight_through`
-(training with snapped answers), and for a target `multiplier` (tau under a constraint) and
-`spending` (cheaper values for snapped weights).
+(training with snapped answers), and for a target `search`, with `multiplier` (tau under a
+constraint) and `spending` (cheaper values for snapped weights).
 """
 
 import importlib

@@ -39,7 +39,8 @@ from swsmix.compression.phases import (
     sparsify_,
     steps_per_epoch,
 )
-from swsmix.compression.targets import Reached, Target, reach_
+from swsmix.compression.search import reach_
+from swsmix.compression.targets import Reached, Target
 from swsmix.prior import MixturePrior
 from swsmix.selection import Patterns, resolve, select
 from swsmix.training.evaluation import Data, Loss

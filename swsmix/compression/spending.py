@@ -237,8 +237,10 @@ def spend_to_size(
         The clusters of the weights, and lambda.
     """
     best, price = spender.index, 0.0
+    if size <= high:
+        return best, price  # nothing has to be saved
     goal = 0.5 * (low + high)
-    nearest = math.inf if size > high else high - size
+    nearest = math.inf
     above = spender.index
     per_byte = max(size - fixed, 1) / max(entropy_bytes(spender.index), 1.0)
     for _ in range(5):

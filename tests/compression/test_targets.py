@@ -70,7 +70,7 @@ def reread(net, done, folder):
 @pytest.mark.parametrize(
     ("target", "function"),
     [(Target(loss_increase=0.03), loss), (Target(measure_increase=2.0), errors)],
-    ids=str,
+    ids=["loss", "errors"],
 )
 def test_a_bound_is_met_by_the_network_in_the_file_and_most_of_it_is_used(
     target, function, tmp_path
