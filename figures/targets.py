@@ -53,6 +53,7 @@ NETS = {  # maker, training images, validation images, batch
 RECIPE = Recipe(sparsify_epochs=16, quantise_epochs=6, finetune_epochs=1, em_every=25)
 SMOKE = Recipe(sparsify_epochs=2, quantise_epochs=1, finetune_epochs=1, em_every=5)
 EPOCHS = 12  # of pretraining
+UNITS = ("dense", "plain", "loss + 0.02", "errors + 0.5 points", "size / 150")
 SHARE = 150  # float32 bytes over the bytes asked for
 
 
@@ -194,6 +195,8 @@ def page(rows):
                 f"| {_number(row.get('tau'), '.3g')} | {row['seconds'] / 60:.1f} "
                 f"| {_number(plain and row['seconds'] / plain, '.1f')} |"
             )
+        if missing := [label for label in UNITS if label not in found]:
+            lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -47,7 +47,7 @@ class Target:
 
     def __str__(self) -> str:
         """The one that is given."""
-        return ", ".join(f"{n}={v:g}" for n, v in vars(self).items() if v is not None)
+        return ", ".join(f"{n}={v}" for n, v in vars(self).items() if v is not None)
 
     @property
     def allowed(self) -> float | None:
