@@ -96,9 +96,8 @@ class _Search:
         self.found: list[_Snapped] = []
         self.path: list[Step] = []
         # For a size, a generous bound keeps the network alive while its size comes down.
-        self.allowed = target.allowed
-        if self.allowed is None:
-            self.allowed = 0.3 * abs(self.start) + 0.02
+        generous = 0.3 * abs(self.start) + 0.02
+        self.allowed = generous if target.allowed is None else target.allowed
 
     # -- where we stand -------------------------------------------------------------------------
 

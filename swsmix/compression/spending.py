@@ -66,7 +66,7 @@ class Spender:
         self, weights: Mapping[str, Tensor], index: Index, curvature: Mapping[str, Tensor]
     ) -> None:
         self.weights, self.index, self.curvature = weights, index, curvature
-        self.centre = {}
+        self.centre: dict[str, Tensor] = {}
         for name, p in weights.items():
             j, w = index[name].reshape(-1), p.detach().reshape(-1).double()
             centre = w.new_zeros(int(j.max()) + 1)
@@ -126,7 +126,9 @@ class Spender:
 
     def changes(self, index: Index, other: Index) -> Changes:
         """Where two assignments differ, what costs least first."""
-        costs, numbers, places = [], [], []
+        costs: list[Tensor] = []
+        numbers: list[Tensor] = []
+        places: list[Tensor] = []
         for number, (name, j) in enumerate(index.items()):
             a, b = j.reshape(-1), other[name].reshape(-1)
             at = (a != b).nonzero().reshape(-1)
@@ -173,7 +175,8 @@ def spend_to_bound(
     """
     best, lower, share = spender.index, 0.0, -math.inf
     price = 1e-3 * spender.scale()
-    crossed, upper = None, math.inf
+    crossed: Index | None = None
+    upper = math.inf
     for _ in range(_TRIES):
         index = spender.assign(price)
         if not _same(index, best):
