@@ -25,12 +25,13 @@ class Multiplier:
     so, as when the file is small enough already.
 
     Args:
-        tau: where it begins; it does not fall below a hundredth of that.
+        tau: where it begins.
         rate: the largest rise of log tau in one epoch.
         start: the validation measure of the network before compression.
         allowance: how much it may rise.
         goal: the share of the allowance to be used.
         wanted: (history, epoch) -> a limit for the room.
+        least: where it stops to fall; by default a hundredth of where it begins.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Multiplier:
         allowance: float,
         goal: float,
         wanted: Callable[[History, int], float] | None = None,
+        least: float | None = None,
     ) -> None:
-        self.tau = self.first = tau
+        self.tau, self.least = tau, tau / 100.0 if least is None else least
         self.rate, self.start, self.allowance, self.goal = rate, start, allowance, goal
         self.wanted = wanted
         self.mean = 0.0
@@ -59,7 +61,7 @@ class Multiplier:
         if self.wanted is not None:
             room = min(room, self.wanted(history, epoch))
         log = math.log(self.tau) + self.rate * min(max(room, -2.0), 1.0)
-        self.tau = math.exp(max(log, math.log(self.first / 100.0)))
+        self.tau = math.exp(max(log, math.log(self.least)))
 
     def resume(self, folder: str | os.PathLike[str]) -> None:
         """Move as it did in an interrupted run: it is a function of the history alone."""

@@ -182,6 +182,7 @@ class _Search:
     def run_(self, before: dict[str, Tensor]) -> None:
         """Two trials of the phases; what may be spent of the better one is; else the gentlest."""
         goal, tau, bounded = _GOAL, self._first_tau(), self.target.size_bytes is None
+        first = tau
         trials: list[tuple[Job, _Snapped]] = []
         for suffix in ("", "-2"):
             self.job.model.load_state_dict(before)
@@ -193,7 +194,10 @@ class _Search:
                 break
             # Quantising gave back some of what sparsifying had used, or took more.
             goal += at_end - self.used(state.value)
-            goal, tau = min(max(0.1, goal), 5.0), 0.3 * tau
+            goal = min(max(0.1, goal), 5.0)
+            # A network that overfits breaks the bound for lack of a prior: harder, then.
+            lacking = self.used(state.value) > _FITS and tau <= 1.01 * first
+            tau = job.recipe.sparsify_tau if lacking else 0.3 * tau
         able = [(job, state) for job, state in trials if self._can_start(state)]
         if not able:
             job = replace(self.job, suffix="-3")
@@ -229,6 +233,7 @@ class _Search:
             allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
             goal=goal,
             wanted=None if self.target.size_bytes is None else self._size_wanted,
+            least=tau if self.target.size_bytes is None else None,
         )
         zero = sparsify_(job, multiplier)
         history = job.histories[f"sparsify{job.suffix}"]
