@@ -63,3 +63,25 @@ def test_no_case_of_the_evidence_program_is_both_trained_and_tested_on(name):
     assert x.mean(0).abs().max() < 1e-9  # standardised by the training cases alone
     if name == "sunspots":
         assert len(x) + len(x_test) == 209  # 1712-1920
+
+
+def test_the_table_of_targets_is_that_of_its_rows():
+    from figures import targets
+
+    assert (targets.HERE / "targets.md").read_text() == targets.page(
+        targets.read(targets.HERE / "targets.jsonl")
+    )
+
+
+@pytest.mark.mnist
+@pytest.mark.slow
+def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path):
+    from figures import targets
+
+    targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
+    rows = targets.read(tmp_path / "targets.jsonl")
+    assert tuple(row["unit"] for row in rows) == targets.UNITS
+    asked = int(rows[-1]["asked"].removeprefix("size_bytes="))
+    assert rows[-1]["size_bytes"] <= asked or "not_met" in rows[-1]
+    targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
+    assert targets.read(tmp_path / "targets.jsonl") == rows

@@ -1,6 +1,7 @@
 """A trained network to few values and a small file.
 
     recipe       compress_: sparsify, quantise, snap, fine-tune, with training data
+    targets      Target: how far the loss may rise, or how large the file may be
     codebooks    quantize_state: a codebook per tensor, without data
     snap         snap_: each weight to its centre; merge_components, snapped_state
     duplicates   the values of a file: components that describe the same weights share one
@@ -9,8 +10,9 @@
     report       snapping_report: what snapping changes, tensor by tensor
     saving       save_compressed; `swsmix.codec` has the format and load_compressed
 
-`compress_` uses `clusters` (of one tensor, between its phases) and `straight_through` (training
-with snapped answers).
+`compress_` uses `phases`, `clusters` (of one tensor, between the phases), `straight_through`
+(training with snapped answers), and for a target `search`, with `multiplier` (tau under a
+constraint) and `spending` (cheaper values for snapped weights).
 """
 
 import importlib
@@ -32,12 +34,18 @@ if TYPE_CHECKING:
     from swsmix.compression.snap import quantize as quantize
     from swsmix.compression.snap import snap_ as snap_
     from swsmix.compression.snap import snapped_state as snapped_state
+    from swsmix.compression.targets import Reached as Reached
+    from swsmix.compression.targets import Target as Target
+    from swsmix.compression.targets import TargetError as TargetError
 
 # Imported at the first use: `swsmix.snap_` needs neither the codec nor the training loop.
 _HOME = {
     "Compressed": "compression.recipe",
     "Quantized": "compression.snap",
+    "Reached": "compression.targets",
     "Recipe": "compression.recipe",
+    "Target": "compression.targets",
+    "TargetError": "compression.targets",
     "assign": "compression.snap",
     "compress_": "compression.recipe",
     "load_compressed": "codec",

@@ -23,25 +23,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swsmix.compression import clusters
-from swsmix.compression.centres import tie
-from swsmix.compression.snap import assign
-from swsmix.compression.straight_through import StraightThrough
-from swsmix.em import HyperPrior
-from swsmix.mixture import GaussianMixture
+from swsmix.compression.phases import (
+    Job,
+    finetune_,
+    quantise_,
+    snap_,
+    sparsify_,
+    steps_per_epoch,
+)
+from swsmix.compression.search import reach_
+from swsmix.compression.targets import Reached, Target
 from swsmix.prior import MixturePrior
-from swsmix.schedule import Schedule
 from swsmix.selection import Patterns, resolve, select
 from swsmix.training.evaluation import Data, Loss
-from swsmix.training.fitting import fit
 from swsmix.training.history import History
 
 
@@ -136,11 +138,13 @@ class Compressed:
             its values: what `save_compressed` needs.
         index: name -> the component of each weight.
         histories: phase -> its history.
+        reached: with a target, what was asked, what came out, and the multipliers on the way.
     """
 
     prior: MixturePrior
     index: dict[str, Tensor]
     histories: dict[str, History]
+    reached: Reached | None = None
 
     @property
     def nonzero(self) -> dict[str, float]:
@@ -156,6 +160,7 @@ def compress_(
     loss: Loss,
     data: Data,
     *,
+    target: Target | None = None,
     recipe: Recipe | None = None,
     include: Patterns | None = None,
     exclude: Patterns = (),
@@ -179,14 +184,18 @@ def compress_(
         model: the pretrained network, changed in place.
         loss: `loss(model(x), y)`, the mean negative log likelihood of a batch.
         data: the training data, as for `fit`: two tensors, or a sized iterable of batches.
-        recipe: how hard and how long; `Recipe()` by default.
+        target: how much the validation loss or measure may rise, or how large the file may be;
+            then the strength is found, see `Target`. This takes 1.5 to 3 times as long.
+        recipe: how hard and how long; `Recipe()` by default. With a target, `sparsify_tau` is
+            only where the search begins, and the default is longer where an epoch has few steps.
         include: patterns of the parameters to compress; by default every trainable
             floating-point parameter of at least two dimensions. `"*"` takes the biases too.
         exclude: patterns of those to omit.
         tau: a factor of the prior's strength; one number, or one per tensor.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors.
-        validation: as `data`; only measured.
+        validation: as `data`; only measured. A target needs it, and is chosen by it: the test
+            data should be others.
         measure: `measure(model(x), y)`, lower is better; the loss by default.
         run: a folder for checkpoints, with one run folder per phase.
         resume: continue from it.
@@ -194,10 +203,13 @@ def compress_(
         progress: show a progress bar for each phase.
 
     Returns:
-        The prior with the final codebooks, the assignments and the histories.
+        The prior with the final codebooks, the assignments and the histories; with a target, what
+        was reached.
 
     Raises:
         ValueError: for arguments that do not fit together, or if training diverges.
+        TargetError: if a target is not met (a ValueError, which has the nearest state). Then, as
+            after any interruption of a call with a target, the network is what it was before.
 
     Example:
         >>> x = torch.randn(64, 8)
@@ -211,173 +223,67 @@ def compress_(
     """
     if resume and run is None:
         raise ValueError("resume needs the folder of the run to continue: pass run=")
+    if target is not None:
+        _check_target(target, validation, measure)
     names = select(model, include=include, exclude=exclude).names
     weights = dict(resolve(model, names))
     for name, p in weights.items():
         if not torch.isfinite(p).all():
             raise ValueError(f"{name} holds nan or inf: only finite weights can be compressed")
-    job = _Job(
+    steps = steps_per_epoch(data, batch_size)
+    bounded = loss if target is not None and target.measure_increase is None else measure
+    job = Job(
         model,
         loss,
         data,
-        recipe or Recipe(),
+        recipe or (Recipe() if target is None else _recipe_of(steps)),
         weights=weights,
         unit={name: clusters.spread(p) for name, p in weights.items()},
-        steps_per_epoch=_steps_per_epoch(data, batch_size),
+        steps_per_epoch=steps,
         prior_options={"include": include, "exclude": exclude, "tau": tau},
         fit_options={
             "num_data": num_data, "batch_size": batch_size, "validation": validation,
-            "measure": measure, "measure_train": False, "resume": resume, "progress": progress,
+            "measure": bounded, "measure_train": False, "resume": resume, "progress": progress,
         },
         run=None if run is None else Path(run),
         seed=seed,
     )  # fmt: skip
-    zero = _sparsify_(job)
-    prior = _quantise_(job, zero)
-    index = _snap_(job, prior, zero)
-    _finetune_(job, index)
+    reached = None
+    if target is None:
+        zero = sparsify_(job)
+        index = snap_(job, quantise_(job, zero), zero)
+        finetune_(job, index)
+    else:
+        index, reached = reach_(job, target, bounded or loss)
     codebooks = {n: clusters.codebook_mixture(index[n], p.detach()) for n, p in weights.items()}
-    return Compressed(job.prior(codebooks, std=1.0), index, job.histories)
+    return Compressed(job.prior(codebooks, std=1.0), index, job.histories, reached)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the phases of one `compress_` share; `unit` is the std of the pretrained weights."""
-
-    model: nn.Module
-    loss: Loss
-    data: Data
-    recipe: Recipe
-    weights: Mapping[str, Tensor]
-    unit: Mapping[str, float]
-    steps_per_epoch: int
-    prior_options: Mapping[str, Any]
-    fit_options: Mapping[str, Any]
-    run: Path | None
-    seed: int
-    histories: dict[str, History] = field(default_factory=dict)
-
-    def prior(self, mixtures: dict[str, GaussianMixture], *, std: float) -> MixturePrior:
-        """A prior with these mixtures; the hyper-prior's std is in units of each tensor's."""
-        hyper = {name: HyperPrior(std=std * unit) for name, unit in self.unit.items()}
-        return MixturePrior(
-            self.model, groups="tensor", initial=mixtures, hyper=hyper, **self.prior_options
-        )
-
-    def schedule(self, tau: float, epochs: int, start: float, end: float, **more: Any) -> Schedule:
-        """The stds fall from start to end, in units of each tensor's, in 9/10 of the phase."""
-        return Schedule(
-            tau=tau,
-            em_every=self.recipe.em_every,
-            std_start={name: start * unit for name, unit in self.unit.items()},
-            std_end={name: end * unit for name, unit in self.unit.items()},
-            # The stds are the schedule's alone: EM would close the zero component on the first
-            # exact zeros, and a zero narrower than its neighbours loses weights to them.
-            std_floor=1.0,
-            anneal=round(0.9 * self.steps_per_epoch * epochs),
-            **more,
-        )
-
-    def train(
-        self,
-        phase: str,
-        epochs: int,
-        lr: float,
-        prior: MixturePrior | None = None,
-        schedule: Schedule | None = None,
-        network: nn.Module | None = None,
-    ) -> None:
-        """Train the model, or the network that wraps it, by Adam and record the history."""
-        free = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(free, lr)
-        self.histories[phase] = fit(
-            network or self.model,
-            self.loss,
-            self.data,
-            optimizer=optimizer,
-            lr_scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, lr / 20.0),
-            epochs=epochs,
-            prior=prior,
-            schedule=schedule,
-            seed=self.seed + len(self.histories),
-            run=None if self.run is None else self.run / phase,
-            **self.fit_options,
-        )
-
-
-def _sparsify_(job: _Job) -> dict[str, Tensor]:
-    """Train under a zero component that narrows and a slab; which weights are then zero."""
-    recipe = job.recipe
-    spikes = {
-        name: clusters.spike_and_slab(recipe.zero_start * unit, recipe.slab * unit)
-        for name, unit in job.unit.items()
-    }
-    prior = job.prior(spikes, std=recipe.zero_end)
-    schedule = job.schedule(
-        recipe.sparsify_tau,
-        recipe.sparsify_epochs,
-        recipe.zero_start,
-        recipe.zero_end,
-        warmup=job.steps_per_epoch * recipe.warmup_epochs,
-    )
-    job.train("sparsify", recipe.sparsify_epochs, recipe.sparsify_lr, prior, schedule)
-    return {name: assign(prior.mixtures[name], p) == 0 for name, p in job.weights.items()}
-
-
-def _quantise_(job: _Job, zero: Mapping[str, Tensor]) -> MixturePrior:
-    """Train under clusters of the weights outside zero, which narrow; the prior of the clusters."""
-    recipe = job.recipe
-    mixtures = {
-        name: clusters.split_slab(
-            zero[name], p, recipe.num_components - 1, recipe.cluster_start * job.unit[name],
-            job.seed,
-        )
-        for name, p in job.weights.items()
-    }  # fmt: skip
-    prior = job.prior(mixtures, std=recipe.std_end)
-    schedule = job.schedule(
-        recipe.quantise_tau, recipe.quantise_epochs, recipe.cluster_start, recipe.std_end
-    )
-    # The network answers with snapped weights while the clusters form, so that each weight learns
-    # which centre it should go to, and what the first phase has sent to zero stays there.
-    network = StraightThrough(job.model, prior, zero)
-    job.train("quantise", recipe.quantise_epochs, recipe.quantise_lr, prior, schedule, network)
-    return prior
-
-
-@torch.no_grad()
-def _snap_(job: _Job, prior: MixturePrior, zero: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Set each weight to its centre, near and rare clusters merged; the cluster of each weight."""
-    index = {}
-    for name, p in job.weights.items():
-        mixture = prior.mixtures[name]
-        j = assign(mixture, p).masked_fill(zero[name], 0)
-        p.copy_(mixture.mean[j])  # the values that the network has learned with
-        nearest = job.recipe.merge * job.unit[name]
-        index[name] = clusters.merge_clusters(j, p, nearest=nearest, rare=job.recipe.rare)
-        clusters.set_to_centres_(p, index[name])
-    return index
-
-
-def _finetune_(job: _Job, index: Mapping[str, Tensor]) -> None:
-    """Train the centres and what the prior does not see; no weight leaves its cluster."""
-    handles = [tie(p, index[name]) for name, p in job.weights.items()]
-    try:
-        if job.recipe.finetune_epochs:
-            job.train("finetune", job.recipe.finetune_epochs, job.recipe.finetune_lr)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, p in job.weights.items():
-        clusters.set_to_centres_(p, index[name])
-
-
-def _steps_per_epoch(data: Data, batch_size: int) -> int:
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        return -(-len(data[0]) // batch_size)
-    if not isinstance(data, Sized):
+def _check_target(target: Target, validation: Data | None, measure: Loss | None) -> None:
+    if validation is None:
         raise ValueError(
-            "the data need a length, the number of batches in an epoch: give two tensors, a list "
-            f"of batches or a DataLoader over a sized data set; got {type(data).__name__}"
+            f"the target {target} is met on validation data: pass validation=(x, y), cases that "
+            "are neither trained on nor tested on"
         )
-    return len(data)
+    if target.measure_increase is not None and measure is None:
+        raise ValueError(
+            "measure_increase needs the measure: pass measure=, a function of (prediction, target) "
+            "where lower is better, such as the share of errors; or ask for a loss_increase"
+        )
+
+
+def _recipe_of(steps_per_epoch: int) -> Recipe:
+    """The default, with more epochs where they have few steps: weights need steps to move."""
+    plain = Recipe()
+
+    def epochs(steps: int, least: int) -> int:
+        return max(least, math.ceil(steps / steps_per_epoch))
+
+    sparsify = epochs(1500, plain.sparsify_epochs)
+    return replace(
+        plain,
+        sparsify_epochs=sparsify,
+        quantise_epochs=epochs(600, plain.quantise_epochs),
+        finetune_epochs=epochs(100, plain.finetune_epochs),
+        em_every=min(plain.em_every, max(1, sparsify * steps_per_epoch // 50)),
+    )

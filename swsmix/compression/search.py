@@ -1,0 +1,337 @@
+"""The way to a target: a bound on the validation loss or measure, or the size of the file.
+
+    minimise R(w) subject to  C(w) <= start + allowed       C on validation data, snapped network
+
+First the phases of `compress_`, in which the strength of the prior is the constraint's multiplier
+(`multiplier`). Then what the snapped network has to spare is spent: weights move to cheaper values
+at a second multiplier (`spending`), the centres are fine-tuned, which gives some of it back, and
+so on until the bound is reached. If the first phases have gone too far, they are repeated more
+gently, and at last the pretrained weights are snapped as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from swsmix import codec
+from swsmix.compression import clusters
+from swsmix.compression.multiplier import Multiplier
+from swsmix.compression.phases import Job, finetune_, quantise_, snap_, sparsify_
+from swsmix.compression.snap import snapped_state
+from swsmix.compression.spending import (
+    Index,
+    Spender,
+    curvatures,
+    entropy_bytes,
+    spend_to_bound,
+    spend_to_size,
+)
+from swsmix.compression.targets import Reached, Step, Target, TargetError
+from swsmix.training.evaluation import Loss, evaluate, num_cases
+from swsmix.training.history import History
+
+_ROUNDING = 0.02  # the share that biases in fewer bits may use
+_WORTH = 0.99  # a round of spending should leave at most this share of the file
+_ROUNDS = 5  # of spending and fine-tuning
+_FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
+_GOAL = 0.7  # the share that sparsifying may use, the first time
+_ENOUGH = 0.2  # less, and the phases are repeated, harder
+_WITHIN = 0.95  # the least share of the asked size that a file should have
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapped:
+    """A snapped network: its state, its clusters, and where it stands.
+
+    The bytes are about those of the file, as the entropy has it; encoding takes seconds.
+    """
+
+    state: dict[str, Tensor]
+    index: Index
+    value: float
+    bytes: float
+    tau: float
+    size_bytes: int | None = None
+
+
+def reach_(job: Job, target: Target, measure: Loss) -> tuple[Index, Reached]:
+    """Compress the network of a job, in place, until a target is met.
+
+    Args:
+        job: model, data and recipe; its validation data are measured.
+        target: what is asked.
+        measure: what the target bounds; the loss for a size.
+
+    Returns:
+        The clusters of the snapped weights, and what was reached.
+
+    Raises:
+        TargetError: if no snapped network meets it.
+    """
+    search = _Search(job, target, measure)
+    before = _copy(job)
+    try:
+        search.run_(before)
+        found = search.best
+        if found is None:
+            raise TargetError(search.reached(search.nearest), search.nearest.state)
+    except BaseException:
+        # An interrupted call leaves the network as it was; what is in `run` can be continued.
+        job.model.load_state_dict(before)
+        raise
+    job.model.load_state_dict(found.state)
+    return found.index, search.reached(found)
+
+
+class _Search:
+    """The trials on the way to one target."""
+
+    def __init__(self, job: Job, target: Target, measure: Loss) -> None:
+        self.job, self.target, self.measure = job, target, measure
+        self.start = self.value()
+        self.found: list[_Snapped] = []
+        self.path: list[Step] = []
+        # For a size, a generous bound keeps the network alive while its size comes down.
+        generous = 0.3 * abs(self.start) + 0.02
+        self.allowed = generous if target.allowed is None else target.allowed
+
+    # -- where we stand -------------------------------------------------------------------------
+
+    def value(self) -> float:
+        """The validation measure of the network as it is."""
+        return evaluate(self.job.model, self.measure, self.job.fit_options["validation"])
+
+    def used(self, value: float) -> float:
+        """The share of the allowed increase."""
+        if not math.isfinite(value):
+            return math.inf
+        return (value - self.start) / max(self.allowed, 1e-12 + 1e-7 * abs(self.start))
+
+    def fixed(self) -> int:
+        """About how many bytes of the file the clusters do not decide."""
+        tensors = {t.data_ptr(): t for t in self.job.model.state_dict().values()}
+        for p in self.job.weights.values():
+            tensors.pop(p.data_ptr(), None)
+        return sum(t.nbytes for t in tensors.values())
+
+    def meets(self, state: _Snapped) -> bool:
+        """Whether a snapped network is within the target."""
+        if self.target.size_bytes is not None:
+            return state.size_bytes is not None and state.size_bytes <= self.target.size_bytes
+        return self.used(state.value) <= _FITS
+
+    @property
+    def best(self) -> _Snapped | None:
+        """Of what meets a bound the smallest, of what meets a size the best on validation."""
+        met = [state for state in self.found if self.meets(state)]
+        if self.target.size_bytes is None:
+            return min(met, key=lambda state: (state.bytes, state.value), default=None)
+        full = [s for s in met if (s.size_bytes or 0) >= _WITHIN * self.target.size_bytes]
+        return min(full or met, key=lambda state: state.value, default=None)
+
+    @property
+    def nearest(self) -> _Snapped:
+        """The one that is nearest to the target."""
+        if self.target.size_bytes is None:
+            return min(self.found, key=lambda state: state.value)
+        return min(self.found, key=lambda state: state.size_bytes or math.inf)
+
+    def reached(self, state: _Snapped) -> Reached:
+        """What a snapped network has reached."""
+        size = len(codec.encode(state.state)) if state.size_bytes is None else state.size_bytes
+        return Reached(self.target, self.start, state.value, size, state.tau, tuple(self.path))
+
+    def keep(
+        self, phase: str, index: Index, multiplier: float, tau: float, *, encoded: bool = True
+    ) -> _Snapped:
+        """Remember the snapped network as it is, other tensors in fewer bits too."""
+        value, share = self._round_others_(self.value())
+        state = _copy(self.job)
+        # A bound needs no file before the end.
+        encoded = encoded and self.target.size_bytes is not None
+        size = len(codec.encode(state)) if encoded else None
+        about = entropy_bytes(index) + share * self.fixed()
+        found = _Snapped(state, index, value, about, tau, size)
+        self.found.append(found)
+        self.path.append(Step(phase, multiplier, found.value, found.size_bytes))
+        return found
+
+    def _round_others_(self, value: float) -> tuple[float, float]:
+        """Biases and norms to 8 or 16 bits, if that costs little.
+
+        Returns:
+            The value then, and the share of their bytes that is left.
+        """
+        exact = _copy(self.job)
+        for bits, share in ((8, 0.3), (16, 0.5)):
+            state = snapped_state(self.job.model, bias_bits=bits, keep=self.job.weights)
+            self.job.model.load_state_dict(state)
+            rounded = self.value()
+            cost = self.used(rounded) - self.used(value)
+            if cost <= _ROUNDING and (self.used(rounded) <= _FITS or self.used(value) > _FITS):
+                return rounded, share
+            self.job.model.load_state_dict(exact)
+        return value, 1.0
+
+    # -- the trials -----------------------------------------------------------------------------
+
+    def run_(self, before: dict[str, Tensor]) -> None:
+        """Two trials of the phases; what may be spent of the better one is; else the gentlest."""
+        goal, tau, bounded = _GOAL, self._first_tau(), self.target.size_bytes is None
+        first = tau
+        trials: list[tuple[Job, _Snapped]] = []
+        for suffix in ("", "-2"):
+            self.job.model.load_state_dict(before)
+            job = replace(self.job, suffix=suffix)
+            state, tau, at_end = self._phases_(job, tau, goal)
+            trials.append((job, state))
+            # For a size, a gentler prior would not say how much larger its file is.
+            if not bounded or _ENOUGH <= self.used(state.value) <= _FITS:
+                break
+            # Quantising gave back some of what sparsifying had used, or took more.
+            goal += at_end - self.used(state.value)
+            goal = min(max(0.1, goal), 5.0)
+            # A network that overfits breaks the bound for lack of a prior: harder, then.
+            lacking = self.used(state.value) > _FITS and tau <= 1.01 * first
+            tau = job.recipe.sparsify_tau if lacking else 0.3 * tau
+        able = [(job, state) for job, state in trials if self._can_start(state)]
+        if not able:
+            job = replace(self.job, suffix="-3")
+            job.model.load_state_dict(before)
+            able = [(job, self._snap_as_given_(job))]
+            if bounded and not self._can_start(able[0][1]):
+                return
+        job, state = min(able, key=lambda each: each[1].bytes)
+        job.model.load_state_dict(state.state)
+        self._spend_(job, state)
+
+    def _can_start(self, state: _Snapped) -> bool:
+        """Whether there is anything to spend: within the bound, or not below the size."""
+        if self.target.size_bytes is None:
+            return self.meets(state)
+        return (state.size_bytes or 0) >= _WITHIN * self.target.size_bytes
+
+    def _first_tau(self) -> float:
+        """A gentle strength, in proportion to the loss and to what the data say per weight."""
+        job = self.job
+        given = job.fit_options["num_data"]
+        cases = num_cases(job.data) if given is None else given
+        count = sum(p.numel() for p in job.weights.values())
+        loss = abs(evaluate(job.model, job.loss, job.fit_options["validation"]))
+        return job.recipe.sparsify_tau * min(1.0, loss + 1e-3) * min(1.0, cases / count)
+
+    def _phases_(self, job: Job, tau: float, goal: float) -> tuple[_Snapped, float, float]:
+        """The phases of `compress_`; also the last tau, and the share used before quantising."""
+        multiplier = Multiplier(
+            tau,
+            12.0 / job.recipe.sparsify_epochs,
+            start=self.start,
+            allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
+            goal=goal,
+            wanted=None if self.target.size_bytes is None else self._size_wanted,
+            least=tau if self.target.size_bytes is None else None,
+        )
+        zero = sparsify_(job, multiplier)
+        history = job.histories[f"sparsify{job.suffix}"]
+        values = history.scalars["validation_measure"]
+        pairs = zip(history.scalars["tau"][1:], values[1:], strict=True)
+        self.path += [Step(f"sparsify{job.suffix}", t, v) for t, v in pairs]
+        prior = quantise_(job, zero)
+        index = snap_(job, prior, zero)
+        finetune_(job, index)
+        tau = history.scalars["tau"][-1]
+        return self.keep(f"snap{job.suffix}", index, tau, tau), tau, self.used(values[-1])
+
+    def _size_wanted(self, history: History, epoch: int) -> float:
+        """How far a record is above the size, in doublings: below it, tau should fall."""
+        size = 0.0
+        for name, p in self.job.weights.items():
+            bins = history.series[name]
+            edges, count = bins["bin_edges"][epoch], bins["bin_counts"][epoch]
+            middle = 0.5 * (edges[1:] + edges[:-1])
+            share = float(count[middle.abs() > 0.1 * self.job.unit[name]].sum()) / p.numel()
+            share = min(max(share, 1e-9), 1.0 - 1e-9)
+            rate = -share * math.log2(share) - (1.0 - share) * math.log2(1.0 - share)
+            rate += share * math.log2(self.job.recipe.num_components - 1)
+            size += 0.85 * p.numel() * rate / 8.0
+        asked = max(1.2 * (self.target.size_bytes or 1) - self.fixed(), 1.0)
+        return math.log2(size / asked)
+
+    def _snap_as_given_(self, job: Job) -> _Snapped:
+        """The pretrained weights at many values each, without training."""
+        index = {}
+        with torch.no_grad():
+            for name, p in job.weights.items():
+                none = torch.zeros_like(p, dtype=torch.bool)
+                mean = clusters.split_slab(none, p, 63, job.unit[name], job.seed).mean
+                order = mean.double().sort()
+                edges = (order.values[1:] + order.values[:-1]) / 2.0
+                j = order.indices[torch.bucketize(p.detach().double(), edges)]
+                index[name] = clusters.merge_clusters(j, p, nearest=0.01 * job.unit[name], rare=0)
+                clusters.set_to_centres_(p, index[name])
+        return self.keep(f"snap{job.suffix}", index, 0.0, 0.0)
+
+    # -- spending -------------------------------------------------------------------------------
+
+    def _spend_(self, job: Job, state: _Snapped) -> None:
+        """Move weights to cheaper values and fine-tune, until nothing is left to spend."""
+        asked = self.target.size_bytes
+        rounds = _ROUNDS
+        size = float(state.size_bytes or 0)
+        if asked is not None:
+            rounds = min(max(1, math.ceil(math.log(max(size / asked, 1.0), 1.4))), rounds)
+        for left in range(rounds, 0, -1):
+            number, before = 1 + rounds - left, state.bytes
+            # A size is come down to in equal ratios.
+            goal = None if asked is None else asked * max(size / asked, 1.0) ** (1.0 - 1.0 / left)
+            state = self._spend_once_(
+                job, state, f"spend-{number}", size=size, goal=goal, last=left == 1
+            )
+            size = float(state.size_bytes or 0)
+            # A bound is reached by spending, a size may be kept while the centres move.
+            if not job.recipe.finetune_epochs or (asked is None and left == 1):
+                return
+            if asked is None and number > 1 and state.bytes > _WORTH * before:
+                return
+            finetune_(job, state.index, f"finetune-{number}")
+            state = self.keep(
+                f"finetune-{number}{job.suffix}", state.index, state.tau, state.tau,
+                encoded=left == 1,
+            )  # fmt: skip
+            if asked is None and self.used(state.value) > 0.95:
+                return
+
+    def _spend_once_(
+        self, job: Job, state: _Snapped, phase: str, *, size: float, goal: float | None, last: bool
+    ) -> _Snapped:
+        """Spend down to a bound, or to a size from a known one."""
+        curvature = curvatures(
+            job.model, job.loss, job.data, job.weights, job.fit_options["batch_size"]
+        )
+        spender = Spender(job.weights, state.index, curvature)
+
+        def used(index: Index) -> float:
+            spender.place_(index)
+            return self.used(self.value())
+
+        def encoded(index: Index) -> int:
+            spender.place_(index)
+            return len(codec.encode(job.model.state_dict()))
+
+        if goal is None:
+            index, price = spend_to_bound(spender, used, full=0.95, fits=_FITS)
+        else:
+            index, price = spend_to_size(
+                spender, encoded, size=int(size),
+                fixed=int(state.bytes - entropy_bytes(state.index)),
+                low=0.97 * goal, high=0.995 * goal, rough=not last,
+            )  # fmt: skip
+        return self.keep(phase + job.suffix, spender.place_(index), price, state.tau)
+
+
+def _copy(job: Job) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in job.model.state_dict().items()}
