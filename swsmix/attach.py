@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swsmix import _optimizers, _shards, proximal
+from swsmix.entry import Entry, checked
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -59,6 +60,7 @@ class Attachment:
         optimizers: those that hold its tensors.
         num_data: the number of training examples over which the loss is a mean.
         schedule: tau, EM and annealing.
+        entry: decides tau in the schedule's place; by default the schedule does.
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
 
     Raises:
@@ -75,6 +77,7 @@ class Attachment:
         num_data: int,
         schedule: Schedule,
         update: Update | None,
+        entry: Entry | None = None,
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
@@ -89,12 +92,14 @@ class Attachment:
         self.prior = prior
         self.num_data = num_data
         self.schedule = schedule
+        self.entry = entry
         self.update = update
         self.tick = 0
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
+        self._gradients: dict[int, int] = {}  # taken in this tick, by optimiser
         self._check()
         self._number = {id(o): len(self._members(o)) for o in self._optimizers}
         self._handles = [
@@ -163,6 +168,29 @@ class Attachment:
         """The optimisers that have not stepped since the last tick, by their types."""
         return [type(o).__name__ for o in self._optimizers if id(o) in self._waiting]
 
+    @property
+    def tau(self) -> float:
+        """The strength at which the prior acts in the next step."""
+        return self.schedule.tau_at(self.tick) if self.entry is None else self.entry.tau
+
+    def observe(self, loss: object) -> None:
+        """Tell the prior the data loss of this step, from which it sees when to enter.
+
+        Without a schedule the prior decides from the gradients when to enter; from losses it
+        decides better, and it steps back where they rise. With a schedule they change nothing.
+
+        Args:
+            loss: the mean data loss of the batch, without the penalty; of several processes,
+                their mean.
+
+        Raises:
+            TypeError: if it is not a number.
+            ValueError: if it is not one finite number.
+        """
+        value = checked(loss)
+        if self.entry is not None:
+            self.entry.observe(value)
+
     def remove(self) -> None:
         """Take the prior out of the optimisers; the mixtures stay as they are."""
         for handle in self._handles:
@@ -172,13 +200,26 @@ class Attachment:
         self._kept.clear()
         _LIVE.discard(self)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`."""
-        return {"tick": self.tick}
+        clock: dict[str, Any] = {"tick": self.tick}
+        return clock if self.entry is None else {**clock, "entry": self.entry.state_dict()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set the clock to that of a `state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the clock to that of a `state_dict`.
+
+        Raises:
+            ValueError: if the one has a schedule, and the other lets the data decide.
+        """
+        if ("entry" in state) != (self.entry is not None):
+            saved, here = ("no ", "") if "entry" in state else ("a ", "no ")
+            raise ValueError(
+                f"the saved clock had {saved}schedule, this one has {here or 'a '}schedule: attach "
+                "with the same (`Schedule()` is what earlier versions took when none was given)"
+            )
         self.tick = state["tick"]
+        if self.entry is not None:
+            self.entry.load_state_dict(state["entry"])
 
     def __reduce_ex__(self, protocol: object) -> Any:
         """Refuse to be copied or pickled: a copy would be hooked into no optimiser."""
@@ -194,10 +235,11 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if _optimizers.within_own_step(optimizer):
             return None
-        strength = self.schedule.tau_at(self.tick) / self.num_data
+        strength = self.tau / self.num_data
         acts = strength != 0.0 and not _optimizers.skipped(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
+            self._feel(optimizer)
             if acts:
                 self._act(optimizer, strength)
             return None
@@ -208,6 +250,7 @@ class Attachment:
                 loss = closure()
             finally:
                 self._watch.inside = False
+            self._feel(optimizer)
             if not acts:
                 return loss
             # A closure zeroes the gradients, hence after it; and each time.
@@ -222,6 +265,15 @@ class Attachment:
         if len(args) > 1:
             return (args[0], with_penalty, *args[2:]), kwargs
         return args, {**kwargs, "closure": with_penalty}
+
+    def _feel(self, optimizer: Optimizer) -> None:
+        """Show the data's gradients to the entry, before the prior's come to them."""
+        if self.entry is None or _optimizers.skipped(optimizer):
+            return
+        self._gradients[id(optimizer)] = self._gradients.get(id(optimizer), 0) + 1
+        if self.entry.waits and self._gradients[id(optimizer)] == 1:
+            held = ((name, p) for name, p, _ in self._held(optimizer))
+            self.entry.feel(held, _optimizers.scale(optimizer))
 
     def _act(self, optimizer: Optimizer, strength: float) -> None:
         """Before the step, when the data's gradients are there."""
@@ -246,9 +298,10 @@ class Attachment:
             self._before.clear()
             return
         if self._before:
-            strength = self.schedule.tau_at(self.tick) / self.num_data
+            strength = self.tau / self.num_data
             held = self._held(optimizer)
-            unknown = proximal.step_(self.prior, optimizer, held, self._before, strength)
+            rounding = None if self.entry is None else self.tick
+            unknown = proximal.step_(self.prior, optimizer, held, self._before, strength, rounding)
             self._before.clear()
             if unknown:
                 self._fall_back(optimizer, unknown)
@@ -259,6 +312,9 @@ class Attachment:
         self._joint.clear()
         self.tick += 1
         self._watch.tick()
+        if self.entry is not None:
+            self.entry.tick(max(self._gradients.values(), default=1))
+            self._gradients.clear()
         advance_(self.prior, self.schedule, self.tick)
 
     def _fall_back(self, optimizer: Optimizer, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from swsmix._cells import cells_for, cells_of
 from swsmix._description import description
 from swsmix.attach import Attachment, Update
 from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
+from swsmix.entry import Entry
 from swsmix.mixture import GaussianMixture
 from swsmix.moves import moved
 from swsmix.schedule import Schedule
@@ -453,11 +455,21 @@ class MixturePrior(nn.Module):
         """
         if schedule is not None and (tau is not None or em_every is not None):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
-        given: dict[str, Any] = {"tau": tau, "em_every": em_every}
-        schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
+        entry = None
+        if schedule is None:
+            given: dict[str, Any] = {"tau": tau, "em_every": em_every}
+            schedule = Schedule(em_start=0, **{k: v for k, v in given.items() if v is not None})
+            size = math.fsum(
+                self.tau[group] * p.numel()
+                for group in self.selection.groups
+                for p in self.parameters_of(group).values()
+            )
+            entry = Entry(schedule.tau, num_weights=size, num_data=num_data)
         several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
         optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
-        return Attachment(self, optimizers, num_data=num_data, schedule=schedule, update=update)
+        return Attachment(
+            self, optimizers, num_data=num_data, schedule=schedule, update=update, entry=entry
+        )
 
     # -- what it says -------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def attached(make, steps, em_every, mode="em", update="gradient"):
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = make([*net.parameters(), *prior.parameters()])
     attachment = prior.attach(
-        optimizer, num_data=NUM_DATA, tau=TAU, em_every=em_every, update=update
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=em_every), update=update
     )
     for _ in range(steps):
         optimizer.zero_grad()
@@ -100,8 +100,8 @@ def test_accumulated_gradients_meet_the_prior_once():
     prior, other_prior = MixturePrior(net, 3), MixturePrior(other, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU)
-    other_prior.attach(other_optimizer, num_data=NUM_DATA, tau=TAU)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
+    other_prior.attach(other_optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
     for _ in range(5):
         optimizer.zero_grad()
         loss_of(net, x, y).backward()
@@ -120,7 +120,10 @@ def test_several_optimisers_share_one_clock_and_equal_one():
     first = torch.optim.SGD(net[0].parameters(), lr=0.05)
     second = torch.optim.SGD(net[2].parameters(), lr=0.05)
     attachment = prior.attach(
-        [first, second], num_data=NUM_DATA, tau=TAU, em_every=5, update="gradient"
+        [first, second],
+        num_data=NUM_DATA,
+        schedule=Schedule(tau=TAU, em_every=5),
+        update="gradient",
     )
     for _ in range(25):
         for optimizer in (first, second):
@@ -149,7 +152,7 @@ def test_groups_have_their_own_tau(update):
     start = net[2].weight.detach().clone()
     prior = MixturePrior(net, 3, groups="tensor", tau={"0.weight": 1.0, "2.weight": 0.0})
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, update=update)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU), update=update)
     first = net[0].weight.detach().clone()
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
@@ -163,7 +166,9 @@ def test_remove_takes_the_prior_out(update):
     net, x, y = problem()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1, update=update)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=1), update=update
+    )
     attachment.remove()
     mean = prior.mixtures["all"].mean.clone()
     before = copy.deepcopy(net.state_dict())
@@ -252,7 +257,7 @@ def test_in_gradient_mode_two_optimisers_equal_one():
         else:
             parts = [[*net.parameters(), *prior.parameters()]]
         optimizers = [torch.optim.SGD(part, lr=0.01) for part in parts]
-        attachment = prior.attach(optimizers, num_data=NUM_DATA, tau=TAU)
+        attachment = prior.attach(optimizers, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
         for _ in range(10):
             for optimizer in optimizers:
                 optimizer.zero_grad()

@@ -16,7 +16,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture", "_optimizers"},
     {"tables", "_histogram"},
-    {"em", "proximal"},
+    {"em", "proximal", "entry"},
     {"start", "moves"},
     {"attach", "_description"},
     {"prior"},

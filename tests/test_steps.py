@@ -8,7 +8,7 @@ from loops import NUM_DATA, TAU, attached, by_hand, make, problem, same, train
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, RMSprop
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 # -- what decides about the step ----------------------------------------------------------------
 
@@ -216,7 +216,7 @@ def test_in_gradient_mode_each_evaluation_of_a_closure_has_its_own_gradient():
         weights = LBFGS(net.parameters(), lr=0.5, max_iter=5)
         mixture = SGD(prior.parameters(), lr=0.0)
         if not hand:
-            prior.attach([weights, mixture], num_data=NUM_DATA, tau=TAU)
+            prior.attach([weights, mixture], num_data=NUM_DATA, schedule=Schedule(tau=TAU))
 
         def closure(net=net, loss=loss, prior=prior, weights=weights, hand=hand):
             weights.zero_grad()
