@@ -1,8 +1,8 @@
 """A matrix of hand-written training loops under the plain default: one table.
 
-    python figures/loops.py              the 24 loops, about eight minutes of one core
+    python figures/loops.py              the 24 loops, about six minutes of one core
     python figures/loops.py --quick      two of them, shorter
-    python figures/loops.py --only LSTM  those of one network; rows of others stay as they are
+    python figures/loops.py --only LSTM  those of a network or a type; other rows stay as they are
     python figures/loops.py --table      only writes the table again, from loops.jsonl
 
 Writes loops.jsonl and loops.md beside this program, or into the folder that `--out` names.
@@ -31,7 +31,7 @@ from torch.nn import functional
 from swsmix import MixturePrior
 
 FIGURES = Path(__file__).parent
-STEPS, BATCH = 1000, 64
+STEPS = 700
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -130,7 +130,7 @@ def train(name, dtype, optimizer, steps, seed, *, attach):
     attachment = MixturePrior(net).attach(optimizer, num_data=num_data) if attach else None
     batches = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        rows = torch.randint(len(x), (BATCH,), generator=batches)
+        rows = torch.randint(len(x), (64 if num_data == len(x) else 16,), generator=batches)
         optimizer.zero_grad()
         functional.cross_entropy(net(x[rows]).float(), y[rows].flatten()).backward()
         optimizer.step()
@@ -150,7 +150,7 @@ def fitted(net):
     """A mixture of the default's K at the maximum of the likelihood of a network's weights."""
     prior = MixturePrior(net)
     prior.moves = False
-    for _ in range(30):
+    for _ in range(15):
         prior.em_step_()
     return prior
 
@@ -222,7 +222,7 @@ def main():
     parser.add_argument("--out", type=Path, default=FIGURES)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--only", choices=list(NETS))
+    parser.add_argument("--only", nargs="+", choices=[*NETS, *TYPES], default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = options.out / "loops.jsonl"
@@ -231,17 +231,18 @@ def main():
     if file.exists():
         read = [json.loads(line) for line in file.read_text().splitlines()]
         rows = {(row["network"], row["type"], row["optimizer"]): row for row in read}
+    options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
-        chosen = [loop for loop in loops if options.only in (None, loop[0])]
+        chosen = [loop for loop in loops if set(options.only) <= set(loop)]
+        chosen.sort(key=lambda loop: list(OPTIMIZERS).index(loop[2]))
         if options.quick:
             chosen = [("MLP", "float32", "Adam"), ("MLP", "bfloat16", "SGD")]
         for loop in chosen:
             rows[loop] = row = measure(*loop, steps=400 if options.quick else STEPS)
             print(*loop, row, flush=True)
-    ordered = [rows[loop] for loop in loops if loop in rows]
-    options.out.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in ordered))
-    (options.out / "loops.md").write_text(table(ordered))
+            ordered = [json.dumps(rows[each]) + "\n" for each in loops if each in rows]
+            file.write_text("".join(ordered))
+    (options.out / "loops.md").write_text(table([rows[loop] for loop in loops if loop in rows]))
 
 
 if __name__ == "__main__":

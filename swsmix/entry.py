@@ -75,7 +75,8 @@ class _Progress:
     level: float = 0.0  # by the gradients
     variance: float = 0.0  # of that
     moved: float = 0.0  # the sum of its changes, up or down
-    records: list[tuple[float, float]] = field(default_factory=list)  # level, mean loss
+    # level by the gradients; mean loss since the last record, and its standard error
+    records: list[tuple[float, float, float]] = field(default_factory=list)
     entered: int | None = None  # the time of the entry
     reference: float = math.nan  # the observed loss at the entry
     tolerance: float = math.nan  # how far above it is too far
@@ -186,17 +187,20 @@ class Entry:
             state.level += 2.0 * products.mean
             state.moved += abs(2.0 * products.mean)
             state.variance += 4.0 * products.error**2
-        state.records.append((state.level, losses.mean))
+        state.records.append((state.level, losses.mean, losses.error))
         self._sums, self._losses = None, _Mean()
         self._start.clear()
         if len(state.records) < 3:
             return
-        (level, loss), (level_before, loss_before) = state.records[-1], state.records[-3]
-        seen = [loss for _, loss in state.records if not math.isnan(loss)]
-        if len(seen) == len(state.records):
-            fall, recent, error = max(seen) - loss, loss_before - loss, losses.error
+        level_before, loss_before, _ = state.records[-3]
+        level, loss, loss_error = state.records[-1]
+        if not any(math.isnan(loss) for _, loss, _ in state.records):
+            _, highest, its_error = max(state.records, key=lambda record: record[1])
+            fall, recent = highest - loss, loss_before - loss
+            error = math.hypot(its_error, loss_error)
         else:
-            fall, recent, error = state.moved, level_before - level, math.sqrt(state.variance)
+            fall, recent = state.moved, level_before - level
+            error = math.sqrt(state.variance)
         has_moved = fall > ERRORS * error
         if (has_moved and recent <= SHARE * fall) or (not has_moved and state.time >= DEADLINE):
             state.entered = state.time
@@ -230,7 +234,7 @@ class Entry:
         self._losses, self._now = _Mean(**rest.pop("losses")), _Mean(**rest.pop("now"))
         self._sums, self._product = rest.pop("sums"), rest.pop("product")
         self._start = dict(rest.pop("start"))
-        rest["records"] = [(level, loss) for level, loss in rest["records"]]
+        rest["records"] = [tuple(record) for record in rest["records"]]
         self._state = _Progress(**rest)
 
 

@@ -432,9 +432,13 @@ class MixturePrior(nn.Module):
                 Lightning, SAM), or several that share the prior's tensors.
             num_data: the number of training examples (tokens for a language model) over which
                 your loss is a mean; 1 if your loss is a sum over all of them.
-            tau: the strength of the prior, for `Schedule(tau=...)`; 1 is Bayes.
-            em_every: optimiser steps between EM steps, for `Schedule(em_every=...)`.
-            schedule: warm-up, burn-in and annealing; excludes `tau` and `em_every`.
+            tau: the strength that you ask for, 1 by default, which is Bayes. Without a schedule
+                the prior enters by itself when the loss has fallen, and tau rises to the least of
+                this and of what N and `num_data` allow, see `swsmix.entry`; `.tau` of the
+                attachment says where it is.
+            em_every: optimiser steps between EM steps, 100 by default.
+            schedule: tau as you say, from the step that you say, with burn-in and annealing;
+                excludes `tau` and `em_every`. `Schedule()` is tau = 1 from the first step on.
             update: how the prior moves the weights, see `swsmix.attach`: `"gradient"`, exactly as
                 if you had added the penalty to the loss, or `"proximal"`, stable for every sigma.
                 By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").

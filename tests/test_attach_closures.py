@@ -112,7 +112,7 @@ def test_that_the_weights_move_by_other_ways_is_said_after_a_step_with_a_closure
     net, x, y = problem()
     attached, other = (torch.optim.SGD(net.parameters(), lr=0.01) for _ in range(2))
     prior = MixturePrior(net, 3)
-    prior.attach(attached, num_data=NUM_DATA)
+    prior.attach(attached, num_data=NUM_DATA, schedule=Schedule())
 
     def closure():
         net.zero_grad()

@@ -126,7 +126,7 @@ def test_a_tensor_without_a_gradient_is_left_where_it_is():
     net, x, y = problem()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    prior.attach(optimizer, num_data=10, update="proximal")
+    prior.attach(optimizer, num_data=10, schedule=Schedule(), update="proximal")
     before = net[2].weight.detach().clone()
     net[0].weight.grad = torch.ones_like(net[0].weight)
     optimizer.step()
