@@ -1,6 +1,6 @@
 """A matrix of hand-written training loops under the plain default: one table.
 
-    python figures/loops.py              the 24 loops, about seven minutes of one core
+    python figures/loops.py              the 24 loops, about eight minutes of one core
     python figures/loops.py --quick      two of them, shorter
     python figures/loops.py --only LSTM  those of a network or a type; other rows stay as they are
     python figures/loops.py --table      only writes the table again, from loops.jsonl
@@ -31,7 +31,7 @@ from torch.nn import functional
 from swsmix import MixturePrior
 
 FIGURES = Path(__file__).parent
-STEPS = {"SGD": 1500, "Adam": 700, "AdamW": 700}  # SGD takes longer to learn
+STEPS = 1500
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -155,9 +155,8 @@ def fitted(net):
     return prior
 
 
-def measure(name, dtype, optimizer, steps=None, seed=0):
+def measure(name, dtype, optimizer, steps=STEPS, seed=0):
     """One loop: a row of the table."""
-    steps = steps or STEPS[optimizer]
     began = time.process_time()
     plain, plain_loss, _ = train(name, dtype, optimizer, steps, seed, attach=False)
     _, loss, attachment = train(name, dtype, optimizer, steps, seed, attach=True)
@@ -239,7 +238,7 @@ def main():
         if options.quick:
             chosen = [("MLP", "float32", "Adam"), ("MLP", "bfloat16", "SGD")]
         for loop in chosen:
-            rows[loop] = row = measure(*loop, steps=400 if options.quick else None)
+            rows[loop] = row = measure(*loop, steps=400 if options.quick else STEPS)
             print(*loop, row, flush=True)
             ordered = [json.dumps(rows[each]) + "\n" for each in loops if each in rows]
             file.write_text("".join(ordered))
