@@ -44,16 +44,19 @@ _SAMPLE = 1 << 16  # weights of a tensor that are followed
 
 @dataclass
 class _Mean:
-    """The mean of some numbers, and its standard error."""
+    """The mean of a series, and its standard error, to which a trend adds little."""
 
     count: int = 0
     total: float = 0.0
-    squares: float = 0.0
+    last: float = 0.0
+    differences: float = 0.0  # squares of those between neighbours
 
     def add_(self, value: float) -> None:
+        if self.count:
+            self.differences += (value - self.last) ** 2
         self.count += 1
         self.total += value
-        self.squares += value * value
+        self.last = value
 
     @property
     def mean(self) -> float:
@@ -61,9 +64,7 @@ class _Mean:
 
     @property
     def error(self) -> float:
-        if not self.count:
-            return math.nan
-        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2) / self.count)
+        return math.sqrt(self.differences / 2.0 / max(1, self.count - 1) / max(1, self.count))
 
 
 @dataclass
@@ -183,10 +184,10 @@ class Entry:
         state, losses = self._state, self._losses
         if self._sums is not None:
             count, total, squares = self._sums.tolist()
-            products = _Mean(int(count), total, squares)
-            state.level += 2.0 * products.mean
-            state.moved += abs(2.0 * products.mean)
-            state.variance += 4.0 * products.error**2
+            mean = total / count
+            state.level += 2.0 * mean
+            state.moved += abs(2.0 * mean)
+            state.variance += 4.0 * max(0.0, squares / count - mean**2) / count
         state.records.append((state.level, losses.mean, losses.error))
         self._sums, self._losses = None, _Mean()
         self._start.clear()
