@@ -16,7 +16,7 @@ def test_a_loop_under_the_plain_default_holds_what_is_asked(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", itertools.product(loops.NETS, loops.TYPES, loops.OPTIMIZERS))
 def test_every_loop_under_the_plain_default_holds_what_is_asked(loop):
-    # loops.md says which fail today: the price of the prior is too high for some, too low for others.
+    # loops.md says which fail today, where the price is too high or too low.
     assert loops.failures(loops.measure(*loop)) == []
 
 
