@@ -11,7 +11,7 @@ import time
 import torch
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 from swsmix.problems.nets import lenet_300_100
 
 
@@ -49,7 +49,9 @@ def measure(name, make, shape, steps, rounds, *, device="cpu", now=time.process_
         net = make().to(device)
         optimizer = torch.optim.Adam(net.parameters())
         if update != "plain":
-            MixturePrior(net, 17).attach(optimizer, num_data=50_000, update=update)
+            MixturePrior(net, 17).attach(
+                optimizer, num_data=50_000, update=update, schedule=Schedule()
+            )
         kinds[update] = (net, optimizer, [])
     for turn in range(rounds + 1):
         for net, optimizer, times in kinds.values():

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from swsmix import _optimizers, _shards, proximal, second_moments
 from swsmix.diagnosis import Watch
+from swsmix.entry import Entry, checked
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -62,6 +63,7 @@ class Attachment:
         optimizers: those that hold its tensors.
         num_data: the number of training examples over which the loss is a mean.
         schedule: tau, EM and annealing.
+        entry: decides tau in the schedule's place; by default the schedule does.
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
         moments: EM over the `"maximum"` or, with variances from `swsmix.second_moments`, over the
             `"posterior"` of each weight.
@@ -84,6 +86,7 @@ class Attachment:
         update: Update | None,
         moments: MomentsOf = "maximum",
         batch_size: int | None = None,
+        entry: Entry | None = None,
     ) -> None:
         if not num_data > 0:
             raise ValueError(f"num_data must be positive; got {num_data}")
@@ -98,6 +101,7 @@ class Attachment:
         self.prior = prior
         self.num_data = num_data
         self.schedule = schedule
+        self.entry = entry
         self.update = update
         self.tick = 0
         self._waiting = set(map(id, self._optimizers))
@@ -105,6 +109,7 @@ class Attachment:
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self.diagnosis = Watch(prior)
+        self._gradients: dict[int, int] = {}  # taken in this tick, by optimiser
         self._check()
         if moments not in MOMENTS:
             raise ValueError(f"moments must be one of {MOMENTS}; got {moments!r}")
@@ -180,6 +185,29 @@ class Attachment:
         """The optimisers that have not stepped since the last tick, by their types."""
         return [type(o).__name__ for o in self._optimizers if id(o) in self._waiting]
 
+    @property
+    def tau(self) -> float:
+        """The strength at which the prior acts in the next step."""
+        return self.schedule.tau_at(self.tick) if self.entry is None else self.entry.tau
+
+    def observe(self, loss: object) -> None:
+        """Tell the prior the data loss of this step, from which it sees when to enter.
+
+        Without a schedule the prior decides from the gradients when to enter; from losses it
+        decides better, and it steps back where they rise. With a schedule they change nothing.
+
+        Args:
+            loss: the mean data loss of the batch, without the penalty; of several processes,
+                their mean.
+
+        Raises:
+            TypeError: if it is not a number.
+            ValueError: if it is not one finite number.
+        """
+        value = checked(loss)
+        if self.entry is not None:
+            self.entry.observe(value)
+
     def remove(self) -> None:
         """Take the prior out of the optimisers; the mixtures stay as they are."""
         for handle in self._handles:
@@ -191,13 +219,29 @@ class Attachment:
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, for a checkpoint; the mixtures are in `prior.state_dict()`."""
-        seen = self.diagnosis.state_dict()
-        return {"tick": self.tick, **({"diagnosis": seen} if seen else {})}
+        clock: dict[str, Any] = {"tick": self.tick}
+        if seen := self.diagnosis.state_dict():
+            clock["diagnosis"] = seen
+        return clock if self.entry is None else {**clock, "entry": self.entry.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the clock to that of a `state_dict`."""
+        """Set the clock to that of a `state_dict`.
+
+        Raises:
+            ValueError: if the one has a schedule, and the other lets the data decide.
+        """
+        if ("entry" in state) != (self.entry is not None):
+            saved, here = ("no ", "") if "entry" in state else ("a ", "no ")
+            raise ValueError(
+                f"the saved clock had {saved}schedule, this one has {here or 'a '}schedule: attach "
+                "with the same (`Schedule()` is what earlier versions took when none was given)"
+            )
         self.tick = state["tick"]
-        late = self.tick > 0 and self.schedule.tau_at(self.tick - 1) > 0.0
+        if self.entry is not None:
+            self.entry.load_state_dict(state["entry"])
+            late = self.entry.tau > 0.0
+        else:
+            late = self.tick > 0 and self.schedule.tau_at(self.tick - 1) > 0.0
         self.diagnosis.load_state_dict(state.get("diagnosis", {}), late=late)
 
     def __reduce_ex__(self, protocol: object) -> Any:
@@ -214,10 +258,11 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if _optimizers.within_own_step(optimizer):
             return None
-        strength = self.schedule.tau_at(self.tick) / self.num_data
+        strength = self.tau / self.num_data
         acts = strength != 0.0 and not _optimizers.skipped(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
+            self._feel(optimizer)
             if acts:
                 self._act(optimizer, strength)
             return None
@@ -228,6 +273,7 @@ class Attachment:
                 loss = closure()
             finally:
                 self._watch.inside = False
+            self._feel(optimizer)
             if not acts:
                 return loss
             # A closure zeroes the gradients, hence after it; and each time.
@@ -242,6 +288,15 @@ class Attachment:
         if len(args) > 1:
             return (args[0], with_penalty, *args[2:]), kwargs
         return args, {**kwargs, "closure": with_penalty}
+
+    def _feel(self, optimizer: Optimizer) -> None:
+        """Show the data's gradients to the entry, before the prior's come to them."""
+        if self.entry is None or _optimizers.skipped(optimizer):
+            return
+        self._gradients[id(optimizer)] = self._gradients.get(id(optimizer), 0) + 1
+        if self.entry.waits and self._gradients[id(optimizer)] == 1:
+            held = ((name, p) for name, p, _ in self._held(optimizer))
+            self.entry.feel(held, _optimizers.scale(optimizer))
 
     def _act(self, optimizer: Optimizer, strength: float) -> None:
         """Before the step, when the data's gradients are there."""
@@ -266,10 +321,11 @@ class Attachment:
             self._before.clear()
             return
         if self._before:
-            strength = self.schedule.tau_at(self.tick) / self.num_data
+            strength = self.tau / self.num_data
             held = self._held(optimizer)
             self.diagnosis.see(held, self._before, _optimizers.scale(optimizer))
-            unknown = proximal.step_(self.prior, optimizer, held, self._before, strength)
+            rounding = None if self.entry is None else self.tick
+            unknown = proximal.step_(self.prior, optimizer, held, self._before, strength, rounding)
             self._before.clear()
             if unknown:
                 self._fall_back(optimizer, unknown)
@@ -280,12 +336,15 @@ class Attachment:
         self._joint.clear()
         self.tick += 1
         self._watch.tick()
+        if self.entry is not None:
+            self.entry.tick(max(self._gradients.values(), default=1))
+            self._gradients.clear()
         em_step_ = self._posterior_em_step_ if self.moments == "posterior" else None
         advance_(self.prior, self.schedule, self.tick, em_step_)
         self.diagnosis.look(self.schedule, self.tick)
 
     def _posterior_em_step_(self, rate: float) -> None:
-        tau = self.schedule.tau_at(self.tick) or self.schedule.tau
+        tau = self.tau or (self.schedule.tau if self.entry is None else self.entry.allowed)
         members = [(o, *member) for o in self._optimizers for member in self._members(o)]
         precision = float(self.num_data * (self.batch_size or 1))
         self.prior.em_step_(rate, second_moments.variance(self.prior, members, precision, tau))

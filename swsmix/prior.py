@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from swsmix._cells import cells_for, cells_of
 from swsmix._description import description
 from swsmix.attach import Attachment, MomentsOf, Update
 from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
+from swsmix.entry import Entry
 from swsmix.mixture import GaussianMixture
 from swsmix.moves import moved
 from swsmix.schedule import Schedule
@@ -491,9 +493,13 @@ class MixturePrior(nn.Module):
                 Lightning, SAM), or several that share the prior's tensors.
             num_data: the number of training examples (tokens for a language model) over which
                 your loss is a mean; 1 if your loss is a sum over all of them.
-            tau: the strength of the prior, for `Schedule(tau=...)`; 1 is Bayes.
-            em_every: optimiser steps between EM steps, for `Schedule(em_every=...)`.
-            schedule: warm-up, burn-in and annealing; excludes `tau` and `em_every`.
+            tau: the strength that you ask for, 1 by default, which is Bayes. Without a schedule
+                the prior enters by itself when the loss has fallen, and tau rises to the least of
+                this and of what N and `num_data` allow, see `swsmix.entry`; `.tau` of the
+                attachment says where it is.
+            em_every: optimiser steps between EM steps, 100 by default.
+            schedule: tau as you say, from the step that you say, with burn-in and annealing;
+                excludes `tau` and `em_every`. `Schedule()` is tau = 1 from the first step on.
             update: how the prior moves the weights, see `swsmix.attach`: `"gradient"`, exactly as
                 if you had added the penalty to the loss, or `"proximal"`, stable for every sigma.
                 By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").
@@ -520,13 +526,21 @@ class MixturePrior(nn.Module):
         """
         if schedule is not None and (tau is not None or em_every is not None):
             raise ValueError("give tau and em_every inside the schedule, not beside it")
-        given: dict[str, Any] = {"tau": tau, "em_every": em_every}
-        schedule = schedule or Schedule(**{k: v for k, v in given.items() if v is not None})
+        entry = None
+        if schedule is None:
+            given: dict[str, Any] = {"tau": tau, "em_every": em_every}
+            schedule = Schedule(em_start=0, **{k: v for k, v in given.items() if v is not None})
+            size = math.fsum(
+                self.tau[group] * p.numel()
+                for group in self.selection.groups
+                for p in self.parameters_of(group).values()
+            )
+            entry = Entry(schedule.tau, num_weights=size, num_data=num_data)
         several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
         optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
         return Attachment(
             self, optimizers, num_data=num_data, schedule=schedule, update=update,
-            moments=moments, batch_size=batch_size,
+            moments=moments, batch_size=batch_size, entry=entry,
         )  # fmt: skip
 
     # -- what it says -------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def step_(
     held: Sequence[tuple[str, nn.Parameter, str]],
     before: Mapping[str, Tensor],
     strength: float,
+    rounding: int | None = None,
 ) -> list[str]:
     """The proximal step on the tensors that an optimiser has just moved, in place.
 
@@ -51,6 +52,8 @@ def step_(
         held: name, parameter and group of the prior's tensors in it.
         before: name -> the weights before the optimiser's step, of those that it has moved.
         strength: t = tau / num_data.
+        rounding: a seed; with it weights in bfloat16 are rounded up or down by chance, to the
+            exact value on average: a weak prior's moves would all be lost in rounding to nearest.
 
     Returns:
         The names of the tensors that stayed because their effective step is not known, or not
@@ -58,7 +61,7 @@ def step_(
     """
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
-    unknown = []
+    unknown, generator = [], None
     for name, p, group in held:
         if name not in before:
             continue
@@ -66,6 +69,13 @@ def step_(
         step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
         if step is None:
             unknown.append(name)
+        elif rounding is not None and w.dtype == torch.bfloat16:
+            exact, scale = w.float(), strength * prior.tau[group]
+            if isinstance(step, Adaptive):
+                step = step._replace(second=step.second.float())
+            prior.tables_of(group).proximal_(exact, old.float(), step, scale)
+            generator = generator or torch.Generator(w.device).manual_seed(rounding)
+            w.copy_(_rounded_by_chance(exact, generator))
         elif w.numel() >= _shards.SMALL:
             scale = strength * prior.tau[group]
             prior.tables_of(group).proximal_(w, old, step, scale)
@@ -83,6 +93,15 @@ def step_(
         for (w, _), part in zip(small, parts, strict=True):
             _shards.write_flat_(w, part)
     return unknown
+
+
+def _rounded_by_chance(exact: Tensor, generator: torch.Generator) -> Tensor:
+    """Values in bfloat16 that are the given float32 ones on average."""
+    bits = exact.contiguous().view(torch.int32)
+    noise = torch.randint(
+        1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator
+    )
+    return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
 def is_known(optimizer: Optimizer) -> bool:

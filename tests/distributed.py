@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 STEPS, EM_EVERY, NUM_DATA, TAU, LR = 12, 4, 40, 2.0, 0.02
 CASES = [
@@ -115,7 +115,9 @@ def train(rank, how, built, update, groups):
     optimizer = torch.optim.Adam([*model.parameters(), *prior.parameters()], lr=LR)
     if update != "in the loss":
         kind = "proximal" if update == "proximal" else "gradient"
-        prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=EM_EVERY, update=kind)
+        prior.attach(
+            optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=EM_EVERY), update=kind
+        )
     half = slice(rank * NUM_DATA // 2, (rank + 1) * NUM_DATA // 2)
     for step, (x, y) in enumerate(zip(xs, ys, strict=True), 1):
         optimizer.zero_grad()

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 NUM_DATA, TAU, EM_EVERY = 50, 0.3, 3
 
@@ -37,7 +37,7 @@ def attached(make, steps=7, update="gradient", step=None):
     prior = MixturePrior(net, 3)
     optimizer = make(net.parameters())
     attachment = prior.attach(
-        optimizer, num_data=NUM_DATA, tau=TAU, em_every=EM_EVERY, update=update
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=EM_EVERY), update=update
     )
 
     def closure():

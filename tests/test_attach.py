@@ -55,7 +55,7 @@ def attached(make, steps, em_every, mode="em", update="gradient"):
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = make([*net.parameters(), *prior.parameters()])
     attachment = prior.attach(
-        optimizer, num_data=NUM_DATA, tau=TAU, em_every=em_every, update=update
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=em_every), update=update
     )
     for _ in range(steps):
         optimizer.zero_grad()
@@ -100,8 +100,8 @@ def test_accumulated_gradients_meet_the_prior_once():
     prior, other_prior = MixturePrior(net, 3), MixturePrior(other, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU)
-    other_prior.attach(other_optimizer, num_data=NUM_DATA, tau=TAU)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
+    other_prior.attach(other_optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
     for _ in range(5):
         optimizer.zero_grad()
         loss_of(net, x, y).backward()
@@ -120,7 +120,10 @@ def test_several_optimisers_share_one_clock_and_equal_one():
     first = torch.optim.SGD(net[0].parameters(), lr=0.05)
     second = torch.optim.SGD(net[2].parameters(), lr=0.05)
     attachment = prior.attach(
-        [first, second], num_data=NUM_DATA, tau=TAU, em_every=5, update="gradient"
+        [first, second],
+        num_data=NUM_DATA,
+        schedule=Schedule(tau=TAU, em_every=5),
+        update="gradient",
     )
     for _ in range(25):
         for optimizer in (first, second):
@@ -149,7 +152,7 @@ def test_groups_have_their_own_tau(update):
     start = net[2].weight.detach().clone()
     prior = MixturePrior(net, 3, groups="tensor", tau={"0.weight": 1.0, "2.weight": 0.0})
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, update=update)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU), update=update)
     first = net[0].weight.detach().clone()
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
@@ -163,7 +166,9 @@ def test_remove_takes_the_prior_out(update):
     net, x, y = problem()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1, update=update)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=1), update=update
+    )
     attachment.remove()
     mean = prior.mixtures["all"].mean.clone()
     before = copy.deepcopy(net.state_dict())
@@ -252,7 +257,7 @@ def test_in_gradient_mode_two_optimisers_equal_one():
         else:
             parts = [[*net.parameters(), *prior.parameters()]]
         optimizers = [torch.optim.SGD(part, lr=0.01) for part in parts]
-        attachment = prior.attach(optimizers, num_data=NUM_DATA, tau=TAU)
+        attachment = prior.attach(optimizers, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
         for _ in range(10):
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -273,7 +278,7 @@ def test_in_gradient_mode_an_optimiser_without_the_priors_tensors_is_left_alone(
         [*(p for p in net.parameters() if p.ndim > 1), *prior.parameters()], lr=0.01
     )
     second = torch.optim.SGD(biases, lr=0.01)
-    prior.attach([first, second], num_data=NUM_DATA)
+    prior.attach([first, second], num_data=NUM_DATA, schedule=Schedule())
     loss_of(net, x, y).backward()
     gradient = biases[0].grad.clone()
     first.step()
@@ -301,7 +306,7 @@ def test_weights_frozen_later_stay_where_they_are(mode):
     net, x, y = problem()
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = torch.optim.SGD([*net.parameters(), *prior.parameters()], lr=0.01)
-    prior.attach(optimizer, num_data=NUM_DATA)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule())
     net[0].weight.requires_grad_(False)
     before = net[0].weight.clone()
     loss_of(net, x, y).backward()
@@ -316,14 +321,14 @@ def test_a_tensor_of_the_prior_in_no_optimiser_is_an_error():
     net, *_ = problem()
     optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"in no attached optimiser: \['2.weight'\]"):
-        MixturePrior(net, 3).attach(optimizer, num_data=10)
+        MixturePrior(net, 3).attach(optimizer, num_data=10, schedule=Schedule())
 
 
 def test_gradient_mode_without_the_mixtures_in_an_optimiser_is_an_error():
     net, *_ = problem()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"'params': prior.parameters\(\)"):
-        MixturePrior(net, 3, mode="gradient").attach(optimizer, num_data=10)
+        MixturePrior(net, 3, mode="gradient").attach(optimizer, num_data=10, schedule=Schedule())
 
 
 @pytest.mark.parametrize(
@@ -347,8 +352,8 @@ def test_the_proximal_step_names_the_optimisers_it_knows():
     net, *_ = problem()
     optimizer = torch.optim.RMSprop(net.parameters())
     with pytest.raises(ValueError, match=r"Adam or AdamW.*got RMSprop: use update='gradient'"):
-        MixturePrior(net, 3).attach(optimizer, num_data=1, update="proximal")
-    MixturePrior(net, 3).attach(optimizer, num_data=1, update="gradient")
+        MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update="proximal")
+    MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update="gradient")
 
 
 def test_a_second_attachment_to_the_same_optimiser_is_refused_until_the_first_is_removed():
@@ -356,12 +361,12 @@ def test_a_second_attachment_to_the_same_optimiser_is_refused_until_the_first_is
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="act twice"):
-        prior.attach([optimizer, optimizer], num_data=1)
-    first = prior.attach(optimizer, num_data=1)
+        prior.attach([optimizer, optimizer], num_data=1, schedule=Schedule())
+    first = prior.attach(optimizer, num_data=1, schedule=Schedule())
     with pytest.raises(ValueError, match="act twice"):
-        prior.attach(optimizer, num_data=1)
+        prior.attach(optimizer, num_data=1, schedule=Schedule())
     first.remove()
-    prior.attach(optimizer, num_data=1)
+    prior.attach(optimizer, num_data=1, schedule=Schedule())
 
 
 @pytest.mark.parametrize("update", ["gradient", "proximal"])
@@ -369,13 +374,13 @@ def test_an_optimiser_that_maximises_is_refused(update):
     net, *_ = problem()
     optimizer = torch.optim.SGD([{"params": net.parameters(), "maximize": True}], lr=0.1)
     with pytest.raises(ValueError, match="maximize=True"):
-        MixturePrior(net, 3).attach(optimizer, num_data=1, update=update)
+        MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update=update)
 
 
 def test_a_parameter_replaced_behind_the_optimisers_back_is_an_error():
     net, x, y = problem()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=1)
+    MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule())
     net[0].weight = torch.nn.Parameter(net[0].weight.detach().clone())
     loss_of(net, x, y).backward()
     with pytest.raises(ValueError, match=r"in no attached optimiser: \['0.weight'\]"):
@@ -396,7 +401,7 @@ def test_by_default_the_proximal_step_is_made_where_it_can_be(make, mode, expect
     net, *_ = problem()
     prior = MixturePrior(net, 3, mode=mode)
     optimizer = make([*net.parameters(), *prior.parameters()])
-    assert prior.attach(optimizer, num_data=1).update == expected
+    assert prior.attach(optimizer, num_data=1, schedule=Schedule()).update == expected
 
 
 @pytest.mark.parametrize("update", ["gradient", "proximal"])
@@ -439,7 +444,7 @@ def test_one_unknown_optimizer_of_two_makes_the_default_the_gradient():
     last = [torch.optim.Adam(net[2].parameters()), torch.optim.RMSprop(net[2].parameters())]
     updates = []
     for second in last:
-        attachment = prior.attach([first, second], num_data=NUM_DATA)
+        attachment = prior.attach([first, second], num_data=NUM_DATA, schedule=Schedule())
         updates.append(attachment.update)
         attachment.remove()
     assert updates == ["proximal", "gradient"]
@@ -448,7 +453,7 @@ def test_one_unknown_optimizer_of_two_makes_the_default_the_gradient():
 def test_the_clock_is_all_of_an_attachments_state():
     net, _, _ = problem()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA)
+    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, schedule=Schedule())
     attachment.load_state_dict({"tick": 7})
     assert attachment.tick == 7 and attachment.state_dict() == {"tick": 7}
 
@@ -457,7 +462,7 @@ def test_the_clock_is_all_of_an_attachments_state():
 def test_a_step_with_a_closure_returns_the_loss_of_the_data(update):
     net, x, y = problem()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, update=update)
+    MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, schedule=Schedule(), update=update)
     expected = loss_of(net, x, y).item()
 
     def closure():

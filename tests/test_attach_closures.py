@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_attach import NUM_DATA, TAU, close, loss_of, problem
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -18,7 +18,9 @@ def test_a_gradient_scaler_changes_nothing(fused, update):
         net, x, y = net.float(), x.float(), y.float()
         prior = MixturePrior(net, 3)
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
-        prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=3, update=update)
+        prior.attach(
+            optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=3), update=update
+        )
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10)
         for _ in range(10):
             optimizer.zero_grad()
@@ -36,7 +38,9 @@ def test_a_step_that_the_scaler_skips_is_no_step(fused, update):
     net, x, y = net.float(), x.float(), y.float()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1, update=update)
+    attachment = prior.attach(
+        optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=1), update=update
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     before = copy.deepcopy(net.state_dict())
     mean = prior.mixtures["all"].mean.clone()
@@ -56,7 +60,7 @@ def test_lbfgs_closures_see_the_prior_in_each_evaluation():
         prior = MixturePrior(net, 3)
         optimizer = torch.optim.LBFGS(net.parameters(), max_iter=10, line_search_fn="strong_wolfe")
         if attach:
-            prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=1)
+            prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=1))
 
         def closure():
             optimizer.zero_grad()
@@ -84,7 +88,9 @@ def test_closures_of_other_optimisers_equal_plain_steps(update):
         net, x, y = problem()
         prior = MixturePrior(net, 3)
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=2, update=update)
+        prior.attach(
+            optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=2), update=update
+        )
 
         def closure(net=net, optimizer=optimizer, x=x, y=y):
             optimizer.zero_grad()
@@ -106,7 +112,7 @@ def test_that_the_weights_move_by_other_ways_is_said_after_a_step_with_a_closure
     net, x, y = problem()
     attached, other = (torch.optim.SGD(net.parameters(), lr=0.01) for _ in range(2))
     prior = MixturePrior(net, 3)
-    prior.attach(attached, num_data=NUM_DATA)
+    prior.attach(attached, num_data=NUM_DATA, schedule=Schedule())
 
     def closure():
         net.zero_grad()
@@ -125,7 +131,7 @@ def test_bfloat16_weights_train_through_float32_masters():
     working = copy.deepcopy(masters).bfloat16()
     prior = MixturePrior(masters, 3)  # the prior belongs to what the optimiser moves
     optimizer = torch.optim.AdamW(masters.parameters(), lr=0.01)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=5)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=5))
     first = last = None
     for _ in range(100):
         loss = loss_of(working, x.bfloat16(), y.bfloat16())
@@ -145,7 +151,7 @@ def test_pure_bfloat16_weights_are_taken_too():
     net = net.bfloat16()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=2)
+    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(tau=TAU, em_every=2))
     for _ in range(10):
         optimizer.zero_grad()
         loss_of(net, x.bfloat16(), y.bfloat16()).backward()

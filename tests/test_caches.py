@@ -9,7 +9,7 @@ import torch
 from loops import make, train
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 # -- caches ----------------------------------------------------------------------------------------
 
@@ -68,7 +68,9 @@ def test_a_pickle_is_about_as_large_as_the_network_and_the_mixture():
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_an_attachment_refuses_to_be_copied(copied):
     net, prior = make()
-    attachment = prior.attach(torch.optim.SGD(net.parameters(), lr=0.1), num_data=10)
+    attachment = prior.attach(
+        torch.optim.SGD(net.parameters(), lr=0.1), num_data=10, schedule=Schedule()
+    )
     with pytest.raises(TypeError, match="bound to its optimiser"):
         copied(attachment)
 
@@ -76,7 +78,7 @@ def test_an_attachment_refuses_to_be_copied(copied):
 def test_an_attached_optimiser_can_be_copied_and_loses_its_hooks():
     net, prior = make()
     optimizer = torch.optim.Adam(net.parameters())
-    attachment = prior.attach(optimizer, num_data=10)
+    attachment = prior.attach(optimizer, num_data=10, schedule=Schedule())
     train(net, optimizer, 2)
     copy.deepcopy(optimizer)
     assert attachment.tick == 2

@@ -16,7 +16,7 @@ import torch
 from loops import make, train
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 TESTS = Path(__file__).parent
 
@@ -168,7 +168,7 @@ def test_a_prior_made_in_inference_mode_trains_like_any_other():
     prior.penalty().backward()
     prior.em_step_()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    prior.attach(optimizer, num_data=100, em_every=1)
+    prior.attach(optimizer, num_data=100, schedule=Schedule(em_every=1))
     train(net, optimizer, 3)
     assert net.weight.isfinite().all()
 

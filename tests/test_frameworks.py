@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import MixturePrior, _shards
+from swsmix import MixturePrior, Schedule, _shards
 
 NUM_DATA, TAU, EM_EVERY, STEPS = 48, 2.0, 4, 12
 
@@ -81,7 +81,10 @@ def plain(model, net, batches, of=None, tau=TAU):
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     prior = MixturePrior(of or net, 3)
     attachment = prior.attach(
-        optimizer, num_data=NUM_DATA, tau=tau, em_every=EM_EVERY, update="gradient"
+        optimizer,
+        num_data=NUM_DATA,
+        schedule=Schedule(tau=tau, em_every=EM_EVERY),
+        update="gradient",
     )
     for x, y in batches:
         optimizer.zero_grad()
@@ -138,7 +141,10 @@ def lit(net, update="gradient"):
         def configure_optimizers(self):
             optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
             self.attachment = self.prior.attach(
-                optimizer, num_data=NUM_DATA, tau=TAU, em_every=EM_EVERY, update=update
+                optimizer,
+                num_data=NUM_DATA,
+                schedule=Schedule(tau=TAU, em_every=EM_EVERY),
+                update=update,
             )
             return optimizer
 
@@ -182,7 +188,12 @@ def test_lightning_with_the_proximal_step_equals_a_plain_loop_with_it():
     other, batches = problem()
     optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
     prior = MixturePrior(other, 3)
-    prior.attach(optimizer, num_data=NUM_DATA, tau=TAU, em_every=EM_EVERY, update="proximal")
+    prior.attach(
+        optimizer,
+        num_data=NUM_DATA,
+        schedule=Schedule(tau=TAU, em_every=EM_EVERY),
+        update="proximal",
+    )
     for x, y in batches:
         optimizer.zero_grad()
         nn.functional.cross_entropy(other(x), y).backward()
@@ -218,7 +229,10 @@ def test_hugging_face_trainer(tmp_path, accumulate, clip):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-5)
     prior = MixturePrior(model, 3)
     attachment = prior.attach(
-        optimizer, num_data=NUM_DATA * 5, tau=TAU, em_every=EM_EVERY, update="gradient"
+        optimizer,
+        num_data=NUM_DATA * 5,
+        schedule=Schedule(tau=TAU, em_every=EM_EVERY),
+        update="gradient",
     )
     steps = 12 // accumulate
     arguments = TrainingArguments(
@@ -262,8 +276,7 @@ def test_accelerate_with_accumulated_and_clipped_gradients(attach_to):
     attachment = prior.attach(
         optimizer if attach_to == "the optimiser" else prepared,
         num_data=NUM_DATA,
-        tau=TAU,
-        em_every=EM_EVERY,
+        schedule=Schedule(tau=TAU, em_every=EM_EVERY),
         update="gradient",
     )
     for x, y in batches:

@@ -49,7 +49,7 @@ def test_the_optimiser_that_steps_is_found_at_any_depth(depth):
     inner = optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(depth):
         optimizer = Wrapper(optimizer)
-    attachment = prior.attach(optimizer, num_data=100)
+    attachment = prior.attach(optimizer, num_data=100, schedule=Schedule())
     assert attachment._optimizers == [inner]
     train(net, optimizer)
     assert attachment.tick == 5
@@ -60,7 +60,7 @@ def test_a_wrapper_of_two_optimisers_ticks_once_a_step():
     prior = MixturePrior(net, 4)
     both = type("Both", (), {})()
     both.optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in net]
-    attachment = prior.attach(both, num_data=100)
+    attachment = prior.attach(both, num_data=100, schedule=Schedule())
     for _ in range(3):
         net(torch.randn(8, 30)).square().mean().backward()
         for each in both.optimizers:
@@ -71,7 +71,7 @@ def test_a_wrapper_of_two_optimisers_ticks_once_a_step():
 def test_the_step_that_is_never_called_is_found_in_the_base_optimiser():
     net, prior = make()
     optimizer = SAM(net.parameters(), torch.optim.SGD, lr=0.1)
-    attachment = prior.attach(optimizer, num_data=10, em_every=2)
+    attachment = prior.attach(optimizer, num_data=10, schedule=Schedule(em_every=2))
     for _ in range(6):
         net(torch.randn(8, 30)).square().mean().backward()
         optimizer.second_step()
@@ -96,7 +96,7 @@ class Silent(torch.optim.Optimizer):
 def test_an_attachment_that_never_ticks_while_its_weights_move_says_so_once():
     net, prior = make()
     optimizer = Silent(net.parameters())
-    prior.attach(optimizer, num_data=10)
+    prior.attach(optimizer, num_data=10, schedule=Schedule())
     with pytest.warns(UserWarning, match=r"the step of \['Silent'\] was not called") as said:
         for _ in range(100):
             optimizer.zero_grad()
@@ -108,13 +108,13 @@ def test_an_attachment_that_never_ticks_while_its_weights_move_says_so_once():
 def test_accumulated_gradients_and_many_closures_are_no_reason_to_warn():
     net, prior = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attachment = prior.attach(optimizer, num_data=10)
+    attachment = prior.attach(optimizer, num_data=10, schedule=Schedule())
     for _ in range(70):  # one step after many backward passes
         net(torch.randn(8, 30)).square().mean().backward()
     optimizer.step()
     attachment.remove()
     lbfgs = torch.optim.LBFGS(net.parameters(), max_iter=60)
-    prior.attach(lbfgs, num_data=10)
+    prior.attach(lbfgs, num_data=10, schedule=Schedule())
 
     def closure():
         lbfgs.zero_grad()
@@ -128,7 +128,7 @@ def test_accumulated_gradients_and_many_closures_are_no_reason_to_warn():
 def test_what_is_no_optimiser_is_refused():
     _, prior = make()
     with pytest.raises(TypeError, match=r"needs a torch.optim.Optimizer.*got object"):
-        prior.attach(object(), num_data=10)
+        prior.attach(object(), num_data=10, schedule=Schedule())
 
 
 # -- wrappers ---------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Slotted:
 def test_what_steps_is_found_however_it_is_kept(wrap):
     net, loss = problem()
     inner = SGD(net.parameters(), lr=0.1)
-    attachment = MixturePrior(net, 3).attach(wrap(inner), num_data=NUM_DATA)
+    attachment = MixturePrior(net, 3).attach(wrap(inner), num_data=NUM_DATA, schedule=Schedule())
     inner.step()
     assert attachment.tick == 1
 
@@ -181,7 +181,9 @@ def test_wrappers_that_refer_to_each_other_are_searched_once():
         outer = Bare({"one": outer, "other": outer})
         first = first or outer
     first.kept["back"] = outer
-    assert MixturePrior(net, 3).attach(outer, num_data=9)._optimizers == [inner]
+    assert MixturePrior(net, 3).attach(outer, num_data=9, schedule=Schedule())._optimizers == [
+        inner
+    ]
 
 
 def test_a_wrapper_steps_itself_where_its_inner_one_holds_a_part():
@@ -204,7 +206,7 @@ def test_an_optimiser_of_float32_copies_is_refused():
     net, _ = problem()
     copies = [nn.Parameter(p.detach().float()) for p in net.parameters()]
     with pytest.raises(TypeError, match="not of copies of them in float32"):
-        MixturePrior(net, 3).attach(Bare(SGD(copies, lr=0.1)), num_data=9)
+        MixturePrior(net, 3).attach(Bare(SGD(copies, lr=0.1)), num_data=9, schedule=Schedule())
 
 
 def test_an_optimiser_that_was_never_initialised_is_refused():
@@ -214,7 +216,7 @@ def test_an_optimiser_that_was_never_initialised_is_refused():
 
     net, _ = problem()
     with pytest.raises(TypeError, match=r"Own has no hooks.*super\(\).__init__"):
-        MixturePrior(net, 3).attach(Own(net.parameters()), num_data=9)
+        MixturePrior(net, 3).attach(Own(net.parameters()), num_data=9, schedule=Schedule())
 
 
 # -- a clock that stands still ------------------------------------------------------------------
@@ -248,7 +250,7 @@ def raise_in_a_step(net, optimizer):
 def test_another_optimiser_than_the_attached_one_is_noticed(before):
     net, loss = problem()
     attached_to = SGD(net.parameters(), lr=0.01)
-    MixturePrior(net, 3).attach(attached_to, num_data=9)
+    MixturePrior(net, 3).attach(attached_to, num_data=9, schedule=Schedule())
     before(net, attached_to)
     with pytest.warns(UserWarning, match=r"\['SGD'\] was not called") as said:
         run(net, loss, SGD(net.parameters(), lr=0.01))
@@ -259,7 +261,7 @@ def test_any_one_of_several_that_never_steps_is_noticed():
     for absent in (0, 1):
         net, loss = problem()
         both = [SGD(net[0].parameters(), lr=0.01), Adam(net[2].parameters(), lr=0.01)]
-        MixturePrior(net, 3).attach(both, num_data=9)
+        MixturePrior(net, 3).attach(both, num_data=9, schedule=Schedule())
         with pytest.warns(UserWarning, match=type(both[absent]).__name__):
             run(net, loss, both[1 - absent])
 
@@ -269,7 +271,7 @@ def test_a_new_optimiser_with_a_new_attachment_is_no_reason_to_warn():
     prior = MixturePrior(net, 3)
     for lr in (0.01, 0.001):
         optimizer = SGD(net.parameters(), lr=lr)
-        attachment = prior.attach(optimizer, num_data=9)
+        attachment = prior.attach(optimizer, num_data=9, schedule=Schedule())
         run(net, loss, optimizer)
     assert attachment.tick == 40
 

@@ -16,7 +16,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture", "_optimizers"},
     {"tables", "_histogram", "variational"},
-    {"em", "proximal"},
+    {"em", "proximal", "entry"},
     {"moves", "second_moments"},
     {"start"},
     {"diagnosis"},

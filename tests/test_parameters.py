@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 # -- gradients and memory ----------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ def test_sparse_gradients_act_as_the_same_dense_ones_on_trainable_mixtures():
     def attached(net):
         prior = MixturePrior(net, 4, mode="gradient")
         optimizer = torch.optim.SGD([*net.parameters(), *prior.parameters()], lr=1e-2)
-        prior.attach(optimizer, num_data=100)
+        prior.attach(optimizer, num_data=100, schedule=Schedule())
         return optimizer
 
     dense, sparse = dense_and_sparse(attached, 2)
@@ -51,7 +51,9 @@ def test_sparse_gradients_act_as_the_same_dense_ones_on_trainable_mixtures():
 def test_sparse_gradients_act_as_the_same_dense_ones(kind, update):
     def attached(net):
         optimizer = kind(net.parameters(), lr=1e-2)
-        MixturePrior(net, 4).attach(optimizer, num_data=100, update=update, em_every=2)
+        MixturePrior(net, 4).attach(
+            optimizer, num_data=100, schedule=Schedule(em_every=2), update=update
+        )
         return optimizer
 
     dense, sparse = dense_and_sparse(attached, 4)
@@ -61,7 +63,7 @@ def test_sparse_gradients_act_as_the_same_dense_ones(kind, update):
 def test_sparse_adam_cannot_take_the_priors_dense_gradient_and_it_is_said():
     net = nn.Embedding(50, 16, sparse=True)
     optimizer = torch.optim.SparseAdam(net.parameters(), lr=1e-2)
-    MixturePrior(net, 4).attach(optimizer, num_data=100)
+    MixturePrior(net, 4).attach(optimizer, num_data=100, schedule=Schedule())
     net(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match="SparseAdam takes sparse gradients only"):
         optimizer.step()
@@ -85,7 +87,9 @@ def test_the_memory_layout_of_a_parameter_does_not_matter(layout, kind, update):
         net = nn.Linear(30, 20)
         net.weight = nn.Parameter(arrange(net.weight.detach()))
         optimizer = kind(net.parameters(), lr=1e-2)
-        MixturePrior(net, 4).attach(optimizer, num_data=10, update=update, em_every=2)
+        MixturePrior(net, 4).attach(
+            optimizer, num_data=10, schedule=Schedule(em_every=2), update=update
+        )
         train(net, optimizer)
         weights.append(net.weight.detach().clone())
     torch.testing.assert_close(weights[1], weights[0])
@@ -161,10 +165,10 @@ def test_parameters_tied_after_the_prior_was_made_are_refused(when):
     optimizer = SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"tied after.*'1.weight': '0.weight'"):
         if when == "after attach":
-            prior.attach(optimizer, num_data=9)
+            prior.attach(optimizer, num_data=9, schedule=Schedule())
         net[1].weight = net[0].weight
         if when == "before attach":
-            prior.attach(optimizer, num_data=9)
+            prior.attach(optimizer, num_data=9, schedule=Schedule())
         net(torch.randn(3, 6)).sum().backward()
         optimizer.step()
 
@@ -172,7 +176,7 @@ def test_parameters_tied_after_the_prior_was_made_are_refused(when):
 def test_weights_pruned_after_attach_are_refused_with_the_remedy():
     net, loss = problem()
     optimizer = SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=9)
+    MixturePrior(net, 3).attach(optimizer, num_data=9, schedule=Schedule())
     prune.l1_unstructured(net[0], "weight", amount=0.5)
     loss(net).backward()
     with pytest.raises(ValueError, match=r"no longer has.*0\.weight.*make the prior again"):

@@ -111,7 +111,9 @@ def test_channels_last_weights_move_as_contiguous_ones_do():
         x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
         prior = MixturePrior(net, 3)
         optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        prior.attach(optimizer, num_data=10, tau=1.0, em_every=2, update="proximal")
+        prior.attach(
+            optimizer, num_data=10, schedule=Schedule(tau=1.0, em_every=2), update="proximal"
+        )
         for _ in range(5):
             optimizer.zero_grad()
             net(x).square().mean().backward()
@@ -124,7 +126,7 @@ def test_a_tensor_without_a_gradient_is_left_where_it_is():
     net, x, y = problem()
     prior = MixturePrior(net, 3)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    prior.attach(optimizer, num_data=10, update="proximal")
+    prior.attach(optimizer, num_data=10, schedule=Schedule(), update="proximal")
     before = net[2].weight.detach().clone()
     net[0].weight.grad = torch.ones_like(net[0].weight)
     optimizer.step()

@@ -8,7 +8,7 @@ from loops import NUM_DATA, TAU, attached, by_hand, make, problem, same, train
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, RMSprop
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, Schedule
 
 # -- what decides about the step ----------------------------------------------------------------
 
@@ -47,7 +47,7 @@ class Relative(torch.optim.SGD):
 def test_the_optimisers_own_step_decides_about_the_update_not_its_class(kind, update):
     net, prior = make()
     optimizer = kind(net.parameters(), lr=1e-3)
-    attachment = prior.attach(optimizer, num_data=100, em_every=2)
+    attachment = prior.attach(optimizer, num_data=100, schedule=Schedule(em_every=2))
     train(net, optimizer)
     assert attachment.update == update and attachment.tick == 5
     assert net.weight.isfinite().all()
@@ -57,13 +57,13 @@ def test_a_scheduler_that_wraps_the_step_changes_nothing():
     net, prior = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    assert prior.attach(optimizer, num_data=100).update == "proximal"
+    assert prior.attach(optimizer, num_data=100, schedule=Schedule()).update == "proximal"
 
 
 def test_sgd_with_momentum_one_has_no_finite_step_and_takes_the_gradient():
     net, prior = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=1.0)
-    attachment = prior.attach(optimizer, num_data=100)
+    attachment = prior.attach(optimizer, num_data=100, schedule=Schedule())
     train(net, optimizer)
     assert attachment.update == "gradient" and net.weight.isfinite().all()
 
@@ -74,7 +74,7 @@ def test_a_step_that_becomes_unknown_falls_back_to_the_gradient_and_says_so_once
     kind = torch.optim.SGD if spoil == "momentum" else torch.optim.Adam
     options = {"momentum": 0.5} if spoil == "momentum" else {}
     optimizer = kind(net.parameters(), lr=1e-3, **options)
-    attachment = prior.attach(optimizer, num_data=100)
+    attachment = prior.attach(optimizer, num_data=100, schedule=Schedule())
     train(net, optimizer, 2)
     assert attachment.update == "proximal"
     if spoil == "momentum":
@@ -84,7 +84,7 @@ def test_a_step_that_becomes_unknown_falls_back_to_the_gradient_and_says_so_once
         hook = torch.optim.Optimizer.register_step_post_hook
         attachment.remove()
         hook(optimizer, lambda o, *_: o.state[net.weight].pop("exp_avg_sq", None))
-        attachment = prior.attach(optimizer, num_data=100)
+        attachment = prior.attach(optimizer, num_data=100, schedule=Schedule())
     with pytest.warns(UserWarning, match="not known or not finite") as said:
         train(net, optimizer, 1)
         if spoil == "momentum":
@@ -167,13 +167,16 @@ def scaled_by_a_wrapper(params):
 @pytest.mark.parametrize("make", [Disguised, Centred, scaled_by_a_wrapper])
 def test_a_step_that_only_looks_like_adams_or_sgds_takes_the_gradient(make):
     net, _ = problem()
-    assert MixturePrior(net, 3).attach(make(net.parameters()), num_data=9).update == "gradient"
+    assert (
+        MixturePrior(net, 3).attach(make(net.parameters()), num_data=9, schedule=Schedule()).update
+        == "gradient"
+    )
 
 
 def test_an_optimiser_that_comes_to_maximise_is_refused():
     net, loss = problem()
     optimizer = SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=9)
+    MixturePrior(net, 3).attach(optimizer, num_data=9, schedule=Schedule())
     optimizer.param_groups[0]["maximize"] = True
     with pytest.raises(ValueError, match="maximize=True"):
         optimizer.step()
@@ -216,7 +219,7 @@ def test_in_gradient_mode_each_evaluation_of_a_closure_has_its_own_gradient():
         weights = LBFGS(net.parameters(), lr=0.5, max_iter=5)
         mixture = SGD(prior.parameters(), lr=0.0)
         if not hand:
-            prior.attach([weights, mixture], num_data=NUM_DATA, tau=TAU)
+            prior.attach([weights, mixture], num_data=NUM_DATA, schedule=Schedule(tau=TAU))
 
         def closure(net=net, loss=loss, prior=prior, weights=weights, hand=hand):
             weights.zero_grad()
@@ -235,7 +238,7 @@ def test_in_gradient_mode_the_mixture_may_be_frozen():
     net, loss = problem()
     prior = MixturePrior(net, 3, mode="gradient")
     optimizer = SGD([*net.parameters(), *prior.parameters()], lr=1e-3)
-    attachment = prior.attach(optimizer, num_data=NUM_DATA)
+    attachment = prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule())
     for p in prior.parameters():
         p.requires_grad_(False)
     loss(net).backward()
@@ -248,7 +251,9 @@ def test_an_expanded_gradient_is_added_to_as_its_copy():
     for expanded in (False, True):
         net, _ = problem()
         optimizer = SGD(net.parameters(), lr=0.1)
-        MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, update="gradient")
+        MixturePrior(net, 3).attach(
+            optimizer, num_data=NUM_DATA, schedule=Schedule(), update="gradient"
+        )
         for p in net.parameters():
             grad = torch.full((), 0.01, dtype=p.dtype).expand(p.shape)
             p.grad = grad if expanded else grad.contiguous()
@@ -260,7 +265,7 @@ def test_an_expanded_gradient_is_added_to_as_its_copy():
 def test_a_step_in_inference_mode_does_not_spoil_the_next():
     net, loss = problem()
     optimizer = SGD(net.parameters(), lr=0.1)
-    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA)
+    attachment = MixturePrior(net, 3).attach(optimizer, num_data=NUM_DATA, schedule=Schedule())
     for inside in (True, False):
         optimizer.zero_grad()
         loss(net).backward()

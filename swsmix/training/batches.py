@@ -33,7 +33,7 @@ class BatchTrainer:
             prior.
         num_data: the number of training examples.
         prior: attached to the optimiser, if any.
-        schedule: of the prior; `Schedule()` by default.
+        schedule: of the prior; by default it enters by itself, see `swsmix.entry`.
         update: how the prior moves the weights, see `MixturePrior.attach`.
         moments: what EM is over, see `MixturePrior.attach`.
         batch_size: for two tensors; of other data their own `batch_size` counts.
@@ -70,7 +70,7 @@ class BatchTrainer:
         self.attachment: Attachment | None = None
         if prior is not None:
             self.attachment = prior.attach(
-                optimizer, num_data=num_data, schedule=self.schedule, update=update,
+                optimizer, num_data=num_data, schedule=schedule, update=update,
                 moments=moments,
                 batch_size=batch_size if is_pair(data) else getattr(data, "batch_size", None),
             )  # fmt: skip
@@ -92,6 +92,11 @@ class BatchTrainer:
             parts["lr_scheduler"] = type(self.lr_scheduler).__name__
         return parts
 
+    @property
+    def tau(self) -> float:
+        """The strength at which the prior acts in the next step."""
+        return self.schedule.tau_at(self.steps) if not self.attachment else self.attachment.tau
+
     def epoch(self, number: int) -> None:
         """One pass over the batches.
 
@@ -110,6 +115,8 @@ class BatchTrainer:
                     "tau; the last checkpoint is intact"
                 )
             value.backward()
+            if self.attachment is not None and self.attachment.entry is not None:
+                self.attachment.observe(value.detach())
             self._step()
             self.steps += 1
         if self.steps == before:

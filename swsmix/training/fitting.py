@@ -76,8 +76,9 @@ def fit(
             "gradient"), or `"l-bfgs"` or `"cg"`.
         epochs: the number of epochs or rounds in all, those before a resume included.
         prior: the mixture prior; None trains without one.
-        schedule: tau, warm-up, EM, annealing; `Schedule()` by default, with an EM step every
-            round in the full-batch methods.
+        schedule: tau, warm-up, EM, annealing. By default the prior enters when the loss has
+            fallen, see `MixturePrior.attach`; in the full-batch methods it acts at tau = 1 from
+            the first round on, with an EM step after each.
         update: how the prior moves the weights, see `MixturePrior.attach`; the full-batch methods
             always follow the gradient.
         moments: what EM is over, the `"maximum"` of the posterior or the `"posterior"` of each

@@ -23,10 +23,10 @@ class History:
     """What happened in training: one record for the start and one after every epoch or round.
 
     Attributes:
-        scalars: name -> one float per record. `fit` writes `epoch`, `step`, `seconds`, `tau`,
-            `data_loss` (mean nats per case), `nll` (R(w), nats, all groups), `hyper_prior`
-            (-log p(phi), nats), `objective` (data_loss + tau / num_data * the penalty),
-            `train_measure` and `validation_measure` (nan where there is none).
+        scalars: name -> one float per record. `fit` writes `epoch`, `step`, `seconds`, `tau`
+            (as it acts), `data_loss` (mean nats per case), `nll` (R(w), nats, all groups),
+            `hyper_prior` (-log p(phi), nats), `objective` (data_loss + tau / num_data * the
+            penalty), `train_measure` and `validation_measure` (nan where there is none).
         series: group -> name -> one tensor per record: `mixing`, `mean`, `std`, `count` (N_j, the
             expected number of weights of each component), `claimed` (the number of weights for
             which it is the most responsible), each (k,), and the weight histogram as

@@ -43,7 +43,7 @@ class Recorder:
         trainer = self.trainer
         data_loss, train_measure = self._scores(self.train)
         _, validation_measure = self._scores(self.validation)
-        tau = trainer.schedule.tau_at(trainer.tick)
+        tau = trainer.tau
         nll = hyper = penalty = 0.0
         groups, found = {}, {}
         if (prior := trainer.prior) is not None:

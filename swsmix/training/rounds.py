@@ -90,6 +90,11 @@ class RoundTrainer:
         """The method, quoted."""
         return {"optimizer": repr(self.method)}
 
+    @property
+    def tau(self) -> float:
+        """The strength of the prior in the next round."""
+        return self.schedule.tau_at(self.steps)
+
     def epoch(self, number: int) -> None:
         """One round, then what the schedule asks of the mixtures.
 
@@ -99,7 +104,7 @@ class RoundTrainer:
         self.model.train()
         moving = self._moving()
         x, y = (part.to(moving[0].device) for part in self.data)
-        tau = self.schedule.tau_at(self.steps)
+        tau = self.tau
 
         def objective() -> Tensor:
             total = self.num_data * self.loss(self.model(x), y)

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from swsmix.prior import MixturePrior
-from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Loss
 
 
@@ -20,7 +19,6 @@ class Trainer(Protocol):
         loss: the mean negative log likelihood of a batch.
         prior: the mixture prior, if any.
         num_data: the number of training examples.
-        schedule: tau, warm-up, EM, annealing.
         steps: how many steps of the optimiser, or rounds, have been made.
     """
 
@@ -28,7 +26,6 @@ class Trainer(Protocol):
     loss: Loss
     prior: MixturePrior | None
     num_data: int
-    schedule: Schedule
     steps: int
 
     @property
@@ -38,6 +35,10 @@ class Trainer(Protocol):
     @property
     def parts(self) -> dict[str, str]:
         """The names of the optimiser and of the learning-rate scheduler, by argument of `fit`."""
+
+    @property
+    def tau(self) -> float:
+        """The strength of the prior."""
 
     def epoch(self, number: int) -> None:
         """Train for one epoch, the `number`-th."""

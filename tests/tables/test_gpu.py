@@ -145,7 +145,7 @@ def test_mixed_precision_with_a_gradient_scaler_trains(dtype):
     net, x, y = problem("cuda")
     prior = MixturePrior(net, 4)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
-    prior.attach(optimizer, num_data=len(x), tau=0.1, em_every=5)
+    prior.attach(optimizer, num_data=len(x), schedule=Schedule(tau=0.1, em_every=5))
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     loss = nn.CrossEntropyLoss()
     start = float(loss(net(x), y).detach())

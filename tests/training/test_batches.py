@@ -8,7 +8,7 @@ import torch
 from fits import problem, trainer
 from torch import nn
 
-from swsmix import GaussianNoise, MixturePrior, fit
+from swsmix import GaussianNoise, MixturePrior, Schedule, fit
 from swsmix.training.batches import BatchTrainer
 
 
@@ -111,7 +111,9 @@ def test_the_optimiser_is_free_of_the_prior_afterwards(fails):
     with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
         fit(net, nn.MSELoss(), data, optimizer=optimizer, epochs=1, prior=prior, progress=False,
             callback=interrupt)  # fmt: skip
-    prior.attach(optimizer, num_data=48).remove()  # a second attachment would be refused
+    prior.attach(
+        optimizer, num_data=48, schedule=Schedule()
+    ).remove()  # a second attachment would be refused
 
 
 def batch_trainer(optimizer):
