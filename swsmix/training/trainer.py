@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from swsmix.prior import MixturePrior
+from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Loss
 
 
@@ -19,6 +20,7 @@ class Trainer(Protocol):
         loss: the mean negative log likelihood of a batch.
         prior: the mixture prior, if any.
         num_data: the number of training examples.
+        schedule: tau, warm-up, EM, annealing; tau is another's where the prior enters by itself.
         steps: how many steps of the optimiser, or rounds, have been made.
     """
 
@@ -26,6 +28,7 @@ class Trainer(Protocol):
     loss: Loss
     prior: MixturePrior | None
     num_data: int
+    schedule: Schedule
     steps: int
 
     @property
