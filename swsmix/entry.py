@@ -35,7 +35,7 @@ from torch import Tensor
 from swsmix import _shards
 
 SHARE = 0.1  # of the fall of the loss: what may be still to come, and what the prior may take back
-PRICE = 0.004  # nats of loss per case for a nat of the prior per weight
+PRICE = 0.003  # nats of loss per case for a nat of the prior per weight
 FIRST = 32  # the time of the first record of the level; the first decision is at twice this
 DEADLINE = 1000  # a network that has not learned by then was trained before
 ERRORS = 3.0  # standard errors that count as a fall or a rise
