@@ -96,8 +96,8 @@ class Entry:
 
     Example:
         >>> entry = Entry(1.0, num_weights=1000.0, num_data=500)
-        >>> round(entry.allowed, 3), entry.tau
-        (0.002, 0.0)
+        >>> round(entry.allowed, 4), entry.tau
+        (0.0015, 0.0)
     """
 
     def __init__(self, asked: float, *, num_weights: float, num_data: int) -> None:
