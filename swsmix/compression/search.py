@@ -180,27 +180,37 @@ class _Search:
     # -- the trials -----------------------------------------------------------------------------
 
     def run_(self, before: dict[str, Tensor]) -> None:
-        """Two trials of the phases; what may be spent of the better one is; else the gentlest."""
-        goal, tau, bounded = _GOAL, self._first_tau(), self.target.size_bytes is None
-        first = tau
+        """Trials of the phases; what may be spent of the best one is; else the gentlest.
+
+        First the recipe as it is: what it gives is never worse than without a target. Then, if
+        that is not it, tau follows the target: from the recipe's own strength, where there was
+        something to spare, else from a gentle one.
+        """
+        bounded, goal = self.target.size_bytes is None, _GOAL
+        own, gentle = self.job.recipe.sparsify_tau, self._first_tau()
+        tau, rate = own, 0.0
         trials: list[tuple[Job, _Snapped]] = []
-        for suffix in ("", "-2"):
+        for suffix in ("", "-2", "-3"):
             self.job.model.load_state_dict(before)
             job = replace(self.job, suffix=suffix)
-            state, tau, at_end = self._phases_(job, tau, goal)
+            state, last, at_end = self._phases_(job, tau, goal, rate)
             trials.append((job, state))
+            used = self.used(state.value)
             # For a size, a gentler prior would not say how much larger its file is.
-            if not bounded or _ENOUGH <= self.used(state.value) <= _FITS:
+            if _ENOUGH <= used <= _FITS if bounded else self._can_start(state):
+                break
+            if not suffix:
+                tau = own if bounded and used < _ENOUGH else gentle
+                rate = 12.0 / job.recipe.sparsify_epochs
+                continue
+            if not bounded or used <= _FITS or any(self.meets(state) for _, state in trials):
                 break
             # Quantising gave back some of what sparsifying had used, or took more.
-            goal += at_end - self.used(state.value)
-            goal = min(max(0.1, goal), 5.0)
-            # A network that overfits breaks the bound for lack of a prior: harder, then.
-            lacking = self.used(state.value) > _FITS and tau <= 1.01 * first
-            tau = job.recipe.sparsify_tau if lacking else 0.3 * tau
+            goal = min(max(0.1, goal + at_end - used), 5.0)
+            tau = 0.3 * last
         able = [(job, state) for job, state in trials if self._can_start(state)]
         if not able:
-            job = replace(self.job, suffix="-3")
+            job = replace(self.job, suffix="-given")
             job.model.load_state_dict(before)
             able = [(job, self._snap_as_given_(job))]
             if bounded and not self._can_start(able[0][1]):
@@ -224,11 +234,13 @@ class _Search:
         loss = abs(evaluate(job.model, job.loss, job.fit_options["validation"]))
         return job.recipe.sparsify_tau * min(1.0, loss + 1e-3) * min(1.0, cases / count)
 
-    def _phases_(self, job: Job, tau: float, goal: float) -> tuple[_Snapped, float, float]:
+    def _phases_(
+        self, job: Job, tau: float, goal: float, rate: float
+    ) -> tuple[_Snapped, float, float]:
         """The phases of `compress_`; also the last tau, and the share used before quantising."""
         multiplier = Multiplier(
             tau,
-            12.0 / job.recipe.sparsify_epochs,
+            rate,
             start=self.start,
             allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
             goal=goal,
