@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from swsmix.schedule import Schedule
@@ -21,8 +20,7 @@ class Multiplier:
     """A strength that follows a history: log tau += rate * room, after every epoch.
 
     room is what is left of the allowance, goal - mean, in units of it, cut to [-2, 1]: the mean is
-    the moving average of (validation measure - start) / allowance. It is less where `wanted` says
-    so, as when the file is small enough already.
+    the moving average of (validation measure - start) / allowance.
 
     Args:
         tau: where it begins.
@@ -30,8 +28,7 @@ class Multiplier:
         start: the validation measure of the network before compression.
         allowance: how much it may rise.
         goal: the share of the allowance to be used.
-        wanted: (history, epoch) -> a limit for the room.
-        least: where it stops to fall; by default a hundredth of where it begins.
+        least: where it stops to fall.
     """
 
     def __init__(
@@ -42,12 +39,10 @@ class Multiplier:
         start: float,
         allowance: float,
         goal: float,
-        wanted: Callable[[History, int], float] | None = None,
-        least: float | None = None,
+        least: float,
     ) -> None:
-        self.tau, self.least = tau, tau / 100.0 if least is None else least
+        self.tau, self.least = tau, least
         self.rate, self.start, self.allowance, self.goal = rate, start, allowance, goal
-        self.wanted = wanted
         self.mean = 0.0
 
     def follow(self, epoch: int, history: History) -> None:
@@ -58,8 +53,6 @@ class Multiplier:
         used = min(max(used, -10.0), 10.0) if math.isfinite(used) else 10.0
         self.mean = 0.5 * self.mean + 0.5 * used
         room = self.goal - self.mean
-        if self.wanted is not None:
-            room = min(room, self.wanted(history, epoch))
         log = math.log(self.tau) + self.rate * min(max(room, -2.0), 1.0)
         self.tau = math.exp(max(log, math.log(self.least)))
 

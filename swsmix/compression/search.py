@@ -32,7 +32,6 @@ from swsmix.compression.spending import (
 )
 from swsmix.compression.targets import Reached, Step, Target, TargetError
 from swsmix.training.evaluation import Loss, evaluate, num_cases
-from swsmix.training.history import History
 
 _ROUNDING = 0.02  # the share that biases in fewer bits may use
 _WORTH = 0.99  # a round of spending should leave at most this share of the file
@@ -149,11 +148,16 @@ class _Search:
         self, phase: str, index: Index, multiplier: float, tau: float, *, encoded: bool = True
     ) -> _Snapped:
         """Remember the snapped network as it is, other tensors in fewer bits too."""
-        value, share = self._round_others_(self.value())
-        state = _copy(self.job)
+        value, share, size = self.value(), 1.0, None
         # A bound needs no file before the end.
-        encoded = encoded and self.target.size_bytes is not None
-        size = len(codec.encode(state)) if encoded else None
+        asked = self.target.size_bytes if encoded else None
+        if asked is not None:
+            size = len(codec.encode(_copy(self.job)))
+        if size is None or asked is None or size > asked:
+            value, share = self._round_others_(value)
+        state = _copy(self.job)
+        if asked is not None and share < 1.0:
+            size = len(codec.encode(state))
         about = entropy_bytes(index) + share * self.fixed()
         found = _Snapped(state, index, value, about, tau, size)
         self.found.append(found)
@@ -182,13 +186,13 @@ class _Search:
     def run_(self, before: dict[str, Tensor]) -> None:
         """Trials of the phases; what may be spent of the best one is; else the gentlest.
 
-        First the recipe as it is: what it gives is never worse than without a target. Then, if
-        that is not it, tau follows the target: from the recipe's own strength, where there was
-        something to spare, else from a gentle one.
+        First the recipe as it is: what it gives is never worse than without a target. If that is
+        not it, tau follows a bound, from the recipe's own strength where there was something to
+        spare, else from a gentle one; for a larger file it is a quarter, and then a sixteenth.
         """
         bounded, goal = self.target.size_bytes is None, _GOAL
-        own, gentle = self.job.recipe.sparsify_tau, self._first_tau()
-        tau, rate = own, 0.0
+        own = tau = self.job.recipe.sparsify_tau
+        rate = 0.0
         trials: list[tuple[Job, _Snapped]] = []
         for suffix in ("", "-2", "-3"):
             self.job.model.load_state_dict(before)
@@ -196,18 +200,19 @@ class _Search:
             state, last, at_end = self._phases_(job, tau, goal, rate)
             trials.append((job, state))
             used = self.used(state.value)
-            # For a size, a gentler prior would not say how much larger its file is.
             if _ENOUGH <= used <= _FITS if bounded else self._can_start(state):
                 break
-            if not suffix:
-                tau = own if bounded and used < _ENOUGH else gentle
+            if not bounded:
+                tau = 0.25 * tau
+            elif not suffix:
+                tau = own if used < _ENOUGH else self._first_tau()
                 rate = 12.0 / job.recipe.sparsify_epochs
-                continue
-            if not bounded or used <= _FITS or any(self.meets(state) for _, state in trials):
+            elif used <= _FITS or any(self.meets(state) for _, state in trials):
                 break
-            # Quantising gave back some of what sparsifying had used, or took more.
-            goal = min(max(0.1, goal + at_end - used), 5.0)
-            tau = 0.3 * last
+            else:
+                # Quantising gave back some of what sparsifying had used, or took more.
+                goal = min(max(0.1, goal + at_end - used), 5.0)
+                tau = 0.3 * last
         able = [(job, state) for job, state in trials if self._can_start(state)]
         if not able:
             job = replace(self.job, suffix="-given")
@@ -244,8 +249,7 @@ class _Search:
             start=self.start,
             allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
             goal=goal,
-            wanted=None if self.target.size_bytes is None else self._size_wanted,
-            least=tau if self.target.size_bytes is None else None,
+            least=tau,
         )
         zero = sparsify_(job, multiplier)
         history = job.histories[f"sparsify{job.suffix}"]
@@ -257,21 +261,6 @@ class _Search:
         finetune_(job, index)
         tau = history.scalars["tau"][-1]
         return self.keep(f"snap{job.suffix}", index, tau, tau), tau, self.used(values[-1])
-
-    def _size_wanted(self, history: History, epoch: int) -> float:
-        """How far a record is above the size, in doublings: below it, tau should fall."""
-        size = 0.0
-        for name, p in self.job.weights.items():
-            bins = history.series[name]
-            edges, count = bins["bin_edges"][epoch], bins["bin_counts"][epoch]
-            middle = 0.5 * (edges[1:] + edges[:-1])
-            share = float(count[middle.abs() > 0.1 * self.job.unit[name]].sum()) / p.numel()
-            share = min(max(share, 1e-9), 1.0 - 1e-9)
-            rate = -share * math.log2(share) - (1.0 - share) * math.log2(1.0 - share)
-            rate += share * math.log2(self.job.recipe.num_components - 1)
-            size += 0.85 * p.numel() * rate / 8.0
-        asked = max(1.2 * (self.target.size_bytes or 1) - self.fixed(), 1.0)
-        return math.log2(size / asked)
 
     def _snap_as_given_(self, job: Job) -> _Snapped:
         """The pretrained weights at many values each, without training."""

@@ -191,7 +191,7 @@ def test_a_target_needs_validation_data_and_a_bound_on_the_measure_needs_the_mea
 
 
 def test_the_multiplier_rises_below_the_bound_and_falls_above_it():
-    multiplier = Multiplier(1.0, 0.5, start=2.0, allowance=0.1, goal=0.7)
+    multiplier = Multiplier(1.0, 0.5, start=2.0, allowance=0.1, goal=0.7, least=0.01)
     history = History(scalars={"validation_measure": [2.0]})
     taus = []
     for epoch, value in enumerate([2.0, 2.0, 2.07, 2.3, 2.3, math.inf, 2.0, 2.0, 2.0, 2.0, 2.0], 1):
