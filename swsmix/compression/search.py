@@ -2,11 +2,11 @@
 
     minimise R(w) subject to  C(w) <= start + allowed       C on validation data, snapped network
 
-First the phases of `compress_`, in which the strength of the prior is the constraint's multiplier
-(`multiplier`). Then what the snapped network has to spare is spent: weights move to cheaper values
-at a second multiplier (`spending`), the centres are fine-tuned, which gives some of it back, and
-so on until the bound is reached. If the first phases have gone too far, they are repeated more
-gently, and at last the pretrained weights are snapped as they are.
+First `compress_` as it is without a target. If that is not it, its phases again, with the prior's
+strength as the constraint's multiplier (`multiplier`). Then what the snapped network has to spare is
+spent: weights move to cheaper values at a second multiplier (`spending`), the centres are
+fine-tuned, which gives some of it back, and so on until the bound is reached. If no trial has
+anything to spare, the pretrained weights are snapped as they are.
 """
 
 from __future__ import annotations
