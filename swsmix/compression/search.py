@@ -3,8 +3,8 @@
     minimise R(w) subject to  C(w) <= start + allowed       C on validation data, snapped network
 
 First `compress_` as it is without a target. If that is not it, its phases again, with the prior's
-strength as the constraint's multiplier (`multiplier`). Then what the snapped network has to spare is
-spent: weights move to cheaper values at a second multiplier (`spending`), the centres are
+strength as the constraint's multiplier (`multiplier`). Then what the snapped network has to spare
+is spent: weights move to cheaper values at a second multiplier (`spending`), the centres are
 fine-tuned, which gives some of it back, and so on until the bound is reached. If no trial has
 anything to spare, the pretrained weights are snapped as they are.
 """
