@@ -225,8 +225,10 @@ def _complete(mixture: GaussianMixture, cells: Cells, k: int) -> Components:
     scale = (whole.scatter / whole.count).sqrt().item()
     if len(cells) == 1:  # the rounding of equal weights is no scale
         scale = 1e-2 * cells.spread
-    wide = torch.full_like(std, _EQUAL * scale if len(mean) > 1 else scale)
+    wide = torch.full_like(std, scale)
     if len(mean) > 1:
+        # Many equal weights say that they are equal; one weight says nothing of a std.
+        wide[mixing * whole.count > 1.5] *= _EQUAL
         gap = (mean[:, None] - mean).abs().fill_diagonal_(torch.inf).amin(1)
         wide = torch.minimum(wide, _GAP * gap.clamp_min(8 * cells.floor))
     std = torch.where(std < 10.0 * cells.floor, torch.maximum(std, wide), std)

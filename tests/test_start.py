@@ -61,3 +61,9 @@ def test_weights_without_clusters_are_shared_by_all_components(n, zero):
     mixture = initial_mixture(w, 6, zero=zero)
     assert (mixture.responsibilities(w).sum(0) > 0.02 * n).all()
     assert mixture.std.min() > 0.05
+
+
+def test_a_component_on_one_weight_is_as_wide_as_its_distance_to_the_next():
+    """One weight says nothing of a std: at a thousandth of the scale it could not move."""
+    mixture = initial_mixture(torch.tensor([-0.34, -0.107, -0.068]), 2)
+    assert mixture.std[mixture.mean.argmin()] > 0.1 * mixture.mean.diff().abs()
