@@ -128,11 +128,17 @@ def divided(groups: Cells, k: int) -> Cells:
     """More groups of the same density: the one of the largest scatter is halved, again and again.
 
     The halves of a Gaussian of std s are put s sqrt(2 / pi) to both sides: together they have its
-    mean and its scatter.
+    mean and its scatter. A cluster, whose neighbours are more than six of its stds away, is not
+    halved: its weights share one value. So the groups may be fewer than k.
     """
     while len(groups) < k:
         values = groups.values
-        widest = int(groups.scatter.argmax())
+        std = (groups.scatter / groups.count).sqrt()
+        gap = (groups.mean[:, None] - groups.mean).abs().fill_diagonal_(torch.inf).amin(1)
+        loose = (gap < _APART * std) | (len(groups) == 1)
+        if not loose.any():
+            return groups
+        widest = int(groups.scatter.where(loose, -1.0).argmax())
         count, mean, scatter = values[:, widest]
         off = (scatter / count * 2.0 / torch.pi).sqrt()
         share = (1.0 - 2.0 / torch.pi) * scatter / 2.0
@@ -140,3 +146,6 @@ def divided(groups: Cells, k: int) -> Cells:
         others = [values[:, :widest], values[:, widest + 1 :]]
         groups = groups.having(torch.cat([others[0], torch.stack(halves, 1), others[1]], 1))
     return groups
+
+
+_APART = 6.0  # stds between a cluster and what is next to it

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Kind = Literal["frozen", "collapsed", "starved", "duplicate", "diverged"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-HELD = 0.95  # frozen: the prior takes back this share of the data's steps,
+HELD = 0.965  # frozen: the prior takes back this share of the data's steps,
 GAIN = 0.1  # which agree and would have lowered the loss by as many nats per case,
 PULLED = 2.0  # or by so many, where it has pulled the weights the other way
 AGREE = 0.25  # |sum of steps|^2 in units of what it would be if all were alike
@@ -257,23 +257,24 @@ class Watch:
             before: name -> the weights before the step.
             scale: that of the gradients.
         """
-        for name, p, group in members:
-            if self._late or group in self.prior.held or name not in before:
-                continue
-            grad = None if p.grad is None else _shards.local(p.grad)
-            if grad is None or grad.layout != torch.strided:
-                continue
-            every = _odd(before[name].numel(), _SEEN)
-            now, old, g = (
-                t.reshape(-1)[::every].float() for t in (_shards.local(p), before[name], grad)
-            )
-            # Rows: the start, the moves so far, the data's steps, their squares, its gradients,
-            # their number.
-            start = torch.stack([old, *[torch.zeros_like(old)] * 5])
-            seen = self._seen.setdefault(group, {}).setdefault(name, start)
-            seen[1] = old - seen[0]
-            step = now - old
-            seen[2:] += torch.stack([step, step.square(), g / scale, torch.ones_like(g)])
+        with torch.inference_mode(False):  # what is made inside it could never change again
+            for name, p, group in members:
+                if self._late or group in self.prior.held or name not in before:
+                    continue
+                grad = None if p.grad is None else _shards.local(p.grad)
+                if grad is None or grad.layout != torch.strided:
+                    continue
+                every = _odd(before[name].numel(), _SEEN)
+                now, old, g = (
+                    t.reshape(-1)[::every].float() for t in (_shards.local(p), before[name], grad)
+                )
+                # Rows: the start, the moves so far, the data's steps, their squares, its gradients,
+                # their number.
+                start = torch.stack([old, *[torch.zeros_like(old)] * 5])
+                seen = self._seen.setdefault(group, {}).setdefault(name, start)
+                seen[1] = old - seen[0]
+                step = now - old
+                seen[2:] += torch.stack([step, step.square(), g / scale, torch.ones_like(g)])
 
     def look(self, schedule: Schedule, tick: int) -> None:
         """Warn of what is new, at the ticks of EM steps; judge how the data's steps fared.

@@ -25,7 +25,8 @@ def test_a_healthy_mixture_has_no_finding():
 
 
 def test_frozen_from_its_threshold_on():
-    assert kinds(HEALTHY, [50, 50], held=0.96) == ["frozen"]
+    assert kinds(HEALTHY, [50, 50], held=0.97) == ["frozen"]
+    assert kinds(HEALTHY, [50, 50], held=0.96) == []
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(0.95, ["collapsed"]), (1.05, [])])
@@ -146,7 +147,7 @@ def test_weights_that_collapse_are_said_and_those_that_stay_are_not():
         net = nn.Linear(20, 20, bias=False)
         prior = MixturePrior(net, 1)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        prior.attach(optimizer, num_data=1, tau=tau, em_every=2)
+        prior.attach(optimizer, num_data=1, schedule=Schedule(tau=tau, em_every=2))
         for _ in range(40):
             net.weight.grad = torch.zeros_like(net.weight)
             optimizer.step()
@@ -218,7 +219,7 @@ def test_one_that_begins_after_the_prior_has_entered_judges_nothing():
     net = nn.Linear(9, 9)
     prior = MixturePrior(net, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    attachment = prior.attach(optimizer, num_data=9)
+    attachment = prior.attach(optimizer, num_data=9, schedule=Schedule())
     attachment.load_state_dict({"tick": 7})
     net(torch.randn(9, 9)).sum().backward()
     optimizer.step()

@@ -9,6 +9,7 @@ from test_variational import NOISE, log_evidence, posterior, regression
 from torch import nn
 
 from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit
+from swsmix.diagnosis import PriorWarning
 from swsmix.laplace import curvature, expected_loss, laplace
 
 DOUBLE = torch.float64
@@ -148,7 +149,8 @@ def trained(moments, epochs=8, **options):
 
 
 def test_a_small_classification_collapses_under_the_maximum_and_not_under_the_posterior():
-    wrong, std, _, _ = trained("maximum", epochs=25)
+    with pytest.warns(PriorWarning, match="collapsed"):
+        wrong, std, _, _ = trained("maximum", epochs=25)
     assert std < 0.05 and wrong > 0.4
     wrong, std, _, _ = trained("posterior", epochs=25)
     assert std > 0.2 and wrong < 0.3

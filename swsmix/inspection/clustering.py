@@ -45,7 +45,7 @@ class Clustering:
 
     Example:
         >>> print(clustering([torch.randn(10_000, generator=torch.Generator().manual_seed(0))]))
-        not clustered: 7 values would cost 4.4 % of the variance
+        not clustered: 7 values would cost 4.5 % of the variance
     """
 
     num_values: int
@@ -67,7 +67,8 @@ class Clustering:
         if self.alone:
             return (
                 f"not clustered together: {values} would cost {cost} of the variance; but "
-                f"{self.alone} of {self.of} tensors are, each by itself (per_tensor, --per-tensor)"
+                f"{self.alone} of {self.of} tensors are, each by itself: "
+                "`swsmix inspect --per-tensor`"
             )
         return f"not clustered: {values} would cost {cost} of the variance"
 
