@@ -257,7 +257,8 @@ class Watch:
             before: name -> the weights before the step.
             scale: that of the gradients.
         """
-        with torch.inference_mode(False):  # what is made inside it could never change again
+        # What is made in inference mode could never change again; to leave it turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
             for name, p, group in members:
                 if self._late or group in self.prior.held or name not in before:
                     continue

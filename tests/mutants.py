@@ -270,6 +270,7 @@ def preload() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
+    os.environ.pop("PYTEST_ADDOPTS", None)  # each mutant is a process already
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
         "1"  # seconds per mutant, as is collecting garbage
     )
