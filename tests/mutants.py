@@ -270,7 +270,6 @@ def preload() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
-    os.environ.pop("PYTEST_ADDOPTS", None)  # each mutant is a process already
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
         "1"  # seconds per mutant, as is collecting garbage
     )
@@ -417,6 +416,7 @@ def main() -> int:
     options = parser.parse_args()
     names = [name.removesuffix(".py") + ".py" for name in options.modules]
     paths = [(ROOT / "swsmix" / name if name in TESTS else Path(name)).resolve() for name in names]
+    os.environ.pop("PYTEST_ADDOPTS", None)  # each mutant is a process already
     if options.modules == ["chosen"] or all(path.is_relative_to(ROOT) for path in paths):
         os.chdir(ROOT)
         preload()
