@@ -80,13 +80,9 @@ class Passes:
             scratch = kept[str(curvature)] = Scratch(len(w), w.device, curvature=curvature)
         return scratch
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type[Passes], tuple[ExactMixture, float]]:
         """For copies and pickles: without cells and scratch memory, quickly made again."""
-        return {"mixture": self.mixture, "tolerance": self.tolerance}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """From what `__getstate__` gave."""
-        self.__init__(**state)  # type: ignore[misc]
+        return type(self), (self.mixture, self.tolerance)
 
     def _uncertified(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes f' and a of weights in uncertified cells: from finer cells, or exactly."""

@@ -340,4 +340,10 @@ def _set_generators_(state: dict[str, Any], data: Data) -> None:
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
     if "loader_rng" in state:
-        data.generator.set_state(state["loader_rng"])  # type: ignore[union-attr]
+        generator = getattr(data, "generator", None)
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(
+                "the run was begun with a data loader that has a generator of its own, this one "
+                "has none: pass DataLoader(..., generator=torch.Generator())"
+            )
+        generator.set_state(state["loader_rng"])

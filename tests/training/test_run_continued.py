@@ -8,6 +8,7 @@ from fits import problem
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
 from swsmix import GaussianNoise, MixturePrior, fit, load_run
 
@@ -155,3 +156,18 @@ def test_a_name_that_is_none_is_a_broken_field(tmp_path):
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"`job.made_with.optimizer`: wanted a name, got 3"):
         go(tmp_path, 2, "Adam", resume=True)
+
+
+def test_a_loader_without_the_generator_of_the_run_is_refused(tmp_path):
+    def trained(generator, **options):
+        net, rows = nn.Linear(3, 1), TensorDataset(torch.ones(8, 3), torch.ones(8, 1))
+        loader = DataLoader(rows, batch_size=4, shuffle=True, generator=generator)
+        fit(
+            net, nn.functional.mse_loss, loader, optimizer=SGD(net.parameters(), lr=0.1),
+            run=tmp_path / "run", progress=False, **options,
+        )  # fmt: skip
+
+    trained(torch.Generator(), epochs=1)
+    with pytest.raises(ValueError, match="a generator of its own, this one has none: pass"):
+        trained(None, epochs=2, resume=True)
+    trained(torch.Generator(), epochs=2, resume=True)
