@@ -54,7 +54,7 @@ import torch
 from torch import nn
 
 from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit
-from swsmix.laplace import curvature, laplace
+from swsmix.bayes.laplace import curvature, laplace
 from swsmix.problems.data import shift, sunspots
 from swsmix.training.rounds import minimize_
 

@@ -5,21 +5,21 @@ A learned Gaussian-mixture prior on a network's weights, its EM interleaved with
 
 The heart, a module each:
 
-    mixture     p(w), responsibilities             start      where the components begin
-    em          the E step, the M step, the hyper-prior
-    prior       MixturePrior: mixtures bound to a network, the penalty
-    attach      the prior in anyone's training loop
-    proximal    the step that moves the weights    schedule   tau, EM, annealing on one clock
+    mixture     p(w), responsibilities             schedule   tau, EM, annealing on one clock
     selection   which tensors the prior sees       noise      the likelihood of regression
-    sharing     the plain form, with any distance
+    sharing     the plain form, with any distance  diagnosis  what goes wrong in training
 
 The rooms:
 
+    em           the E step, the M step, the hyper-prior
+    start        where the components begin; split and merge
+    prior        MixturePrior: mixtures bound to a network, the penalty
+    attach       the prior in anyone's training loop; the step that moves the weights
     tables       the prior's scalar functions in O(N), certified
     training     fit, run folders, history, loggers
     compression  compress_, snap_, quantize_state, save_compressed
     codec        the format of compressed files
-    bayes        the posterior: NUTS, SVI, evidence
+    bayes        the posterior: NUTS, SVI, Laplace, evidence
     problems     data sets, networks, the jobs of `swsmix train`
     inspection   what a checkpoint holds: tables, figures, the page
     plots        every figure

@@ -5,7 +5,7 @@ attached optimiser, and says each finding once.
 
 A component that nothing needs is nothing wrong. So *starved* and *duplicate* are findings only
 where moving such a component elsewhere would describe the weights better; the default method makes
-these moves by itself (`swsmix.moves`).
+these moves by itself (`swsmix.start.moves`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix import _shards
-from swsmix._cells import cells_for, cells_of
-from swsmix.em import HyperPrior, Moments, e_step_on_cells, fit_cells_, log_hyper_prior
+from swsmix.em import HyperPrior, Moments, log_hyper_prior
 from swsmix.mixture import GaussianMixture
-from swsmix.moves import moved
 from swsmix.schedule import Schedule
+from swsmix.start.cell_em import e_step_on_cells, fit_cells_
+from swsmix.start.cells import cells_for, cells_of
+from swsmix.start.moves import moved
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -162,7 +163,7 @@ def wasted(mixture: GaussianMixture, w: Float[Tensor, " n"], hyper: HyperPrior) 
         hyper: its hyper-prior.
 
     Returns:
-        True if a move (see `swsmix.moves`) gains more than `WASTE` nats per weight over EM alone.
+        True if a move (`swsmix.start.moves`) gains more than `WASTE` nats per weight over EM alone.
     """
     cells = cells_of(w, cells_for(mixture.num_components))
     better = moved(mixture, cells, hyper)

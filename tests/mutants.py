@@ -36,16 +36,13 @@ MEMORY = 16 << 30  # bytes of address space: a mutant may allocate without end
 # A module, and the tests that are its own. The fast ones; a mutant that lives is tried on all.
 TESTS = {
     "schedule.py": ["tests/test_schedule.py"],
-    "proximal.py": ["tests/test_proximal.py"],
-    "attach.py": [
-        *("tests/test_attach.py", "tests/test_attach_closures.py", "tests/test_steps.py"),
-        *("tests/test_optimizers.py", "tests/test_parameters.py"),
-    ],
-    "start.py": ["tests/test_start.py", "tests/test_start_odd.py"],
-    "_cells.py": ["tests/test_cells.py", "tests/test_start_odd.py"],
-    "_segments.py": ["tests/test_segments.py", "tests/test_start_odd.py"],
-    "moves.py": ["tests/test_moves.py", "tests/test_start_odd.py"],
-    "em.py": ["tests/test_em.py", "tests/test_prior.py"],
+    "attach/proximal.py": ["tests/attach/test_proximal.py"],
+    "attach/attachment.py": ["tests/attach", "tests/test_parameters.py"],
+    "start/initial.py": ["tests/start/test_start.py", "tests/start/test_start_odd.py"],
+    "start/cells.py": ["tests/start/test_cells.py", "tests/start/test_start_odd.py"],
+    "start/segments.py": ["tests/start/test_segments.py", "tests/start/test_start_odd.py"],
+    "start/moves.py": ["tests/start/test_moves.py", "tests/start/test_start_odd.py"],
+    "em/steps.py": ["tests/em/test_em.py", "tests/test_prior.py"],
     "mixture.py": ["tests/test_mixture.py"],
     "_log_odds.py": ["tests/test_log_odds.py", "tests/test_mixture.py"],
     "compression/snap.py": ["tests/compression/test_snap.py"],
@@ -53,7 +50,7 @@ TESTS = {
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
     "compression/transforms.py": ["tests/compression/test_transforms.py"],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
-    "_optimizers.py": ["tests/test_optimizers.py", "tests/test_steps.py"],
+    "attach/_optimizers.py": ["tests/attach/test_optimizers.py", "tests/attach/test_steps.py"],
     "inspection/checkpoint_folders.py": ["tests/inspection/test_folders.py"],
     "inspection/checkpoints.py": [
         *("tests/inspection/test_checkpoints.py", "tests/inspection/test_folders.py"),
@@ -85,16 +82,16 @@ CHOSEN = [
         "tests/test_schedule.py::test_the_mixture_moves_from_the_end_of_its_burn_in_on",
     ),
     (
-        "proximal.py",
+        "attach/proximal.py",
         "in _INIT_GROUPS\n        and all(",
         "in _INIT_GROUPS\n        or all(",
-        "tests/test_proximal.py::test_one_group_without_a_known_step_makes_the_optimizer_unknown",
+        "tests/attach/test_proximal.py::test_one_group_without_a_known_step_makes_the_optimizer_unknown",
     ),
     (
-        "attach.py",
+        "attach/attachment.py",
         "all(map(proximal.is_known",
         "any(map(proximal.is_known",
-        "tests/test_attach.py::test_one_unknown_optimizer_of_two_makes_the_default_the_gradient",
+        "tests/attach/test_attach.py::test_one_unknown_optimizer_of_two_makes_the_default_the_gradient",
     ),
 ]
 

@@ -5,9 +5,9 @@ import reference
 import torch
 from torch import nn
 
-import swsmix.prior
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
 from swsmix.em import e_step, log_hyper_prior
+from swsmix.prior import evaluation
 
 
 def net(seed=0, dtype=torch.float64):
@@ -62,7 +62,7 @@ def test_an_evaluation_is_the_penalty_its_terms_and_the_moments_bit_for_bit(mode
 @MODES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_an_evaluation_adds_up_large_and_small_tensors_of_any_type(mode, dtype, monkeypatch):
-    monkeypatch.setattr(swsmix.prior, "_SMALL", 50)  # one tensor above, one below
+    monkeypatch.setattr(evaluation, "_SMALL", 50)  # one tensor above, one below
     prior = MixturePrior(net(dtype=dtype), 4, mode=mode)
     state = prior.evaluate()
     assert torch.equal(state.penalty, prior.penalty())

@@ -32,6 +32,7 @@ imported when a chain or a guide starts, not before.
     posterior     Posterior: the draws
     predictive    what the draws predict
     evidence      loo, held_out, compare, clusters
+    laplace       a Gaussian posterior of small networks, and its evidence
 """
 
 from swsmix.bayes.evidence import clusters, compare, held_out, loo

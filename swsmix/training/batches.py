@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from swsmix import _optimizers
-from swsmix.attach import Attachment, MomentsOf, Update
+from swsmix.attach import Attachment, MomentsOf, Update, _optimizers
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, Data, Loss, is_pair
@@ -33,7 +32,7 @@ class BatchTrainer:
             prior.
         num_data: the number of training examples.
         prior: attached to the optimiser, if any.
-        schedule: of the prior; by default it enters by itself, see `swsmix.entry`.
+        schedule: of the prior; by default it enters by itself, see `swsmix.attach.entry`.
         update: how the prior moves the weights, see `MixturePrior.attach`.
         moments: what EM is over, see `MixturePrior.attach`.
         batch_size: for two tensors; of other data their own `batch_size` counts.

@@ -84,8 +84,8 @@ def fit(
         moments: what EM is over, the `"maximum"` of the posterior or the `"posterior"` of each
             weight: its variance comes from the second moments of Adam over batches, see
             `MixturePrior.attach`, or, with the full-batch methods and at most 5,000 parameters,
-            from a Laplace approximation (`swsmix.laplace`), after which parameters of the loss
-            move with the EM steps alone.
+            from a Laplace approximation (`swsmix.bayes.laplace`), after which parameters of the
+            loss move with the EM steps alone.
         num_data: the number of training examples; by default that of `data`.
         batch_size: for two tensors and a torch optimiser; they are shuffled anew each epoch.
         iterations: of the full-batch method in one round.

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from swsmix.attach import MOMENTS, MomentsOf, advance_
 from swsmix.diagnosis import Watch
-from swsmix.laplace import curvature, expected_loss, laplace
+from swsmix.em.variational import Variance
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Data, Loss, is_pair
-from swsmix.variational import Variance
 
 FullBatch = Literal["l-bfgs", "cg"]
 
@@ -41,7 +40,7 @@ class RoundTrainer:
         schedule: of the prior, its clock counts rounds; an EM step in every round by default.
         iterations: how many at most in one round.
         moments: what EM is over: the `"maximum"` of the posterior, or the `"posterior"`, by the
-            Laplace approximation of `swsmix.laplace`. The rounds then minimise the expected
+            Laplace approximation of `swsmix.bayes.laplace`. The rounds then minimise the expected
             penalty, and parameters of the loss move with the EM step, against its expectation.
 
     Raises:
@@ -129,6 +128,8 @@ class RoundTrainer:
     def _posterior_em_step_(self, rate: float) -> None:
         """EM steps over the posterior while the network stands still, then one of the loss."""
         assert self.prior is not None and is_pair(self.data)
+        from swsmix.bayes.laplace import curvature, expected_loss, laplace  # the room loads scipy
+
         bend = curvature(self.model, self.loss, self.data, num_data=self.num_data)
         tau = self.schedule.tau_at(self.steps) or self.schedule.tau
         posterior = laplace(bend, self.prior, tau=tau, near=self.variance)

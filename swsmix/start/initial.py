@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cells_for, cells_of
 from swsmix._kmeans import kmeans
-from swsmix._segments import best_partitions, divided, merged, pooled
-from swsmix.em import HyperPrior, e_step_on_cells, fit_cells_
+from swsmix.em import HyperPrior
 from swsmix.mixture import GaussianMixture
-from swsmix.moves import mergers
+from swsmix.start.cell_em import e_step_on_cells, fit_cells_
+from swsmix.start.cells import Cells, cells_for, cells_of
+from swsmix.start.moves import mergers
+from swsmix.start.segments import best_partitions, divided, merged, pooled
 
 Initialisation = Literal["auto", "spread", "quantiles", "kmeans"]
 NumComponents = int | Literal["auto"]
@@ -45,7 +46,7 @@ def initial_mixture(
 ) -> GaussianMixture:
     """A mixture to start from, placed on a vector of weights.
 
-    `"auto"` minimises the integrated classification likelihood (see `swsmix._cells.cost`) over
+    `"auto"` minimises the integrated classification likelihood (see `swsmix.start.cells.cost`) over
     all partitions of the sorted weights into segments, by dynamic programming; the best of them,
     nested shapes (merged segments), quantiles and an even spread then compete by their penalised
     likelihood under EM. It has no randomness, and is fast: EM sees a few hundred cells, whatever

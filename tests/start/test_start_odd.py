@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from swsmix import initial_mixture
-from swsmix._cells import cells_of
+from swsmix.start.cells import cells_of
 
 
 def normal(n, seed=0, dtype=torch.float32):

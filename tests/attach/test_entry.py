@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swsmix import MixturePrior, Schedule
-from swsmix.entry import DEADLINE, FIRST, PRICE, SHARE, Entry
+from swsmix.attach.entry import DEADLINE, FIRST, PRICE, SHARE, Entry
 
 NUM_DATA = 400
 
@@ -302,7 +302,7 @@ def test_the_level_by_gradients_is_the_fall_of_a_linear_loss():
 
 def test_weights_in_bfloat16_move_by_the_right_amount_on_average():
     """The moves of a weak prior are below half of a unit in the last place."""
-    from swsmix.proximal import _rounded_by_chance
+    from swsmix.attach.proximal import _rounded_by_chance
 
     exact = torch.full((200_000,), 1.0 + 2.0**-11)  # a sixteenth of the way to the next value
     rounded = _rounded_by_chance(exact, torch.Generator().manual_seed(0))

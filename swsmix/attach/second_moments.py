@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _shards, proximal, variational
+from swsmix import _shards
+from swsmix.attach import proximal
+from swsmix.em import variational
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
 _OTHERWISE = (
     "; use moments='maximum', or give prior.em_step_(variance=...) the variances yourself, for "
-    "instance of swsmix.laplace"
+    "instance of swsmix.bayes.laplace"
 )
 
 

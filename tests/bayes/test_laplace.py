@@ -9,8 +9,8 @@ from test_variational import NOISE, log_evidence, posterior, regression
 from torch import nn
 
 from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit
+from swsmix.bayes.laplace import curvature, expected_loss, laplace
 from swsmix.diagnosis import PriorWarning
-from swsmix.laplace import curvature, expected_loss, laplace
 
 DOUBLE = torch.float64
 

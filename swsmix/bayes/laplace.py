@@ -3,7 +3,7 @@
     S = (H + diag(a))^-1,  H = sum_cases J' (d^2 loss / d f^2) J,  a_i = sum_j gamma_ij / sigma_j^2
 
 H is the Gauss-Newton matrix of the data's negative log likelihood, exact where f is linear in the
-weights, and a the prior's curvature with the responsibilities of `swsmix.variational`. Every
+weights, and a the prior's curvature with the responsibilities of `swsmix.em.variational`. Every
 trainable parameter takes part; those outside the prior (biases) have N(0, other_std^2).
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from swsmix import variational
+from swsmix.em import variational
 from swsmix.prior import MixturePrior
 
 Loss = Callable[[Tensor, Tensor], Tensor]

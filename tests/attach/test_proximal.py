@@ -5,7 +5,8 @@ import torch
 from test_attach import EVERY, NUM_DATA, OPTIMIZERS, TAU, loss_of, problem
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, Schedule, proximal
+from swsmix import GaussianMixture, MixturePrior, Schedule
+from swsmix.attach import proximal
 
 
 def stationary(make, update, steps=4000):

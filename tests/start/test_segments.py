@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from swsmix._cells import cells_of, cost
-from swsmix._segments import best_partitions, divided, merged, pooled
+from swsmix.start.cells import cells_of, cost
+from swsmix.start.segments import best_partitions, divided, merged, pooled
 
 
 def few_cells(seed):

@@ -3,50 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swsmix import _shards, tables, variational
-from swsmix._cells import cells_for, cells_of
-from swsmix._description import description
+from swsmix import _shards, tables
 from swsmix.attach import Attachment, MomentsOf, Update
-from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_
-from swsmix.entry import Entry
+from swsmix.attach.entry import Entry
+from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_, variational
+from swsmix.em.variational import Variance
 from swsmix.mixture import GaussianMixture
-from swsmix.moves import moved
+from swsmix.prior import evaluation, keys, moving
+from swsmix.prior.description import description
+from swsmix.prior.evaluation import Evaluation
+from swsmix.prior.placing import check_sizes, for_group, initial_state
 from swsmix.schedule import Schedule
 from swsmix.selection import Groups, Patterns, resolve, select
-from swsmix.start import Initialisation, NumComponents, initial_mixture
+from swsmix.start import Initialisation, NumComponents
 from swsmix.tables import Tables
-from swsmix.variational import Variance
 
 Mode = Literal["em", "gradient"]
-T = TypeVar("T")
-# Tensors smaller than this are counted together; copying larger ones would cost memory.
-_SMALL = 1 << 20
-_ENOUGH = 20  # weights of a component that say how narrow it is
-# Moves are tried at EM steps 1, 2, 4, ... and then at every so many.
-_MOVES_EVERY = 256
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A prior at the current weights: the penalty and the E step, without a graph.
-
-    Attributes:
-        penalty: sum_groups tau_g (R(w; phi) - log p(phi)), in nats, a scalar.
-        terms: group -> `"nll"`, R(w; phi), and `"hyper_prior"`, -log p(phi), in nats.
-        moments: group -> the moments of its E step, centred on the mixture's means.
-    """
-
-    penalty: Float[Tensor, ""]
-    terms: dict[str, dict[str, Float[Tensor, ""]]]
-    moments: dict[str, Moments]
 
 
 class MixturePrior(nn.Module):
@@ -120,7 +99,7 @@ class MixturePrior(nn.Module):
         self._tables: dict[str, tuple[Tensor, Tables]] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
-        self.tau = {group: _of(tau, group, "tau") for group in self.selection.groups}
+        self.tau = {group: for_group(tau, group, "tau") for group in self.selection.groups}
         for group, value in self.tau.items():
             if not 0.0 <= value < float("inf"):
                 raise ValueError(
@@ -128,47 +107,26 @@ class MixturePrior(nn.Module):
                 )
         self.groups = nn.ModuleDict()
         if initial is None:
-            self._check_sizes(num_components)
+            check_sizes(
+                {g: sum(p.numel() for p in self.parameters_of(g).values()) for g in self.tau},
+                {g: for_group(num_components, g, "num_components") for g in self.tau},
+            )
         with torch.inference_mode(False):  # what is made inside it could never change again
             for group in self.selection.groups:
-                w = self.flat_weights(group)
-                if initial is None:
-                    mixture = initial_mixture(
-                        w,
-                        _of(num_components, group, "num_components"),
-                        method=method,
-                        zero=zero,
-                        zero_mixing=zero_mixing,
-                        seed=seed,
-                    )
-                else:
-                    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
-                    mixture = _of(initial, group, "initial").plain_copy().to(w.device, dtype)
-                chosen = hyper if hyper is None else _of(hyper, group, "hyper")
-                start_std = w.double().std(correction=0).item()
-                if chosen is None:
-                    scale = start_std or w.abs().max().item() or 1.0
-                    std = mixture.std[mixture.mixing * len(w) >= _ENOUGH].double().tolist()
-                    narrow = min(std, default=scale) if self.moves else scale
-                    chosen = HyperPrior(mean=mixture.mean.clone(), std=min(scale / 20.0, narrow))
+                state = initial_state(
+                    self.flat_weights(group),
+                    for_group(num_components, group, "num_components"),
+                    for_group(initial, group, "initial"),
+                    for_group(hyper, group, "hyper"),
+                    moves=self.moves,
+                    method=method,
+                    zero=zero,
+                    zero_mixing=zero_mixing,
+                    seed=seed,
+                )
                 if mode == "gradient":
-                    mixture.trainable_()
-                self.groups[_key(group)] = EMState(mixture, chosen, start_std)
-
-    def _check_sizes(self, num_components: NumComponents | Mapping[str, NumComponents]) -> None:
-        asked = {g: _of(num_components, g, "num_components") for g in self.selection.groups}
-        wanted = {group: k for group, k in asked.items() if isinstance(k, int)}
-        small = {
-            group: size
-            for group, params in ((g, self.parameters_of(g)) for g in wanted)
-            if (size := sum(p.numel() for p in params.values())) < wanted[group]
-        }
-        if small:
-            raise ValueError(
-                "a mixture needs at least as many weights as components; these groups have fewer: "
-                + ", ".join(f"{g!r} ({n} weights, K = {wanted[g]})" for g, n in small.items())
-                + ": use fewer components, or share a mixture between tensors with groups="
-            )
+                    state.mixture.trainable_()
+                self.groups[keys.key(group)] = state
 
     # -- what it is bound to ------------------------------------------------------------------
 
@@ -183,7 +141,7 @@ class MixturePrior(nn.Module):
         return {group: self._state(group).hyper for group in self.selection.groups}
 
     def _state(self, group: str) -> EMState:
-        state = self.groups[_key(group)]
+        state = self.groups[keys.key(group)]
         assert isinstance(state, EMState)
         return state
 
@@ -213,7 +171,10 @@ class MixturePrior(nn.Module):
             group -> `"nll"`, R(w; phi) = -sum_i log p(w_i), and `"hyper_prior"`, -log p(phi).
         """
         return {
-            group: {"nll": self._nll(group), "hyper_prior": -self._log_hyper_prior(group)}
+            group: {
+                "nll": evaluation.nll(self, group),
+                "hyper_prior": -self._log_hyper_prior(group),
+            }
             for group in self.selection.groups
         }
 
@@ -228,13 +189,7 @@ class MixturePrior(nn.Module):
         Returns:
             A scalar.
         """
-        return self._penalty_of(self.terms())
-
-    def _penalty_of(self, terms: dict[str, dict[str, Tensor]]) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device="cpu")
-        for group, parts in terms.items():
-            total = total.to(parts["nll"]) + self.tau[group] * (parts["nll"] + parts["hyper_prior"])
-        return total
+        return evaluation.penalty_of(self.tau, self.terms())
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
@@ -256,40 +211,9 @@ class MixturePrior(nn.Module):
         """
         terms, moments = {}, {}
         for group in self.selection.groups:
-            nll, moments[group] = self._nll_and_moments(group)
+            nll, moments[group] = evaluation.nll_and_moments(self, group)
             terms[group] = {"nll": nll, "hyper_prior": -self._log_hyper_prior(group)}
-        return Evaluation(self._penalty_of(terms), terms, moments)
-
-    def _nll_and_moments(self, group: str) -> tuple[Tensor, Moments]:
-        """R and the E step of one group over all its tensors (and shards), without a graph."""
-        self.check_weights(group)
-        mean, table = self._state(group).mixture.mean.detach(), self.tables_of(group)
-        nll, total = mean.new_zeros(()), mean.new_zeros(3, len(mean), dtype=torch.float64)
-        for shards, parts in self._pieces(group):
-            values, sums = [], torch.zeros_like(total)
-            for w in parts:
-                value, moments = table.value_and_moments(w)
-                values.append(value.to(torch.promote_types(w.dtype, mean.dtype)))
-                sums += torch.stack(moments)
-            # Each process has seen its shard only.
-            nll = nll + _shards.sum_over_(torch.stack(values).sum(), shards)
-            total += _shards.sum_over_(sums, shards)
-        return nll, Moments(mean.double(), *total)
-
-    def _nll(self, group: str) -> Tensor:
-        m = self._state(group).mixture
-        total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
-        for shards, parts in self._pieces(group):
-            # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
-            pi, mu, sigma = (
-                _shards.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std)
-            )
-            table = self.tables_of(group) if self.mode == "em" else None
-            here = torch.stack([tables.neg_log_prior(w, pi, mu, sigma, table) for w in parts]).sum()
-            # The value is everyone's, the gradient belongs to the shard.
-            everywhere = _shards.sum_over_(here.detach().clone(), shards)
-            total = total + (here + (everywhere - here.detach()) if shards else here)
-        return total
+        return Evaluation(evaluation.penalty_of(self.tau, terms), terms, moments)
 
     def _log_hyper_prior(self, group: str) -> Tensor:
         state = self._state(group)
@@ -318,14 +242,6 @@ class MixturePrior(nn.Module):
     def _local(self, group: str) -> dict[str, Tensor]:
         """The group's parameters; of a sharded one, the part on this machine."""
         return {name: _shards.local(p) for name, p in self.parameters_of(group).items()}
-
-    def _pieces(self, group: str) -> Iterator[tuple[tuple[Any, ...], list[Tensor]]]:
-        """The group's weights as flat tensors, by the process groups that shard them."""
-        by_shards: dict[tuple[Any, ...], list[Tensor]] = {}
-        for p in self.parameters_of(group).values():
-            by_shards.setdefault(_shards.shard_groups(p), []).append(_shards.local(p))
-        for shards, local in by_shards.items():
-            yield shards, list(_shards.pieces(local, _SMALL))
 
     # -- EM -----------------------------------------------------------------------------------
 
@@ -366,7 +282,9 @@ class MixturePrior(nn.Module):
             fresh = {group: self.moments(group) for group in self.selection.groups}
         else:
             variational.check_names(self.selection.names, variance)
-            fresh = {g: self._expected_moments(g, variance) for g in self.selection.groups}
+            fresh = {
+                g: evaluation.expected_moments(self, g, variance) for g in self.selection.groups
+            }
         for group, moments in fresh.items():
             state = self._state(group)
             running = state.running
@@ -374,21 +292,8 @@ class MixturePrior(nn.Module):
                 moments = running.damped(moments, rate)
             m_step_(state.mixture, moments, state.hyper)
             state.keep_(moments)
-            if self.moves and variance is None and _is_due(int(state.steps)):
-                self._move_(group)
-
-    def _expected_moments(self, group: str, variance: Variance) -> Moments:
-        """The E step over the posterior N(w, s^2) of one group."""
-        self.check_weights(group)
-        mixture = self._state(group).mixture
-        total = torch.zeros(3, mixture.num_components, dtype=torch.float64, device="cpu")
-        total = total.to(mixture.mean.device)
-        for name, p in self.parameters_of(group).items():
-            w = _shards.local(p.detach())
-            s2 = variational.check(name, w, variance[name])
-            moments = variational.expected_sums(mixture, w.reshape(-1), s2.reshape(-1))[1]
-            total += _shards.sum_over_(moments, _shards.shard_groups(p))
-        return Moments(mixture.mean.detach().double(), *total)
+            if self.moves and variance is None and moving.is_due(int(state.steps)):
+                moving.move_(self, group)
 
     def expected_penalty(self, variance: Variance) -> Float[Tensor, ""]:
         """The penalty of weights that are known up to a variance, in nats.
@@ -396,7 +301,7 @@ class MixturePrior(nn.Module):
             sum_groups tau_g (F(w, s^2; phi) - log p(phi)),   F >= -E log p(w), w ~ N(w_i, s_i^2)
 
         What EM over the posterior minimises; `penalty()` where s = 0. It is differentiable in the
-        weights and takes N x K memory, hence is for small networks. F is in `swsmix.variational`.
+        weights and takes N x K memory, hence is for small networks. F: `swsmix.em.variational`.
 
         Args:
             variance: s^2 of each tensor of the prior, by name, see `em_step_`.
@@ -408,32 +313,8 @@ class MixturePrior(nn.Module):
             ValueError: if variances are missing, negative, not finite or of another shape.
         """
         variational.check_names(self.selection.names, variance)
-        terms = {}
-        for group in self.selection.groups:
-            params, mixture = self.parameters_of(group), self._state(group).mixture
-            s2 = [variational.check(name, p, variance[name]) for name, p in params.items()]
-            w, flat = (torch.cat([t.reshape(-1) for t in ts]) for ts in (params.values(), s2))
-            nll = variational.neg_expected_log_prior(mixture, w, flat.to(w))
-            terms[group] = {"nll": nll, "hyper_prior": -self._log_hyper_prior(group)}
-        return self._penalty_of(terms)
-
-    def _move_(self, group: str) -> None:
-        """Split and merge, if the objective on the weights themselves is lower for it."""
-        state, w = self._state(group), self.flat_weights(group)
-        mixture = state.mixture
-        better = moved(mixture, cells_of(w, cells_for(mixture.num_components)), state.hyper)
-        if better is None:
-            return
-        before, old = self._objective(group), mixture.plain_copy()
-        mixture.load_state_dict(better.state_dict())
-        if self._objective(group) < before:
-            state.forget_()
-        else:
-            mixture.load_state_dict(old.state_dict())
-
-    def _objective(self, group: str) -> float:
-        nll = self._nll_and_moments(group)[0]
-        return float(nll.double() - self._log_hyper_prior(group).double())
+        terms = {g: evaluation.expected_terms(self, g, variance) for g in self.selection.groups}
+        return evaluation.penalty_of(self.tau, terms)
 
     @torch.no_grad()
     def moments(self, group: str) -> Moments:
@@ -445,7 +326,7 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if weights are not finite, or not on the mixture's device.
         """
-        return self._nll_and_moments(group)[1]
+        return evaluation.nll_and_moments(self, group)[1]
 
     def check_weights(self, group: str) -> None:
         """Check that a group's weights are finite and on their mixture's device.
@@ -453,20 +334,7 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if not; the message names the tensor.
         """
-        device = self._state(group).mixture.mean.device
-        for name, w in self._local(group).items():
-            if w.device != device:
-                raise ValueError(
-                    f"{name} is on {w.device}, its mixture on {device}: call "
-                    f"prior.to({str(w.device)!r})"
-                )
-            if w.numel() and not torch.isfinite(w.detach().sum()):
-                bad = int((~torch.isfinite(w)).sum())
-                if bad:
-                    raise ValueError(
-                        f"{bad} of the {w.numel()} weights of {name} are nan or inf: training has "
-                        "diverged; the mixture is left as it was"
-                    )
+        evaluation.check_weights(self, group)
 
     # -- in training loops --------------------------------------------------------------------
 
@@ -495,7 +363,7 @@ class MixturePrior(nn.Module):
                 your loss is a mean; 1 if your loss is a sum over all of them.
             tau: the strength that you ask for, 1 by default, which is Bayes. Without a schedule
                 the prior enters by itself when the loss has fallen, and tau rises to the least of
-                this and of what N and `num_data` allow, see `swsmix.entry`; `.tau` of the
+                this and of what N and `num_data` allow, see `swsmix.attach.entry`; `.tau` of the
                 attachment says where it is.
             em_every: optimiser steps between EM steps, 100 by default.
             schedule: tau as you say, from the step that you say, with burn-in and annealing;
@@ -505,7 +373,7 @@ class MixturePrior(nn.Module):
                 By default the proximal step where it can be made (SGD, Adam, AdamW; mode "em").
             moments: what EM is over: the `"maximum"`, the weights as they are, or the
                 `"posterior"` of each, whose variance comes from the second moments of Adam or
-                AdamW (`swsmix.second_moments`); with others, give it to `em_step_` yourself.
+                AdamW (`swsmix.attach.second_moments`); with others, give it to `em_step_` yourself.
             batch_size: the number of examples over which each step's loss is a mean; needed by
                 moments="posterior".
 
@@ -580,31 +448,6 @@ class MixturePrior(nn.Module):
         Raises:
             ValueError: if the saved prior had other groups or another mode than this one.
         """
-        saved = {key.split(".")[1] for key in state_dict if key.startswith("groups.")}
-        if strict and saved != {_key(group) for group in self.selection.groups}:
-            names = sorted(n[1:-1].replace("%2E", ".").replace("%25", "%") for n in saved)
-            raise ValueError(
-                f"the saved prior has the groups {names}, this one has "
-                f"{sorted(self.selection.groups)}: make it with the same groups="
-            )
-        mode = "gradient" if any(".parametrizations." in key for key in state_dict) else "em"
-        if strict and mode != self.mode:
-            raise ValueError(f"the prior was saved with mode={mode!r}, this one has {self.mode!r}")
+        if strict:
+            keys.check_saved(state_dict, self.selection.groups, self.mode)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def _is_due(step: int) -> bool:
-    return step % _MOVES_EVERY == 0 if step >= _MOVES_EVERY else step & (step - 1) == 0
-
-
-def _of(value: T | Mapping[str, T], group: str, what: str) -> T:
-    if not isinstance(value, Mapping):
-        return value
-    if group not in value:
-        raise ValueError(f"{what} has no entry for the group {group!r}; it has {list(value)}")
-    return value[group]
-
-
-def _key(group: str) -> str:
-    # nn.ModuleDict forbids dots in its keys, and names of its own methods.
-    return f"[{group.replace('%', '%25').replace('.', '%2E')}]"

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior, initial_mixture
-from swsmix._cells import cells_of
-from swsmix.em import fit_cells_
-from swsmix.moves import moved
+from swsmix.start.cell_em import fit_cells_
+from swsmix.start.cells import cells_of
+from swsmix.start.moves import moved
 
 
 def three_values(seed=0):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, fit, second_moments, variational
+from swsmix import GaussianMixture, MixturePrior, fit
+from swsmix.attach import second_moments
+from swsmix.em import variational
 
 N, B = 2000, 20
 

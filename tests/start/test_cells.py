@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from scipy import integrate
 
-from swsmix._cells import Cells, cells_of, cost, union_of
+from swsmix.start.cells import Cells, cells_of, cost, union_of
 
 numbers = st.lists(
     st.floats(-1e3, 1e3, allow_nan=False, width=32) | st.sampled_from([0.0, 0.0, 1.0]),

@@ -6,23 +6,26 @@ Two ways to let the prior move the weights, at strength t = tau / num_data:
 had been added to the loss.
 
 `"proximal"` lets the optimiser step on the data loss alone and then makes the proximal step of
-`swsmix.proximal`, stable for every sigma. A tensor that got no gradient from the loss is not moved.
+`swsmix.attach.proximal`, stable for every sigma. A tensor that got no
+gradient from the loss is not moved.
 """
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _optimizers, _shards, proximal, second_moments
+from swsmix import _shards
+from swsmix.attach import _optimizers, checks, gradients, proximal, second_moments
+from swsmix.attach.clock import advance_
+from swsmix.attach.entry import Entry, checked
 from swsmix.diagnosis import Watch
-from swsmix.entry import Entry, checked
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 
@@ -65,8 +68,8 @@ class Attachment:
         schedule: tau, EM and annealing.
         entry: decides tau in the schedule's place; by default the schedule does.
         update: `"gradient"` or `"proximal"`; None takes the proximal step where it can be made.
-        moments: EM over the `"maximum"` or, with variances from `swsmix.second_moments`, over the
-            `"posterior"` of each weight.
+        moments: EM over the `"maximum"` or, with variances from `swsmix.attach.second_moments`,
+            over the `"posterior"` of each weight.
         batch_size: examples per step, for moments="posterior".
 
     Raises:
@@ -133,52 +136,16 @@ class Attachment:
         self._watch: _optimizers.Watch = _optimizers.Watch(self, wanted.values())
 
     def _check(self) -> None:
-        mine = set(map(id, self._optimizers))
-        if len(mine) < len(self._optimizers) or any(
-            not mine.isdisjoint(map(id, other._optimizers)) for other in self._others()
-        ):
-            raise ValueError(
-                "this prior is attached to this optimiser already and would act twice: .remove() "
-                "the other attachment first (fit makes one of its own)"
-            )
-        held = {
-            id(p) for optimizer in self._optimizers for p in _optimizers.parameters_of(optimizer)
-        }
-        wanted = resolve(self.prior._model[0], self.prior.selection.names)
-        missing = [name for name, p in wanted.items() if id(p) not in held]
-        if missing:
-            raise ValueError(
-                f"these tensors of the prior are in no attached optimiser: {missing}. Give the "
-                "optimiser the model's current parameters (after any wrapping), or leave the "
-                "tensors out of the prior with exclude="
-            )
-        if self.prior.mode == "gradient" and not all(
-            id(p) in held for p in self.prior.parameters()
-        ):
-            raise ValueError(
-                "in mode 'gradient' an optimiser must hold the mixtures too: add a parameter group "
-                "{'params': prior.parameters(), 'lr': ...}"
-            )
+        others = [o for other in self._others() for o in other._optimizers]
+        checks.check_alone(self._optimizers, others)
+        checks.check_held(self.prior, self._optimizers)
         for optimizer in self._optimizers:
-            self._check_minimises(optimizer)
+            checks.check_minimises(optimizer)
         if self.update == "proximal":
-            if self.prior.mode == "gradient":
-                raise ValueError("the proximal step needs mode='em'; use update='gradient'")
-            for optimizer in self._optimizers:
-                if not proximal.is_known(optimizer):
-                    raise ValueError(
-                        "the proximal step needs the own step of SGD (momentum below 1), Adam or "
-                        f"AdamW, whose effective step is known; got {type(optimizer).__name__}: "
-                        "use update='gradient'"
-                    )
+            checks.check_proximal(self.prior, self._optimizers)
 
     def _others(self) -> list[Attachment]:
         return [a for a in _LIVE if a.prior is self.prior and a is not self]
-
-    @staticmethod
-    def _check_minimises(optimizer: Optimizer) -> None:
-        if any(group.get("maximize") for group in optimizer.param_groups):
-            raise ValueError("the prior is minimised; got an optimiser with maximize=True")
 
     @property
     def waiting(self) -> list[str]:
@@ -230,12 +197,7 @@ class Attachment:
         Raises:
             ValueError: if the one has a schedule, and the other lets the data decide.
         """
-        if ("entry" in state) != (self.entry is not None):
-            saved, here = ("no ", "") if "entry" in state else ("a ", "no ")
-            raise ValueError(
-                f"the saved clock had {saved}schedule, this one has {here or 'a '}schedule: attach "
-                "with the same (`Schedule()` is what earlier versions took when none was given)"
-            )
+        checks.check_clock(state, scheduled=self.entry is None)
         self.tick = state["tick"]
         if self.entry is not None:
             self.entry.load_state_dict(state["entry"])
@@ -300,7 +262,7 @@ class Attachment:
 
     def _act(self, optimizer: Optimizer, strength: float) -> None:
         """Before the step, when the data's gradients are there."""
-        self._check_minimises(optimizer)
+        checks.check_minimises(optimizer)
         if self.update == "gradient":
             self._add_gradient(optimizer, strength * _optimizers.scale(optimizer))
             return
@@ -377,71 +339,16 @@ class Attachment:
 
     @torch.no_grad()
     def _add_gradient(self, optimizer: Optimizer, strength: float) -> None:
-        if self.prior.mode == "gradient":
-            self._add_joint_gradient(optimizer, strength)
+        if self.prior.mode == "em":
+            gradients.add_(self.prior, optimizer, self._held(optimizer), strength)
             return
-        by_group: dict[str, list[nn.Parameter]] = {}
-        for _, p, group in self._held(optimizer):
-            by_group.setdefault(group, []).append(p)
-        for group, params in by_group.items():
-            for p in params:
-                _optimizers.make_gradient_dense(optimizer, p)
-            _add_gradient_(self.prior, group, params, strength)
-
-    def _add_joint_gradient(self, optimizer: Optimizer, strength: float) -> None:
-        """Mode "gradient": weights and mixtures together, taken once a tick at one point."""
+        # Weights and mixtures together, taken once a tick at one point.
         if not self._joint or len(self._optimizers) == 1:
-            params = [p for o in self._optimizers for _, p, _ in self._held(o)]
+            params: list[Tensor] = [p for o in self._optimizers for _, p, _ in self._held(o)]
             if self.schedule.mixture_moves_at(self.tick):
                 params += [p for p in self.prior.parameters() if p.requires_grad]
-            with torch.enable_grad():
-                gradients = torch.autograd.grad(self.prior.penalty(), params)
-            self._joint = {id(p): g for p, g in zip(params, gradients, strict=True)}
-        for p in _optimizers.parameters_of(optimizer):
-            if id(p) in self._joint:
-                grad = _optimizers.make_gradient_dense(optimizer, p)
-                grad.add_(self._joint[id(p)], alpha=strength)
+            self._joint = gradients.joint(self.prior, params)
+        gradients.add_joint_(optimizer, self._joint, strength)
 
 
 _LIVE: weakref.WeakSet[Attachment] = weakref.WeakSet()
-
-
-def advance_(
-    prior: MixturePrior,
-    schedule: Schedule,
-    tick: int,
-    em_step_: Callable[[float], None] | None = None,
-) -> None:
-    """What the schedule asks of the mixtures when the clock reaches a tick: EM, annealing.
-
-    Args:
-        prior: the prior, changed in place.
-        schedule: the schedule.
-        tick: the clock.
-        em_step_: an EM step at a rate; by default the prior's own, on the weights as they are.
-    """
-    if prior.mode == "em" and schedule.em_at(tick):
-        (em_step_ or prior.em_step_)(schedule.em_rate)
-    for group, mixture in prior.mixtures.items():
-        cap = schedule.std_cap_at(tick, group)
-        if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):
-            mixture.cap_std_(cap, floor=schedule.std_floor * cap)
-
-
-def _add_gradient_(
-    prior: MixturePrior, group: str, params: Sequence[nn.Parameter], strength: float
-) -> None:
-    """Add strength * tau_g * dR/dw to the gradients of a group's parameters: no graph, O(N)."""
-    table, scale = prior.tables_of(group), strength * prior.tau[group]
-    pairs = [
-        (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
-    ]
-    small = [(w, grad) for w, grad in pairs if w.numel() < _shards.SMALL]
-    for w, grad in pairs:
-        if w.numel() >= _shards.SMALL:
-            table.add_gradient_(grad, w, scale)
-    if small:  # one call: the fixed cost per call dominates
-        flat = torch.cat([w.reshape(-1) for w, _ in small])
-        parts = table.gradient(flat).split([w.numel() for w, _ in small])
-        for part, (w, grad) in zip(parts, small, strict=True):
-            grad.add_(part.view_as(w), alpha=scale)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swsmix._cells import Cells, cost, union_of
+from swsmix.start.cells import Cells, cost, union_of
 
 
 class Partitions(NamedTuple):

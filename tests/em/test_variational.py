@@ -10,7 +10,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
-from swsmix import GaussianMixture, MixturePrior, e_step, m_step_, variational
+from swsmix import GaussianMixture, MixturePrior, e_step, m_step_
+from swsmix.em import variational
 
 
 def spreads(w, seed=0):

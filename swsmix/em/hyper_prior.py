@@ -1,0 +1,126 @@
+"""The conjugate hyper-prior on a mixture: pseudo-counts for the M step, a density for the penalty.
+
+The densities are over the mixing proportions and sigma^2, the same measure in every mode, so that
+EM and gradient descent have the same stationary points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swsmix.mixture import GaussianMixture
+
+PerComponent = float | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class HyperPrior:
+    """The conjugate hyper-prior on (pi, mu, sigma^2): pseudo-counts for the M step.
+
+        pi ~ Dirichlet(alpha),  mu_j | sigma_j ~ N(m_j, sigma_j^2 / kappa_j),
+        sigma_j^2 ~ scaled-inverse-chi^2(nu_j, s_j^2)
+
+    Each value is one number, or one per component (k,).
+
+    Attributes:
+        concentration: alpha >= 1. The default, 2, is Laplace's rule: each component owns one
+            pseudo-weight, so that none can die for good.
+        mean: m, where the means are drawn to; used only if mean_count > 0.
+        mean_count: kappa >= 0, in weights. The default, 0, leaves the means free, as both papers
+            do.
+        std: s > 0, the std that an empty component falls back to, in units of the weights.
+        std_count: nu > 0, in weights. It keeps sigma away from 0; small against the number of
+            weights of a component it changes little else.
+
+    Raises:
+        ValueError: if a value is outside its range.
+
+    Example:
+        >>> HyperPrior(std=0.05, std_count=10.0).concentration
+        2.0
+    """
+
+    concentration: PerComponent = 2.0
+    mean: PerComponent = 0.0
+    mean_count: PerComponent = 0.0
+    std: PerComponent = 0.1
+    std_count: PerComponent = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, low, strict in (
+            ("concentration", 1.0, False),
+            ("mean", -torch.inf, True),
+            ("mean_count", 0.0, False),
+            ("std", 0.0, True),
+            ("std_count", 0.0, True),
+        ):
+            value = getattr(self, name)
+            where = (
+                value.device if isinstance(value, Tensor) else "cpu"
+            )  # not a default of the user's
+            value = torch.as_tensor(value, dtype=torch.float64, device=where)
+            inside = (value > low if strict else value >= low) & value.isfinite()
+            if not inside.all():
+                sign = ">" if strict else ">="
+                raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {value}")
+
+    def expanded(self, mixture: GaussianMixture) -> dict[str, Tensor]:
+        """Each value as float64 (k,), on the mixture's device, by name.
+
+        Raises:
+            ValueError: if a value has another number of components.
+        """
+        tensors = {}
+        for field in fields(self):
+            value = torch.as_tensor(
+                getattr(self, field.name), dtype=torch.float64, device=mixture.mean.device
+            )
+            if value.ndim and value.shape != mixture.mean.shape:
+                raise ValueError(
+                    f"{field.name} of the HyperPrior needs one value or {mixture.num_components} "
+                    f"(one per component); got shape {tuple(value.shape)}"
+                )
+            tensors[field.name] = value.expand(mixture.num_components)
+        return tensors
+
+
+def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor, ""]:
+    """Log p(pi, mu, sigma^2), normalised, over the entries that are not pinned, in nats.
+
+    The densities are over pi and sigma^2, never over logits or log sigma: then the M step and
+    gradient descent have the same stationary points.
+
+    Args:
+        mixture: where to evaluate; differentiable if its tensors are parameters.
+        hyper: the hyper-prior.
+
+    Returns:
+        A scalar in float64.
+    """
+    prior = hyper.expanded(mixture)
+    free = ~mixture.pinned_mixing
+    alpha = prior["concentration"][free]
+    # The free proportions share 1 - (the pinned ones); their shares are Dirichlet.
+    rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
+    share = mixture.mixing.double()[free] / rest
+    total = share.new_zeros(())
+    if len(share):
+        total = torch.xlogy(alpha - 1.0, share).sum() + alpha.sum().lgamma() - alpha.lgamma().sum()
+
+    mean, variance = mixture.mean.double(), mixture.std.double().square()
+    drawn = (prior["mean_count"] > 0) & ~mixture.pinned_mean
+    spread = variance[drawn] / prior["mean_count"][drawn]
+    off = mean[drawn] - prior["mean"][drawn]
+    total = total - 0.5 * (off.square() / spread + (2.0 * torch.pi * spread).log()).sum()
+
+    free = ~mixture.pinned_std
+    half, s2, v = 0.5 * prior["std_count"][free], prior["std"][free].square(), variance[free]
+    return (
+        total
+        + (half * (half * s2).log() - half.lgamma() - (half + 1.0) * v.log() - half * s2 / v).sum()
+    )

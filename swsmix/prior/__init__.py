@@ -1,0 +1,13 @@
+"""The prior: one or several mixtures bound to the weights of a network.
+
+mixture_prior  MixturePrior: the penalty, the EM step, and what it is bound to
+placing        the mixtures and hyper-priors that it begins with
+evaluation     its sums over all tensors of a group, and all their shards
+moving         split and merge in its EM steps
+keys           groups in saved states
+description    the table of `describe`
+"""
+
+from swsmix.prior.evaluation import Evaluation as Evaluation
+from swsmix.prior.mixture_prior import MixturePrior as MixturePrior
+from swsmix.prior.mixture_prior import Mode as Mode

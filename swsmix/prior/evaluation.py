@@ -1,0 +1,131 @@
+"""A prior at the current weights: sums over all tensors of a group, and over all their shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swsmix import _shards, tables
+from swsmix.em import Moments, variational
+from swsmix.em.variational import Variance
+
+if TYPE_CHECKING:
+    from swsmix.prior.mixture_prior import MixturePrior
+
+# Tensors smaller than this are counted together; copying larger ones would cost memory.
+_SMALL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A prior at the current weights: the penalty and the E step, without a graph.
+
+    Attributes:
+        penalty: sum_groups tau_g (R(w; phi) - log p(phi)), in nats, a scalar.
+        terms: group -> `"nll"`, R(w; phi), and `"hyper_prior"`, -log p(phi), in nats.
+        moments: group -> the moments of its E step, centred on the mixture's means.
+    """
+
+    penalty: Float[Tensor, ""]
+    terms: dict[str, dict[str, Float[Tensor, ""]]]
+    moments: dict[str, Moments]
+
+
+def penalty_of(tau: Mapping[str, float], terms: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    """sum_groups tau_g (R - log p(phi)), from the terms by group."""
+    total = torch.zeros((), dtype=torch.float32, device="cpu")
+    for group, parts in terms.items():
+        total = total.to(parts["nll"]) + tau[group] * (parts["nll"] + parts["hyper_prior"])
+    return total
+
+
+def nll(prior: MixturePrior, group: str) -> Tensor:
+    """R of one group over all its tensors (and shards), differentiable."""
+    m = prior._state(group).mixture
+    total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
+    for shards, parts in _pieces(prior, group):
+        # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
+        pi, mu, sigma = (_shards.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std))
+        table = prior.tables_of(group) if prior.mode == "em" else None
+        here = torch.stack([tables.neg_log_prior(w, pi, mu, sigma, table) for w in parts]).sum()
+        # The value is everyone's, the gradient belongs to the shard.
+        everywhere = _shards.sum_over_(here.detach().clone(), shards)
+        total = total + (here + (everywhere - here.detach()) if shards else here)
+    return total
+
+
+def nll_and_moments(prior: MixturePrior, group: str) -> tuple[Tensor, Moments]:
+    """R and the E step of one group over all its tensors (and shards), without a graph."""
+    prior.check_weights(group)
+    mean, table = prior._state(group).mixture.mean.detach(), prior.tables_of(group)
+    nll, total = mean.new_zeros(()), mean.new_zeros(3, len(mean), dtype=torch.float64)
+    for shards, parts in _pieces(prior, group):
+        values, sums = [], torch.zeros_like(total)
+        for w in parts:
+            value, moments = table.value_and_moments(w)
+            values.append(value.to(torch.promote_types(w.dtype, mean.dtype)))
+            sums += torch.stack(moments)
+        # Each process has seen its shard only.
+        nll = nll + _shards.sum_over_(torch.stack(values).sum(), shards)
+        total += _shards.sum_over_(sums, shards)
+    return nll, Moments(mean.double(), *total)
+
+
+def expected_moments(prior: MixturePrior, group: str, variance: Variance) -> Moments:
+    """The E step over the posterior N(w, s^2) of one group."""
+    prior.check_weights(group)
+    mixture = prior._state(group).mixture
+    total = torch.zeros(3, mixture.num_components, dtype=torch.float64, device="cpu")
+    total = total.to(mixture.mean.device)
+    for name, p in prior.parameters_of(group).items():
+        w = _shards.local(p.detach())
+        s2 = variational.check(name, w, variance[name])
+        moments = variational.expected_sums(mixture, w.reshape(-1), s2.reshape(-1))[1]
+        total += _shards.sum_over_(moments, _shards.shard_groups(p))
+    return Moments(mixture.mean.detach().double(), *total)
+
+
+def expected_terms(prior: MixturePrior, group: str, variance: Variance) -> dict[str, Tensor]:
+    """The terms of a group's expected penalty; they are differentiable in the weights."""
+    params, mixture = prior.parameters_of(group), prior._state(group).mixture
+    s2 = [variational.check(name, p, variance[name]) for name, p in params.items()]
+    w, flat = (torch.cat([t.reshape(-1) for t in ts]) for ts in (params.values(), s2))
+    nll = variational.neg_expected_log_prior(mixture, w, flat.to(w))
+    return {"nll": nll, "hyper_prior": -prior._log_hyper_prior(group)}
+
+
+def check_weights(prior: MixturePrior, group: str) -> None:
+    """Check that a group's weights are finite and on their mixture's device.
+
+    Raises:
+        ValueError: if not; the message names the tensor.
+    """
+    device = prior._state(group).mixture.mean.device
+    for name, p in prior.parameters_of(group).items():
+        w = _shards.local(p)
+        if w.device != device:
+            raise ValueError(
+                f"{name} is on {w.device}, its mixture on {device}: call "
+                f"prior.to({str(w.device)!r})"
+            )
+        if w.numel() and not torch.isfinite(w.detach().sum()):
+            bad = int((~torch.isfinite(w)).sum())
+            if bad:
+                raise ValueError(
+                    f"{bad} of the {w.numel()} weights of {name} are nan or inf: training has "
+                    "diverged; the mixture is left as it was"
+                )
+
+
+def _pieces(prior: MixturePrior, group: str) -> Iterator[tuple[tuple[Any, ...], list[Tensor]]]:
+    """The group's weights as flat tensors, by the process groups that shard them."""
+    by_shards: dict[tuple[Any, ...], list[Tensor]] = {}
+    for p in prior.parameters_of(group).values():
+        by_shards.setdefault(_shards.shard_groups(p), []).append(_shards.local(p))
+    for shards, local in by_shards.items():
+        yield shards, list(_shards.pieces(local, _SMALL))
