@@ -44,6 +44,13 @@ def pytest_collection_modifyitems(config, items):
             config.stash[_REASONS].append(f"{len(gone)} tests marked {marker!r} not run: {reason}")
 
 
+@pytest.fixture(autouse=True)
+def _drawn_alike(request):
+    """Each test draws the same, whichever tests ran before it in its process."""
+    if not request.node.get_closest_marker("hunt"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     """A run of three epochs; its prior sees one of the network's two weight matrices."""
