@@ -230,7 +230,12 @@ class Entry:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: if a field is missing or is something else.
+        """
+        check_state(state)
         rest = dict(state)
         self._losses, self._now = _Mean(**rest.pop("losses")), _Mean(**rest.pop("now"))
         self._sums, self._product = rest.pop("sums"), rest.pop("product")
@@ -261,6 +266,55 @@ def checked(loss: object) -> float:
     if not math.isfinite(loss):
         raise ValueError(f"observe needs a finite loss; got {loss}: has training diverged?")
     return float(loss)
+
+
+_LIMIT = 2.0**53  # of times; far above any
+_HUGE = 1e100  # of losses: their squares stay finite
+
+
+def check_state(state: Any) -> None:
+    """Check what `Entry.load_state_dict` is given against what `state_dict` gives.
+
+    Raises:
+        ValueError: naming the field that is missing or something else.
+    """
+    wanted = Entry(1.0, num_weights=1.0, num_data=2).state_dict()
+    if not isinstance(state, dict) or state.keys() != wanted.keys():
+        names = sorted(state) if isinstance(state, dict) else state
+        raise ValueError(f"an entry's state has the fields {sorted(wanted)}; got {names!r}")
+    for name, like in wanted.items():
+        value = state[name]
+        if isinstance(like, dict) and like:  # a mean
+            good = isinstance(value, dict) and value.keys() == like.keys()
+            good = good and all(_is_like(value[key], like[key]) for key in like)
+        elif name == "start":
+            good = isinstance(value, dict) and all(map(_is_finite, value.values()))
+        elif name in ("sums", "product"):
+            shape = (3,) if name == "sums" else ()
+            good = value is None or (_is_finite(value) and tuple(value.shape) == shape)
+        elif name == "records":
+            good = isinstance(value, list) and all(
+                isinstance(record, list | tuple)
+                and len(record) == 3
+                and all(_is_like(number, 0.0) for number in record)
+                for record in value
+            )
+        else:
+            good = (value is None and like is None) or _is_like(value, 0 if like is None else like)
+        if not good:
+            raise ValueError(f"an entry's `{name}` is not what it saves; got {value!r:.80}")
+
+
+def _is_like(value: object, like: object) -> bool:
+    if isinstance(like, bool):
+        return isinstance(value, bool)
+    if isinstance(like, int):
+        return type(value) is int and 0 <= value <= _LIMIT
+    return type(value) in (int, float) and not abs(value) > _HUGE  # type: ignore[arg-type]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def _sample(t: Tensor) -> Tensor:

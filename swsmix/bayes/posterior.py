@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from swsmix.bayes import checks, predictive
 from swsmix.bayes.layout import Array, Layout
 from swsmix.bayes.predictive import Prediction
 
+_DTYPES = (torch.float32, torch.float64)
 _FORMAT = "swsmix posterior 1"
 
 
@@ -270,8 +272,10 @@ class Posterior:
         try:
             layout = Layout.from_dict(json.loads(meta["layout"]))
             about, z = json.loads(meta["about"]), tensors["z"]
-            if z.ndim != 3 or z.shape[-1] != layout.size or not z.is_floating_point():
-                raise ValueError(f"draws of shape {tuple(z.shape)} for {layout.size} coordinates")
+            if z.ndim != 3 or z.shape[-1] != layout.size or z.dtype not in _DTYPES:
+                raise ValueError(
+                    f"draws of shape {tuple(z.shape)} and {z.dtype} for {layout.size} coordinates"
+                )
             if not z.shape[0] * z.shape[1]:
                 raise ValueError("it holds no draws")
             steps = {n.removeprefix("steps."): t for n, t in tensors.items() if n != "z"}

@@ -154,6 +154,7 @@ def test_a_posterior_whose_parts_do_not_fit_is_an_error_that_names_the_file(tmp_
     bad = [(z, whole_layout, steps) for whole_layout in layouts]
     bad += [(z[:, :0], whole, {}), (z, whole, {"energy": torch.zeros(1, 4)})]
     bad += [(z, whole, {"energy": torch.zeros(1, 5, dtype=torch.complex64)})]
+    bad += [(z.to(dtype), whole, {}) for dtype in (torch.float8_e4m3fn, torch.bfloat16)]
     for draws, layout, taken in bad:
         saved = Posterior(z, joint.layout, taken)
         object.__setattr__(saved, "z", draws.contiguous())

@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from swsmix.attach.entry import check_state
+from swsmix.diagnosis import KINDS
+
 _PER_COMPONENT = ("mixing", "mean", "std", "count", "claimed")
 _PER_BIN = ("bin_counts", "bin_edges")
 _NEVER_NAN = ("epoch", "step", "seconds", "tau")  # a loss that was not measured is nan
@@ -51,7 +54,7 @@ def _check_job(job: dict[str, Any]) -> None:
         if not isinstance(name, str):
             _refuse(f"job.made_with.{part}", "a name", name)
     if "attachment" in job:
-        _count(job["attachment"], "tick", "job.attachment.")
+        _check_attachment(job["attachment"])
     if "optimizer" in job:
         state = job["optimizer"].get("state")
         for field, tensor in _tensors(_dictionary(state, "job.optimizer.state")):
@@ -64,6 +67,28 @@ def _check_job(job: dict[str, Any]) -> None:
                 _refuse(f"job.optimizer.param_groups.{number}.lr", "a finite number", rate)
     for field, tensor in _tensors(job.get("loss", {})):
         _check_finite(f"job.loss.{field}", tensor)
+
+
+def _check_attachment(attachment: dict[str, Any]) -> None:
+    _count(attachment, "tick", "job.attachment.")
+    if "entry" in attachment:
+        try:
+            check_state(attachment["entry"])
+        except ValueError as error:
+            raise ValueError(f"`job.attachment.entry`: {error}") from error
+    diagnosis = _dictionary(attachment.get("diagnosis", {}), "job.attachment.diagnosis")
+    for group, value in _dictionary(
+        diagnosis.get("held", {}), "job.attachment.diagnosis.held"
+    ).items():
+        if not _is_finite(value):
+            _refuse(f"job.attachment.diagnosis.held.{group}", "a finite number", value)
+    seen = _dictionary(diagnosis.get("seen", {}), "job.attachment.diagnosis.seen")
+    for group, tensors in seen.items():
+        where = f"job.attachment.diagnosis.seen.{group}"
+        for name, values in _dictionary(tensors, where).items():
+            if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != 6:
+                _refuse(f"{where}.{name}", "a matrix of six rows", values)
+            _check_finite(f"{where}.{name}", values)
 
 
 def _check_best(best: dict[str, Any]) -> None:
@@ -127,6 +152,10 @@ def check_history(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
                 _refuse(key, "a matrix, a row per record", f"the shape {tuple(values.shape)}")
             columns = "k" if kind in _PER_COMPONENT else kind
             shapes.setdefault(f"{name}: {columns}", {})[key] = tuple(values.shape)
+        elif kind == "findings" and (values.ndim != 2 or values.shape[1] != len(KINDS)):
+            _refuse(
+                key, f"a row per record, of {len(KINDS)} numbers", f"the shape {(*values.shape,)}"
+            )
         elif kind in ("initial", "scalars") and values.ndim != 1:
             _refuse(key, "a vector", f"the shape {tuple(values.shape)}")
         if not values.is_floating_point():
