@@ -1,6 +1,6 @@
 """EM over the posterior against EM over its maximum and tuned weight decay, on small data sets.
 
-    python figures/evidence.py           (about forty minutes on one core)
+    python figures/evidence.py           (11 minutes of one core)
 
 It appends one line per set, split and method to `figures/evidence.jsonl`, goes on where it stopped,
 and writes the tables of `figures/evidence.md`. `--table` only writes the tables, `--splits 2` makes
