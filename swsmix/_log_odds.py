@@ -37,9 +37,9 @@ def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> 
     Args:
         w: weights (*n, 1), in float64 like the rest.
         z: from `standardised` (*n, k).
-        level: log pi_j - log sigma_j (k,).
-        mean: mu (k,).
-        std: sigma (k,).
+        level: log pi_j - log sigma_j (k,), or anything that expands to the shape of z.
+        mean: mu, the same.
+        std: sigma, the same.
 
     Returns:
         Numbers (*n, k), the largest of each weight finite: -inf for proportions of 0 and where
@@ -50,6 +50,7 @@ def log_odds(w: Tensor, z: Tensor, level: Tensor, mean: Tensor, std: Tensor) -> 
     if not bool(far.any()):
         return joint
     rows = far.squeeze(-1)
+    level, mean, std = (t.expand(z.shape)[rows] for t in (level, mean, std))
     w, z = w.expand(*far.shape)[rows], z[rows]
     with torch.no_grad():
         # By logarithms, since z is cut off at LARGE; then by what that one says.
@@ -70,7 +71,7 @@ def _beyond(
     nearest: Tensor,
 ) -> Tensor:
     """`log_odds` in comparison with one component of each weight (m,); `distance` is log |z|."""
-    mean_r, std_r, z_r = mean[nearest, None], std[nearest, None], z.gather(-1, nearest[:, None])
+    mean_r, std_r, z_r = (t.gather(-1, nearest[:, None]) for t in (mean, std, z))
     # z_j - z_r, as it is and in parts that do not cancel far out: the smaller numbers are better.
     one = 2.0 * _quotient((0.5 * w - 0.5 * mean_r) * ((std_r - std) / std_r), std, 0.5 * LARGE)
     other = 2.0 * _quotient(0.5 * mean_r - 0.5 * mean, std, 0.5 * LARGE)

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from swsmix._log_odds import LOG_SQRT_2PI, LogSum, log_odds, log_or_nothing, standardised
 
-Vector = Real[Tensor, " k"] | Sequence[float]
+Vector = Real[Tensor, "*b k"] | Sequence[float]
 
 _PINS = ("pinned_mixing", "pinned_mean", "pinned_std")
 
@@ -30,6 +30,9 @@ class GaussianMixture(nn.Module):
 
     The three tensors are buffers, moved by EM (`swsmix.em`); `trainable_` turns them into
     parameters for an optimiser. A *pinned* entry is never changed by either.
+
+    With a leading axis, (b, k), it is b mixtures side by side, those of an ensemble: the methods
+    take weights (b, n), and the E and the M step do. All else is for one mixture.
 
     Args:
         mixing: pi, the mixing proportions (k,), non-negative, summing to 1 within 1e-4. Those of
@@ -64,9 +67,9 @@ class GaussianMixture(nn.Module):
         mean: Vector,
         std: Vector,
         *,
-        pinned_mixing: Bool[Tensor, " k"] | Sequence[bool] | None = None,
-        pinned_mean: Bool[Tensor, " k"] | Sequence[bool] | None = None,
-        pinned_std: Bool[Tensor, " k"] | Sequence[bool] | None = None,
+        pinned_mixing: Bool[Tensor, "*b k"] | Sequence[bool] | None = None,
+        pinned_mean: Bool[Tensor, "*b k"] | Sequence[bool] | None = None,
+        pinned_std: Bool[Tensor, "*b k"] | Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         with torch.inference_mode(False):  # tensors made inside it could never change again
@@ -82,8 +85,9 @@ class GaussianMixture(nn.Module):
             tensor = torch.as_tensor(value, dtype=dtype, device=device).detach().clone()
             self.register_buffer(name, tensor)
         for name, pinned in zip(_PINS, pins, strict=True):
-            mask = [False] * self.mean.numel() if pinned is None else pinned
-            mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+            if pinned is None:
+                pinned = torch.zeros_like(self.mean, dtype=torch.bool)
+            mask = torch.as_tensor(pinned, dtype=torch.bool, device=device)
             self.register_buffer(name, mask.clone())
         if isinstance(mixing, Tensor) and mixing.dtype in (torch.float16, torch.bfloat16):
             self._undo_rounding_(2.0 * torch.finfo(mixing.dtype).eps)
@@ -98,10 +102,10 @@ class GaussianMixture(nn.Module):
 
     def _check(self) -> None:
         shapes = {name: tuple(buffer.shape) for name, buffer in self.named_buffers()}
-        if len(set(shapes.values())) != 1 or self.mean.ndim != 1 or len(self.mean) == 0:
+        if len(set(shapes.values())) != 1 or self.mean.ndim == 0 or self.mean.numel() == 0:
             raise ValueError(
-                "a mixture needs mixing, mean, std (and pins) of one shape (k,), k >= 1; got "
-                f"{shapes}"
+                "a mixture needs mixing, mean, std (and pins) of one shape (k,) or (b, k), k >= 1; "
+                f"got {shapes}"
             )
         for name in ("mixing", "mean", "std"):
             values = getattr(self, name)
@@ -109,22 +113,56 @@ class GaussianMixture(nn.Module):
                 raise ValueError(f"{name} must be finite; got {values.tolist()}")
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive; got {self.std.tolist()}")
-        total = self.mixing.double().sum().item()
-        if (self.mixing < 0).any() or abs(total - 1.0) > 1e-4:
+        total = self.mixing.double().sum(-1)
+        off = (total - 1.0).abs().max().item()
+        if (self.mixing < 0).any() or off > 1e-4:
             raise ValueError(
                 f"mixing must be non-negative and sum to 1; got {self.mixing.tolist()}, "
-                f"which sums to {total:.6g}: divide it by its sum"
+                f"which sums to {total.tolist()}: divide it by its sum"
             )
 
     @property
     def num_components(self) -> int:
         """K, pinned components included."""
-        return len(self.mean)
+        return self.mean.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """(b,) of mixtures side by side; () of one."""
+        return self.mean.shape[:-1]
 
     @property
     def is_trainable(self) -> bool:
         """Whether `trainable_` has made the tensors parameters."""
         return "mean" not in self._buffers
+
+    def member(self, index: int) -> GaussianMixture:
+        """One of several mixtures side by side, with its pins; it shares nothing with them.
+
+        Raises:
+            IndexError: if there is no such member.
+        """
+        if len(self.batch_shape) != 1:
+            raise IndexError(f"one mixture has no members; got index {index}")
+        pins = {name: getattr(self, name)[index] for name in _PINS}
+        return GaussianMixture(self.mixing[index], self.mean[index], self.std[index], **pins)
+
+    @classmethod
+    def stacked(cls, mixtures: Sequence[GaussianMixture]) -> GaussianMixture:
+        """Mixtures of one K side by side, (b, k); their `member` is each of them again.
+
+        Raises:
+            ValueError: if there are none, or they differ in K.
+        """
+        sizes = {m.mean.shape for m in mixtures}
+        if len(sizes) != 1 or any(m.batch_shape for m in mixtures):
+            raise ValueError(
+                "mixtures to stack need one number of components; got "
+                f"{[tuple(m.mean.shape) for m in mixtures]}"
+            )
+        names = ("mixing", "mean", "std", *_PINS)
+        values = {n: torch.stack([getattr(m, n).detach() for m in mixtures]) for n in names}
+        return cls(**values)
 
     def plain_copy(self) -> GaussianMixture:
         """The same mixture with the same pins, its tensors buffers again.
@@ -149,8 +187,19 @@ class GaussianMixture(nn.Module):
             One value for each weight and component; -inf where the mixing proportion is 0.
         """
         # Half of z, so that the largest floats on both sides of zero do not overflow.
-        half = (0.5 * w.unsqueeze(-1) - 0.5 * self.mean) / self.std
-        return self.mixing.log() - self.std.log() - LOG_SQRT_2PI - 2.0 * half.square()
+        mixing, mean, std = self._beside(w)
+        half = (0.5 * w.unsqueeze(-1) - 0.5 * mean) / std
+        return mixing.log() - std.log() - LOG_SQRT_2PI - 2.0 * half.square()
+
+    def _beside(self, w: Tensor) -> list[Tensor]:
+        """Mixing, mean and std as (*b, 1, ..., k), for weights (*b, *n, 1)."""
+        b = self.batch_shape
+        if w.shape[: len(b)] != b:
+            raise ValueError(
+                f"{tuple(b)} mixtures need weights (*{tuple(b)}, n); got {tuple(w.shape)}"
+            )
+        shape = (*b, *[1] * (w.ndim - len(b)), self.num_components)
+        return [t.reshape(shape) for t in (self.mixing, self.mean, self.std)]
 
     def log_prob(self, w: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Log p(w) = logsumexp_j (log pi_j + log N(w | mu_j, sigma_j^2)), in nats.
@@ -164,9 +213,9 @@ class GaussianMixture(nn.Module):
             The log density of each weight.
         """
         dtype = torch.promote_types(w.dtype, self.mean.dtype)
-        w = w.double().unsqueeze(-1)
+        mixing, mean, std = (t.double() for t in self._beside(w))
         gamma = self._gamma(w)
-        mean, std = self.mean.double(), self.std.double()
+        w = w.double().unsqueeze(-1)
         # Where nothing is owned, nothing flows back: 0 times an infinite slope is nan.
         owned = gamma.detach() > 0
         offset = w - mean
@@ -174,7 +223,7 @@ class GaussianMixture(nn.Module):
         z = torch.where(owned & ~over, offset, 0.0) / std
         if bool(over.any()):
             z = z + 2.0 * (torch.where(owned & over, 0.5 * w - 0.5 * mean, 0.0) / std)
-        joint = log_or_nothing(self.mixing.double()) - std.log() - 0.5 * z * z
+        joint = log_or_nothing(mixing) - std.log() - 0.5 * z * z
         value: Tensor = LogSum.apply(joint, gamma)
         return value.to(dtype)
 
@@ -188,16 +237,19 @@ class GaussianMixture(nn.Module):
             The posterior probability of each component for each weight.
         """
         dtype = torch.promote_types(w.dtype, self.mean.dtype)
-        return self._gamma(w.double().unsqueeze(-1)).to(dtype)
+        return self._gamma(w).to(dtype)
 
     def _gamma(self, w: Tensor) -> Tensor:
-        """The responsibilities in float64, of weights (*n, 1)."""
-        mean, std = self.mean.double(), self.std.double()
-        level = log_or_nothing(self.mixing.double()) - std.log()
+        """The responsibilities in float64."""
+        mixing, mean, std = (t.double() for t in self._beside(w))
+        w = w.double().unsqueeze(-1)
+        level = log_or_nothing(mixing) - std.log()
         return log_odds(w, standardised(w, mean, std), level, mean, std).softmax(-1)
 
-    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, " n"]:
-        """Draw weights from the mixture.
+    def sample(
+        self, num: int, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*b n"]:
+        """Draw weights from the mixture, or from each.
 
         Args:
             num: how many.
@@ -208,9 +260,9 @@ class GaussianMixture(nn.Module):
         """
         j = torch.multinomial(self.mixing, num, replacement=True, generator=generator)
         noise = torch.randn(
-            num, generator=generator, dtype=self.mean.dtype, device=self.mean.device
+            j.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
         )
-        return self.mean[j] + self.std[j] * noise
+        return self.mean.gather(-1, j) + self.std.gather(-1, j) * noise
 
     def distribution(self) -> torch.distributions.MixtureSameFamily:
         """The same mixture as a `torch.distributions` object (density space's twin).
@@ -301,8 +353,8 @@ class _Softmax(_Pinned):
 
     def forward(self, free: Tensor) -> Tensor:
         logits = free.masked_fill(self.mask, -torch.inf)
-        rest = 1.0 - (self.pins * self.mask).sum()
-        return super().forward(rest * logits.softmax(0))
+        rest = 1.0 - (self.pins * self.mask).sum(-1, keepdim=True)
+        return super().forward(rest * logits.softmax(-1))
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value.clamp_min(torch.finfo(value.dtype).tiny).log()

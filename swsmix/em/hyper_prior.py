@@ -70,7 +70,7 @@ class HyperPrior:
                 raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {value}")
 
     def expanded(self, mixture: GaussianMixture) -> dict[str, Tensor]:
-        """Each value as float64 (k,), on the mixture's device, by name.
+        """Each value as float64 (*b, k), on the mixture's device, by name.
 
         Raises:
             ValueError: if a value has another number of components.
@@ -80,16 +80,19 @@ class HyperPrior:
             value = torch.as_tensor(
                 getattr(self, field.name), dtype=torch.float64, device=mixture.mean.device
             )
-            if value.ndim and value.shape != mixture.mean.shape:
+            wanted = mixture.mean.shape
+            members = mixture.batch_shape and value.shape == (*mixture.batch_shape, 1)
+            if value.ndim and value.shape != wanted and not members:
+                several = " of each member, or (b, 1), one per member" * bool(mixture.batch_shape)
                 raise ValueError(
                     f"{field.name} of the HyperPrior needs one value or {mixture.num_components} "
-                    f"(one per component); got shape {tuple(value.shape)}"
+                    f"(one per component){several}; got shape {tuple(value.shape)}"
                 )
-            tensors[field.name] = value.expand(mixture.num_components)
+            tensors[field.name] = value.expand(wanted)
         return tensors
 
 
-def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor, ""]:
+def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor, "*b"]:
     """Log p(pi, mu, sigma^2), normalised, over the entries that are not pinned, in nats.
 
     The densities are over pi and sigma^2, never over logits or log sigma: then the M step and
@@ -100,27 +103,27 @@ def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor
         hyper: the hyper-prior.
 
     Returns:
-        A scalar in float64.
+        A scalar in float64, or one for each member (b,).
     """
     prior = hyper.expanded(mixture)
+
+    def over(chosen: Tensor, values: Tensor) -> Tensor:
+        return torch.where(chosen, values, 0.0).sum(-1)
+
     free = ~mixture.pinned_mixing
-    alpha = prior["concentration"][free]
+    mixing, alpha = mixture.mixing.double(), prior["concentration"]
     # The free proportions share 1 - (the pinned ones); their shares are Dirichlet.
-    rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
-    share = mixture.mixing.double()[free] / rest
-    total = share.new_zeros(())
-    if len(share):
-        total = torch.xlogy(alpha - 1.0, share).sum() + alpha.sum().lgamma() - alpha.lgamma().sum()
+    rest = (1.0 - over(~free, mixing))[..., None]
+    share = torch.where(free, mixing / torch.where(free.any(-1, keepdim=True), rest, 1.0), 1.0)
+    total = over(free, torch.xlogy(alpha - 1.0, share) - alpha.lgamma())
+    total = total + torch.where(free.any(-1), over(free, alpha).clamp_min(1.0).lgamma(), 0.0)
 
     mean, variance = mixture.mean.double(), mixture.std.double().square()
     drawn = (prior["mean_count"] > 0) & ~mixture.pinned_mean
-    spread = variance[drawn] / prior["mean_count"][drawn]
-    off = mean[drawn] - prior["mean"][drawn]
-    total = total - 0.5 * (off.square() / spread + (2.0 * torch.pi * spread).log()).sum()
+    spread = variance / torch.where(drawn, prior["mean_count"], 1.0)
+    off = mean - prior["mean"]
+    total = total - 0.5 * over(drawn, off.square() / spread + (2.0 * torch.pi * spread).log())
 
-    free = ~mixture.pinned_std
-    half, s2, v = 0.5 * prior["std_count"][free], prior["std"][free].square(), variance[free]
-    return (
-        total
-        + (half * (half * s2).log() - half.lgamma() - (half + 1.0) * v.log() - half * s2 / v).sum()
-    )
+    half, s2 = 0.5 * prior["std_count"], prior["std"].square()
+    drawn_std = half * (half * s2).log() - half.lgamma() - (half + 1.0) * variance.log()
+    return total + over(~mixture.pinned_std, drawn_std - half * s2 / variance)

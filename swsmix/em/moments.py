@@ -17,7 +17,8 @@ class Moments:
         second_j = sum_i gamma_ij (w_i - c_j)^2
 
     They add up over tensors and over machines. They are centred on c (the means at the E step),
-    since raw moments lose the variance to cancellation once sigma is small.
+    since raw moments lose the variance to cancellation once sigma is small. Those of an ensemble
+    have a leading axis of members, (b, k).
 
     Attributes:
         centre: c (k,), in units of the weights.
@@ -32,12 +33,12 @@ class Moments:
         tensor([2., 1.], dtype=torch.float64)
     """
 
-    centre: Float[Tensor, " k"]
-    count: Float[Tensor, " k"]
-    first: Float[Tensor, " k"]
-    second: Float[Tensor, " k"]
+    centre: Float[Tensor, "*b k"]
+    count: Float[Tensor, "*b k"]
+    first: Float[Tensor, "*b k"]
+    second: Float[Tensor, "*b k"]
 
-    def recentred(self, centre: Float[Tensor, " k"]) -> Moments:
+    def recentred(self, centre: Float[Tensor, "*b k"]) -> Moments:
         """The same moments about other centres, exactly.
 
         Returns:

@@ -6,6 +6,8 @@ empty, duplicate and exactly-zero components finite, where textbook EM divides 0
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +22,7 @@ from swsmix.mixture import GaussianMixture
 def e_step(
     mixture: GaussianMixture,
     w: Float[Tensor, "*n"],
-    table: tables.Tables | None = None,
+    table: tables.Tables | tables.BatchTables | None = None,
     *,
     variance: Float[Tensor, "*n"] | None = None,
 ) -> Moments:
@@ -35,8 +37,8 @@ def e_step(
     A sample of the weights contains s^2 by itself: then leave `variance` out.
 
     Args:
-        mixture: the current mixture.
-        w: the weights, any shape.
+        mixture: the current mixture, or b of them.
+        w: the weights, any shape; (b, n) for b mixtures.
         table: the mixture's tables, if they are at hand; without `variance` only.
         variance: s^2, of the shape of the weights, in their squared units; 0 if None.
 
@@ -52,14 +54,25 @@ def e_step(
         >>> e_step(mixture, torch.tensor([0.0, 0.1, 1.0])).count
         tensor([2., 1.], dtype=torch.float64)
     """
+    if mixture.batch_shape and w.shape[:-1] != mixture.batch_shape:
+        b = mixture.batch_shape[0]
+        raise ValueError(f"{b} mixtures need weights ({b}, n); got {tuple(w.shape)}")
     if variance is not None:
         variance = variational.check("the weights", w, variance).reshape(-1)
         if not w.isfinite().all():
             raise ValueError(f"{int((~w.isfinite()).sum())} of the weights are nan or inf")
+        if mixture.batch_shape:
+            each = [
+                e_step(mixture.member(i), x, variance=s2)
+                for i, (x, s2) in enumerate(zip(w, variance.view(w.shape), strict=True))
+            ]
+            columns = ([getattr(m, f.name) for m in each] for f in fields(Moments))
+            return Moments(*map(torch.stack, columns))
         sums = variational.expected_sums(mixture, w.detach().reshape(-1), variance)[1]
         return Moments(mixture.mean.detach().double(), *sums)
     if table is None:
-        table = tables.build(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
+        make = tables.BatchTables if mixture.batch_shape else tables.build
+        table = make(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
     return Moments(mixture.mean.detach().double(), *table.moments(w))
 
 
@@ -120,10 +133,11 @@ def m_step_(mixture: GaussianMixture, moments: Moments, hyper: HyperPrior | None
     std = torch.where(mixture.pinned_std | ~((std > 0) & std.isfinite()), mixture.std, std)
 
     share = torch.where(mixture.pinned_mixing, 0.0, count + pseudo)
-    rest = 1.0 - mixture.mixing.double()[mixture.pinned_mixing].sum()
     mixing = mixture.mixing.double()
-    if share.sum() > 0:
-        mixing = torch.where(mixture.pinned_mixing, mixing, rest * share / share.sum())
+    rest = 1.0 - torch.where(mixture.pinned_mixing, mixing, 0.0).sum(-1, keepdim=True)
+    total = share.sum(-1, keepdim=True)
+    free = ~mixture.pinned_mixing & (total > 0)
+    mixing = torch.where(free, rest * share / total.clamp_min(1e-300), mixing)
 
     mixture.mean.copy_(mean)
     mixture.std.copy_(std)

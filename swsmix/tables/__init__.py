@@ -23,6 +23,7 @@ The modules:
 
 - `lookup`: `Tables`, the room's main class, made by `build` and `direct`.
 - `passes`: the same on flat vectors, chunk by chunk, through the cells.
+- `batch`: the same for many small mixtures at once, each over its own row of weights.
 - `penalty`: `neg_log_prior`, a differentiable function of the weights and the mixture.
 - `exact`: the mixture's functions in float64, without tables.
 - `taylor`: certified Taylor polynomials of f and a, interval by interval.
@@ -37,11 +38,13 @@ The modules:
 """
 
 from swsmix.tables.backends import uncompiled
+from swsmix.tables.batch import BatchTables
 from swsmix.tables.lookup import Adaptive, Full, MomentSums, Tables, build, direct
 from swsmix.tables.penalty import neg_log_prior
 
 __all__ = [
     "Adaptive",
+    "BatchTables",
     "Full",
     "MomentSums",
     "Tables",

@@ -104,6 +104,11 @@ class ExactMixture:
     """A mixture in float64, with its own copy of the numbers."""
 
     def __init__(self, mixing: Tensor, mean: Tensor, std: Tensor) -> None:
+        if mean.ndim != 1:
+            raise ValueError(
+                f"this needs one mixture, of K components; got {tuple(mean.shape)}: take a member "
+                "of the batch, `mixture.member(i)`"
+            )
         self.mixing, self.mean, self.std = (
             t.detach().double().clone() for t in (mixing, mean, std)
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swsmix.tables.batch import BatchTables
 from swsmix.tables.exact import eager
 from swsmix.tables.lookup import Tables, build
 
@@ -17,7 +18,7 @@ class _NegLogPrior(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tables: Tables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
+        ctx: Any, tables: Tables | BatchTables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
     ) -> Tensor:
         value, moments = tables.value_and_moments(w)
         ctx.tables = tables
@@ -29,7 +30,11 @@ class _NegLogPrior(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         w, mixing, mean, std, count, first, second = ctx.saved_tensors
         slope = None
-        if ctx.needs_input_grad[1]:
+        if isinstance(ctx.tables, BatchTables):
+            upstream = upstream[:, None]
+            if ctx.needs_input_grad[1]:
+                slope = upstream.to(w) * ctx.tables.gradient(w)
+        elif ctx.needs_input_grad[1]:
             slope = torch.zeros_like(w)
             ctx.tables.add_gradient_(slope, w, float(upstream))
         parts = (
@@ -42,7 +47,11 @@ class _NegLogPrior(torch.autograd.Function):
 
 @eager
 def neg_log_prior(
-    w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor, tables: Tables | None = None
+    w: Tensor,
+    mixing: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    tables: Tables | BatchTables | None = None,
 ) -> Tensor:
     """R(w) = -sum_i log p(w_i), differentiable (once) in all four, without N x K memory.
 
@@ -50,18 +59,19 @@ def neg_log_prior(
         dR/dmu_j = -first_j / sigma_j^2,  dR/dsigma_j = count_j / sigma_j - second_j / sigma_j^3
 
     Args:
-        w: the weights, any shape.
-        mixing: pi (k,).
-        mean: mu (k,).
-        std: sigma (k,).
+        w: the weights, any shape; (b, n) for b mixtures.
+        mixing: pi (k,), or (b, k).
+        mean: mu, of the same shape.
+        std: sigma, of the same shape.
         tables: the mixture's tables, if you have them.
 
     Returns:
-        A scalar, in nats.
+        A scalar, in nats; (b,) for b mixtures, whose memory is N x K.
 
     Raises:
         ValueError: if weights are infinite or NaN.
     """
-    tables = build(mixing, mean, std) if tables is None else tables
+    if tables is None:
+        tables = (BatchTables if mean.ndim > 1 else build)(mixing, mean, std)
     value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)
     return value
