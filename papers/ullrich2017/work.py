@@ -23,8 +23,9 @@ from papers.ullrich2017.sizes import sizes
 from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, snap_
 from swsmix.codec import encode, load_compressed
 from swsmix.compression import save_compressed
+from swsmix.compression.merging import merge_components
 from swsmix.compression.recipe import Compressed, compress_
-from swsmix.compression.snap import merge_components, snap_to_grid
+from swsmix.compression.snap import snap_to_grid
 from swsmix.compression.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 from swsmix.mixture import GaussianMixture
 from swsmix.problems import nets
