@@ -10,6 +10,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+# They hold no examples to run, and when several are collected as modules their names clash.
+collect_ignore_glob = ["*conftest.py"]
+
 hook = install_import_hook("swsmix", "beartype.beartype")  # before anything imports swsmix
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,6 +1,6 @@
 """Training under a prior in two processes (DDP, FSDP2), each with its half of every batch.
 
-Run by test_frameworks.py, once for each rank: `python distributed.py FOLDER RANK`. It leaves
+Run by test_processes.py, once for each rank: `python distributed.py FOLDER RANK`. It leaves
 FOLDER/RANK.pt, case -> (the whole weights, the mixtures), for comparison with `by_hand`.
 """
 

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from golden import make
+from golden import compressed_files, drawings, make, run_folders, stored
 
 from swsmix.codec import decode, encode, load_compressed
 
-FILES = sorted(path.stem for path in (make.HERE / "codec").glob("*.sws"))
+FILES = sorted(path.stem for path in (stored.HERE / "codec").glob("*.sws"))
 
 
 def known_then(found):
@@ -29,7 +29,7 @@ def close(found, golden):
 
 
 def of_run(name):
-    return {k: v for k, v in make.read("runs").items() if k.startswith(f"{name}/")}
+    return {k: v for k, v in stored.read("runs").items() if k.startswith(f"{name}/")}
 
 
 def test_seven_files_are_there():
@@ -38,14 +38,14 @@ def test_seven_files_are_there():
 
 @pytest.mark.parametrize("name", FILES)
 def test_encoding_gives_the_same_bytes(name):
-    tensors = make.load_tensors(make.HERE / "codec" / f"{name}.safetensors")
-    assert encode(tensors) == (make.HERE / "codec" / f"{name}.sws").read_bytes()
+    tensors = compressed_files.load_tensors(stored.HERE / "codec" / f"{name}.safetensors")
+    assert encode(tensors) == (stored.HERE / "codec" / f"{name}.sws").read_bytes()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_decoding_gives_the_same_tensors(name):
-    path = make.HERE / "codec" / f"{name}.sws"
-    wanted = make.load_tensors(path.with_suffix(".safetensors"))
+    path = stored.HERE / "codec" / f"{name}.sws"
+    wanted = compressed_files.load_tensors(path.with_suffix(".safetensors"))
     for found in (decode(path.read_bytes()), load_compressed(path)):
         assert list(found) == list(wanted)
         for key, t in found.items():
@@ -57,42 +57,46 @@ def bits(t):
     return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", make.RUNS)
+@pytest.mark.parametrize("name", run_folders.RUNS)
 def test_a_run_folder_of_then_is_read_restored_and_continued(name, tmp_path):
     path = tmp_path / name
-    shutil.copytree(make.HERE / "runs" / name, path)
-    found = make.loaded(name, path) | make.restored(name, path) | make.resumed(name, path)
+    shutil.copytree(stored.HERE / "runs" / name, path)
+    found = (
+        run_folders.loaded(name, path)
+        | run_folders.restored(name, path)
+        | run_folders.resumed(name, path)
+    )
     close(found, of_run(name))
 
 
-@pytest.mark.parametrize("name", make.RUNS)
+@pytest.mark.parametrize("name", run_folders.RUNS)
 def test_a_run_made_now_is_that_of_then(name, tmp_path):
     path = tmp_path / name
-    make.trained(name, path, make.EPOCHS)
-    shutil.copy(make.HERE / "runs" / name / "config.toml", path)
-    found = make.loaded(name, path)
+    run_folders.trained(name, path, run_folders.EPOCHS)
+    shutil.copy(stored.HERE / "runs" / name / "config.toml", path)
+    found = run_folders.loaded(name, path)
     close(found, {key: value for key, value in of_run(name).items() if key in found})
     files = [
         sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
-        for folder in (path, make.HERE / "runs" / name)
+        for folder in (path, stored.HERE / "runs" / name)
     ]
     assert files[0] == files[1]
 
 
 def test_the_keys_of_a_priors_state_are_the_same():
-    assert list(known_then(make.keys()).items()) == list(make.read("keys").items())
+    assert list(known_then(make.keys()).items()) == list(stored.read("keys").items())
 
 
 def test_the_papers_tables_are_the_same_and_those_committed():
     texts = make.indices()
-    assert make.digests(texts) == make.read("tables")
+    assert make.digests(texts) == stored.read("tables")
     for name, text in texts.items():
         assert text == (make.FIGURES / name / "README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_same_numbers_are_drawn():
-    found, golden = make.drawings(), make.read("drawings")
+    found, golden = drawings.drawings(), stored.read("drawings")
     assert list(found) == list(golden)
     for key, wanted in golden.items():
         assert found[key][:2] == wanted[:2], key  # how many, and how many finite

@@ -80,7 +80,7 @@ def main() -> None:
     print(json.dumps(line, indent=1))
 
 
-def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]]:
+def changed(base: str, changes: list[str]) -> tuple[settings.Setting, dict[str, Any]]:
     """A setting of `settings.py` by its name, with fields of its own or of its recipe replaced.
 
     Returns:
@@ -103,7 +103,7 @@ def changed(base: str, changes: list[str]) -> tuple[work.Setting, dict[str, Any]
         if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
             recipe = dataclasses.replace(setting.recipe, **{field: value})
             setting = dataclasses.replace(setting, recipe=recipe)
-        elif field in {f.name for f in dataclasses.fields(work.Setting)}:
+        elif field in {f.name for f in dataclasses.fields(settings.Setting)}:
             setting = dataclasses.replace(setting, **{field: value})
         else:
             raise SystemExit(f"neither the setting nor its recipe has a field {field!r}")

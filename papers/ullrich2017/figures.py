@@ -10,79 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
-from safetensors.torch import load_file
-from torch import Tensor
 
-from swsmix import GaussianMixture, plots
-from swsmix.compression.snap import assign
+from papers.ullrich2017.kept import Results
+from papers.ullrich2017.tables import NETS, table
+from swsmix import plots
 from swsmix.plots.style import styled
-from swsmix.training.history import History
 from swsmix.training.runs import replacing
 
 HERE = Path(__file__).resolve().parent
-NETS = {"lenet-300-100": "LeNet-300-100", "lenet-5-caffe": "LeNet-5-Caffe"}
-UNITS = {
-    "format": "Han's format",
-    "parameters": "number of parameters",
-    "bits": "estimated bits",
-    "bytes": "bytes of a file",
-}
-
-
-class Results:
-    """What the units have left in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        results = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
-        self.folder = folder
-        self.compressed = [r for r in results if r["kind"] == "compressed"]
-        self.pretrained = [r for r in results if r["kind"] == "pretrained"]
-
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """The results of each setting of the tables, over the seeds."""
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for result in self.compressed:
-            if not result["setting"].startswith("sweep-"):
-                rows.setdefault(result["setting"], []).append(result)
-        return rows
-
-    def portrait(self, setting: str) -> Portrait | None:
-        """The tensors that one setting has kept for the figures."""
-        file = self.folder / f"{setting}.safetensors"
-        return Portrait(load_file(file)) if file.is_file() else None
-
-
-class Portrait:
-    """One compressed network: weights before, retrained and decoded, mixtures, histories."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def weights(self, when: str, name: str | None = None) -> Tensor:
-        """The weights of a tensor, or of all: "before", "retrained" or "after"."""
-        prefix = f"{when}/"
-        names = [k for k in self.tensors if k.startswith(prefix)]
-        chosen = names if name is None else [prefix + name]
-        return torch.cat([self.tensors[k].float() for k in chosen])
-
-    def mixture(self, group: str) -> GaussianMixture:
-        """The final mixture of a group."""
-        return GaussianMixture(*(self.tensors[f"{w}/{group}"] for w in ("mixing", "mean", "std")))
-
-    def snapped(self, name: str) -> Tensor:
-        """A tensor's values in the order of its neurons before they were sorted for the file."""
-        mixture = self.mixture(name)
-        return mixture.mean[assign(mixture, self.weights("retrained", name))]
-
-    def history(self, phase: str) -> History:
-        """The history of a phase."""
-        prefix = f"history/{phase}/"
-        mine = {k[len(prefix) :]: t for k, t in self.tensors.items() if k.startswith(prefix)}
-        return History.from_tensors(mine)
 
 
 def before_after(results: Results) -> Figure | None:
@@ -296,12 +234,6 @@ def draw(results: Path, pictures: Path, *, only: str | None = None) -> list[Path
     return [*written, index]
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Mean ± standard deviation over the seeds."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
 def _index(results: Results, pictures: Path) -> str:
     """The index: the tables, then each figure with the paper's counterpart."""
     paper = tomllib.loads((HERE / "paper.toml").read_text())
@@ -323,7 +255,7 @@ def _index(results: Results, pictures: Path) -> str:
             "",
         ]
     for net in NETS:
-        lines += _table(results, net)
+        lines += table(results, net)
     for figure in paper["figures"]:
         for suffix in ("png", "gif"):
             if (pictures / f"{figure['name']}.{suffix}").is_file():
@@ -332,53 +264,3 @@ def _index(results: Results, pictures: Path) -> str:
                     "", f"{figure['shows']} In the paper: {figure['counterpart']}", "",
                 ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _table(results: Results, net: str) -> list[str]:
-    """Published against ours for one network."""
-    published = tomllib.loads((HERE / "published.toml").read_text())
-    lines = [
-        f"## {NETS[net]}",
-        "",
-        f"{published['float32_bytes'][net]:,} bytes in float32. Ours: mean ± standard deviation "
-        "over the seeds; bytes of the whole file, header, codebooks and biases included.",
-        "",
-        "| method | augmentation | dense error % | error % | non-zero % | bytes | compression | "
-        "its unit | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in published["rows"]:
-        if row["net"] == net:
-            cited = ", as cited" if row["certainty"] == "recalled" else ""
-            size = f"{row['size_bytes']:,}" if "size_bytes" in row else ""
-            lines.append(
-                f"| {row['method']}{cited} | | {row.get('error_before', '')} | {row['error']} | "
-                f"{row.get('nonzero_percent', '')} | {size} | {row['ratio']}x | "
-                f"{UNITS[row['unit']]} | |"
-            )
-    for setting, rows in results.rows().items():
-        if rows[0]["net"] != net:
-            continue
-        how = f"shifts of ±{rows[0]['shift']} pixel" if rows[0]["shift"] else "none"
-        how += f", input dropout {rows[0]['dropout']:g}" if rows[0]["dropout"] else ""
-        biases = f", biases of {rows[0]['bias_bits']} bits" if rows[0]["bias_bits"] else ""
-        biases = ", biases shared too" if rows[0]["biases_under_prior"] else biases
-        column = {
-            key: [r[key] for r in rows] for key in rows[0] if not isinstance(rows[0][key], dict)
-        }
-        pruned = [100 / v if v else math.inf for v in column["nonzero_percent"]]
-        common = (
-            f"{spread(column['dense_test_error_percent'], 2)} | "
-            f"{spread(column['compressed_test_error_percent'], 2)} | "
-            f"{spread(column['nonzero_percent'], 2)} | "
-        )
-        lines += [
-            f"| **ours**, {setting}{biases} | {how} | {common}{spread(column['size_bytes'], 0)} | "
-            f"**{spread(column['ratio'], 0)}x** | bytes of a file | {len(rows)} |",
-            f"| the same | {how} | {common} | {spread(column['han_ratio'], 0)}x | Han's format | "
-            f"{len(rows)} |",
-            f"| the same | {how} | {common} | "
-            f"{spread(pruned, 0)}x | non-zero ratio | "
-            f"{len(rows)} |",
-        ]
-    return [*lines, ""]

@@ -35,7 +35,7 @@ from swsmix.problems.mnist import mnist
 HERE = Path(__file__).resolve().parent
 
 
-def pretrained(setting: work.Setting, seed: int, places: Places, subset: int | None) -> Unit:
+def pretrained(setting: settings.Setting, seed: int, places: Places, subset: int | None) -> Unit:
     """The unit that trains a dense network; if the network's file is lost it is trained again."""
     key = f"{setting.pretraining}-seed{seed}"
     return Unit(
@@ -50,7 +50,7 @@ def pretrained(setting: work.Setting, seed: int, places: Places, subset: int | N
     )
 
 
-def compressed(setting: work.Setting, seed: int, places: Places, subset: int | None) -> Unit:
+def compressed(setting: settings.Setting, seed: int, places: Places, subset: int | None) -> Unit:
     """The unit that compresses a pretrained network."""
     key = f"{setting.name}-seed{seed}"
     return Unit(

@@ -5,10 +5,52 @@ They were chosen on validation images alone, see README.md; nothing here depends
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from papers.ullrich2017.work import Setting
 from swsmix.compression.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to compress one network.
+
+    Attributes:
+        name: of the setting.
+        net: `"lenet-300-100"` or `"lenet-5-caffe"`.
+        shift: the augmentation: images are shifted by up to so many pixels; 0 is none.
+        dropout: of the input pixels, while training.
+        recipe: of `compress_`; None for the paper's own single phase.
+        batch_size: images per step.
+        pretrain_epochs: epochs before the prior comes.
+        retrain_epochs: of the single phase.
+        retrain_tau: the prior's strength in it.
+        bias_bits: 8 puts the biases on a grid of 8 bits; None keeps them exactly.
+        biases: whether the biases are under the prior too, instead.
+        tau: factors of tau by tensor; 1 where there is none.
+        distil: the share of the loss that learns from the dense network's answers; 0 is none.
+        portrait: whether seed 0 is kept for the figures.
+    """
+
+    name: str
+    net: str
+    shift: int = 0
+    dropout: float = 0.0
+    recipe: Recipe | None = None
+    batch_size: int = 256
+    pretrain_epochs: int = 20
+    retrain_epochs: int = 30
+    retrain_tau: float = 0.003
+    bias_bits: int | None = 8
+    biases: bool = False
+    tau: tuple[tuple[str, float], ...] = ()
+    distil: float = 0.0
+    portrait: bool = False
+
+    @property
+    def pretraining(self) -> str:
+        """What the pretrained network depends on, beside the seed."""
+        return f"{self.net}-shift{self.shift}-dropout{self.dropout:g}"
+
 
 NUM_SEEDS = 3
 QUICK_IMAGES = 6_000

@@ -7,8 +7,8 @@ its file is written; `explore.py` never lets it see the test images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from papers.ullrich2017.images import Images, training_images
+from papers.ullrich2017.kept import keep_for_figures
+from papers.ullrich2017.settings import Setting
+from papers.ullrich2017.sizes import sizes
 from swsmix import HyperPrior, MixturePrior, Schedule, fit, load_run, snap_
 from swsmix.codec import encode, load_compressed
 from swsmix.compression import save_compressed
-from swsmix.compression.recipe import Compressed, Recipe, compress_
-from swsmix.compression.snap import bits_per_weight, merge_components, snap_to_grid
+from swsmix.compression.merging import merge_components
+from swsmix.compression.recipe import Compressed, compress_
+from swsmix.compression.snap import snap_to_grid
 from swsmix.compression.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 from swsmix.mixture import GaussianMixture
 from swsmix.problems import nets
 from swsmix.problems.mnist import mnist
 from swsmix.training.evaluation import evaluate
-from swsmix.training.history import History
 from swsmix.training.runs import replacing
 
 NETS = {"lenet-300-100": nets.lenet_300_100, "lenet-5-caffe": nets.lenet_5_caffe}
@@ -39,103 +43,11 @@ PAIRS = {
         ("fc1", "fc2", torch.relu),
     ),
 }
-NUM_VALIDATION = 10_000
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to compress one network.
-
-    Attributes:
-        name: of the setting.
-        net: `"lenet-300-100"` or `"lenet-5-caffe"`.
-        shift: the augmentation: images are shifted by up to so many pixels; 0 is none.
-        dropout: of the input pixels, while training.
-        recipe: of `compress_`; None for the paper's own single phase.
-        batch_size: images per step.
-        pretrain_epochs: epochs before the prior comes.
-        retrain_epochs: of the single phase.
-        retrain_tau: the prior's strength in it.
-        bias_bits: 8 puts the biases on a grid of 8 bits; None keeps them exactly.
-        biases: whether the biases are under the prior too, instead.
-        tau: factors of tau by tensor; 1 where there is none.
-        distil: the share of the loss that learns from the dense network's answers; 0 is none.
-        portrait: whether seed 0 is kept for the figures.
-    """
-
-    name: str
-    net: str
-    shift: int = 0
-    dropout: float = 0.0
-    recipe: Recipe | None = None
-    batch_size: int = 256
-    pretrain_epochs: int = 20
-    retrain_epochs: int = 30
-    retrain_tau: float = 0.003
-    bias_bits: int | None = 8
-    biases: bool = False
-    tau: tuple[tuple[str, float], ...] = ()
-    distil: float = 0.0
-    portrait: bool = False
-
-    @property
-    def pretraining(self) -> str:
-        """What the pretrained network depends on, beside the seed."""
-        return f"{self.net}-shift{self.shift}-dropout{self.dropout:g}"
-
-
-class Images:
-    """Batches of MNIST, shuffled anew each epoch, shifted and with dropped pixels if asked for.
-
-    With a teacher, the targets are the label and the teacher's ten logits. The generator's state
-    goes into the checkpoints of `fit`.
-    """
-
-    def __init__(
-        self, x: Tensor, y: Tensor, setting: Setting, seed: int, teacher: nn.Module | None = None
-    ) -> None:
-        self.x, self.y, self.dataset = x, y, x  # `fit` counts the examples of `dataset`
-        self.setting, self.teacher = setting, teacher
-        self.generator = torch.Generator().manual_seed(seed)
-        s = setting.shift
-        self.windows = nn.functional.pad(x, (s, s, s, s)).unfold(1, 28, 1).unfold(2, 28, 1)
-
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return -(-len(self.x) // self.setting.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
-        n, generator = len(self.x), self.generator
-        order = torch.randperm(n, generator=generator)
-        offset = torch.randint(2 * self.setting.shift + 1, (n, 2), generator=generator)
-        for rows in order.split(self.setting.batch_size):
-            x = self.windows[rows, offset[rows, 0], offset[rows, 1]]
-            if self.setting.dropout:
-                keep = torch.rand(x.shape, generator=generator) >= self.setting.dropout
-                x = x * keep / (1.0 - self.setting.dropout)
-            yield x, self.y[rows] if self.teacher is None else self._taught(x, self.y[rows])
-
-    @torch.no_grad()
-    def _taught(self, x: Tensor, y: Tensor) -> Tensor:
-        assert self.teacher is not None
-        return torch.cat([y[:, None].float(), self.teacher(x).float()], dim=1)
 
 
 def errors(logits: Tensor, target: Tensor) -> Tensor:
     """Wrong answers in percent."""
     return 100.0 * (logits.argmax(-1) != target).double().mean()
-
-
-def training_images(seed: int, subset: int | None) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The 50,000 images to train on and the 10,000 to validate on, drawn anew for each seed."""
-    digits = mnist()
-    order = torch.randperm(60_000, generator=torch.Generator().manual_seed(1000 + seed))
-    x, y = digits.x_train.float() / 255, digits.y_train
-    train, validation = order[NUM_VALIDATION:], order[:NUM_VALIDATION]
-    if subset is not None:
-        train, validation = train[:subset], validation[:subset]
-    return (x[train], y[train]), (x[validation], y[validation])
 
 
 def network(setting: Setting, seed: int) -> nn.Module:
@@ -362,67 +274,6 @@ def as_published(
     return Compressed(prior, snap_(prior, distortion=0.0), {"retrain": history})
 
 
-def sizes(decoded: dict[str, Tensor], done: Compressed, size: int) -> dict[str, Any]:
-    """The three units of compression, and what the coders start from."""
-    parameters = sum(t.numel() for t in decoded.values())
-    nonzero = {n: int((decoded[n] != 0).sum()) for n in done.index}
-    bits = {n: bits_per_weight(j) for n, j in done.index.items()}
-    return {
-        "float32_bytes": 4 * parameters,
-        "ratio": 4 * parameters / size,
-        "nonzero": nonzero,
-        "weights": {n: decoded[n].numel() for n in done.index},
-        "nonzero_percent": 100.0
-        * sum(nonzero.values())
-        / sum(decoded[n].numel() for n in done.index),
-        "entropy_bits_a_weight": bits,
-        "values": {n: len(decoded[n].unique()) for n in done.index},
-        "han_ratio": han_ratio(decoded, done),
-    }
-
-
-def han_ratio(decoded: dict[str, Tensor], done: Compressed, run_bits: int = 5) -> float:
-    """Compression in the format of Han et al. (2015), as we read Ullrich et al.
-
-    Each non-zero weight costs its codebook index and its distance to the one before, both Huffman
-    coded; a distance above 2^run_bits - 1 costs a filler; the codebook and the biases are float32.
-
-    Returns:
-        Float32 bits of the whole network over the bits of the format.
-    """
-    total = 0.0
-    for name, t in decoded.items():
-        if name not in done.index:
-            total += 32.0 * t.numel()
-            continue
-        flat = t.reshape(-1)
-        at = flat.nonzero().reshape(-1)
-        gaps = torch.diff(at, prepend=at.new_tensor([-1])) - 1
-        longest = 2**run_bits - 1
-        fillers = gaps // (longest + 1)
-        values, which = flat[at].unique(return_inverse=True)
-        distances = torch.cat([gaps % (longest + 1), gaps.new_full((int(fillers.sum()),), longest)])
-        codes = torch.cat([which, which.new_full((int(fillers.sum()),), len(values))])
-        total += huffman_bits(codes) + huffman_bits(distances) + 32.0 * (len(values) + 1)
-    return 32.0 * sum(t.numel() for t in decoded.values()) / total
-
-
-def huffman_bits(symbols: Tensor) -> float:
-    """The bits of a Huffman code of the symbols, its table not counted."""
-    import heapq
-
-    heap = torch.bincount(symbols)[torch.bincount(symbols) > 0].tolist() if len(symbols) else []
-    if len(heap) == 1:
-        return float(heap[0])
-    heapq.heapify(heap)
-    total = 0
-    while len(heap) > 1:
-        joined = heapq.heappop(heap) + heapq.heappop(heap)
-        total += joined
-        heapq.heappush(heap, joined)
-    return float(total)
-
-
 def measure(
     setting: Setting,
     dense: dict[str, Tensor],
@@ -444,36 +295,3 @@ def measure(
         for part, data in parts.items():
             error_rates[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
     return error_rates
-
-
-def keep_for_figures(
-    setting: Setting,
-    seed: int,
-    results: Path,
-    dense: dict[str, Tensor],
-    retrained: dict[str, Tensor],
-    decoded: dict[str, Tensor],
-    done: Compressed,
-) -> None:
-    """What the figures draw: histories; weights before, retrained, decoded (20,000 per tensor)."""
-    if seed or not setting.portrait:
-        return
-    tensors: dict[str, Tensor] = {}
-    for name in done.index:
-        states = {"before": dense, "retrained": retrained, "after": decoded}
-        size = dense[name].numel()
-        rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:20_000]
-        for when, state in states.items():
-            # Small tensors whole and in their order.
-            flat = state[name].reshape(-1)
-            tensors[f"{when}/{name}"] = (flat if size <= 20_000 else flat[rows]).half()
-    for group, mixture in done.prior.mixtures.items():
-        for what in ("mixing", "mean", "std"):
-            tensors[f"{what}/{group}"] = getattr(mixture, what).detach().clone()
-    for phase, history in done.histories.items():
-        thin = History(history.scalars, history.series, {})
-        for key, t in thin.to_tensors().items():
-            tensors[f"history/{phase}/{key}"] = t.float().contiguous()
-    file = results / f"{setting.name}.safetensors"
-    with replacing(file) as temporary:
-        save_file(tensors, temporary)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,35 +16,7 @@ import typer
 from swsmix._files import save_json
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
-
-
-class Data(StrEnum):
-    """The built-in problems."""
-
-    sunspots = "sunspots"
-    shift = "shift"
-    mnist = "mnist"
-
-
-class Net(StrEnum):
-    """The networks for MNIST."""
-
-    lenet_300_100 = "lenet-300-100"
-    lenet_5_caffe = "lenet-5-caffe"
-
-
-class Mode(StrEnum):
-    """How the mixture learns."""
-
-    em = "em"
-    gradient = "gradient"
-
-
-class Dtype(StrEnum):
-    """Floating-point types."""
-
-    float32 = "float32"
-    float64 = "float64"
+from swsmix.cli.train_settings import Data, Dtype, Mode, Net, check_config, resumed
 
 
 @app.command()
@@ -150,8 +120,8 @@ def train(
         if resume:
             with runs.old_run(out):
                 saved = runs.load_config(out)
-                _check_config(saved, out / "config.toml")
-                settings = _resumed(saved, settings, given, force=force)
+                check_config(saved, out / "config.toml")
+                settings = resumed(saved, settings, given, force=force)
                 _run(settings, out, resume=True, **options)
         else:
             with runs.new_run(out, force=force):
@@ -189,48 +159,6 @@ def _said_if_interrupted(advice: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted: {advice()}", err=True)
         raise
-
-
-def _check_config(saved: dict[str, Any], file: Path) -> None:
-    """Check the types of a run's settings: someone may have edited them."""
-    wanted: dict[str, Any] = {
-        "data": Data, "net": Net, "mode": Mode, "dtype": Dtype, "components": int, "em_every": int,
-        "epochs": int, "seed": int, "tau": float, "baseline": bool, "device": str,
-    }  # fmt: skip
-    for name, kind in wanted.items():
-        if name not in saved:
-            continue
-        value = saved[name]
-        if issubclass(kind, StrEnum):
-            good, what = value in [*kind], f"one of {', '.join(kind)}"
-        elif kind in (int, float):
-            good = isinstance(value, (int, kind)) and not isinstance(value, bool)
-            good &= good and abs(value) < math.inf and (value >= 0 or name == "seed")
-            what = "a number from 0 on" if name != "seed" else "a whole number"
-        else:
-            good, what = isinstance(value, kind), f"a {kind.__name__}"
-        if not good:
-            raise ValueError(
-                f"{file}: `{name}`: wanted {what}, got {value!r}: correct it, or start the run "
-                "again (--force)"
-            )
-
-
-def _resumed(
-    saved: dict[str, Any], asked: dict[str, Any], given: set[str], *, force: bool
-) -> dict[str, Any]:
-    """The settings of a resumed run; only epochs and device may change."""
-    if force:
-        raise ValueError("--resume continues a run and --force replaces it: give one of them")
-    changed = [n for n in given - {"epochs", "device"} if saved.get(n) != asked[n]]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"the run was made with {name} = {saved.get(name)}, not {asked[name]}: a resumed run "
-            f"keeps its settings (only --epochs and --device may change): omit --{name}"
-        )
-    kept = {name: saved.get(name) for name in asked}
-    return kept | {name: asked[name] for name in given}
 
 
 def _run(

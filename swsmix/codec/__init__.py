@@ -28,6 +28,8 @@ The modules:
 - `header`: the tensor table's bytes: numbers, names, dtypes, shapes.
 - `values`: lists of numbers (codebooks, biases) in the narrowest exact form.
 - `index`: component numbers, by the model that makes them smallest.
+- `budget`: what the context models may spend.
+- `densities`: how dense the rows of earlier tensors are, which the context models ask.
 - `scans`: the ways to read a tensor as a matrix for the context models.
 - `contexts`: the context models: what neighbours, rows and columns say about a weight.
 - `mixing`: adaptive models of binary decisions, which the context models are made of.

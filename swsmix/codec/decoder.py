@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix.codec.budget import ContextBudget
+from swsmix.codec.densities import RowDensities
 from swsmix.codec.header import MAGIC, MAX_VALUES, VERSION, Kind, TableReader, from_patterns
-from swsmix.codec.index import ContextBudget, RowDensities, read_index
+from swsmix.codec.index import read_index
 from swsmix.codec.stream import Array, StreamDecoder
 from swsmix.codec.values import read_values
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from swsmix._progress import watched
+from swsmix.codec.budget import ContextBudget
 from swsmix.codec.decoder import max_weights_for
+from swsmix.codec.densities import RowDensities
 from swsmix.codec.header import (
     DTYPES,
     MAGIC,
@@ -22,7 +24,7 @@ from swsmix.codec.header import (
     TableWriter,
     to_patterns,
 )
-from swsmix.codec.index import ContextBudget, RowDensities, write_index
+from swsmix.codec.index import write_index
 from swsmix.codec.stream import Array, StreamEncoder
 from swsmix.codec.values import write_values
 

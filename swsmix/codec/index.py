@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from swsmix.codec import scans
-from swsmix.codec.contexts import SIDES, Scan, code_in_context
+from swsmix.codec.budget import ContextBudget
+from swsmix.codec.contexts import Scan, code_in_context
+from swsmix.codec.densities import RowDensities
 from swsmix.codec.header import TableReader, TableWriter
-from swsmix.codec.mixing import log_density
 from swsmix.codec.scans import ScanChoice
 from swsmix.codec.stream import (
     Array,
@@ -41,68 +42,6 @@ _TRY_ALL = 1 << 14  # up to so many weights, every scan is tried, whatever the f
 _MIN_SAVING = 0.01
 _MIN_SAVING_IF_LARGE = 0.05
 _LARGE = 1 << 20
-
-
-class ContextBudget:
-    """What context models may still spend in one file, in decisions of some microseconds each.
-
-    Decisions are counted, not timed, so that every machine writes the same bytes.
-
-    Args:
-        left: the number of decisions; when coding, a step of a scan counts as `STEP` of them.
-        to_read: what reading may cost, in the same unit; None for no limit.
-        allowed_for: what allows so much, in words.
-    """
-
-    STEP = 500
-
-    def __init__(self, left: int, to_read: int | None = None, allowed_for: str = "") -> None:
-        self.left = left
-        self.allowed_for = allowed_for
-        self.to_read = to_read
-        self.read = 0
-
-    def read_(self, cost: int) -> None:
-        """Add what reading costs, before it is spent.
-
-        Raises:
-            ValueError: if it is more than may be spent.
-        """
-        self.read += cost
-        if self.to_read is not None and self.read > self.to_read:
-            raise ValueError(
-                f"reading it takes more than {self.to_read:,} steps of about a microsecond, the "
-                f"most for {self.allowed_for}: give a larger max_weights (--max-weights "
-                "of `swsmix decompress` and `inspect`) if you trust it"
-            )
-
-    def spend(self, stream: StreamEncoder, steps: int) -> None:
-        """Subtract the cost of what has been coded."""
-        self.left -= stream.decisions + self.STEP * steps
-
-
-class RowDensities:
-    """How dense the rows of earlier tensors are: a layer's outputs are the next one's inputs."""
-
-    def __init__(self) -> None:
-        self._classes: dict[int, Array] = {}  # number of rows -> their classes, the latest last
-
-    def add_(self, index: Array, num_values: int, shape: tuple[int, ...]) -> None:
-        """Remember a tensor's rows."""
-        if len(shape) < 2 or min(shape) < 1 or shape[0] < 2:
-            return
-        common = np.bincount(index, minlength=num_values).argmax()
-        count = np.count_nonzero(index.reshape(shape[0], -1) != common, axis=1)
-        columns = len(index) // shape[0]
-        self._classes.pop(shape[0], None)
-        self._classes[shape[0]] = 1 + log_density(count, columns, SIDES - 1)
-
-    def of_columns(self, columns: int) -> Array:
-        """A class below `SIDES` per column: its row's in the last tensor that fits; 0 if none."""
-        for number, classes in reversed(self._classes.items()):
-            if columns % number == 0:
-                return np.repeat(classes, columns // number)
-        return np.zeros(columns, np.int64)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     recipe       compress_: sparsify, quantise, snap, fine-tune, with training data
     targets      Target: how far the loss may rise, or how large the file may be
     codebooks    quantize_state: a codebook per tensor, without data
-    snap         snap_: each weight to its centre; merge_components, snapped_state
+    snap         snap_: each weight to its centre; snapped_state
+    merging      merge_components: components that are nearly the same become one
     duplicates   the values of a file: components that describe the same weights share one
     centres      refine_, tie: the centres fitted to the data after snapping
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from swsmix.compression.centres import refine_ as refine_
     from swsmix.compression.centres import tie as tie
     from swsmix.compression.codebooks import quantize_state as quantize_state
+    from swsmix.compression.merging import merge_components as merge_components
     from swsmix.compression.recipe import Compressed as Compressed
     from swsmix.compression.recipe import Recipe as Recipe
     from swsmix.compression.recipe import compress_ as compress_
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from swsmix.compression.saving import save_compressed as save_compressed
     from swsmix.compression.snap import Quantized as Quantized
     from swsmix.compression.snap import assign as assign
-    from swsmix.compression.snap import merge_components as merge_components
     from swsmix.compression.snap import quantize as quantize
     from swsmix.compression.snap import snap_ as snap_
     from swsmix.compression.snap import snapped_state as snapped_state
@@ -49,7 +50,7 @@ _HOME = {
     "assign": "compression.snap",
     "compress_": "compression.recipe",
     "load_compressed": "codec",
-    "merge_components": "compression.snap",
+    "merge_components": "compression.merging",
     "quantize": "compression.snap",
     "quantize_state": "compression.codebooks",
     "refine_": "compression.centres",

@@ -5,6 +5,7 @@ checkpoint_files, checkpoint_folders, contents, companions
              one file; a folder, by its index; which of the entries are the network; which of the
              tensors in a flat state_dict are not its weights
 inspect      inspect: the tensors of a checkpoint, and the mixture over them
+omitted      which tensors are not inspected, and why
 text         terminal: an inspection for the terminal
 figures      draw_figures: every figure of an inspection
 page         html_page: one self-contained page of HTML

@@ -2,38 +2,10 @@ import copy
 
 import pytest
 import torch
+from attaching import EVERY, NUM_DATA, OPTIMIZERS, TAU, close, loss_of, problem
 from torch import nn
 
 from swsmix import MixturePrior, Schedule, tables
-
-NUM_DATA, TAU = 50, 0.3
-
-
-def problem(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
-    x = torch.randn(NUM_DATA, 6, generator=generator, dtype=torch.float64)
-    y = torch.sin(x.sum(1, keepdim=True))
-    return net, x, y
-
-
-def loss_of(net, x, y):
-    return 0.5 * (net(x) - y).square().mean()
-
-
-OPTIMIZERS = {
-    "sgd": lambda params: torch.optim.SGD(params, lr=0.05),
-    "momentum": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, dampening=0.1),
-    "nesterov": lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, nesterov=True),
-    "adam": lambda params: torch.optim.Adam(params, lr=0.01),
-    "amsgrad": lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True),
-    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1),
-    "fused adam": lambda params: torch.optim.Adam(params, lr=0.01, fused=True),
-}
-EVERY = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 def by_hand(make, steps, em_every, mode="em"):
@@ -62,12 +34,6 @@ def attached(make, steps, em_every, mode="em", update="gradient"):
         loss_of(net, x, y).backward()
         optimizer.step()
     return net, prior, attachment
-
-
-def close(a, b, **tolerance):
-    tolerance = {"equal_nan": True, **tolerance}
-    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-        torch.testing.assert_close(p, q, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
 @EVERY
@@ -247,60 +213,6 @@ def test_training_resumes_from_state_dicts_alone():
     close(prior, again[1], rtol=0, atol=0)
 
 
-def test_in_gradient_mode_two_optimisers_equal_one():
-    nets = []
-    for split in (False, True):
-        net, x, y = problem()
-        prior = MixturePrior(net, 3, mode="gradient")
-        if split:
-            parts = [net.parameters(), prior.parameters()]
-        else:
-            parts = [[*net.parameters(), *prior.parameters()]]
-        optimizers = [torch.optim.SGD(part, lr=0.01) for part in parts]
-        attachment = prior.attach(optimizers, num_data=NUM_DATA, schedule=Schedule(tau=TAU))
-        for _ in range(10):
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss_of(net, x, y).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-        assert attachment.tick == 10
-        nets.append((net, prior))
-    close(nets[0][0], nets[1][0])
-    close(nets[0][1], nets[1][1])
-
-
-def test_in_gradient_mode_an_optimiser_without_the_priors_tensors_is_left_alone():
-    net, x, y = problem()
-    prior = MixturePrior(net, 3, mode="gradient")
-    biases = [p for p in net.parameters() if p.ndim == 1]
-    first = torch.optim.SGD(
-        [*(p for p in net.parameters() if p.ndim > 1), *prior.parameters()], lr=0.01
-    )
-    second = torch.optim.SGD(biases, lr=0.01)
-    prior.attach([first, second], num_data=NUM_DATA, schedule=Schedule())
-    loss_of(net, x, y).backward()
-    gradient = biases[0].grad.clone()
-    first.step()
-    second.step()
-    assert torch.equal(biases[0].grad, gradient)
-
-
-def test_in_gradient_mode_the_mixture_is_held_until_its_burn_in_ends():
-    net, x, y = problem()
-    prior = MixturePrior(net, 3, mode="gradient")
-    optimizer = torch.optim.SGD([*net.parameters(), *prior.parameters()], lr=0.01)
-    prior.attach(optimizer, num_data=NUM_DATA, schedule=Schedule(em_start=3))
-    moved = []
-    for _ in range(5):
-        mean = prior.mixtures["all"].mean.detach().clone()
-        optimizer.zero_grad()
-        loss_of(net, x, y).backward()
-        optimizer.step()
-        moved.append(not torch.equal(mean, prior.mixtures["all"].mean))
-    assert moved == [False] * 3 + [True] * 2
-
-
 @pytest.mark.parametrize("mode", ["em", "gradient"])
 def test_weights_frozen_later_stay_where_they_are(mode):
     net, x, y = problem()
@@ -312,79 +224,6 @@ def test_weights_frozen_later_stay_where_they_are(mode):
     loss_of(net, x, y).backward()
     optimizer.step()
     assert torch.equal(net[0].weight, before)
-
-
-# -- errors -----------------------------------------------------------------------------------
-
-
-def test_a_tensor_of_the_prior_in_no_optimiser_is_an_error():
-    net, *_ = problem()
-    optimizer = torch.optim.SGD(net[0].parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"in no attached optimiser: \['2.weight'\]"):
-        MixturePrior(net, 3).attach(optimizer, num_data=10, schedule=Schedule())
-
-
-def test_gradient_mode_without_the_mixtures_in_an_optimiser_is_an_error():
-    net, *_ = problem()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"'params': prior.parameters\(\)"):
-        MixturePrior(net, 3, mode="gradient").attach(optimizer, num_data=10, schedule=Schedule())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_data": 0}, "num_data must be positive; got 0"),
-        ({"num_data": 1, "tau": -0.5}, "tau must be finite and at least 0"),
-        ({"num_data": 1, "em_every": 0}, "em_every must be at least 1"),
-        ({"num_data": 1, "tau": 1.0, "schedule": Schedule()}, "inside the schedule"),
-    ],
-)
-def test_impossible_attachments_are_refused_with_the_reason(options, message):
-    net, *_ = problem()
-    prior = MixturePrior(net, 3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=message):
-        prior.attach(optimizer, **options)
-
-
-def test_the_proximal_step_names_the_optimisers_it_knows():
-    net, *_ = problem()
-    optimizer = torch.optim.RMSprop(net.parameters())
-    with pytest.raises(ValueError, match=r"Adam or AdamW.*got RMSprop: use update='gradient'"):
-        MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update="proximal")
-    MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update="gradient")
-
-
-def test_a_second_attachment_to_the_same_optimiser_is_refused_until_the_first_is_removed():
-    net, *_ = problem()
-    prior = MixturePrior(net, 3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="act twice"):
-        prior.attach([optimizer, optimizer], num_data=1, schedule=Schedule())
-    first = prior.attach(optimizer, num_data=1, schedule=Schedule())
-    with pytest.raises(ValueError, match="act twice"):
-        prior.attach(optimizer, num_data=1, schedule=Schedule())
-    first.remove()
-    prior.attach(optimizer, num_data=1, schedule=Schedule())
-
-
-@pytest.mark.parametrize("update", ["gradient", "proximal"])
-def test_an_optimiser_that_maximises_is_refused(update):
-    net, *_ = problem()
-    optimizer = torch.optim.SGD([{"params": net.parameters(), "maximize": True}], lr=0.1)
-    with pytest.raises(ValueError, match="maximize=True"):
-        MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule(), update=update)
-
-
-def test_a_parameter_replaced_behind_the_optimisers_back_is_an_error():
-    net, x, y = problem()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    MixturePrior(net, 3).attach(optimizer, num_data=1, schedule=Schedule())
-    net[0].weight = torch.nn.Parameter(net[0].weight.detach().clone())
-    loss_of(net, x, y).backward()
-    with pytest.raises(ValueError, match=r"in no attached optimiser: \['0.weight'\]"):
-        optimizer.step()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_attach import NUM_DATA, TAU, close, loss_of, problem
+from attaching import NUM_DATA, TAU, close, loss_of, problem
 
 from swsmix import MixturePrior, Schedule
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_attach import EVERY, NUM_DATA, OPTIMIZERS, TAU, loss_of, problem
+from attaching import EVERY, NUM_DATA, OPTIMIZERS, TAU, loss_of, problem
 from torch import nn
 
 from swsmix import GaussianMixture, MixturePrior, Schedule

@@ -49,7 +49,8 @@ def _texts(node):
 def options_for(module, text):
     """The options that a sentence may name."""
     named = re.findall(rf"`(?:swsmix )?({'|'.join(COMMANDS)})\b", text)
-    command = {"compress": "decompress", "posterior": "train"}.get(Path(module).stem)
+    of_another = {"compress": "decompress", "posterior": "train", "train_settings": "train"}
+    command = of_another.get(Path(module).stem)
     command = command or ALONE.get(module, Path(module).stem)
     if command in COMMANDS:  # the module's own
         return COMMANDS[command].union(*(COMMANDS[name] for name in named))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swsmix import load_run
+from swsmix.cli.train_settings import check_config
 from swsmix.problems import experiments
 from swsmix.training import runs
 
@@ -143,6 +144,6 @@ def test_settings_that_were_edited_are_named(tmp_path, name, value):
         "data": "sunspots", "components": 8, "tau": 1, "mode": "em", "em_every": 1, "epochs": 3,
         "seed": -4, "device": "cpu", "dtype": "float32", "baseline": True,
     }  # fmt: skip
-    CLI._check_config(good, tmp_path)
+    check_config(good, tmp_path)
     with pytest.raises(ValueError, match=f"^{tmp_path}: `{name}`: wanted .*, got .*: correct it"):
-        CLI._check_config(good | {name: value}, tmp_path)
+        check_config(good | {name: value}, tmp_path)

@@ -1,40 +1,16 @@
 """The context models: portable, as good as they claim, and the same in both directions."""
 
-import base64
-import hashlib
-import math
-import os
-import subprocess
-import sys
 import time
 
 import cases
 import numpy as np
 import pytest
 import torch
+from sparse_weights import hashed, structured
 
-from swsmix.codec import decode, decoder, encode, encoder, index, mixing, scans, sizes
-from swsmix.codec.contexts import SIDES, Scan, code_in_context
+from swsmix.codec import decode, decoder, encode, encoder, index, scans, sizes
 from swsmix.codec.header import TableWriter
-from swsmix.codec.stream import (
-    ONE,
-    StreamDecoder,
-    StreamEncoder,
-    code_adaptively,
-    code_integers,
-    entropy_bits,
-    frequencies,
-)
-
-
-def structured(rows=60, columns=80, seed=0, rates=None):
-    """Weights in {-2, -1, 0, 1, 2}, with dense and dead rows and columns and signs by column."""
-    rng = np.random.default_rng(seed)
-    row = rng.random(rows) ** 4 if rates is None else rates
-    column = rng.random(columns) ** 3
-    flags = rng.random((rows, columns)) < 2.5 * np.outer(row, column)
-    sign = np.where(rng.random((rows, columns)) < 0.9, 1, -1) * rng.choice([-1, 1], columns)
-    return torch.from_numpy(flags * sign * rng.integers(1, 3, (rows, columns))).float()
+from swsmix.codec.stream import StreamEncoder
 
 
 def test_context_models_go_well_below_the_zero_order_entropy_where_there_is_structure():
@@ -184,162 +160,6 @@ def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
     monkeypatch.setattr(index, "_LARGE", 1000)
     size = sizes(encode({"w": structured()}))["w"]
     assert size.index_bits < 0.75 * size.entropy_bits
-
-
-def test_a_symbol_that_the_table_leaves_out_costs_what_the_coder_takes_for_it():
-    stream, symbols = StreamEncoder(), np.ones(4000, np.int64)
-    stream.symbols(frequencies(np.array([10, 0])), len(symbols), symbols)
-    assert 8 * len(stream.to_bytes()) == pytest.approx(stream.cost, rel=1e-3)
-
-
-def test_the_cost_that_models_are_chosen_by_is_the_size_of_the_stream():
-    rng = np.random.default_rng(0)
-    stream = StreamEncoder()
-    p = rng.integers(1, ONE, 20_000)
-    bits = (rng.integers(0, ONE, 20_000) < p).astype(np.int64)
-    stream.bits(p, bits)
-    count = np.array([1000, 0, 10, 5000])
-    symbols = np.repeat(np.arange(4), count)
-    stream.symbols(frequencies(count), len(symbols), symbols)
-    data = stream.to_bytes()
-    assert abs(8 * len(data) - stream.cost) < 0.001 * stream.cost + 64
-    stream = StreamDecoder(data)
-    assert np.array_equal(stream.bits(p), bits)
-    assert np.array_equal(stream.symbols(frequencies(count), len(symbols)), symbols)
-    stream.check_end()
-
-
-@pytest.mark.parametrize("values", [[], [0], [2**40 - 1, 0, 1, 2, 3], list(range(0, 90_000, 7))])
-def test_integers_come_back(values):
-    values = np.array(values, np.int64)
-    stream = StreamEncoder()
-    code_integers(stream, len(values), values)
-    assert np.array_equal(code_integers(StreamDecoder(stream.to_bytes()), len(values)), values)
-
-
-def test_adaptive_coding_comes_near_the_entropy():
-    symbols = np.random.default_rng(0).choice(5, 10_000, p=[0.9, 0.05, 0.03, 0.01, 0.01])
-    stream = StreamEncoder()
-    code_adaptively(stream, 5, len(symbols), symbols)
-    assert stream.cost < 1.02 * entropy_bits(np.bincount(symbols)) + 100
-
-
-def test_frequencies_add_up_and_leave_none_out():
-    for count in ([1, 0, 10**9], [1] * 65536, [0, 0], [3]):
-        frequency = frequencies(np.array(count))
-        assert frequency.sum() == 1 << 22
-        assert all(f > 0 for f, c in zip(frequency, count, strict=True) if c)
-
-
-def test_the_tables_of_logits_are_far_from_every_rounding_boundary():
-    # So that no other implementation of log and exp can round an entry differently.
-    p = np.arange(1, ONE)
-    logit = np.arange(-2840, 2841) / mixing.LOGIT_SCALE
-    for exact, table in (
-        (mixing.LOGIT_SCALE * np.log(p / (ONE - p)), mixing.LOGIT[1:-1]),
-        (ONE / (1.0 + np.exp(-logit)), mixing.PROBABILITY),
-    ):
-        assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-9
-        assert np.abs(exact - table).max() <= 0.51
-
-
-# Written by the first version 2: files stay readable, whatever changes.
-GOLDEN = """
-U1dTTQIxAwIZAQEAAhgkBgEAuAC0AIAAAAA0ADgCAwEBAhkCAAABGAoLAQAFc3RlcHMABAAHDNs+SdKoQTc1EfOLOrH3y/Xn
-Zsfzb5be0npmsT5Kms+/pjEK46rZ38pe+8TCH6j4ZCGFZUo0kGRRviapRjkL+Qtt/eES11r/tq4ZcGiUIuWSSzwixxfyzMR6
-VcGPQTG3Bbh0fCsUhxqXUDYJsQD2KQcJ6aMd
-"""
-
-
-def golden_state():
-    i = torch.arange(24)[:, None] * 1.0
-    j = torch.arange(36)[None] * 1.0
-    w = ((i * j) % 7 == 3) * ((i + 2 * j) % 5 - 2) / 4 * (i > 5)
-    return {"fc.weight": w, "fc.bias": (i[:, 0] - 7) / 64, "steps": torch.tensor(12)}
-
-
-def test_a_file_of_the_first_version_is_read_and_written_as_ever():
-    data = base64.b64decode(GOLDEN)
-    state = golden_state()
-    back = decode(data)
-    assert list(back) == list(state) and all(torch.equal(back[n], t) for n, t in state.items())
-    assert encode(state) == data
-
-
-def hashed(*shape, salt):
-    """Numbers in [0, 1) by integer arithmetic alone (splitmix64): the same for ever."""
-    x = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt << 32)
-    x *= np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x >> np.uint64(40)).reshape(shape) / 2.0**24
-
-
-def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
-    """A scan and numbers for it: dense and dead steps and lanes, and values that recur."""
-    rate = np.outer(hashed(steps, salt=1) ** 2, hashed(lanes, salt=2) ** 2)
-    rows = np.floor(num_values * hashed(steps, lanes, salt=3) ** 2).astype(np.int64)
-    rows[hashed(steps, lanes, salt=4) > 2 * rate] = common
-    again = hashed(steps, lanes, salt=5) < 0.5
-    for step in range(stride, steps):
-        rows[step] = np.where(again[step], rows[step - stride], rows[step])
-    if in_order:
-        flags = rows != common
-        first = np.where(flags.any(0), flags.argmax(0), steps)
-        rows = rows[:, first.argsort(kind="stable")]
-    known = {"step": steps, "lane": lanes}
-    sides = [
-        np.floor(SIDES * hashed(size, salt=6)).astype(np.int64)
-        if side == which
-        else np.zeros(0, np.int64)
-        for which, size in known.items()
-    ]
-    if not side:
-        sides[1] = np.zeros(lanes, np.int64)
-    return Scan(steps, lanes, num_values, common, stride, *sides, in_order), rows
-
-
-@pytest.mark.parametrize(
-    ("digest", "how"),
-    [
-        ("f59975b9f13bb06a", (60, 64, 5, 0, 1)),
-        ("6797ac8f2f5c92db", (60, 65, 40, 17, 12, "step")),
-        ("107a33a63b28edff", (70, 30, 300, 299, 28, "lane")),
-        ("0d87e7d51014a02b", (50, 70, 9, 4, 3, "step", True)),
-        ("0daa65847fe42dc0", (20, 300, 9, 0, 1)),
-        ("b8224ac04a5e9001", (50, 20, 2, 1, 1, "", True)),
-    ],
-)
-def test_the_contexts_stay_so_that_files_stay_readable(digest, how):
-    # By digests: any other context, weight or rounding reads a file of before as other numbers.
-    scan, rows = scanned(*how)
-    stream = StreamEncoder()
-    code_in_context(stream, scan, rows)
-    data = stream.to_bytes()
-    assert np.array_equal(code_in_context(StreamDecoder(data), scan, None), rows)
-    assert hashlib.sha256(data).hexdigest()[:16] == digest
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_threads():
-    code = (
-        "import sys, hashlib; sys.path[:0] = sys.argv[1:]; import torch;"
-        "from test_contexts import structured, encode, decode;"
-        "w = structured(200, 40); data = encode({'w': w});"
-        "assert torch.equal(decode(data)['w'], w);"
-        "print(hashlib.sha256(data).hexdigest())"
-    )
-    here = os.path.dirname(__file__)
-    folders = [here, os.path.dirname(here)]  # this module's, and that of `cases`
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *folders],
-        capture_output=True, text=True, check=True, env=environment,
-    )  # fmt: skip
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    data = encode({"w": structured(200, 40)})
-    torch.set_num_threads(before)
-    assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
 
 
 def six_sparse_matrices():

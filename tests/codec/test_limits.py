@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from swsmix.codec import decode, decoder, encode, encoder, sizes
+from swsmix.codec.budget import ContextBudget
 from swsmix.codec.decoder import limits, max_weights_for
 from swsmix.codec.header import TableReader, TableWriter, to_patterns
-from swsmix.codec.index import ContextBudget
 from swsmix.codec.stream import StreamDecoder, StreamEncoder, code_adaptively
 from swsmix.codec.values import read_values, write_values
 from swsmix.compression.snap import snap_to_grid

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from classifiers import pretrained
 from torch import nn
 
 from swsmix import snap_
@@ -22,16 +23,7 @@ def problem(seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(600, 20, generator=generator)
     y = (x[:, 0] + x[:, 1] > 0).long()
-    net = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 2))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[:500]), y[:500]).backward()
-        optimizer.step()
-    return net, (x[:500], y[:500]), (x[500:], y[500:])
+    return pretrained(x, y, generator, hidden=16, num_train=500, steps=150)
 
 
 def errors(logits, target):

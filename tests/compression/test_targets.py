@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from classifiers import pretrained
 from torch import nn
 
 from swsmix.compression import (
@@ -36,16 +37,7 @@ def problem(seed=0):
     x = torch.randn(1000, 30, generator=generator)
     score = (x[:, :10] * torch.linspace(0.2, 1.0, 10)).sum(1) + x[:, 0] * x[:, 1]
     y = (score + 0.3 * torch.randn(1000, generator=generator) > 0).long()
-    net = nn.Sequential(nn.Linear(30, 24), nn.ReLU(), nn.Linear(24, 2))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss(net(x[:600]), y[:600]).backward()
-        optimizer.step()
-    return net, (x[:600], y[:600]), (x[600:], y[600:])
+    return pretrained(x, y, generator, hidden=24, num_train=600, steps=80)
 
 
 def compressed(net, data, validation, target, **options):

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from papers import runner
 from papers.runner import Places
-from papers.ullrich2017 import figures, run, settings, work
+from papers.ullrich2017 import figures, kept, run, settings, sizes, tables
+from papers.ullrich2017.images import Images
 from papers.units import keep, unfinished
+from swsmix.compression.recipe import Recipe
 
-HERE = Path(work.__file__).parent
+HERE = Path(run.__file__).parent
 RESULTS = sorted((HERE / "results").glob("*-seed*.json"))
 
 
@@ -25,15 +27,15 @@ RESULTS = sorted((HERE / "results").glob("*-seed*.json"))
 def test_a_huffman_code_costs_its_entropy_and_less_than_a_bit_more_a_symbol(symbols):
     share = [symbols.count(v) / len(symbols) for v in set(symbols)]
     entropy = -sum(p * math.log2(p) for p in share)
-    each = work.huffman_bits(torch.tensor(symbols)) / len(symbols)
+    each = sizes.huffman_bits(torch.tensor(symbols)) / len(symbols)
     assert each >= entropy - 1e-9 and each < entropy + 1 + 1e-9
 
 
 def test_the_huffman_code_of_a_known_alphabet():
     # 1, 2, 3, 3 bits for shares 1/2, 1/4, 1/8, 1/8.
     symbols = torch.tensor([0] * 4 + [1] * 2 + [2] + [3])
-    assert work.huffman_bits(symbols) == 4 * 1 + 2 * 2 + 3 + 3
-    assert work.huffman_bits(torch.tensor([], dtype=torch.long)) == 0
+    assert sizes.huffman_bits(symbols) == 4 * 1 + 2 * 2 + 3 + 3
+    assert sizes.huffman_bits(torch.tensor([], dtype=torch.long)) == 0
 
 
 def test_the_papers_format_counts_indices_distances_fillers_codebook_and_biases():
@@ -41,11 +43,11 @@ def test_the_papers_format_counts_indices_distances_fillers_codebook_and_biases(
     w = torch.zeros(100)
     w[[3, 4, 99]] = torch.tensor([1.0, 2.0, 1.0])
     # Gaps 3, 0 and 94 = 2 fillers and 30: indices 1 2 1 f f, distances 3 0 30 31 31.
-    indices = work.huffman_bits(torch.tensor([0, 1, 0, 2, 2]))
-    distances = work.huffman_bits(torch.tensor([3, 0, 30, 31, 31]))
+    indices = sizes.huffman_bits(torch.tensor([0, 1, 0, 2, 2]))
+    distances = sizes.huffman_bits(torch.tensor([3, 0, 30, 31, 31]))
     bits = indices + distances + 32 * 3 + 32 * 5
     state = {"w": w, "b": torch.ones(5)}
-    assert work.han_ratio(state, done) == pytest.approx(32 * 105 / bits)
+    assert sizes.han_ratio(state, done) == pytest.approx(32 * 105 / bits)
 
 
 points = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=20)
@@ -64,8 +66,8 @@ def test_nothing_on_the_front_is_beaten_in_both_and_all_else_is(pairs):
 def test_images_are_shifted_by_at_most_the_given_pixels_and_labels_follow():
     x = torch.zeros(40, 28, 28)
     x[:, 10, 10] = torch.arange(1.0, 41.0)  # each image knows its number
-    setting = work.Setting("test", "lenet-300-100", shift=1, batch_size=16)
-    images = work.Images(x, torch.arange(40), setting, seed=0)
+    setting = settings.Setting("test", "lenet-300-100", shift=1, batch_size=16)
+    images = Images(x, torch.arange(40), setting, seed=0)
     batches = list(images)
     assert len(batches) == len(images) == 3
     seen = torch.cat([y for _, y in batches])
@@ -77,7 +79,7 @@ def test_images_are_shifted_by_at_most_the_given_pixels_and_labels_follow():
             assert image[row, column] == label + 1
             places.add((row - 10, column - 10))
     assert len(places) > 4 and all(abs(a) <= 1 and abs(b) <= 1 for a, b in places)
-    plain = work.Images(x, torch.arange(40), work.Setting("t", "lenet-300-100"), seed=0)
+    plain = Images(x, torch.arange(40), settings.Setting("t", "lenet-300-100"), seed=0)
     assert all(torch.equal(batch, x[y]) for batch, y in plain)
 
 
@@ -92,7 +94,7 @@ def test_every_figure_has_its_words_and_every_setting_its_own_name():
 def test_published_rows_state_their_unit_and_certainty_and_bytes_agree_with_ratios():
     published = tomllib.loads((HERE / "published.toml").read_text())
     for row in published["rows"]:
-        assert row["unit"] in figures.UNITS
+        assert row["unit"] in tables.UNITS
         assert row["certainty"] in ("read", "secondary", "recalled")
         if "size_bytes" in row:
             ratio = published["float32_bytes"][row["net"]] / row["size_bytes"]
@@ -144,7 +146,7 @@ def test_a_lost_network_is_trained_again_only_where_it_is_needed(tmp_path):
 @pytest.mark.mnist
 def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
     (setting,) = (s for s, _ in settings.quick(1) if s.name == settings.SHIFTED.name)
-    recipe = work.Recipe(sparsify_epochs=1, quantise_epochs=1, finetune_epochs=1, em_every=2)
+    recipe = Recipe(sparsify_epochs=1, quantise_epochs=1, finetune_epochs=1, em_every=2)
     setting = replace(setting, recipe=recipe, pretrain_epochs=1)
     results, pictures = tmp_path / "results", tmp_path / "figures"
     results.mkdir()
@@ -162,7 +164,7 @@ def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
 
 
 def test_the_figures_weights_are_the_files_in_the_dense_networks_order():
-    results = figures.Results(HERE / "results")
+    results = kept.Results(HERE / "results")
     for setting, name in (
         ("lenet-300-100-shifted", "fc3.weight"),
         ("lenet-5-caffe-shifted", "conv1.weight"),
