@@ -12,6 +12,7 @@ anything to spare, the pretrained weights are snapped as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,13 +32,13 @@ from swsmix.compression.spending import (
     spend_to_size,
 )
 from swsmix.compression.targets import Reached, Step, Target, TargetError
-from swsmix.training.evaluation import Loss, evaluate, num_cases
+from swsmix.training.evaluation import Loss, evaluate
 
 _ROUNDING = 0.02  # the share that biases in fewer bits may use
 _WORTH = 0.99  # a round of spending should leave at most this share of the file
 _ROUNDS = 5  # of spending and fine-tuning
 _FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
-_GOAL = 0.7  # the share that sparsifying may use, the first time
+_GOAL = 0.7  # the share that sparsifying should use, where tau follows the bound
 _ENOUGH = 0.2  # less, and the phases are repeated, harder
 _WITHIN = 0.95  # the least share of the asked size that a file should have
 
@@ -186,38 +187,33 @@ class _Search:
     def run_(self, before: dict[str, Tensor]) -> None:
         """Trials of the phases; what may be spent of the best one is; else the gentlest.
 
-        First the recipe as it is: what it gives is never worse than without a target. If that is
-        not it, tau follows a bound, from the recipe's own strength where there was something to
-        spare, else from a gentle one; for a larger file it is a quarter, and then a sixteenth.
+        First the recipe as it is: what it gives is never worse than without a target. If it takes
+        too much, or its file is too small, a quarter of its strength, and then a sixteenth. If a
+        bound leaves something to spare, tau follows it from the recipe's own strength.
         """
-        bounded, goal = self.target.size_bytes is None, _GOAL
-        own = tau = self.job.recipe.sparsify_tau
-        rate = 0.0
+        bounded = self.target.size_bytes is None
+        tau, rate = self.job.recipe.sparsify_tau, 0.0
         trials: list[tuple[Job, _Snapped]] = []
         for suffix in ("", "-2", "-3"):
             self.job.model.load_state_dict(before)
             job = replace(self.job, suffix=suffix)
-            state, last, at_end = self._phases_(job, tau, goal, rate)
+            state = self._phases_(job, tau, rate)
             trials.append((job, state))
             used = self.used(state.value)
             if _ENOUGH <= used <= _FITS if bounded else self._can_start(state):
                 break
-            if not bounded:
-                tau = 0.25 * tau
-            elif not suffix:
-                tau = own if used < _ENOUGH else self._first_tau()
-                rate = 12.0 / job.recipe.sparsify_epochs
-            elif used <= _FITS or any(self.meets(state) for _, state in trials):
+            if bounded and suffix and any(self.meets(state) for _, state in trials):
                 break
+            if bounded and used < _ENOUGH:
+                rate = 12.0 / job.recipe.sparsify_epochs
             else:
-                # Quantising gave back some of what sparsifying had used, or took more.
-                goal = min(max(0.1, goal + at_end - used), 5.0)
-                tau = 0.3 * last
+                tau = 0.25 * tau
         able = [(job, state) for job, state in trials if self._can_start(state)]
         if not able:
             job = replace(self.job, suffix="-given")
             job.model.load_state_dict(before)
-            able = [(job, self._snap_as_given_(job))]
+            none = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in job.weights.items()}
+            able = [(job, self._snap_finely_(job, none, "snap-given", 0.0))]
             if bounded and not self._can_start(able[0][1]):
                 return
         job, state = min(able, key=lambda each: each[1].bytes)
@@ -230,28 +226,18 @@ class _Search:
             return self.meets(state)
         return (state.size_bytes or 0) >= _WITHIN * self.target.size_bytes
 
-    def _first_tau(self) -> float:
-        """A gentle strength, in proportion to the loss and to what the data say per weight."""
-        job = self.job
-        given = job.fit_options["num_data"]
-        cases = num_cases(job.data) if given is None else given
-        count = sum(p.numel() for p in job.weights.values())
-        loss = abs(evaluate(job.model, job.loss, job.fit_options["validation"]))
-        return job.recipe.sparsify_tau * min(1.0, loss + 1e-3) * min(1.0, cases / count)
-
-    def _phases_(
-        self, job: Job, tau: float, goal: float, rate: float
-    ) -> tuple[_Snapped, float, float]:
-        """The phases of `compress_`; also the last tau, and the share used before quantising."""
+    def _phases_(self, job: Job, tau: float, rate: float) -> _Snapped:
+        """The phases of `compress_`, where log tau moves by at most the rate in an epoch."""
         multiplier = Multiplier(
             tau,
             rate,
             start=self.start,
             allowance=max(self.allowed, 1e-3 * abs(self.start), 1e-12),
-            goal=goal,
+            goal=_GOAL,
             least=tau,
         )
         zero = sparsify_(job, multiplier)
+        sparse = _copy(job)
         history = job.histories[f"sparsify{job.suffix}"]
         values = history.scalars["validation_measure"]
         pairs = zip(history.scalars["tau"][1:], values[1:], strict=True)
@@ -260,21 +246,30 @@ class _Search:
         index = snap_(job, prior, zero)
         finetune_(job, index)
         tau = history.scalars["tau"][-1]
-        return self.keep(f"snap{job.suffix}", index, tau, tau), tau, self.used(values[-1])
+        state = self.keep(f"snap{job.suffix}", index, tau, tau)
+        if self.target.size_bytes is None and not self.meets(state):
+            # If it is quantising that took too much: as many values as it takes.
+            job.model.load_state_dict(sparse)
+            finer = self._snap_finely_(job, zero, f"snap-finely{job.suffix}", tau)
+            if self.meets(finer):
+                return finer
+        return state
 
-    def _snap_as_given_(self, job: Job) -> _Snapped:
-        """The pretrained weights at many values each, without training."""
+    def _snap_finely_(
+        self, job: Job, zero: Mapping[str, Tensor], phase: str, tau: float
+    ) -> _Snapped:
+        """The weights as they are at many values each, without training; zero where it is said."""
         index = {}
         with torch.no_grad():
             for name, p in job.weights.items():
-                none = torch.zeros_like(p, dtype=torch.bool)
-                mean = clusters.split_slab(none, p, 63, job.unit[name], job.seed).mean
+                mean = clusters.split_slab(zero[name], p, 63, job.unit[name], job.seed).mean
                 order = mean.double().sort()
                 edges = (order.values[1:] + order.values[:-1]) / 2.0
                 j = order.indices[torch.bucketize(p.detach().double(), edges)]
+                j[zero[name]] = 0
                 index[name] = clusters.merge_clusters(j, p, nearest=0.01 * job.unit[name], rare=0)
                 clusters.set_to_centres_(p, index[name])
-        return self.keep(f"snap{job.suffix}", index, 0.0, 0.0)
+        return self.keep(phase, index, tau, tau)
 
     # -- spending -------------------------------------------------------------------------------
 
