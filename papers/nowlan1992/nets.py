@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from papers.nowlan1992.lbfgs import minimise
+from swsmix.training.ensemble.lbfgs import minimise
 
 Likelihood = Literal["binary", "gaussian"]
 Penalty = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

@@ -6,10 +6,11 @@ EM and gradient descent have the same stationary points.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from swsmix.mixture import GaussianMixture
@@ -105,25 +106,39 @@ def log_hyper_prior(mixture: GaussianMixture, hyper: HyperPrior) -> Float[Tensor
     Returns:
         A scalar in float64, or one for each member (b,).
     """
-    prior = hyper.expanded(mixture)
+    pins = mixture.pinned_mixing, mixture.pinned_mean, mixture.pinned_std
+    values = mixture.mixing, mixture.mean, mixture.std
+    return log_density(hyper.expanded(mixture), *values, *pins)
+
+
+def log_density(
+    prior: Mapping[str, Tensor],
+    mixing: Float[Tensor, "*b k"],
+    mean: Float[Tensor, "*b k"],
+    std: Float[Tensor, "*b k"],
+    pinned_mixing: Bool[Tensor, "*b k"],
+    pinned_mean: Bool[Tensor, "*b k"],
+    pinned_std: Bool[Tensor, "*b k"],
+) -> Float[Tensor, "*b"]:
+    """`log_hyper_prior` of a mixture that is given as tensors, under `HyperPrior.expanded`."""
 
     def over(chosen: Tensor, values: Tensor) -> Tensor:
         return torch.where(chosen, values, 0.0).sum(-1)
 
-    free = ~mixture.pinned_mixing
-    mixing, alpha = mixture.mixing.double(), prior["concentration"]
+    free = ~pinned_mixing
+    mixing, alpha = mixing.double(), prior["concentration"]
     # The free proportions share 1 - (the pinned ones); their shares are Dirichlet.
     rest = (1.0 - over(~free, mixing))[..., None]
     share = torch.where(free, mixing / torch.where(free.any(-1, keepdim=True), rest, 1.0), 1.0)
     total = over(free, torch.xlogy(alpha - 1.0, share) - alpha.lgamma())
     total = total + torch.where(free.any(-1), over(free, alpha).clamp_min(1.0).lgamma(), 0.0)
 
-    mean, variance = mixture.mean.double(), mixture.std.double().square()
-    drawn = (prior["mean_count"] > 0) & ~mixture.pinned_mean
+    mean, variance = mean.double(), std.double().square()
+    drawn = (prior["mean_count"] > 0) & ~pinned_mean
     spread = variance / torch.where(drawn, prior["mean_count"], 1.0)
     off = mean - prior["mean"]
     total = total - 0.5 * over(drawn, off.square() / spread + (2.0 * torch.pi * spread).log())
 
     half, s2 = 0.5 * prior["std_count"], prior["std"].square()
     drawn_std = half * (half * s2).log() - half.lgamma() - (half + 1.0) * variance.log()
-    return total + over(~mixture.pinned_std, drawn_std - half * s2 / variance)
+    return total + over(~pinned_std, drawn_std - half * s2 / variance)

@@ -11,6 +11,7 @@ import torch
 
 from swsmix import GaussianMixture, GaussianNoise, HyperPrior, MixturePrior
 from swsmix.problems import data, nets
+from swsmix.training.ensemble import lbfgs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -18,7 +19,6 @@ sys.path.insert(0, str(ROOT))
 from papers.nowlan1992 import (  # noqa: E402
     explore,
     forecasts,
-    lbfgs,
     penalties,
     sampling,
 )
