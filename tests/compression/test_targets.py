@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from swsmix import MixturePrior, Schedule, fit
 from swsmix.compression import (
     Recipe,
     Target,
@@ -15,7 +16,7 @@ from swsmix.compression import (
     load_compressed,
     save_compressed,
 )
-from swsmix.compression.multiplier import Multiplier
+from swsmix.compression.multiplier import LedSchedule, Multiplier
 from swsmix.training.history import History
 
 SHORT = Recipe(
@@ -204,3 +205,41 @@ def test_the_multiplier_rises_below_the_bound_and_falls_above_it():
     assert all(
         abs(math.log(b / a)) <= 2.0 * 0.5 + 1e-9 for a, b in zip(taus[:-1], taus[1:], strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("used", "room"), [(0.0, 0.7), (1.0, 0.2), (-3.0, 1.0), (9.0, -2.0), (math.nan, -2.0)]
+)
+def test_an_epoch_moves_log_tau_by_the_rate_times_the_room_of_half_its_value(used, room):
+    multiplier = Multiplier(0.5, 0.1, start=2.0, allowance=0.2, goal=0.7, least=0.01)
+    multiplier.follow(1, History(scalars={"validation_measure": [2.0, 2.0 + 0.2 * used]}))
+    assert math.log(multiplier.tau / 0.5) == pytest.approx(0.1 * room)
+
+
+def led(epochs, folder):
+    """A run under a multiplier, continued where the folder has one; tau of each epoch."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    net = nn.Linear(5, 1)
+    multiplier = Multiplier(1e-3, 0.5, start=1.0, allowance=0.5, goal=0.7, least=1e-5)
+    multiplier.resume(folder)
+    history = fit(
+        net, nn.functional.mse_loss, (x, x[:, :1]), validation=(x, x[:, :1]), epochs=epochs,
+        optimizer=torch.optim.Adam(net.parameters(), 0.05), prior=MixturePrior(net, 2), run=folder,
+        schedule=LedSchedule(tau=1.0, em_every=1, multiplier=multiplier), resume=True,
+        callback=multiplier.follow, progress=False, batch_size=20,
+    )  # fmt: skip
+    return multiplier, history.scalars["tau"][1:]
+
+
+def test_a_multiplier_leads_tau_and_resumes_where_the_interrupted_run_left_it(tmp_path):
+    whole, taus = led(6, tmp_path / "whole")
+    assert taus[0] == 1e-3 and len(set(taus)) == 6
+    led(3, tmp_path / "parts")
+    parts, again = led(6, tmp_path / "parts")
+    assert again == taus and (parts.tau, parts.mean) == (whole.tau, whole.mean)
+
+
+def test_a_schedule_without_a_multiplier_is_the_schedule():
+    led, plain = (kind(tau=0.3, start=2, warmup=5) for kind in (LedSchedule, Schedule))
+    assert [led.tau_at(tick) for tick in range(9)] == [plain.tau_at(tick) for tick in range(9)]
