@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_variational import NOISE, log_evidence, posterior, regression
+from regressions import NOISE, log_evidence, posterior, regression
 from torch import nn
 
 from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from regressions import log_evidence, posterior, regression
 from scipy.optimize import minimize_scalar
 from torch import nn
 
@@ -119,29 +120,6 @@ def test_large_tensors_are_summed_by_cells(monkeypatch):
 
 
 # -- against the closed form ------------------------------------------------------------------
-
-NOISE = 0.7
-
-
-def regression(n=40, d=12, seed=0):
-    """Linear regression, some directions well determined and some not at all."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=draw, dtype=torch.float64) * torch.logspace(0, -2, d).double()
-    w = 0.8 * torch.randn(d, generator=draw, dtype=torch.float64)
-    return x, x @ w + NOISE * torch.randn(n, generator=draw, dtype=torch.float64)
-
-
-def log_evidence(x, y, std):
-    """log p(y | std) of linear regression under N(0, std^2), in closed form."""
-    covariance = NOISE**2 * torch.eye(len(x)).double() + std**2 * x @ x.T
-    zero = torch.zeros(len(x), dtype=torch.float64)
-    return torch.distributions.MultivariateNormal(zero, covariance).log_prob(y).item()
-
-
-def posterior(x, y, std):
-    """Mean and variances of the weights."""
-    covariance = torch.linalg.inv(x.T @ x / NOISE**2 + torch.eye(x.shape[1]).double() / std**2)
-    return covariance @ x.T @ y / NOISE**2, covariance.diagonal()
 
 
 def em_on(x, y, steps, *, variance=True, std=0.2):
