@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from swsmix import MixturePrior, Schedule, fit
+from swsmix.codec import encode
 from swsmix.compression import (
     Recipe,
     Target,
@@ -17,6 +18,7 @@ from swsmix.compression import (
     save_compressed,
 )
 from swsmix.compression.multiplier import LedSchedule, Multiplier
+from swsmix.compression.search import _Search
 from swsmix.training.history import History
 
 SHORT = Recipe(
@@ -115,7 +117,11 @@ def test_a_size_that_is_not_met_names_the_nearest_and_leaves_the_network(tmp_pat
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
-def test_a_bound_that_is_not_met_names_the_nearest():
+def test_a_bound_that_is_not_met_is_tried_ever_more_gently_and_the_nearest_is_named(monkeypatch):
+    kept, keep = [], _Search.keep
+    monkeypatch.setattr(
+        _Search, "keep", lambda *a, **more: kept.append(keep(*a, **more)) or kept[-1]
+    )
     teacher, data, validation = problem()
     with torch.no_grad():  # any change of the weights is a loss
         exact = [(x, teacher(x)) for x, _ in (data, validation)]
@@ -127,8 +133,14 @@ def test_a_bound_that_is_not_met_names_the_nearest():
     near, net = error.value.nearest, copy.deepcopy(teacher)
     net.load_state_dict(error.value.state)
     assert near.value == pytest.approx(score(net, nn.functional.mse_loss, exact[1]), rel=1e-5)
-    snapped = [s.value for s in near.path if not s.phase.startswith("sparsify")]
-    assert near.value == min(snapped) > 0.0
+    snapped = {s.phase: s.value for s in near.path if not s.phase.startswith("sparsify")}
+    assert list(snapped) == ["snap", "snap-2", "snap-3", "snap-given"]
+    assert near.value == snapped["snap-given"] == min(snapped.values()) > 0.0
+    taus = {s.phase: s.multiplier for s in reversed(near.path)}  # of the first epoch
+    assert taus["sparsify"] > taus["sparsify-2"] > taus["sparsify-3"] > taus["snap-given"] == 0.0
+    for each in kept:  # of what is not encoded the clusters' entropy and the other tensors
+        size = len(encode(each.state))
+        assert 0.7 * size - 40 <= each.bytes <= size
 
 
 def test_the_same_seed_gives_the_same_bits_and_an_interrupted_call_resumes(tmp_path):
