@@ -316,6 +316,23 @@ def test_gradients_that_are_noise_alone_say_nothing_before_the_deadline(seed):
         entry.tick()
 
 
+def test_under_noise_alone_the_level_scatters_by_the_variance_it_states():
+    found = []
+    for seed in range(150):
+        draw = torch.Generator().manual_seed(seed)
+        entry, p = Entry(1.0, num_weights=20.0, num_data=9), nn.Parameter(torch.zeros(20))
+        for _ in range(FIRST):
+            p.grad = torch.randn(20, generator=draw)
+            entry.feel([("w", p)])
+            with torch.no_grad():
+                p.sub_(0.01)
+            entry.tick()
+        numbers = entry.state_dict()
+        found.append((numbers["level"], numbers["variance"]))
+    level, variance = torch.tensor(found).T
+    assert variance.mean().item() == pytest.approx(level.var().item(), rel=0.35)
+
+
 def test_of_a_large_tensor_a_sample_is_followed():
     entry, p = Entry(1.0, num_weights=1.0, num_data=9), nn.Parameter(torch.zeros(200_001))
     p.grad = torch.ones_like(p)

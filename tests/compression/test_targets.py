@@ -18,7 +18,9 @@ from swsmix.compression import (
     save_compressed,
 )
 from swsmix.compression.multiplier import LedSchedule, Multiplier
+from swsmix.compression.phases import Job
 from swsmix.compression.search import _Search
+from swsmix.compression.spending import entropy_bytes
 from swsmix.training.history import History
 
 SHORT = Recipe(
@@ -141,6 +143,25 @@ def test_a_bound_that_is_not_met_is_tried_ever_more_gently_and_the_nearest_is_na
     for each in kept:  # of what is not encoded the clusters' entropy and the other tensors
         size = len(encode(each.state))
         assert 0.7 * size - 40 <= each.bytes <= size
+
+
+def test_biases_take_fewer_bits_only_where_the_bound_allows_it():
+    net, x = nn.Linear(4, 2), torch.eye(4)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4)[:2])
+        net.bias.copy_(torch.tensor([1 / 3, 100 / 7]))
+    exact, index = net.bias.detach().clone(), {"weight": net.weight.long()}
+    validation = x, net(x).detach()
+    job = Job(
+        net, nn.functional.mse_loss, validation, SHORT, {"weight": net.weight}, {"weight": 1.0},
+        1, {}, {"validation": validation}, None, 0,
+    )  # fmt: skip
+    kept = _Search(job, Target(loss_increase=1e-9), job.loss).keep("", index, 0.0, 0.0)
+    assert kept.value == 0.0 and torch.equal(kept.state["bias"], exact)
+    assert kept.bytes == entropy_bytes(index) + exact.nbytes
+    kept = _Search(job, Target(loss_increase=9.0), job.loss).keep("", index, 0.0, 0.0)
+    assert kept.value > 0.0 and not torch.equal(kept.state["bias"], exact)
+    assert entropy_bytes(index) < kept.bytes < entropy_bytes(index) + exact.nbytes
 
 
 def test_the_same_seed_gives_the_same_bits_and_an_interrupted_call_resumes(tmp_path):
