@@ -50,6 +50,17 @@ TESTS = {
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
     "compression/transforms.py": ["tests/compression/test_transforms.py"],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
+    "bayes/laplace.py": ["tests/bayes/test_laplace.py"],
+    "em/variational.py": [
+        *("tests/em/test_variational.py", "tests/attach/test_second_moments.py"),
+    ],
+    "diagnosis.py": ["tests/test_diagnosis.py"],
+    "attach/entry.py": ["tests/attach/test_entry.py"],
+    "attach/second_moments.py": ["tests/attach/test_second_moments.py"],
+    "compression/duplicates.py": ["tests/compression/test_duplicates.py"],
+    "compression/multiplier.py": ["tests/compression/test_targets.py"],
+    "compression/search.py": ["tests/compression/test_targets.py"],
+    "compression/spending.py": ["tests/compression/test_spending.py"],
     "attach/_optimizers.py": ["tests/attach/test_optimizers.py", "tests/attach/test_steps.py"],
     "inspection/checkpoint_folders.py": ["tests/inspection/test_folders.py"],
     "inspection/checkpoints.py": [

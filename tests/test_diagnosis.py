@@ -2,8 +2,10 @@
 
 import warnings
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import nn
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior, Schedule, diagnosis, fit
@@ -93,6 +95,24 @@ def test_a_component_is_wasted_only_where_another_place_needs_it():
     assert wasted(twins(seven(), 1e-3), seven(), hyper)
     w = torch.randn(6000, generator=torch.Generator().manual_seed(0))
     assert not wasted(GaussianMixture([0.5, 0.5], [0.0, 0.0], [1.0, 1.01]), w, hyper)
+
+
+@pytest.mark.parametrize("exponent", [-200, 200])
+def test_what_is_wasted_does_not_hang_on_the_unit_of_the_weights(exponent):
+    unit, w = 2.0**exponent, seven(1000).double()
+    mixture = twins(w, 1e-3)
+    scaled = GaussianMixture(
+        mixture.mixing.double(), unit * mixture.mean.double(), unit * mixture.std.double()
+    )
+    assert wasted(scaled, unit * w, HyperPrior(std=unit * 1e-3))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**4))
+def test_a_sample_is_all_of_few_weights_and_about_so_many_of_more(size, most):
+    stride = diagnosis._odd(size, most)
+    taken = len(range(0, size, stride))
+    assert stride % 2 == 1
+    assert taken == size if size < most else most / 2 <= taken <= 2 * most + 1
 
 
 def still(weights, prior_of, steps=12, **options):
@@ -210,7 +230,7 @@ def test_trained_weights_and_stds_that_a_schedule_narrows_are_not_frozen():
 def test_a_resumed_attachment_judges_as_if_it_had_not_been_interrupted():
     with pytest.warns(PriorWarning):
         whole = training(1.0)
-    for at in (0, 10, 40):
+    for at in (0, 10, 40, 49):
         with pytest.warns(PriorWarning):
             assert training(1.0, resumed_at=at).held == whole.held
 
@@ -271,3 +291,4 @@ def test_every_message_has_the_number_the_threshold_and_a_remedy():
     for kind in diagnosis.KINDS:
         message = Finding(kind, 3.0).message
         assert "3" in message and "threshold" in message and ": " in message
+        assert str(Finding(kind, 3.0)) == f"{kind} (3)"

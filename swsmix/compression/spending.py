@@ -179,12 +179,12 @@ def spend_to_bound(
     upper = math.inf
     for _ in range(_TRIES):
         index = spender.assign(price)
-        if not _same(index, best):
-            now = used(index)
-            if now > fits:
-                crossed, upper = index, price
-            else:
-                best, lower, share = index, price, now
+        if _same(index, best):
+            lower = price
+        elif (now := used(index)) > fits:
+            crossed, upper = index, price
+        else:
+            best, lower, share = index, price, now
         if share >= full or (crossed is None and not any(j.any() for j in index.values())):
             return best, lower
         price = 4.0 * price if crossed is None else math.sqrt(max(lower, upper / 64.0) * upper)

@@ -106,8 +106,9 @@ def _named(
     sample = subsample([w], seed)
     mixing, mean, std = _place(sample, k - zero, method)
     if zero:
-        narrow = std.min() if len(std) else sample.std(correction=0).clamp_min(1e-3)
-        mixing, mean, std = _with_zero((mixing, mean, std), narrow.item(), zero_mixing)
+        alone = sample.square().mean().sqrt().item() or 1e-2
+        narrow = std.min().item() if len(std) else alone
+        mixing, mean, std = _with_zero((mixing, mean, std), narrow, zero_mixing)
     return mixing if zero_mixing is not None else mixing / mixing.sum(), mean, std
 
 

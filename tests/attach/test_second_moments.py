@@ -52,6 +52,25 @@ def test_the_precision_is_that_of_the_data_plus_that_of_the_prior():
     assert not torch.equal(std, prior.mixtures["all"].std)
 
 
+def test_each_tensor_has_the_second_moments_of_its_own_parameter_group():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    prior = MixturePrior(net, initial=GaussianMixture([1.0], [0.0], [0.5]))
+    groups = [
+        {"params": layer.parameters(), "betas": (0.9, beta)}
+        for layer, beta in zip(net, (0.9, 0.999), strict=True)
+    ]
+    optimizer = torch.optim.Adam(groups, lr=0.0)
+    slopes = {name: float(1 + i) for i, (name, _) in enumerate(net.named_parameters())}
+    for _ in range(3):  # what does not change is its own average
+        for name, p in net.named_parameters():
+            p.grad = torch.full_like(p, slopes[name])
+        optimizer.step()
+    members = [(optimizer, n, net.get_parameter(n), "all") for n in ("0.weight", "1.weight")]
+    for name, s2 in second_moments.variance(prior, members, 100.0, 0.3).items():
+        exact = 1.0 / (100.0 * slopes[name] ** 2 + 0.3 / 0.5**2)
+        torch.testing.assert_close(s2, torch.full_like(s2, exact))
+
+
 def test_variances_agree_with_the_responsibilities_that_they_give():
     mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.4]).double()
     w = torch.linspace(-1, 2, 50, dtype=torch.float64)
@@ -79,6 +98,26 @@ def test_second_moments_that_say_nothing_are_refused(make, options, message):
             make(net.parameters(), lr=0.1, **options), num_data=N, moments="posterior",
             batch_size=B,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"amsgrad": True}, "amsgrad=True"), ({"weight_decay": 0.1}, "take AdamW")],
+)
+def test_one_parameter_group_that_says_nothing_is_enough_to_be_refused(wrong, message):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    groups = [{"params": net[0].parameters()}, {"params": net[1].parameters(), **wrong}]
+    with pytest.raises(ValueError, match=message):
+        MixturePrior(net, 2).attach(
+            torch.optim.Adam(groups), num_data=N, moments="posterior", batch_size=B
+        )
+
+
+def test_adam_whose_weight_decay_is_decoupled_is_adamw():
+    net, prior, _, _ = problem()
+    optimizer = torch.optim.Adam(net.parameters(), weight_decay=0.1)
+    optimizer.param_groups[0]["decoupled_weight_decay"] = True  # an argument since torch 2.7
+    prior.attach(optimizer, num_data=N, moments="posterior", batch_size=B).remove()
 
 
 @pytest.mark.parametrize(

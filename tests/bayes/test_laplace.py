@@ -42,6 +42,24 @@ def test_on_linear_regression_posterior_and_evidence_are_exact(std):
     assert found.num_determined == pytest.approx(determined.item(), abs=1e-8)
 
 
+@pytest.mark.parametrize("other_std", [0.3, 10.0])
+def test_a_bias_outside_the_prior_is_integrated_out_under_its_own_std(other_std):
+    x, y = regression()
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=DOUBLE)], 1)
+    spread = torch.tensor([0.8] * 12 + [other_std], dtype=DOUBLE).square().diag()
+    w = torch.linalg.solve(x.T @ x / NOISE**2 + torch.linalg.inv(spread), x.T @ y / NOISE**2)
+    net = nn.Linear(12, 1).double()
+    prior = MixturePrior(net, initial=GaussianMixture([1.0], [0.0], [0.8]).double())
+    with torch.no_grad():
+        net.weight.copy_(w[None, :-1])
+        net.bias.copy_(w[-1:])
+    found = laplace(curvature(net, gaussian, (x[:, :-1], y[:, None])), prior, other_std=other_std)
+    density = torch.distributions.MultivariateNormal(
+        torch.zeros_like(y), NOISE**2 * torch.eye(len(y)).double() + x @ spread @ x.T
+    )
+    assert found.log_evidence() == pytest.approx(density.log_prob(y).item(), abs=1e-7)
+
+
 def test_with_several_components_it_is_a_lower_bound_of_the_enumerated_evidence():
     mixture = GaussianMixture([0.6, 0.4], [0.0, 1.0], [0.1, 0.2]).double()
     x = torch.randn(30, 5, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)

@@ -126,6 +126,12 @@ def test_two_different_pinned_means_never_merge():
     assert file_values(pinned, 10.0).codebook.unique().numel() == 2
 
 
+def test_equal_pinned_means_are_one_value():
+    pinned = GaussianMixture([0.6, 0.4], [0.5, 0.5], [0.01, 1.0], pinned_mean=[True, True])
+    assert len(decision_regions(pinned).component.unique()) == 2
+    assert len(file_values(pinned, 0.1).regions.component) == 1
+
+
 def test_merging_saves_entropy_and_never_costs_any():
     saved = []
     for seed, mixture in enumerate(MIXTURES):

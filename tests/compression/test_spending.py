@@ -36,6 +36,13 @@ def test_with_a_growing_multiplier_bytes_fall_and_distortion_rises():
     assert torch.equal(found[0]["w"], each.index["w"])
 
 
+def test_the_scale_is_the_mean_cost_of_setting_a_weight_outside_zero_to_zero():
+    each = spender()
+    outside = int((each.index["w"] != 0).sum())
+    nothing = {"w": torch.zeros_like(each.index["w"])}
+    assert each.scale() == pytest.approx(distortion(each, nothing) / outside)
+
+
 def test_weights_that_are_zero_stay_zero():
     each = spender()
     zero = each.index["w"] == 0
@@ -53,6 +60,20 @@ def test_a_bound_is_kept_and_nearly_used():
     index, _ = spend_to_bound(each, used, full=0.95, fits=1.0)
     assert 0.95 <= distortion(each, index) / 30.0 <= 1.0
     assert max(tried) > 1.0  # it has been crossed, and left
+
+
+@pytest.mark.parametrize("share", [0.02, 0.06, 0.2])
+def test_no_lambda_that_the_bound_allows_saves_noticeably_more(share):
+    each = spender(n=10_000)
+    bound = share * len(each.index["w"]) * each.scale()
+    index, price = spend_to_bound(
+        each, lambda i: distortion(each, i) / bound, full=0.98, fits=1.0
+    )  # fmt: skip
+    assert distortion(each, each.assign(price)) <= bound
+    tried = [each.assign(p) for p in torch.logspace(-3, 1, 80).tolist()]
+    least = min(entropy_bytes(i) for i in tried if distortion(each, i) <= bound)
+    before = entropy_bytes(each.index)
+    assert before - entropy_bytes(index) >= 0.95 * (before - least) > 0.0
 
 
 def test_few_weights_are_tried_by_themselves():

@@ -8,6 +8,8 @@ import torch
 from classifiers import pretrained
 from torch import nn
 
+from swsmix import MixturePrior, Schedule, fit
+from swsmix.codec import encode
 from swsmix.compression import (
     Recipe,
     Target,
@@ -16,7 +18,10 @@ from swsmix.compression import (
     load_compressed,
     save_compressed,
 )
-from swsmix.compression.multiplier import Multiplier
+from swsmix.compression.multiplier import LedSchedule, Multiplier
+from swsmix.compression.phases import Job
+from swsmix.compression.search import _Search
+from swsmix.compression.spending import entropy_bytes
 from swsmix.training.history import History
 
 SHORT = Recipe(
@@ -106,7 +111,11 @@ def test_a_size_that_is_not_met_names_the_nearest_and_leaves_the_network(tmp_pat
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
-def test_a_bound_that_is_not_met_names_the_nearest():
+def test_a_bound_that_is_not_met_is_tried_ever_more_gently_and_the_nearest_is_named(monkeypatch):
+    kept, keep = [], _Search.keep
+    monkeypatch.setattr(
+        _Search, "keep", lambda *a, **more: kept.append(keep(*a, **more)) or kept[-1]
+    )
     teacher, data, validation = problem()
     with torch.no_grad():  # any change of the weights is a loss
         exact = [(x, teacher(x)) for x, _ in (data, validation)]
@@ -118,8 +127,33 @@ def test_a_bound_that_is_not_met_names_the_nearest():
     near, net = error.value.nearest, copy.deepcopy(teacher)
     net.load_state_dict(error.value.state)
     assert near.value == pytest.approx(score(net, nn.functional.mse_loss, exact[1]), rel=1e-5)
-    snapped = [s.value for s in near.path if not s.phase.startswith("sparsify")]
-    assert near.value == min(snapped) > 0.0
+    snapped = {s.phase: s.value for s in near.path if not s.phase.startswith("sparsify")}
+    assert list(snapped) == ["snap", "snap-2", "snap-3", "snap-given"]
+    assert near.value == snapped["snap-given"] == min(snapped.values()) > 0.0
+    taus = {s.phase: s.multiplier for s in reversed(near.path)}  # of the first epoch
+    assert taus["sparsify"] > taus["sparsify-2"] > taus["sparsify-3"] > taus["snap-given"] == 0.0
+    for each in kept:  # of what is not encoded the clusters' entropy and the other tensors
+        size = len(encode(each.state))
+        assert 0.7 * size - 40 <= each.bytes <= size
+
+
+def test_biases_take_fewer_bits_only_where_the_bound_allows_it():
+    net, x = nn.Linear(4, 2), torch.eye(4)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4)[:2])
+        net.bias.copy_(torch.tensor([1 / 3, 100 / 7]))
+    exact, index = net.bias.detach().clone(), {"weight": net.weight.long()}
+    validation = x, net(x).detach()
+    job = Job(
+        net, nn.functional.mse_loss, validation, SHORT, {"weight": net.weight}, {"weight": 1.0},
+        1, {}, {"validation": validation}, None, 0,
+    )  # fmt: skip
+    kept = _Search(job, Target(loss_increase=1e-9), job.loss).keep("", index, 0.0, 0.0)
+    assert kept.value == 0.0 and torch.equal(kept.state["bias"], exact)
+    assert kept.bytes == entropy_bytes(index) + exact.nbytes
+    kept = _Search(job, Target(loss_increase=9.0), job.loss).keep("", index, 0.0, 0.0)
+    assert kept.value > 0.0 and not torch.equal(kept.state["bias"], exact)
+    assert entropy_bytes(index) < kept.bytes < entropy_bytes(index) + exact.nbytes
 
 
 def test_the_same_seed_gives_the_same_bits_and_an_interrupted_call_resumes(tmp_path):
@@ -196,3 +230,41 @@ def test_the_multiplier_rises_below_the_bound_and_falls_above_it():
     assert all(
         abs(math.log(b / a)) <= 2.0 * 0.5 + 1e-9 for a, b in zip(taus[:-1], taus[1:], strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("used", "room"), [(0.0, 0.7), (1.0, 0.2), (-3.0, 1.0), (9.0, -2.0), (math.nan, -2.0)]
+)
+def test_an_epoch_moves_log_tau_by_the_rate_times_the_room_of_half_its_value(used, room):
+    multiplier = Multiplier(0.5, 0.1, start=2.0, allowance=0.2, goal=0.7, least=0.01)
+    multiplier.follow(1, History(scalars={"validation_measure": [2.0, 2.0 + 0.2 * used]}))
+    assert math.log(multiplier.tau / 0.5) == pytest.approx(0.1 * room)
+
+
+def led(epochs, folder):
+    """A run under a multiplier, continued where the folder has one; tau of each epoch."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    net = nn.Linear(5, 1)
+    multiplier = Multiplier(1e-3, 0.5, start=1.0, allowance=0.5, goal=0.7, least=1e-5)
+    multiplier.resume(folder)
+    history = fit(
+        net, nn.functional.mse_loss, (x, x[:, :1]), validation=(x, x[:, :1]), epochs=epochs,
+        optimizer=torch.optim.Adam(net.parameters(), 0.05), prior=MixturePrior(net, 2), run=folder,
+        schedule=LedSchedule(tau=1.0, em_every=1, multiplier=multiplier), resume=True,
+        callback=multiplier.follow, progress=False, batch_size=20,
+    )  # fmt: skip
+    return multiplier, history.scalars["tau"][1:]
+
+
+def test_a_multiplier_leads_tau_and_resumes_where_the_interrupted_run_left_it(tmp_path):
+    whole, taus = led(6, tmp_path / "whole")
+    assert taus[0] == 1e-3 and len(set(taus)) == 6
+    led(3, tmp_path / "parts")
+    parts, again = led(6, tmp_path / "parts")
+    assert again == taus and (parts.tau, parts.mean) == (whole.tau, whole.mean)
+
+
+def test_a_schedule_without_a_multiplier_is_the_schedule():
+    led, plain = (kind(tau=0.3, start=2, warmup=5) for kind in (LedSchedule, Schedule))
+    assert [led.tau_at(tick) for tick in range(9)] == [plain.tau_at(tick) for tick in range(9)]

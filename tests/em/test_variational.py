@@ -92,6 +92,17 @@ def test_cells_sum_up_to_the_weights_within_a_thousandth(seed, dtype):
     assert value - by_cells < 1e-3 * n
 
 
+@pytest.mark.parametrize("centre", [0.0, 3.0])
+def test_cells_keep_the_moments_of_all_weights_about_one_centre(centre):
+    mixture, w = start(), cases.weights().double()
+    s2 = spreads(w)
+    _, (count, first, second) = variational.sums(mixture, *variational.gathered(mixture, w, s2))
+    off = mixture.mean - centre
+    torch.testing.assert_close((first + count * off).sum(), (w - centre).sum())
+    about = (second + 2.0 * off * first + count * off.square()).sum()
+    torch.testing.assert_close(about, ((w - centre).square() + s2).sum(), rtol=1e-9, atol=0)
+
+
 def test_equal_weights_and_variances_of_zero_have_cells():
     mixture, w = start(), torch.full((100,), 0.3).double()
     count = variational.gathered(mixture, w, torch.zeros_like(w))[2]

@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from scipy import integrate
 
-from swsmix.start.cells import Cells, cells_of, cost, union_of
+from swsmix import GaussianMixture
+from swsmix.start import cells as module
+from swsmix.start.cell_em import e_step_on_cells
+from swsmix.start.cells import Cells, cells_for, cells_of, cost, union_of
 
 numbers = st.lists(
     st.floats(-1e3, 1e3, allow_nan=False, width=32) | st.sampled_from([0.0, 0.0, 1.0]),
@@ -52,6 +55,29 @@ def test_a_few_weights_far_narrower_than_a_cell_of_equal_ranks_keep_a_cell_of_th
     assert near.sum() >= 1 and cells.count[near].sum() >= 45
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_few_weights_far_nearer_to_zero_than_all_others_have_cells_of_their_own(sign):
+    w = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).double().abs()
+    few = torch.linspace(1e-9, 1.1e-9, 8).double()
+    cells = cells_of(sign * torch.cat([w, few]), 256)
+    assert cells.count[cells.mean.abs() < 1e-8].sum() == 8
+
+
+def test_in_parts_of_bounded_size_the_cells_are_the_same(monkeypatch):
+    w = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    whole = cells_of(w, 4000)
+    monkeypatch.setattr(module, "_CHUNK", 300)
+    assert torch.equal(cells_of(w, 4000).values, whole.values)
+
+
+@pytest.mark.parametrize("exponent", [-60, -8, 8, 60])
+def test_the_smallest_std_and_the_range_follow_the_unit_of_the_weights(exponent):
+    w = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    w[0] = 300.0
+    near, far = cells_of(w, 64), cells_of(w * 2.0**exponent, 64)
+    assert far.floor == near.floor * 2.0**exponent and far.spread == near.spread * 2.0**exponent
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_rounding_of_the_dtype_belongs_to_the_scatter(dtype):
     w = torch.full((10,), 1.0, dtype=dtype)
@@ -85,3 +111,15 @@ def test_the_union_of_groups_is_the_group_of_their_weights():
     one, other = cells_of(w[:2], 1), cells_of(w[2:], 1)
     both = union_of(one, other)
     torch.testing.assert_close(both.values, cells_of(w, 1).values)
+
+
+@pytest.mark.parametrize("k", [3, 20, 40])
+def test_cells_bound_the_log_likelihood_of_k_components_from_below_and_closely(k):
+    generator = torch.Generator().manual_seed(k)
+    std = torch.randn(k, generator=generator, dtype=torch.float64).exp() / k
+    mean = torch.linspace(-1, 1, k, dtype=torch.float64)
+    mixture = GaussianMixture(torch.full_like(mean, 1.0 / k), mean, std)
+    w = mixture.sample(20_000, generator=generator)
+    cells = cells_of(w, cells_for(k))
+    missing = mixture.log_prob(w).sum() - e_step_on_cells(mixture, cells)[0]
+    assert 0.0 <= missing < 0.003 * len(w)

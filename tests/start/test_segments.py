@@ -69,3 +69,13 @@ def test_halves_have_the_count_mean_and_scatter_of_their_group():
     parts = divided(whole, 5)
     assert len(parts) == 5 and parts.mean.tolist() == sorted(parts.mean.tolist())
     torch.testing.assert_close(pooled(parts, torch.ones(5, 1).double()).values, whole.values)
+
+
+@pytest.mark.parametrize(("gap", "number"), [(5.9, 3), (6.1, 2)])
+def test_a_group_more_than_six_stds_from_the_next_is_a_cluster_and_not_halved(gap, number):
+    w = torch.randn(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    w = (w - w.mean()) / w.std(correction=0)
+    groups = best_partitions(cells_of(torch.cat([w, w + 1000.0]), 64), 2).segments(2)
+    mean = torch.tensor([0.0, gap], dtype=torch.float64)
+    near = groups.having(torch.stack([groups.count, mean, groups.scatter]))
+    assert len(divided(near, 3)) == number

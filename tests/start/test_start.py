@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from swsmix import initial_mixture
+from swsmix.start.initial import subsample
 
 
 @pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
@@ -27,6 +28,34 @@ def test_spread_covers_the_range_evenly():
     torch.testing.assert_close(mean.diff(), mean.diff()[:1].expand(4))
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_components_that_are_spread_begin_with_the_same_share_each(zero):
+    mixing = initial_mixture(cases.weights(), 5, method="spread", zero=zero).mixing
+    torch.testing.assert_close(mixing, torch.full_like(mixing, 0.2))
+
+
+@pytest.mark.parametrize("method", ["auto", "spread", "quantiles", "kmeans"])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_one_component_at_zero_is_as_wide_as_the_weights_about_zero(method, unit):
+    w = unit * (cases.weights() + 0.3)
+    mixture = initial_mixture(w, 1, method=method, zero=True)
+    assert mixture.mean.item() == 0.0
+    assert mixture.std.item() == pytest.approx(w.square().mean().sqrt().item(), rel=0.01)
+    assert initial_mixture(torch.zeros(9), 1, method=method, zero=True).std.item() > 1e-3
+
+
+def test_components_beyond_the_number_of_different_weights_are_spread_evenly():
+    mixture = initial_mixture(torch.tensor([0.0, 1.0]).repeat(50), 5)
+    extra = mixture.mean[2:]  # in four equal parts of the range and a std on both sides
+    torch.testing.assert_close(extra, torch.tensor([0.0, 0.5, 1.0]), atol=0.01, rtol=0)
+
+
+def test_a_sample_does_not_hang_on_how_the_weights_are_cut_into_tensors():
+    w = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    whole, parts = (subsample(flat, 0, most=999) for flat in ([w], w.split([300, 0, 600, 100])))
+    assert len(whole) == 1001 and torch.equal(whole.sort().values, parts.sort().values)
+
+
 @pytest.mark.parametrize("method", ["spread", "quantiles", "kmeans"])
 @pytest.mark.parametrize(
     "w", [torch.zeros(50), torch.tensor([0.0] * 50 + [1.0]), torch.arange(3.0)]
@@ -43,6 +72,7 @@ def test_degenerate_weights_still_give_a_finite_mixture(method, w):
         (torch.zeros(3), 4, {}, "use fewer components"),
         (torch.zeros(3), 0, {}, "at least 1"),
         (torch.zeros(3), 2, {"method": "guess"}, "method must be"),
+        (torch.zeros(3), "auto", {"method": "spread"}, "needs method='auto', which counts"),
         (torch.zeros(3), 2, {"zero_mixing": 0.9}, "zero=True"),
         (torch.zeros(3), 2, {"zero": True, "zero_mixing": 1.5}, "between 0 and 1"),
     ],
