@@ -38,6 +38,12 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or full-batch rounds.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial weights and batches.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many seeds, from --seed on, side by side; 10 by default, 1 for mnist."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="The device, such as cpu or cuda.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Dtype of data and network.")] = Dtype.float32,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/DATA.")] = None,
@@ -46,8 +52,12 @@ def train(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     baseline: Annotated[
-        bool, typer.Option(help="Also train the network under weight decay, to compare.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Also train under weight decay, to compare; by default, but not for mnist.",
+        ),
+    ] = None,
     posterior: Annotated[
         posteriors.Method | None,
         typer.Option(help="Also sample the posterior (sunspots, shift), by NUTS or SVI."),
@@ -76,11 +86,13 @@ def train(
 
     **Examples**
 
-    - `swsmix train` : the 12-8-1 net of the 1992 paper on the yearly sunspots
+    - `swsmix train` : the 12-8-1 net of the 1992 paper on the yearly sunspots, ten seeds
+
+    - `swsmix train --seeds 1 --seed 3` : one network from one seed
 
     - `swsmix train --data mnist --components 16 --out runs/lenet`
 
-    - `swsmix train --data shift --mode gradient --seed 3 --live`
+    - `swsmix train --data shift --mode gradient --live`
 
     - `swsmix train --out runs/lenet --resume --epochs 10`
 
@@ -95,9 +107,10 @@ def train(
         "em_every": em_every,
         "epochs": epochs,
         "seed": seed,
+        "seeds": seeds or (1 if data is Data.mnist else 10),
         "device": device,
         "dtype": dtype.value,
-        "baseline": baseline,
+        "baseline": data is not Data.mnist if baseline is None else baseline,
     }
     from swsmix.training import runs
 
@@ -171,7 +184,7 @@ def _run(
     callbacks: list[Callable[[int, Any], None]],
     sampling: dict[str, Any],
 ) -> None:
-    from swsmix.problems import experiments
+    from swsmix.problems import experiments, seeds
     from swsmix.training import runs
 
     if live and quiet:
@@ -192,9 +205,8 @@ def _run(
 
     began = time.monotonic()
     with _said_if_interrupted(advice), _callback(callbacks, live=live) as callback:
-        outcome = experiments.train(
-            problem,
-            seed=settings["seed"],
+        first, several = settings["seed"], settings.get("seeds") or 1  # runs of before have none
+        options: dict[str, Any] = dict(
             mode=settings["mode"],
             device=settings["device"],
             run=str(out),
@@ -204,10 +216,19 @@ def _run(
             baseline=settings["baseline"],
             callback=callback,
         )
+        if several == 1:
+            outcome = experiments.train(problem, seed=first, **options)
+        else:
+            outcome = seeds.train_seeds(problem, range(first, first + several), **options)
     with _said_if_interrupted(lambda: f"the training in {out}/ is complete, its figures are not"):
         runs.save_config(out, settings)  # a resumed run may have more epochs now
         facts = outcome.facts | {"seconds": time.monotonic() - began}
-        results = {"measure": problem.measure_name, "rows": outcome.rows, "facts": facts}
+        results = {
+            "measure": problem.measure_name,
+            "rows": outcome.rows,
+            "spread": outcome.spread,
+            "facts": facts,
+        }
         save_json(out / "results.json", results)
         figures = _save_figures(outcome, out)
     if sampling["method"] is not None:
@@ -222,7 +243,7 @@ def _run(
         figures += posterior_figures
         save_json(out / "results.json", results)
     if not quiet:
-        _print_results(results, out, figures)
+        _print_results(results, out, figures, seeds=several)
 
 
 def _problem(settings: dict[str, Any]) -> Any:
@@ -291,16 +312,26 @@ def _save_figures(outcome: Any, out: Path) -> list[str]:
     return saved
 
 
-def _print_results(results: dict[str, Any], out: Path, figures: list[str]) -> None:
+def _print_results(results: dict[str, Any], out: Path, figures: list[str], *, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{results['measure']}, lower is better", title_justify="left")
+    title = f"{results['measure']}, lower is better"
+    if results["spread"]:
+        title += f"; mean ± sd over {seeds} seeds"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in ("train", "validation", "test"):
         table.add_column(name, justify="right")
     for row, values in results["rows"].items():
-        table.add_row(row, *(f"{values[n]:.4g}" for n in ("train", "validation", "test")))
+        spread = results["spread"].get(row, {})
+        table.add_row(
+            row,
+            *(
+                f"{values[n]:.4g}" + (f" ± {spread[n]:.2g}" if spread else "")
+                for n in ("train", "validation", "test")
+            ),
+        )
     console = Console()
     console.print(table)
     for name, value in results["facts"].items():

@@ -41,7 +41,7 @@ def check_config(saved: dict[str, Any], file: Path) -> None:
     """Check the types of a run's settings: someone may have edited them."""
     wanted: dict[str, Any] = {
         "data": Data, "net": Net, "mode": Mode, "dtype": Dtype, "components": int, "em_every": int,
-        "epochs": int, "seed": int, "tau": float, "baseline": bool, "device": str,
+        "epochs": int, "seed": int, "seeds": int, "tau": float, "baseline": bool, "device": str,
     }  # fmt: skip
     for name, kind in wanted.items():
         if name not in saved:

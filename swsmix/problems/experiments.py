@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ class Outcome:
         prior: its prior.
         history: the history.
         rows: name -> measure on `train`, `validation` and `test`, for the network, the snapped
-            network, and weight decay.
+            network, and weight decay; of several seeds the means.
         facts: further numbers, by a name with the unit.
+        spread: of several seeds, the standard deviations, by the names of the rows.
     """
 
     net: nn.Module
@@ -37,6 +38,7 @@ class Outcome:
     history: History
     rows: dict[str, dict[str, float]]
     facts: dict[str, float]
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def train(
@@ -66,30 +68,17 @@ def train(
         baseline_progress: show a progress bar for each of them.
         callback: as in `fit`.
     """
-    problem = replace(
-        problem,
-        train=_to(problem.train, device),
-        validation=_to(problem.validation, device),
-        test=_to(problem.test, device),
-    )
+    problem = on_device(problem, device)
     net = problem.make_net(torch.Generator().manual_seed(seed)).to(device)
-    prior = MixturePrior(
-        net,
-        problem.num_components,
-        mode=mode,
-        method="spread",
-        initial=None if problem.initial is None else problem.initial(problem.num_components),
-        hyper=problem.hyper,
-        seed=seed,
-    )
-    _, start = _snapped(problem, net, prior)
+    prior = make_prior(problem, net, mode)
+    _, start = snapped_measures(problem, net, prior)
     history = _fit(
         problem, net, prior, problem.schedule, seed,
         run=run, resume=resume, progress=progress, callback=callback,
     )  # fmt: skip
-    snapped, end = _snapped(problem, net, prior)
+    snapped, end = snapped_measures(problem, net, prior)
     rows = {
-        "soft weight-sharing": _measures(problem, net),
+        "soft weight-sharing": measures(problem, net),
         "the same, snapped to its centres": snapped,
     }
     facts = {
@@ -106,13 +95,34 @@ def train(
     return Outcome(net, prior, history, rows, facts)
 
 
-def _measures(problem: Problem, net: nn.Module) -> dict[str, float]:
+def on_device(problem: Problem, device: str) -> Problem:
+    """The problem with its data on a device."""
+
+    def moved(part: Batch) -> Batch:
+        return part[0].to(device), part[1].to(device)
+
+    return replace(
+        problem,
+        train=moved(problem.train),
+        validation=moved(problem.validation),
+        test=moved(problem.test),
+    )
+
+
+def make_prior(problem: Problem, net: nn.Module, mode: Mode) -> MixturePrior:
+    """The prior of a network at the start, by the problem's recipe."""
+    k = problem.num_components
+    initial = None if problem.initial is None else problem.initial(k)
+    return MixturePrior(net, k, mode=mode, method="spread", initial=initial, hyper=problem.hyper)
+
+
+def measures(problem: Problem, net: nn.Module) -> dict[str, float]:
     """The measure of a network on `"train"`, `"validation"` and `"test"`."""
     parts = {"train": problem.train, "validation": problem.validation, "test": problem.test}
     return {name: evaluate(net, problem.measure, part) for name, part in parts.items()}
 
 
-def _gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
+def gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
     """Weight decay as a mixture of one fixed component N(0, std^2): R(w) = w.w / (2 std^2) + c."""
     prior = MixturePrior(net, 1, zero=True, method="quantiles")
     (mixture,) = prior.mixtures.values()
@@ -130,8 +140,8 @@ def _weight_decay(problem: Problem, seed: int, progress: bool) -> tuple[float, d
         net = problem.make_net(torch.Generator().manual_seed(seed)).to(problem.train[0].device)
         schedule = Schedule(em_every=problem.schedule.em_every)
         shown = label if progress else False
-        _fit(problem, net, _gaussian_prior(net, std), schedule, seed, progress=shown)
-        result = _measures(problem, net)
+        _fit(problem, net, gaussian_prior(net, std), schedule, seed, progress=shown)
+        result = measures(problem, net)
         results.append((result["validation"], std, result))
     _, std, result = min(results, key=lambda entry: entry[0])
     return std, result
@@ -170,7 +180,7 @@ def _fit(
     )
 
 
-def _snapped(
+def snapped_measures(
     problem: Problem, net: nn.Module, prior: MixturePrior
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The measures with each weight snapped to its centre, and numbers that show the collapse."""
@@ -178,7 +188,7 @@ def _snapped(
     before = copy.deepcopy(net.state_dict())
     # The published experiments count the mixture's components, merged or not.
     index = torch.cat([j.reshape(-1) for j in snap_(prior, distortion=0.0).values()])
-    rows = _measures(problem, net)
+    rows = measures(problem, net)
     values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
     net.load_state_dict(before)
     sizes = {g: len(prior.flat_weights(g)) for g in prior.mixtures}
@@ -189,7 +199,3 @@ def _snapped(
         "distinct values after snapping": values,
         f"validation {problem.measure_name} after snapping": rows["validation"],
     }
-
-
-def _to(part: Batch, device: str) -> Batch:
-    return part[0].to(device), part[1].to(device)

@@ -43,6 +43,8 @@ class Problem:
         num_components: K.
         initial: K -> the mixture to start from; None spreads the means over the weights' range.
         update: how the prior moves the weights (Adam only); None for the default.
+        average: the ensemble's prediction from the members' (b, n, ...), on the scale on which they
+            are averaged and back.
         hyper: the hyper-prior.
         schedule: tau, EM and annealing.
         decay_stds: stds of the Gaussian prior of the weight-decay baseline; the best on validation
@@ -66,6 +68,7 @@ class Problem:
     batch_size: int = 128
     initial: Callable[[int], GaussianMixture] | None = None
     update: Update | None = None
+    average: Callable[[Tensor], Tensor] = lambda outputs: outputs.mean(0)
 
 
 def load_problem(
@@ -150,6 +153,7 @@ def _shift(seed: int, dtype: torch.dtype) -> Problem:
         ),
         schedule=Schedule(tau=0.3, em_start=20, em_every=1, em_rate=0.1),
         hyper=HyperPrior(std=0.5, std_count=3.0),
+        average=lambda logits: logits.sigmoid().mean(0).logit(),
         decay_stds=(0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0),
     )
 
@@ -174,5 +178,6 @@ def _mnist(net: str, dtype: torch.dtype) -> Problem:
             std_start=0.05, std_end=0.002, anneal_start=steps, anneal=3 * steps,
         ),
         hyper=HyperPrior(std=0.01, std_count=1.0),
+        average=lambda logits: logits.softmax(-1).mean(0).log(),
         decay_stds=(0.1, 0.3, 1.0),
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Networks side by side: each member is what it would be alone."""
 
 import copy
-import os
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import GaussianNoise, HyperPrior, MixturePrior, Schedule, fit
+from swsmix import GaussianNoise, HyperPrior, MixturePrior, Schedule, fit, load_run
 from swsmix.diagnosis import PriorWarning
 from swsmix.training.ensemble import fit_ensemble
 from swsmix.training.ensemble.mixtures import Mixtures
@@ -230,35 +229,51 @@ def test_a_resumed_ensemble_has_the_same_bits(optimizer, mode, tmp_path):
             one, other = (e.histories[i].to_tensors() for e in (a, b))
             for name in one.keys() - {"scalars/seconds"}:
                 torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)
-    assert os.listdir(tmp_path / "run") == ["ensemble.pt"]
+    saved = load_run(tmp_path / "run")
+    assert saved.epoch == 4 and len(saved.history) == 5
+    middle = resumed.models[resumed.middle].state_dict()
+    assert all(torch.equal(t, saved.network[n]) for n, t in middle.items())
 
 
 def test_another_or_a_damaged_checkpoint_is_refused_by_its_name(tmp_path):
-    def go(**options):
+    def go(path, resume=True, **options):
         nets, priors = made(**options)
         return fit_ensemble(
-            nets, nn.functional.mse_loss, cases(), epochs=2, priors=priors, run=tmp_path,
+            nets, nn.functional.mse_loss, cases(), epochs=2, priors=priors, run=path,
             progress=False, resume=resume,
         )  # fmt: skip
 
-    resume = False
-    go()
-    with pytest.raises(FileExistsError, match=r"ensemble\.pt is there already"):
-        go()
-    resume = True
-    with pytest.raises(ValueError, match=r"ensemble\.pt is of another ensemble"):
-        go(k=2)
-    with pytest.raises(ValueError, match=r"ensemble\.pt is of another ensemble"):
-        go(groups="global")
-    file = tmp_path / "ensemble.pt"
+    path = tmp_path / "run"
+    go(path, resume=False)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        go(path, resume=False)
+    with pytest.raises(ValueError, match=r"training\.pt is of another ensemble"):
+        go(path, k=2)
+    with pytest.raises(ValueError, match=r"training\.pt is of another ensemble"):
+        go(path, groups="global")
+    one = net(0)
+    fit(one, nn.functional.mse_loss, cases(), optimizer="l-bfgs", epochs=1, run=tmp_path / "one",
+        progress=False)  # fmt: skip
+    with pytest.raises(ValueError, match="of one network, not of an ensemble"):
+        go(tmp_path / "one")
+    (file,) = path.glob("checkpoint-*/training.pt")
     state = torch.load(file, weights_only=True)
-    state["trainer"]["theta"][0, 0] = torch.nan
+    state["ensemble"]["trainer"]["theta"][0, 0] = torch.nan
     torch.save(state, file)
-    with pytest.raises(ValueError, match=r"ensemble\.pt is of another.*`theta` needs finite"):
-        go()
+    with pytest.raises(ValueError, match=r"training\.pt is of another.*`theta` needs finite"):
+        go(path)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"ensemble\.pt is damaged"):
-        go()
+    with pytest.raises(ValueError, match=r"training\.pt is damaged"):
+        go(path)
+
+
+def test_the_middle_member_is_the_fifth_of_ten_by_validation():
+    nets = [net(i) for i in range(10)]
+    ensemble = fit_ensemble(
+        nets, nn.functional.mse_loss, cases(), epochs=1, validation=cases(seed=3), progress=False
+    )
+    measures = ensemble.measures(nn.functional.mse_loss, cases(seed=3))
+    assert measures[ensemble.middle] == measures.sort().values[4]
 
 
 # -- what it says --------------------------------------------------------------------------------

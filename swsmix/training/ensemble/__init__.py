@@ -10,7 +10,7 @@
     lbfgs     L-BFGS on many small problems, each with its own step and memory
     members   Ensemble: what was trained
     recording their histories
-    saving    checkpoints
+    saving    checkpoints, in a run folder
 """
 
 from swsmix.training.ensemble.fitting import fit_ensemble

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from swsmix._progress import watched
 from swsmix.attach import Update
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
+from swsmix.training import runs
 from swsmix.training.ensemble import saving
 from swsmix.training.ensemble.members import Ensemble
 from swsmix.training.ensemble.mixtures import Mixtures
@@ -22,6 +24,7 @@ from swsmix.training.ensemble.recording import Records
 from swsmix.training.ensemble.stacking import Cases, Stack
 from swsmix.training.ensemble.trainers import BatchesOfAll, RoundsOfAll
 from swsmix.training.evaluation import Batch, Loss
+from swsmix.training.history import History
 
 Method = Literal["l-bfgs", "adam"]
 
@@ -47,6 +50,7 @@ def fit_ensemble(
     resume: bool = False,
     seed: int = 0,
     progress: bool | str = True,
+    callback: Callable[[int, History], None] | None = None,
 ) -> Ensemble:
     """Train networks of one class side by side, each under its own prior, in one tensor program.
 
@@ -78,17 +82,21 @@ def fit_ensemble(
         validation: (x, y), measured and never trained on.
         measure: `measure(model(x), y)`, lower is better; the loss by default.
         record: keep a history of each member.
-        run: a folder for checkpoints of the whole ensemble, one after every epoch.
+        run: a run folder for checkpoints, one after every epoch. It is that of the *middle* member,
+            whose validation measure is the ceil(b / 2)-th best, and resumes the whole ensemble.
         resume: continue from it, with the same bits as without the interruption.
         seed: for the order of the batches.
         progress: show a progress bar on standard error; a string is its label.
+        callback: called as callback(epoch, history of the middle member) at the start and after
+            every epoch.
 
     Returns:
         The ensemble: networks, priors, losses, histories.
 
     Raises:
         ValueError: if the members are not alike, or arguments do not fit together.
-        FileExistsError: if `run` holds another ensemble already and `resume` is not set.
+        FileExistsError: if `run` holds another run already and `resume` is not set.
+        BlockingIOError: if another process or thread is writing to `run`.
         FloatingPointError: if a member's objective is no longer finite; the message names it.
 
     Example:
@@ -103,6 +111,8 @@ def fit_ensemble(
         raise ValueError(f"optimizer must be 'l-bfgs' or 'adam'; got {optimizer!r}")
     if resume and run is None:
         raise ValueError("resume needs the folder in run=")
+    if not record and (run is not None or callback is not None):
+        raise ValueError("run= and callback= need the histories: leave record=True")
     if priors is None and schedule is not None:
         raise ValueError("a schedule is for priors; got none")
     first = next(iter(models[0].parameters())) if models else None
@@ -121,30 +131,37 @@ def fit_ensemble(
         trainer = BatchesOfAll(stack, mixtures, schedules, lr, batch_size, update, seed)
     records = Records(trainer, validation, measure, keep=record)
     folder = None if run is None else Path(run)
-    done = 0
-    if folder is not None:
-        done = saving.begin_(folder, trainer, records, resume=resume)
+    with nullcontext() if folder is None else runs.held_run(folder, resume=resume):
+        done = 0 if folder is None else saving.begin_(folder, trainer, records, resume=resume)
         if done > epochs:
             raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
-    if done == 0:
-        records.record(0)
-    for epoch in watched(
-        range(done + 1, epochs + 1),
-        progress if isinstance(progress, str) else "",
-        shown=progress is not False,
-        total=epochs,
-        done=done,
-        note=records.headline,
-        transient=False,
-    ):
-        trainer.epoch(epoch)
-        records.record(epoch)
+        for epoch in watched(
+            range(done, epochs + 1) if done == 0 else range(done + 1, epochs + 1),
+            progress if isinstance(progress, str) else "",
+            shown=progress is not False,
+            total=epochs + 1,
+            done=0 if done == 0 else done + 1,
+            note=records.headline,
+            transient=False,
+        ):
+            if epoch:
+                trainer.epoch(epoch)
+            records.record(epoch)
+            if folder is not None:
+                saving.save(folder, epoch, trainer, records)
+            if callback is not None:
+                callback(epoch, records.histories[records.middle()])
+        trainer.write_()
         if folder is not None:
-            saving.save(folder, epoch, trainer, records)
-    trainer.write_()
+            saving.save(folder, epochs, trainer, records, final=True)
     records.warn()
     return Ensemble(
-        stack.models, list(priors or []), stack.losses, records.histories, records.objective
+        stack.models,
+        list(priors or []),
+        stack.losses,
+        records.histories,
+        records.objective,
+        records.middle(),
     )
 
 

@@ -55,6 +55,8 @@ def minimise(
 
         new_x, new_value, new_gradient = x.clone(), value.clone(), gradient.clone()
         rows = everyone[failed < 2]
+        if not len(rows) and each is None:
+            break  # all have arrived
         for _ in range(_TRIES if len(rows) else 0):
             t = length[rows]
             trial = x[rows] + t[:, None] * direction[rows]

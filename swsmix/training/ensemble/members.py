@@ -24,6 +24,8 @@ class Ensemble:
         losses: their losses, each with its own parameters where it has any.
         histories: their histories; empty if they were not recorded.
         objective: data term + tau * penalty at the end, in nats, one per member (b,).
+        middle: the member whose validation measure (without, whose objective) is the ceil(b / 2)-th
+            best: what one run gives, neither the best nor the worst.
 
     Example:
         >>> from swsmix.training.ensemble import fit_ensemble
@@ -40,6 +42,7 @@ class Ensemble:
     losses: list[Loss] = field(repr=False)
     histories: list[History] = field(repr=False)
     objective: Float[Tensor, " b"]
+    middle: int
 
     def __len__(self) -> int:
         """The number of members."""

@@ -122,6 +122,11 @@ class Records:
             f for f in diagnose(mixture, count, start, 0.0) if f.kind in ("collapsed", "diverged")
         ]
 
+    def middle(self) -> int:
+        """The member whose last measure is the ceil(b / 2)-th best: the fifth of ten."""
+        order = self.last.nan_to_num(torch.inf).argsort(stable=True)
+        return int(order[(len(order) - 1) // 2])
+
     def headline(self) -> str:
         """The last record in one line: mean and standard deviation over members."""
         name = "objective" if self.validation is None else "validation"

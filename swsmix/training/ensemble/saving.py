@@ -1,63 +1,70 @@
-"""Checkpoints of an ensemble: one file, written whole or not at all."""
+"""Checkpoints of an ensemble: a run folder of its middle member, with the state of all beside it.
+
+`load_run`, `swsmix inspect` and the rest read it as any run. `training.pt` holds what the next
+epoch of the whole ensemble depends on.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from swsmix._files import make_folder, replacing
+from swsmix.training import runs
 
 if TYPE_CHECKING:
     from swsmix.training.ensemble.recording import Records
     from swsmix.training.ensemble.trainers import Ensembled
 
-NAME = "ensemble.pt"
-
 
 def begin_(folder: Path, trainer: Ensembled, records: Records, *, resume: bool) -> int:
-    """Continue from the checkpoint in a folder, or claim it: the number of epochs done.
+    """Continue from the newest checkpoint, or claim the folder: the number of epochs done.
 
     Raises:
-        FileExistsError: if it holds an ensemble and `resume` is not set.
-        ValueError: if the file is damaged, or of another ensemble.
+        FileExistsError: if it holds a run and `resume` is not set.
+        ValueError: if a file is damaged, or the run is not of this ensemble.
     """
-    file = folder / NAME
-    make_folder(folder)
-    if not file.is_file():
+    if not (resume and runs.has_checkpoint(folder)):
+        runs.claim(folder)
         return 0
-    if not resume:
-        raise FileExistsError(
-            f"{file} is there already: continue it with resume=True, or choose another folder"
-        )
-    try:
-        state = torch.load(file, weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{file} is damaged, or another kind of file: {error}; delete it and train again"
-        ) from error
+    saved = runs.load_run(folder, resumable=True)
+    file = saved.folder / "training.pt"
+    state = saved.training.get("ensemble")
+    if state is None:
+        raise ValueError(f"{file} is of one network, not of an ensemble: continue it with `fit`")
     try:
         _check_like(state["trainer"], trainer.state_dict(), "")
         trainer.load_state_dict(state["trainer"])
         records.load_state_dict(state["records"])
-        return int(state["epoch"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(
             f"{file} is of another ensemble, or damaged: {why}; continue with the same networks, "
             "priors and optimiser, or train in another folder"
         ) from error
+    return saved.epoch
 
 
-def save(folder: Path, epoch: int, trainer: Ensembled, records: Records) -> None:
-    """Write the checkpoint after an epoch, in the old one's place."""
-    state = {
-        "epoch": epoch, "trainer": trainer.state_dict(), "records": records.state_dict()
-    }  # fmt: skip
-    with replacing(folder / NAME) as temporary:
-        torch.save(state, temporary)
+def save(
+    folder: Path, epoch: int, trainer: Ensembled, records: Records, *, final: bool = False
+) -> None:
+    """Write a checkpoint after an epoch, or the outcome; the modules are set to it."""
+    trainer.write_()
+    middle = records.middle()
+    runs.save_checkpoint(
+        folder,
+        epoch,
+        network=trainer.stack.models[middle],
+        prior=None if trainer.mixtures is None else trainer.mixtures.priors[middle],
+        history=records.histories[middle],
+        training={
+            "ensemble": {
+                "trainer": trainer.state_dict(), "records": records.state_dict(), "middle": middle
+            }
+        },
+        final=final,
+    )  # fmt: skip
 
 
 def _check_like(value: Any, like: Any, field: str) -> None:

@@ -87,8 +87,8 @@ class Ensembled:
             bad = (~good).nonzero()[:, 0].tolist()
             raise FloatingPointError(
                 f"the objective of the members {bad} is no longer finite in epoch {epoch}: lower "
-                "tau or the learning rate, or raise std_count of the hyper-prior; the networks "
-                "are as they were given, the last checkpoint is intact"
+                "tau or the learning rate, or raise std_count of the hyper-prior; the last "
+                "checkpoint is intact"
             )
 
     def state_dict(self) -> dict[str, Any]:
