@@ -91,7 +91,9 @@ class RoundEntry:
         if not isinstance(state, dict) or state.keys() != wanted.keys():
             raise ValueError(f"an entry's state has the fields {sorted(wanted)}")
         losses, entered = state["losses"], state["entered"]
-        numbers = [*losses, state["reference"], state["tolerance"]] if _is(losses, list) else [""]
+        numbers: list[Any] = (
+            [*losses, state["reference"], state["tolerance"]] if _is(losses, list) else [""]
+        )
         rounds = [state["done"], 0 if entered is None else entered]
         if not all(_is(x, int, float) and math.isfinite(x) for x in numbers) or not all(
             _is(x, int) and 0 <= x <= len(losses) for x in rounds
