@@ -20,8 +20,8 @@ weights at the end of training. No method sees a test case, none but weight deca
 - `decay`: weight decay lambda / 2 |w|^2 on all weights but the biases, in nats over the training
   set; lambda of 10^-3, 10^-2.5, ..., 10^2 is the best on a random quarter of the training cases by
   negative log likelihood, trained on the other three quarters; then trained on all. 500 iterations.
-- `map-1`, `map-4`: today's prior with K = 1 and 4 (one mixture for all weights), 25 rounds of 25
-  iterations with an EM step after each.
+- `map-1`, `map-4`: the prior with K = 1 and 4 (one mixture for all weights), 25 rounds of 25
+  iterations with an EM step after each, `Schedule(em_every=1)`: tau = 1 from the first round.
 - `post-1`, `post-4`: the same with `moments="posterior"`, from N(0, 1), and from four components
   with the means 0, 0, -1, 1 and the stds .1, 1, .3, .3: as broad as weights that have spoken.
 - `post-tensor`: the same from N(0, 1) for each tensor.
@@ -53,7 +53,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit
+from swsmix import GaussianMixture, GaussianNoise, MixturePrior, Schedule, fit
 from swsmix.bayes.laplace import curvature, laplace
 from swsmix.problems.data import shift, sunspots
 from swsmix.training.rounds import minimize_
@@ -189,7 +189,7 @@ def trained(name, data, split, rounds, free, moments, k, **options):
     prior = MixturePrior(net, k, **options)
     fit(
         net, loss, data, optimizer="l-bfgs", epochs=rounds, iterations=ITERATIONS, prior=prior,
-        moments=moments, measure_train=False, progress=False,
+        schedule=Schedule(em_every=1), moments=moments, measure_train=False, progress=False,
     )  # fmt: skip
     said = {"std": [[round(s, 5) for s in m.std.tolist()] for m in prior.mixtures.values()]}
     if moments == "posterior":

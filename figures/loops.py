@@ -1,11 +1,13 @@
 """A matrix of hand-written training loops under the plain default: one table.
 
-    python figures/loops.py              the 24 loops, about eight minutes of one core
+    python figures/loops.py              24 loops, two seeds: about ten minutes of one core
+    python figures/loops.py --seeds 0    one seed
     python figures/loops.py --quick      two of them, shorter
     python figures/loops.py --only LSTM  those of a network or a type; other rows stay as they are
     python figures/loops.py --table      only writes the table again, from loops.jsonl
 
-Writes loops.jsonl and loops.md beside this program, or into the folder that `--out` names.
+Writes loops.jsonl, and loops.md below its mark, beside this program or into the folder that
+`--out` names.
 
 Every loop trains a network twice from the same weights on the same batches: plainly, and after
 `MixturePrior(net).attach(optimizer, num_data=n)`, with nothing else said. The plain network's
@@ -32,7 +34,9 @@ from swsmix import MixturePrior
 
 FIGURES = Path(__file__).parent
 STEPS = 1500
+MARK = "<!-- below: written by figures/loops.py -->\n"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KEY = ("network", "type", "optimizer", "seed")
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
     "Adam": lambda p: torch.optim.Adam(p, lr=2e-3),
@@ -190,24 +194,23 @@ def failures(row):
 def table(rows):
     minutes = sum(row["seconds"] for row in rows) / 60.0
     lines = [
-        "# Training loops under the plain default",
-        "",
         f"{len(rows)} loops, written by hand; {sum(not failures(r) for r in rows)} hold all that "
         "is asked: a validation loss at most 10 % above the plain network's, tau at the end at "
         "least .3 of what was allowed, R per weight at least .3 nats below the plain network's. "
         f"Seeds: {sorted({row['seed'] for row in rows})}.",
         "",
-        "| network | type | optimizer | validation loss, plain | with the prior | change | "
+        "| network | type | optimizer | seed | validation loss, plain | with the prior | change | "
         "enters at step | tau / allowed | R per weight, plain | with the prior | fails |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         change = 100.0 * (row["loss"] / row["plain_loss"] - 1.0)
         lines.append(
-            f"| {row['network']} | {row['type']} | {row['optimizer']} | {row['plain_loss']:.4f} "
-            f"| {row['loss']:.4f} | {change:+.1f} % | {row['entered'] or 'never'} of "
-            f"{row['steps']} | {row['tau']:.2g} / {row['allowed']:.2g} | {row['plain_nats']:.2f} "
-            f"| {row['nats']:.2f} | {', '.join(failures(row)) or '-'} |"
+            f"| {row['network']} | {row['type']} | {row['optimizer']} | {row['seed']} "
+            f"| {row['plain_loss']:.4f} | {row['loss']:.4f} | {change:+.1f} % "
+            f"| {row['entered'] or 'never'} of {row['steps']} | {row['tau']:.2g} "
+            f"/ {row['allowed']:.2g} | {row['plain_nats']:.2f} | {row['nats']:.2f} "
+            f"| {', '.join(failures(row)) or '-'} |"
         )
     lines += [
         "",
@@ -217,11 +220,22 @@ def table(rows):
     return "\n".join(lines) + "\n"
 
 
+def in_order(rows):
+    """The rows by network, type, optimiser and seed, as the tables name them."""
+    places = [list(NETS), list(TYPES), list(OPTIMIZERS)]
+
+    def place(key):
+        return *(names.index(name) for names, name in zip(places, key[:3], strict=True)), key[3]
+
+    return [rows[key] for key in sorted(rows, key=place)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FIGURES)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=[*NETS, *TYPES], default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -230,19 +244,23 @@ def main():
     rows = {}
     if file.exists():
         read = [json.loads(line) for line in file.read_text().splitlines()]
-        rows = {(row["network"], row["type"], row["optimizer"]): row for row in read}
+        rows = {tuple(row[name] for name in KEY): row for row in read}
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
         chosen = [loop for loop in loops if set(options.only) <= set(loop)]
         chosen.sort(key=lambda loop: list(OPTIMIZERS).index(loop[2]))
         if options.quick:
             chosen = [("MLP", "float32", "Adam"), ("MLP", "bfloat16", "SGD")]
-        for loop in chosen:
-            rows[loop] = row = measure(*loop, steps=400 if options.quick else STEPS)
+        for seed, loop in itertools.product(options.seeds, chosen):
+            row = measure(*loop, steps=400 if options.quick else STEPS, seed=seed)
+            rows[*loop, seed] = row
             print(*loop, row, flush=True)
-            ordered = [json.dumps(rows[each]) + "\n" for each in loops if each in rows]
-            file.write_text("".join(ordered))
-    (options.out / "loops.md").write_text(table([rows[loop] for loop in loops if loop in rows]))
+            file.write_text("".join(json.dumps(each) + "\n" for each in in_order(rows)))
+    path = options.out / "loops.md"
+    head = "# Training loops under the plain default\n\n"
+    if path.exists() and MARK in path.read_text():
+        head = path.read_text().split(MARK)[0]
+    path.write_text(head + MARK + "\n" + table(in_order(rows)))
 
 
 if __name__ == "__main__":

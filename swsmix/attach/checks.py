@@ -77,8 +77,15 @@ def check_proximal(prior: MixturePrior, optimizers: Sequence[Optimizer]) -> None
             )
 
 
-def check_clock(state: Mapping[str, object], *, scheduled: bool) -> None:
+def check_clock(
+    state: Mapping[str, object], *, scheduled: bool, earlier: str = "Schedule()"
+) -> None:
     """Check that a saved clock is one of this kind.
+
+    Args:
+        state: the saved clock.
+        scheduled: whether this one has a schedule.
+        earlier: what earlier versions took when none was given.
 
     Raises:
         ValueError: if the one has a schedule, and the other lets the data decide.
@@ -86,6 +93,6 @@ def check_clock(state: Mapping[str, object], *, scheduled: bool) -> None:
     if ("entry" in state) == scheduled:
         saved, here = ("no ", "a ") if scheduled else ("a ", "no ")
         raise ValueError(
-            f"the saved clock had {saved}schedule, this one has {here}schedule: attach "
-            "with the same (`Schedule()` is what earlier versions took when none was given)"
+            f"the saved clock had {saved}schedule, this one has {here}schedule: continue "
+            f"with the same (`{earlier}` is what earlier versions took when none was given)"
         )

@@ -42,6 +42,23 @@ ERRORS = 3.0  # standard errors that count as a fall or a rise
 _SAMPLE = 1 << 16  # weights of a tensor that are followed
 
 
+def ceiling(asked: float, *, num_weights: float, num_data: int) -> float:
+    """The strongest that a prior becomes by itself.
+
+    Args:
+        asked: the tau that was asked for, which is never exceeded.
+        num_weights: N, each weight counted with the tau of its group.
+        num_data: the number of training examples; at 1 (a loss that is a sum) they are not known,
+            and what is asked for is allowed.
+
+    Example:
+        >>> round(ceiling(1.0, num_weights=1000.0, num_data=500), 4)
+        0.0015
+    """
+    known = num_data > 1 and num_weights > 0
+    return min(asked, PRICE * num_data / num_weights) if known else asked
+
+
 @dataclass
 class _Mean:
     """The mean of a series, and its standard error, to which a trend adds little."""
@@ -101,8 +118,7 @@ class Entry:
     """
 
     def __init__(self, asked: float, *, num_weights: float, num_data: int) -> None:
-        known = num_data > 1 and num_weights > 0
-        self.allowed = min(asked, PRICE * num_data / num_weights) if known else asked
+        self.allowed = ceiling(asked, num_weights=num_weights, num_data=num_data)
         self._state = _Progress()
         self._losses, self._now = _Mean(), _Mean()
         # Since the last record: of g_t . (w_t - w_s) their number, sum and sum of squares; this

@@ -185,7 +185,7 @@ def compress_(
         loss: `loss(model(x), y)`, the mean negative log likelihood of a batch.
         data: the training data, as for `fit`: two tensors, or a sized iterable of batches.
         target: how much the validation loss or measure may rise, or how large the file may be;
-            then the strength is found, see `Target`. This takes up to 3.5 times as long.
+            then the strength is found, see `Target`. This takes up to 4 times as long.
         recipe: how hard and how long; `Recipe()` by default. With a target, `sparsify_tau` is
             only where the search begins, and the default is longer where an epoch has few steps.
         include: patterns of the parameters to compress; by default every trainable

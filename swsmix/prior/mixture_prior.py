@@ -398,18 +398,21 @@ class MixturePrior(nn.Module):
         if schedule is None:
             given: dict[str, Any] = {"tau": tau, "em_every": em_every}
             schedule = Schedule(em_start=0, **{k: v for k, v in given.items() if v is not None})
-            size = math.fsum(
-                self.tau[group] * p.numel()
-                for group in self.selection.groups
-                for p in self.parameters_of(group).values()
-            )
-            entry = Entry(schedule.tau, num_weights=size, num_data=num_data)
+            entry = Entry(schedule.tau, num_weights=self._weighted_size(), num_data=num_data)
         several = optimizer.values() if isinstance(optimizer, Mapping) else optimizer
         optimizers = list(several) if isinstance(several, Iterable) else [optimizer]
         return Attachment(
             self, optimizers, num_data=num_data, schedule=schedule, update=update,
             moments=moments, batch_size=batch_size, entry=entry,
         )  # fmt: skip
+
+    def _weighted_size(self) -> float:
+        """N, each weight counted with the tau of its group."""
+        return math.fsum(
+            self.tau[group] * p.numel()
+            for group in self.selection.groups
+            for p in self.parameters_of(group).values()
+        )
 
     # -- what it says -------------------------------------------------------------------------
 

@@ -77,8 +77,10 @@ def fit(
         epochs: the number of epochs or rounds in all, those before a resume included.
         prior: the mixture prior; None trains without one.
         schedule: tau, warm-up, EM, annealing. By default the prior enters when the loss has
-            fallen, see `MixturePrior.attach`; in the full-batch methods it acts at tau = 1 from
-            the first round on, with an EM step after each.
+            fallen, and tau rises to what N and `num_data` allow, see `MixturePrior.attach`, and
+            `swsmix.training.entering` for the full-batch methods, which make an EM step after
+            every round. There `Schedule(em_every=1)` is tau = 1 from the first round on; it is
+            the default with moments="posterior".
         update: how the prior moves the weights, see `MixturePrior.attach`; the full-batch methods
             always follow the gradient.
         moments: what EM is over, the `"maximum"` of the posterior or the `"posterior"` of each

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from swsmix.attach import MOMENTS, MomentsOf, advance_
+from swsmix.attach.checks import check_clock
+from swsmix.attach.entry import ceiling
 from swsmix.diagnosis import Watch
 from swsmix.em.variational import Variance
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
+from swsmix.training.entering import RoundEntry
 from swsmix.training.evaluation import Data, Loss, is_pair
 
 FullBatch = Literal["l-bfgs", "cg"]
@@ -37,7 +40,9 @@ class RoundTrainer:
         method: `"l-bfgs"` or `"cg"`.
         num_data: the number of training examples.
         prior: part of the objective, if any.
-        schedule: of the prior, its clock counts rounds; an EM step in every round by default.
+        schedule: of the prior, its clock counts rounds. By default an EM step in every round, and
+            the prior enters by itself, see `swsmix.training.entering`; with moments="posterior"
+            it acts at tau = 1 from the first round, which is what its variances are of.
         iterations: how many at most in one round.
         moments: what EM is over: the `"maximum"` of the posterior, or the `"posterior"`, by the
             Laplace approximation of `swsmix.bayes.laplace`. The rounds then minimise the expected
@@ -76,6 +81,10 @@ class RoundTrainer:
         self.model, self.loss, self.data, self.prior = model, loss, data, prior
         self.method, self.iterations, self.num_data = method, iterations, num_data
         self.schedule = schedule or Schedule(em_every=1)
+        self.entry: RoundEntry | None = None
+        if schedule is None and prior is not None and moments == "maximum":
+            size, asked = prior._weighted_size(), self.schedule.tau
+            self.entry = RoundEntry(ceiling(asked, num_weights=size, num_data=num_data))
         self.steps = 0
         self.diagnosis = None if prior is None else Watch(prior)
 
@@ -92,7 +101,7 @@ class RoundTrainer:
     @property
     def tau(self) -> float:
         """The strength of the prior in the next round."""
-        return self.schedule.tau_at(self.steps)
+        return self.schedule.tau_at(self.steps) if self.entry is None else self.entry.tau
 
     def epoch(self, number: int) -> None:
         """One round, then what the schedule asks of the mixtures.
@@ -104,6 +113,8 @@ class RoundTrainer:
         moving = self._moving()
         x, y = (part.to(moving[0].device) for part in self.data)
         tau = self.tau
+        if self.entry is not None and not self.entry.begun:
+            self._show_loss(x, y)
 
         def objective() -> Tensor:
             total = self.num_data * self.loss(self.model(x), y)
@@ -120,10 +131,18 @@ class RoundTrainer:
                 "std_count of the hyper-prior; the last checkpoint is intact"
             )
         self.steps += 1
+        if self.entry is not None:
+            self._show_loss(x, y)
         if self.prior is not None and self.diagnosis is not None:
             em_step_ = self._posterior_em_step_ if self.moments == "posterior" else None
             advance_(self.prior, self.schedule, self.steps, em_step_)
             self.diagnosis.look(self.schedule, self.steps)
+
+    @torch.no_grad()
+    def _show_loss(self, x: Tensor, y: Tensor) -> None:
+        """Show the data loss to the entry."""
+        assert self.entry is not None
+        self.entry.see(float(self.loss(self.model(x), y)))
 
     def _posterior_em_step_(self, rate: float) -> None:
         """EM steps over the posterior while the network stands still, then one of the loss."""
@@ -153,13 +172,22 @@ class RoundTrainer:
         """Nothing: a round has no learning rate."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of rounds, and the weights' variances."""
-        known = {} if self.variance is None else {"variance": dict(self.variance)}
-        return {"steps": self.steps, **known}
+        """The number of rounds, the weights' variances, and where the entry stands."""
+        state: dict[str, Any] = {"steps": self.steps}
+        if self.variance is not None:
+            state["variance"] = dict(self.variance)
+        return state if self.entry is None else {**state, "entry": self.entry.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: if the one has a schedule, and the other lets the data decide.
+        """
+        check_clock(state, scheduled=self.entry is None, earlier="Schedule(em_every=1)")
         self.steps, self.variance = state["steps"], state.get("variance")
+        if self.entry is not None:
+            self.entry.load_state_dict(state["entry"])
 
     def close(self) -> None:
         """Nothing: there is no optimiser to let go of."""

@@ -8,11 +8,12 @@ import torch
 from linear_regression import NOISE, log_evidence, posterior, regression
 from torch import nn
 
-from swsmix import GaussianMixture, GaussianNoise, MixturePrior, fit
+from swsmix import GaussianMixture, GaussianNoise, MixturePrior, Schedule, fit
 from swsmix.bayes.laplace import curvature, expected_loss, laplace
 from swsmix.diagnosis import PriorWarning
 
 DOUBLE = torch.float64
+AT_1 = Schedule(em_every=1)  # tau = 1 from the first round; by itself the prior enters later
 
 
 def gaussian(prediction, target):
@@ -160,7 +161,7 @@ def trained(moments, epochs=8, **options):
     prior = MixturePrior(net, initial=GaussianMixture([1.0], [0.0], [1.0]).double())
     fit(
         net, nn.BCEWithLogitsLoss(), train, optimizer="l-bfgs", epochs=epochs, iterations=25,
-        prior=prior, moments=moments, progress=False, **options,
+        prior=prior, moments=moments, schedule=AT_1, progress=False, **options,
     )  # fmt: skip
     wrong = ((net(test[0]) > 0) != (test[1] > 0.5)).double().mean().item()
     return wrong, prior.mixtures["all"].std.item(), net, prior
@@ -197,7 +198,7 @@ def test_noise_moves_with_em_alone_and_stays_that_of_the_data():
         prior.mixtures["all"].pinned_std[:] = True
         fit(
             net, loss, (x, y[:, None]), optimizer="l-bfgs", epochs=8, iterations=25, prior=prior,
-            moments=moments, progress=False,
+            moments=moments, schedule=AT_1, progress=False,
         )  # fmt: skip
         stds[moments] = loss.std
     assert stds["posterior"] > 1.2 * stds["maximum"]  # the maximum takes its fit for precision

@@ -54,7 +54,10 @@ def lbfgs():
         net, 3, method="quantiles", groups="tensor", include="0.weight", hyper=HyperPrior(std=0.05)
     )
     loss = GaussianNoise(0.5).double()
-    return net, prior, {"loss": loss, "data": (x, y), "optimizer": "l-bfgs", "iterations": 6}
+    return net, prior, {
+        "loss": loss, "data": (x, y), "optimizer": "l-bfgs", "iterations": 6,
+        "schedule": Schedule(em_every=1),
+    }  # fmt: skip
 
 
 RUNS = {"adam": adam, "lbfgs": lbfgs}

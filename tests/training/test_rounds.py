@@ -1,6 +1,7 @@
 """Full-batch minimisers find minima, and change nothing when they fail; rounds of them."""
 
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swsmix import GaussianNoise, HyperPrior, MixturePrior, Schedule, fit
+from swsmix import GaussianMixture, GaussianNoise, HyperPrior, MixturePrior, Schedule, fit
+from swsmix.attach.entry import PRICE
+from swsmix.diagnosis import PriorWarning
+from swsmix.training.entering import RoundEntry
 from swsmix.training.rounds import METHODS, minimize_
 
 METHOD = pytest.mark.parametrize("method", METHODS)
@@ -103,7 +107,7 @@ def test_full_batch_training_ends_where_data_and_prior_balance():
     loss = GaussianNoise(0.3).double()
     prior = MixturePrior(net, 2, hyper=HyperPrior(std=0.1))
     options = {"optimizer": "l-bfgs", "iterations": 50, "epochs": 60, "progress": False}
-    fit(net, loss, (x, y), prior=prior, **options)
+    fit(net, loss, (x, y), prior=prior, schedule=Schedule(em_every=1), **options)
     objective = len(x) * loss(net(x), y) + prior.penalty()
     gradient = torch.autograd.grad(objective, [*net.parameters(), *loss.parameters()])
     (pull,) = torch.autograd.grad(prior.penalty(), net.weight)
@@ -148,3 +152,160 @@ def test_in_mode_gradient_rounds_move_the_mixture_from_the_end_of_its_burn_in_on
         callback=lambda *_: means.append(mixture.mean.detach().clone()))  # fmt: skip
     moved = [not torch.equal(a, b) for a, b in pairwise(means)]
     assert moved == [False, False, True, True]
+
+
+# -- where no schedule says when the prior enters ----------------------------------------------
+
+
+def separable(seed=0):
+    """Two classes in 20 inputs, of which three count: 60 cases, and 500 others."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(560, 20, generator=draw).double()
+    y = (x[:, :3].sum(1, keepdim=True) > 0).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(20, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    return net, (x[:60], y[:60]), (x[60:], y[60:])
+
+
+def taus(entry, losses):
+    found = []
+    for loss in losses:
+        entry.see(loss)
+        found.append(entry.tau)
+    return found
+
+
+def test_the_prior_waits_while_rounds_lower_the_loss_by_more_than_a_tenth_of_its_fall():
+    entry = RoundEntry(0.5)
+    assert taus(entry, [10.0, 5.0, 4.0, 3.0, 2.2]) == [0.0] * 5
+    assert taus(entry, [1.9]) == [0.1]  # the fifth round: a tenth of 8.1 is more than .3
+    assert taus(entry, [1.9] * 6) == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
+
+
+@given(
+    st.floats(0.0, 3.0),
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40),
+)
+def test_tau_is_never_above_what_is_allowed_and_moves_by_one_step_of_the_ramp(allowed, losses):
+    entry = RoundEntry(allowed)
+    found = taus(entry, losses)
+    assert all(0.0 <= tau <= allowed for tau in found) and found[:2] == [0.0, 0.0][: len(found)]
+    entered = entry.state_dict()["entered"]
+    if entered is not None:
+        step = allowed / entered
+        assert all(abs(b - a) <= step * (1 + 1e-9) for a, b in pairwise(found))
+
+
+def test_a_loss_that_falls_steadily_holds_the_prior_off_for_ten_rounds():
+    assert taus(RoundEntry(1.0), [20.0 - t for t in range(11)]) == [0.0] * 10 + [0.1]
+
+
+def test_where_training_is_over_the_prior_enters_after_two_rounds():
+    assert taus(RoundEntry(1.0), [0.3, 0.3, 0.3, 0.3]) == [0.0, 0.0, 0.5, 1.0]
+
+
+def test_tau_goes_back_while_the_loss_is_above_its_level_at_the_entry_and_returns():
+    entry = RoundEntry(1.0)
+    assert taus(entry, [2.0, 1.0, 1.0, 1.0])[-1] == 1.0  # enters at 1, after a fall of 1
+    assert taus(entry, [1.09]) == [1.0]
+    assert taus(entry, [1.11, 1.11, 1.11]) == [0.5, 0.0, 0.0]
+    assert taus(entry, [1.05, 1.05, 1.05]) == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("method", "k"), [("l-bfgs", 1), ("l-bfgs", 4), ("cg", 1)])
+def test_what_collapses_at_tau_1_does_not_without_a_schedule(method, k):
+    ends = {}
+    for name, schedule in {"tau = 1": Schedule(em_every=1), "by itself": None}.items():
+        net, train, test = separable()
+        prior = MixturePrior(net, k)
+        options = {"optimizer": method, "epochs": 15, "iterations": 25, "progress": False}
+        loss = nn.BCEWithLogitsLoss()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PriorWarning)
+            history = fit(net, loss, train, prior=prior, schedule=schedule, **options)
+        wrong = ((net(test[0]) > 0) != (test[1] > 0.5)).double().mean().item()
+        ends[name] = wrong, history.scalars["tau"]
+    assert ends["tau = 1"][0] > 0.4 and ends["tau = 1"][1] == [1.0] * 16
+    assert ends["by itself"][0] < 0.3
+    size = sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    assert ends["by itself"][1][:3] == [0.0] * 2 + ends["by itself"][1][2:3]
+    assert ends["by itself"][1][-1] == max(ends["by itself"][1])
+    assert max(ends["by itself"][1]) == pytest.approx(PRICE * 60 / size)
+
+
+def test_while_it_waits_the_weights_are_those_without_a_prior():
+    nets = []
+    for prior in (False, True):
+        net, train, _ = separable()
+        mixture = MixturePrior(net, 3) if prior else None
+        fit(net, nn.BCEWithLogitsLoss(), train, optimizer="l-bfgs", epochs=2, iterations=3,
+            prior=mixture, progress=False)  # fmt: skip
+        nets.append(net)
+    for a, b in zip(*(n.parameters() for n in nets), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_posterior_has_tau_1_from_the_first_round():
+    net, train, _ = separable()
+    prior = MixturePrior(net, initial=GaussianMixture([1.0], [0.0], [1.0]).double())
+    history = fit(net, nn.BCEWithLogitsLoss(), train, optimizer="l-bfgs", epochs=2, iterations=5,
+                  prior=prior, moments="posterior", progress=False)  # fmt: skip
+    assert history.scalars["tau"] == [1.0] * 3
+
+
+@METHOD
+@pytest.mark.parametrize("mode", ["em", "gradient"])
+@pytest.mark.parametrize("pause", [1, 3, 6])
+def test_an_entry_is_resumed_bit_for_bit(method, mode, pause, tmp_path):
+    def go(epochs, path, resume=False):
+        net, train, _ = separable()
+        prior = MixturePrior(net, 3, mode=mode)
+        history = fit(
+            net, nn.BCEWithLogitsLoss(), train, optimizer=method, epochs=epochs, iterations=8,
+            prior=prior, run=path, resume=resume, progress=False,
+        )  # fmt: skip
+        return [*net.parameters(), *prior.state_dict().values()], history.scalars["tau"]
+
+    whole, taus_of_whole = go(9, tmp_path / "whole")
+    go(pause, tmp_path / "paused")
+    resumed, taus_of_resumed = go(9, tmp_path / "paused", resume=True)
+    assert taus_of_whole == taus_of_resumed and taus_of_whole[-1] > 0.0
+    for a, b in zip(whole, resumed, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # no EM step: nan
+
+
+def test_rounds_are_not_resumed_under_another_rule(tmp_path):
+    def go(path, schedule, resume):
+        net, train, _ = separable()
+        fit(net, nn.BCEWithLogitsLoss(), train, optimizer="cg", epochs=1 + resume, iterations=2,
+            prior=MixturePrior(net, 2), schedule=schedule, run=path, resume=resume,
+            progress=False)  # fmt: skip
+
+    one = Schedule(em_every=1)
+    go(tmp_path / "a", one, False)
+    with pytest.raises(ValueError, match=r"had a schedule.*no schedule.*Schedule\(em_every=1\)"):
+        go(tmp_path / "a", None, True)
+    go(tmp_path / "b", None, False)
+    with pytest.raises(ValueError, match="had no schedule, this one has a schedule"):
+        go(tmp_path / "b", one, True)
+    go(tmp_path / "a", one, True)
+    go(tmp_path / "b", None, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"losses": "high"}, {"losses": [1.0, math.nan]}, {"losses": [1.0, [2.0]]}, {"entered": 7},
+        {"entered": -1}, {"done": 1.5}, {"reference": None}, {"tolerance": math.inf}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_state_that_no_entry_of_rounds_has_saved_is_refused(change):
+    entry = RoundEntry(0.5)
+    for loss in (2.0, 1.0, 0.99):
+        entry.see(loss)
+    state = entry.state_dict()
+    entry.load_state_dict(state)
+    with pytest.raises(ValueError, match="an entry's state"):
+        entry.load_state_dict({**state, **change})
+    assert entry.state_dict() == state
