@@ -168,6 +168,32 @@ def test_under_adam_each_member_is_that_of_fit(mode, update, dtype):
     assert len(ensemble.histories[0]) == 5
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "l-bfgs"])
+def test_without_a_schedule_each_prior_enters_when_its_own_loss_has_fallen(optimizer):
+    nets, priors = made()
+    x, y = cases()
+    data = [(x, y), (x, 0.01 * y), (x, y), (x, 3.0 * y)]
+    ensemble = fit_ensemble(
+        nets, nn.functional.mse_loss, data, optimizer=optimizer, epochs=200, priors=priors,
+        lr=0.02, batch_size=10, iterations=5, seed=1, progress=False,
+    )  # fmt: skip
+    taus = torch.tensor([h.scalars["tau"] for h in ensemble.histories])
+    entered = [(tau > 0).nonzero()[0].item() for tau in taus if (tau > 0).any()]
+    assert len(entered) > 1 and min(entered) > 1
+    ceilings = [0.003 * 40 / sum(p.numel() for p in (n[0].weight, n[2].weight)) for n in nets]
+    assert (taus.amax(1) <= torch.tensor(ceilings) * (1 + 1e-6)).all()
+    if optimizer == "adam":  # the steps are those of `fit`
+        own = net(3)
+        prior = MixturePrior(
+            own, 3, groups="tensor", method="spread", hyper=HyperPrior(std=0.35, std_count=2.0)
+        )
+        alone = fit(
+            own, nn.functional.mse_loss, data[3], epochs=200, prior=prior,
+            optimizer=torch.optim.Adam(own.parameters(), 0.02), batch_size=10, seed=1, progress=False,
+        )  # fmt: skip
+        assert alone.scalars["tau"] == pytest.approx(ensemble.histories[3].scalars["tau"])
+
+
 @pytest.mark.parametrize("mode", ["em", "gradient"])
 def test_rounds_of_all_are_rounds_of_each_alone(mode):
     """Members do not see each other: with and without neighbours they end at the same place."""

@@ -70,8 +70,8 @@ def fit_ensemble(
         optimizer: `"l-bfgs"` or `"adam"`.
         priors: one per network, of the same groups, K and mode; None trains without. Weight decay
             is a prior of one pinned component.
-        schedule: tau, EM and annealing, one for all or one per member; by default tau = 1 from the
-            first step on, and EM after each round, or every 100 steps of Adam.
+        schedule: tau, EM and annealing, one for all or one per member. By default each member's
+            prior enters by itself when its loss has fallen, as in `fit`.
         update: how the prior moves the weights under Adam, see `MixturePrior.attach`; the proximal
             step by default, in mode "em".
         weights: how much each case counts for each member; 1 by default. Folds of the data are
@@ -119,9 +119,7 @@ def fit_ensemble(
     own = torch.float64 if first is None or optimizer == "l-bfgs" else first.dtype
     stack = Stack(models, loss, data, weights=weights, dtype=own)
     mixtures = None if priors is None else Mixtures(priors, stack)
-    if schedule is None:
-        schedule = Schedule(em_every=1) if optimizer == "l-bfgs" else Schedule()
-    schedules = _per_member(schedule, len(models))
+    schedules = None if schedule is None else _per_member(schedule, len(models))
     trainer: RoundsOfAll | BatchesOfAll
     if optimizer == "l-bfgs":
         if update is not None:

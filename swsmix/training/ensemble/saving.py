@@ -68,12 +68,12 @@ def save(
 
 
 def _check_like(value: Any, like: Any, field: str) -> None:
-    """Check names, shapes, and that numbers are finite; of the optimiser's state nothing."""
+    """Check names, shapes, and that numbers are finite."""
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"`{field or 'trainer'}` has other parts")
         for name, part in like.items():
-            if name != "optimizer":
+            if name not in ("optimizer", "entries"):  # these check themselves
                 _check_like(value[name], part, f"{field}.{name}".removeprefix("."))
     elif isinstance(like, Tensor):
         if not isinstance(value, Tensor) or value.shape != like.shape:

@@ -11,19 +11,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix.attach import Update, proximal
+from swsmix.attach.entry import Entry, ceiling
 from swsmix.schedule import Schedule
 from swsmix.training.ensemble.lbfgs import minimise
 from swsmix.training.ensemble.mixtures import Mixtures
 from swsmix.training.ensemble.stacking import Stack
+from swsmix.training.entering import RoundEntry
 
 
 class Ensembled:
     """What both ways of training share: theta, the mixtures and the clock."""
 
+    default = Schedule()
+
+    def new_entry(self, num_weights: float, num_data: int) -> Any:
+        """What decides tau of one member, where there is no schedule."""
+        raise NotImplementedError
+
     def __init__(
-        self, stack: Stack, mixtures: Mixtures | None, schedules: Sequence[Schedule]
+        self, stack: Stack, mixtures: Mixtures | None, schedules: Sequence[Schedule] | None
     ) -> None:
-        self.stack, self.mixtures, self.schedules = stack, mixtures, list(schedules)
+        self.stack, self.mixtures = stack, mixtures
+        self.schedules = list(schedules or [self.default] * len(stack.models))
+        self.entries: list[Any] = []
+        if schedules is None and mixtures is not None:  # the prior enters by itself, as in `fit`
+            sizes = [prior._weighted_size() for prior in mixtures.priors]
+            cases = map(round, stack.num_data().tolist())
+            self.entries = [self.new_entry(*each) for each in zip(sizes, cases, strict=True)]
         self.theta = stack.theta()
         self.phi = self.theta[:, :0] if mixtures is None else mixtures.phi()
         self.num_data = stack.num_data()
@@ -36,7 +50,15 @@ class Ensembled:
 
     def tau(self) -> Float[Tensor, " b"]:
         """The strength at which each member's prior acts in the next step."""
+        if self.entries:
+            return self.theta.new_tensor([entry.tau for entry in self.entries])
         return self.theta.new_tensor([s.tau_at(self.steps) for s in self.schedules])
+
+    def show_losses(self) -> None:
+        """Show every member's data loss to its entry, if the prior enters rounds by itself."""
+        losses = (self.stack.value(self.theta) / self.num_data).tolist() if self.entries else []
+        for entry, loss in zip(self.entries, losses, strict=True):
+            entry.see(loss)
 
     def objective(
         self, theta: Tensor, phi: Tensor, rows: Tensor, tau: Tensor, batch: Tensor | None = None
@@ -96,6 +118,8 @@ class Ensembled:
         state: dict[str, Any] = {"theta": self.theta, "phi": self.phi, "steps": self.steps}
         if self.mixtures is not None:
             state["mixtures"] = self.mixtures.state_dict()
+        if self.entries:
+            state["entries"] = {str(i): e.state_dict() for i, e in enumerate(self.entries)}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,16 +129,25 @@ class Ensembled:
         self.steps = int(state["steps"])
         if self.mixtures is not None:
             self.mixtures.load_state_dict(state["mixtures"])
+        for i, entry in enumerate(self.entries):
+            entry.load_state_dict(state["entries"][str(i)])
 
 
 class RoundsOfAll(Ensembled):
     """An epoch is one round of L-BFGS on all cases."""
 
+    default = Schedule(em_every=1)
+
+    def new_entry(self, num_weights: float, num_data: int) -> RoundEntry:
+        """As for rounds in `fit`."""
+        asked = self.default.tau
+        return RoundEntry(ceiling(asked, num_weights=num_weights, num_data=num_data))
+
     def __init__(
         self,
         stack: Stack,
         mixtures: Mixtures | None,
-        schedules: Sequence[Schedule],
+        schedules: Sequence[Schedule] | None,
         iterations: int,
     ) -> None:
         super().__init__(stack, mixtures, schedules)
@@ -122,6 +155,8 @@ class RoundsOfAll(Ensembled):
 
     def epoch(self, number: int) -> None:
         """One round."""
+        if self.steps == 0:
+            self.show_losses()
         tau, p = self.tau(), self.theta.shape[1]
         held = [not s.mixture_moves_at(self.steps) for s in self.schedules]
         still = torch.tensor(held, device=self.theta.device)
@@ -136,17 +171,24 @@ class RoundsOfAll(Ensembled):
         both, value = minimise(objective, torch.cat([self.theta, self.phi], 1), self.iterations)
         self.check_finite(value, number)
         self.theta, self.phi = both[:, :p].clone(), both[:, p:].clone()
+        self.show_losses()
         self.advance_()
 
 
 class BatchesOfAll(Ensembled):
     """An epoch is one pass of Adam over batches that all members share."""
 
+    default = Schedule(em_start=0)
+
+    def new_entry(self, num_weights: float, num_data: int) -> Entry:
+        """As for batches in `fit`."""
+        return Entry(self.default.tau, num_weights=num_weights, num_data=num_data)
+
     def __init__(
         self,
         stack: Stack,
         mixtures: Mixtures | None,
-        schedules: Sequence[Schedule],
+        schedules: Sequence[Schedule] | None,
         lr: float,
         batch_size: int,
         update: Update | None,
@@ -183,6 +225,9 @@ class BatchesOfAll(Ensembled):
         gradient = gradient / torch.as_tensor(count, dtype=theta.dtype).reshape(-1, 1)
         self.check_finite(value, number)
         strength = self.tau() / self.num_data
+        losses = (value / torch.as_tensor(count, dtype=theta.dtype)).tolist()
+        for entry, loss in zip(self.entries, losses if self.entries else [], strict=True):
+            entry.observe(loss)
         acts = self.mixtures is not None and bool((strength > 0).any())
         # As in `fit`: Adam counts no step of mixtures that are held.
         self.theta.grad, self.phi.grad = gradient, None
@@ -204,6 +249,8 @@ class BatchesOfAll(Ensembled):
             self.mixtures.proximal_(theta, before, step, strength)
         if self.mixtures is not None and self.mixtures.mode == "gradient":
             self.mixtures.take_(self.phi.data)
+        for entry in self.entries:
+            entry.tick()
         self.advance_()
 
     def advance_(self) -> None:
