@@ -40,9 +40,11 @@ def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
                   "bits per weight", "clusters (components", "clusters.png"):  # fmt: skip
         assert words in printed
     results = json.loads((out / "results.json").read_text())
-    assert results["measure"] == "arv (1535)" and len(results["rows"]) == 3
-    for row in results["rows"].values():
-        assert all(0.0 < row[part] < 10.0 for part in ("train", "validation", "test"))
+    assert results["measure"] == "arv (1535)" and len(results["rows"]) == 5
+    assert "mean ± sd over 10 seeds" in printed and "ensemble" in printed
+    for rows in (results["rows"], results["spread"]):
+        for row in rows.values():
+            assert all(0.0 < row[part] < 10.0 for part in ("train", "validation", "test"))
     for picture in ("clusters", "collapse", "trajectories", "before-after", "hinton"):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert load_run(out).epoch == 3 and load_run(out).config["data"] == "sunspots"
@@ -51,7 +53,7 @@ def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
 def test_the_network_that_was_saved_is_the_one_that_was_measured(tmp_path):
     from swsmix.problems import data, nets
 
-    run(*QUICK, "--out", tmp_path / "run")
+    run(*QUICK, "--seeds", 1, "--out", tmp_path / "run")
     net = nets.sunspot_net()
     net.load_state_dict(load_run(tmp_path / "run").network)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -12,10 +12,12 @@ import torch
 from swsmix import load_run
 from swsmix.cli.train_settings import check_config
 from swsmix.problems import experiments
+from swsmix.problems.seeds import train_seeds
 from swsmix.training import runs
 
 CLI = importlib.import_module("swsmix.cli.train")
 OPTIONS = ["train", "--no-baseline", "--quiet"]
+SEEDS = pytest.mark.parametrize("seeds", [1, 10])
 
 
 def started(path, *options, lines=""):
@@ -37,7 +39,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-def trained(epochs, **options):
+def trained(epochs, seeds=10, **options):
     """What the command trains, in this process."""
     threads = torch.get_num_threads()
     settings = {
@@ -45,16 +47,20 @@ def trained(epochs, **options):
         "epochs": epochs, "seed": 0, "device": "cpu", "dtype": "float32",
     }  # fmt: skip
     try:
-        return experiments.train(
-            CLI._problem(settings), seed=0, mode="em", progress=False, baseline=False, **options
-        )
+        problem, shared = CLI._problem(settings), {"progress": False, "baseline": False}
+        if seeds > 1:
+            return train_seeds(problem, range(seeds), **shared, **options)
+        return experiments.train(problem, **shared, **options)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_signals_leave_checkpoints_that_go_on_bit_for_bit(tmp_path):
-    path = tmp_path / "run"
-    for number, code, options in ((signal.SIGTERM, 143, ()), (signal.SIGINT, 130, ("--resume",))):
+@SEEDS
+def test_signals_leave_checkpoints_that_go_on_bit_for_bit(seeds, tmp_path):
+    path, first = tmp_path / "run", ("--seeds", str(seeds))
+    for number, code, options in (
+        (signal.SIGTERM, 143, first), (signal.SIGINT, 130, ("--resume",))
+    ):  # fmt: skip
         process = started(path, *options)
         with pytest.raises(BlockingIOError, match=f"^process {process.pid} on .* wait until"):
             runs.new_run(path, force=True).__enter__()
@@ -67,8 +73,8 @@ def test_signals_leave_checkpoints_that_go_on_bit_for_bit(tmp_path):
         assert names - {f"checkpoint-{done - 1:06d}"} == {
             ".swsmix-run", "config.toml", f"checkpoint-{done:06d}",
         }  # fmt: skip
-    halves = trained(done + 1, run=str(path), resume=True)
-    whole = trained(done + 1)
+    halves = trained(done + 1, seeds, run=str(path), resume=True)
+    whole = trained(done + 1, seeds)
     for one, other in ((halves.net, whole.net), (halves.prior, whole.prior)):
         for key, value in one.state_dict().items():
             assert torch.equal(value.nan_to_num(), other.state_dict()[key].nan_to_num()), key

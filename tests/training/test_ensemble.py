@@ -189,7 +189,8 @@ def test_without_a_schedule_each_prior_enters_when_its_own_loss_has_fallen(optim
         )
         alone = fit(
             own, nn.functional.mse_loss, data[3], epochs=200, prior=prior,
-            optimizer=torch.optim.Adam(own.parameters(), 0.02), batch_size=10, seed=1, progress=False,
+            optimizer=torch.optim.Adam(own.parameters(), 0.02), batch_size=10, seed=1,
+            progress=False,
         )  # fmt: skip
         assert alone.scalars["tau"] == pytest.approx(ensemble.histories[3].scalars["tau"])
 
