@@ -128,7 +128,8 @@ def test_a_bound_that_is_not_met_is_tried_ever_more_gently_and_the_nearest_is_na
     net.load_state_dict(error.value.state)
     assert near.value == pytest.approx(score(net, nn.functional.mse_loss, exact[1]), rel=1e-5)
     snapped = {s.phase: s.value for s in near.path if not s.phase.startswith("sparsify")}
-    assert list(snapped) == ["snap", "snap-2", "snap-3", "snap-given"]
+    trials = [f"{kind}{trial}" for trial in ("", "-2", "-3") for kind in ("snap", "snap-finely")]
+    assert list(snapped) == [*trials, "snap-given"]
     assert near.value == snapped["snap-given"] == min(snapped.values()) > 0.0
     taus = {s.phase: s.multiplier for s in reversed(near.path)}  # of the first epoch
     assert taus["sparsify"] > taus["sparsify-2"] > taus["sparsify-3"] > taus["snap-given"] == 0.0
