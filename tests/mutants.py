@@ -67,6 +67,12 @@ TESTS = {
         *("tests/inspection/test_checkpoints.py", "tests/inspection/test_folders.py"),
     ],
 }
+_ENSEMBLE = "lbfgs members mixtures recording saving stacking trainers"
+TESTS |= {
+    f"training/ensemble/{name}.py": ["tests/training/test_ensemble.py"]
+    for name in _ENSEMBLE.split()
+}
+TESTS |= {"tables/batch.py": ["tests/em/test_batches.py"]}
 _TABLES = "bits cell_histogram cells exact grid lookup numba_loops passes penalty regions taylor"
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (
