@@ -130,15 +130,16 @@ def fit_ensemble(
     records = Records(trainer, validation, measure, keep=record)
     folder = None if run is None else Path(run)
     with nullcontext() if folder is None else runs.held_run(folder, resume=resume):
-        done = 0 if folder is None else saving.begin_(folder, trainer, records, resume=resume)
+        # -1: not even the start is recorded.
+        done = -1 if folder is None else saving.begin_(folder, trainer, records, resume=resume)
         if done > epochs:
             raise ValueError(f"the run has done {done} epochs already; got epochs={epochs}")
         for epoch in watched(
-            range(done, epochs + 1) if done == 0 else range(done + 1, epochs + 1),
+            range(done + 1, epochs + 1),
             progress if isinstance(progress, str) else "",
             shown=progress is not False,
             total=epochs + 1,
-            done=0 if done == 0 else done + 1,
+            done=done + 1,
             note=records.headline,
             transient=False,
         ):

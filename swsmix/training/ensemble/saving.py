@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def begin_(folder: Path, trainer: Ensembled, records: Records, *, resume: bool) -> int:
-    """Continue from the newest checkpoint, or claim the folder: the number of epochs done.
+    """Continue from the newest checkpoint, or claim the folder: the epochs done, or -1.
 
     Raises:
         FileExistsError: if it holds a run and `resume` is not set.
@@ -27,7 +27,7 @@ def begin_(folder: Path, trainer: Ensembled, records: Records, *, resume: bool) 
     """
     if not (resume and runs.has_checkpoint(folder)):
         runs.claim(folder)
-        return 0
+        return -1
     saved = runs.load_run(folder, resumable=True)
     file = saved.folder / "training.pt"
     state = saved.training.get("ensemble")
