@@ -244,7 +244,8 @@ def test_a_resumed_ensemble_has_the_same_bits(first, optimizer, mode, tmp_path):
         nets, priors = made(mode)
         return fit_ensemble(
             nets, GaussianNoise(0.3), cases(), optimizer=optimizer, epochs=epochs, priors=priors,
-            schedule=Schedule(tau=0.3, em_every=1, em_rate=0.5), batch_size=16, progress=False, **options,
+            schedule=Schedule(tau=0.3, em_every=1, em_rate=0.5), batch_size=16, progress=False,
+            **options,
         )  # fmt: skip
 
     whole = go(4)
