@@ -32,11 +32,10 @@ def compress(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The file to write, replacing any; by default SOURCE with .sws, which must not "
-            "exist yet."
+            help="The file to write, by default SOURCE with .sws; it must not exist yet (--force)."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace SOURCE with .sws too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
     values: Annotated[
         int,
         typer.Option(
@@ -88,8 +87,8 @@ def compress(
         if source.is_dir():  # a dot in its name, as in lr0.1, begins no suffix
             stem = source.name if source.name.strip(".") else source.resolve().name
         out = source.parent / f"{stem}.sws"
-        _check_not_itself(source, out)
-        _check_free(out, force=force)
+    _check_not_itself(source, out)
+    _check_free(out, force=force)
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
     found = {}
@@ -121,13 +120,11 @@ def decompress(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The .safetensors or .pt file to write, replacing any; by default SOURCE with "
-            ".safetensors, which must not exist yet."
+            help="The .safetensors or .pt file to write, by default SOURCE with .safetensors; it "
+            "must not exist yet (--force)."
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace SOURCE with .safetensors too.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
     max_weights: Annotated[
         int | None,
         typer.Option(
@@ -152,8 +149,8 @@ def decompress(
 
     if out is None:
         out = source.parent / f"{source.stem}.safetensors"
-        _check_free(out, force=force)
     _check_not_itself(source, out)
+    _check_free(out, force=force)
     check_writable(out)
     state = load_compressed(source, max_weights=max_weights)
     checkpoints.write(out, state)
@@ -164,8 +161,8 @@ def decompress(
 
 
 def _check_free(out: Path, *, force: bool) -> None:
-    """The default output replaces a file only if asked to: it may be the only copy of a network."""
-    if out.exists() and not force:
+    """A file is replaced only if asked to: it may be the only copy of a network."""
+    if out.is_file() and not force:
         raise FileExistsError(
             f"{out} is there already: replace it by --force, or name another file by --out"
         )

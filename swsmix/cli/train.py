@@ -334,6 +334,8 @@ def _print_results(results: dict[str, Any], out: Path, figures: list[str], *, se
         )
     console = Console()
     console.print(table)
+    if results["spread"]:
+        console.print("means over the seeds:", highlight=False)
     for name, value in results["facts"].items():
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(f"run folder: {out}/", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from torch import nn
 
 from swsmix.compression.snap import bits_per_weight, snap_, within_share
 from swsmix.prior import MixturePrior, Mode
+from swsmix.problems.decay import weight_decay
 from swsmix.problems.recipes import Problem
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, evaluate
@@ -90,8 +91,8 @@ def train(
         float(history.num_clusters(g)[-1]) for g in history.groups
     )
     if baseline:
-        std, decayed = _weight_decay(problem, seed, baseline_progress)
-        rows[f"weight decay, std {std:g}, by validation"] = decayed
+        std, decayed = weight_decay(problem, [seed], progress=baseline_progress)
+        rows[f"weight decay, std {std:g}, by validation"] = measures(problem, decayed.models[0])
     return Outcome(net, prior, history, rows, facts)
 
 
@@ -120,31 +121,6 @@ def measures(problem: Problem, net: nn.Module) -> dict[str, float]:
     """The measure of a network on `"train"`, `"validation"` and `"test"`."""
     parts = {"train": problem.train, "validation": problem.validation, "test": problem.test}
     return {name: evaluate(net, problem.measure, part) for name, part in parts.items()}
-
-
-def gaussian_prior(net: nn.Module, std: float) -> MixturePrior:
-    """Weight decay as a mixture of one fixed component N(0, std^2): R(w) = w.w / (2 std^2) + c."""
-    prior = MixturePrior(net, 1, zero=True, method="quantiles")
-    (mixture,) = prior.mixtures.values()
-    mixture.std.fill_(std)
-    mixture.pinned_std.fill_(True)
-    return prior
-
-
-def _weight_decay(problem: Problem, seed: int, progress: bool) -> tuple[float, dict[str, float]]:
-    """The std that is best on validation, and the measures under it."""
-    results: list[tuple[float, float, dict[str, float]]] = []
-    total = len(problem.decay_stds)
-    for number, std in enumerate(problem.decay_stds, 1):
-        label = f"weight decay, std {std:g} ({number} of {total})"
-        net = problem.make_net(torch.Generator().manual_seed(seed)).to(problem.train[0].device)
-        schedule = Schedule(em_every=problem.schedule.em_every)
-        shown = label if progress else False
-        _fit(problem, net, gaussian_prior(net, std), schedule, seed, progress=shown)
-        result = measures(problem, net)
-        results.append((result["validation"], std, result))
-    _, std, result = min(results, key=lambda entry: entry[0])
-    return std, result
 
 
 def _fit(

@@ -9,16 +9,10 @@ import torch
 from torch import nn
 
 from swsmix.prior import MixturePrior, Mode
-from swsmix.problems.experiments import (
-    Outcome,
-    gaussian_prior,
-    make_prior,
-    on_device,
-    snapped_measures,
-)
+from swsmix.problems.decay import fit_networks, networks, weight_decay
+from swsmix.problems.experiments import Outcome, make_prior, on_device, snapped_measures
 from swsmix.problems.recipes import Problem
-from swsmix.schedule import Schedule
-from swsmix.training.ensemble import Ensemble, fit_ensemble
+from swsmix.training.ensemble import Ensemble
 from swsmix.training.history import History
 
 _PARTS = ("train", "validation", "test")
@@ -57,10 +51,10 @@ def train_seeds(
         callback: as in `fit_ensemble`.
     """
     problem = on_device(problem, device)
-    nets = _networks(problem, seeds, device)
+    nets = networks(problem, seeds)
     priors = [make_prior(problem, net, mode) for net in nets]
     _, start = _snapped(problem, nets, priors)
-    ensemble = _fit(
+    ensemble = fit_networks(
         problem, nets, priors, problem.schedule,
         run=run, resume=resume, progress=progress, callback=callback,
     )  # fmt: skip
@@ -71,7 +65,7 @@ def train_seeds(
     }
     together = {"soft weight-sharing, ensemble": _together(problem, ensemble)}
     if baseline:
-        std, decayed = _weight_decay(problem, seeds, device, progress=baseline_progress)
+        std, decayed = weight_decay(problem, seeds, progress=baseline_progress)
         rows[f"weight decay, std {std:g}, by validation"] = _measures(problem, decayed)
         together["weight decay, ensemble"] = _together(problem, decayed)
     facts = {
@@ -91,54 +85,6 @@ def train_seeds(
         facts,
         _spreads(rows),
     )
-
-
-def _networks(problem: Problem, seeds: Sequence[int], device: str) -> list[nn.Module]:
-    return [problem.make_net(torch.Generator().manual_seed(seed)).to(device) for seed in seeds]
-
-
-def _fit(
-    problem: Problem,
-    nets: Sequence[nn.Module],
-    priors: Sequence[MixturePrior],
-    schedule: Schedule,
-    **more: Any,
-) -> Ensemble:
-    return fit_ensemble(
-        nets,
-        problem.make_loss().to(problem.train[0].device),
-        problem.train,
-        optimizer="l-bfgs" if problem.lr is None else "adam",
-        epochs=problem.epochs,
-        iterations=problem.iterations,
-        lr=problem.lr or 1e-3,
-        batch_size=problem.batch_size,
-        priors=priors,
-        schedule=schedule,
-        validation=problem.validation,
-        measure=problem.measure,
-        **more,
-    )
-
-
-def _weight_decay(
-    problem: Problem, seeds: Sequence[int], device: str, *, progress: bool
-) -> tuple[float, Ensemble]:
-    """The std that is best on validation, averaged over seeds, and the networks under it."""
-    stds = [std for std in problem.decay_stds for _ in seeds]
-    nets = _networks(problem, [*seeds] * len(problem.decay_stds), device)
-    priors = [gaussian_prior(net, std) for net, std in zip(nets, stds, strict=True)]
-    all_ = _fit(
-        problem, nets, priors, Schedule(em_every=problem.schedule.em_every),
-        record=False, progress="weight decay, all stds" if progress else False,
-    )  # fmt: skip
-    measured = all_.measures(problem.measure, problem.validation)
-    best = int(measured.view(len(problem.decay_stds), -1).mean(1).argmin())
-    chosen = slice(best * len(seeds), (best + 1) * len(seeds))
-    few = Ensemble(
-        all_.models[chosen], all_.priors[chosen], all_.losses[chosen], [], all_.objective[chosen], 0
-    )
-    return problem.decay_stds[best], few
 
 
 def _parts(problem: Problem) -> dict[str, Any]:

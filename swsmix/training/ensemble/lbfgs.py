@@ -38,7 +38,7 @@ def minimise(
     Reference:
         Nocedal & Wright 2006, algorithm 7.4.
     """
-    x, everyone = start.clone(), torch.arange(len(start))
+    x, everyone = start.clone(), torch.arange(len(start), dtype=torch.int64, device=start.device)
     value, gradient = function(x, everyone)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     failed = torch.zeros_like(everyone)

@@ -128,7 +128,12 @@ class Records:
         return int(order[(len(order) - 1) // 2])
 
     def headline(self) -> str:
-        """The last record in one line: mean and standard deviation over members."""
+        """The last record in one line: mean and standard deviation over members.
+
+        Without histories nothing: members of several settings have no common mean.
+        """
+        if not self.histories:
+            return ""
         name = "objective" if self.validation is None else "validation"
         spread = self.last.std(correction=min(1, len(self.last) - 1)).item()
         return f"{name} {self.last.mean().item():.4g} ± {spread:.2g}"

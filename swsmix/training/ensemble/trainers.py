@@ -159,7 +159,7 @@ class RoundsOfAll(Ensembled):
             self.show_losses()
         tau, p = self.tau(), self.theta.shape[1]
         held = [not s.mixture_moves_at(self.steps) for s in self.schedules]
-        still = torch.tensor(held, device=self.theta.device)
+        still = torch.tensor(held, dtype=torch.bool, device=self.theta.device)
 
         def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             value, by_theta, by_phi = self.objective(x[:, :p], x[:, p:], rows, tau)
@@ -221,11 +221,13 @@ class BatchesOfAll(Ensembled):
         everyone, theta = self.everyone, self.theta.data
         value, gradient = self.stack.value_and_gradient(theta, everyone, batch)
         weights = self.stack.weights
-        count = len(batch) if weights is None else weights[:, batch].sum(1).clamp_min(1e-12)
-        gradient = gradient / torch.as_tensor(count, dtype=theta.dtype).reshape(-1, 1)
+        count = torch.full_like(value, len(batch))
+        if weights is not None:
+            count = weights[:, batch].sum(1).clamp_min(1e-12)
+        gradient = gradient / count[:, None]
         self.check_finite(value, number)
         strength = self.tau() / self.num_data
-        losses = (value / torch.as_tensor(count, dtype=theta.dtype)).tolist()
+        losses = (value / count).tolist()
         for entry, loss in zip(self.entries, losses if self.entries else [], strict=True):
             entry.observe(loss)
         acts = self.mixtures is not None and bool((strength > 0).any())
@@ -235,7 +237,7 @@ class BatchesOfAll(Ensembled):
         if acts and self.mixtures is not None and before is None:
             _, by_theta, by_phi = self.mixtures.penalty(theta, self.phi.data, everyone)
             held = [not s.mixture_moves_at(self.steps) for s in self.schedules]
-            still = torch.tensor(held, device=theta.device)[:, None]
+            still = torch.tensor(held, dtype=torch.bool, device=theta.device)[:, None]
             self.theta.grad += strength[:, None] * by_theta
             if not bool(still.all()):
                 self.phi.grad = torch.where(still, 0.0, strength[:, None] * by_phi)
