@@ -22,6 +22,8 @@ CASES = [
     ("hsdp", "after", "gradient", "global"),  # replicas of shards: a mesh of 2 x 1
     ("fsdp+tp", "before", "gradient", "global"),  # two dimensions of shards
 ]
+# FSDP2 on CPUs records events; torch 2.6 has none there.
+SHARDS_ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
 
 
 def problem(seed=0):
@@ -136,7 +138,8 @@ def main(folder, rank):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    results = {case: train(rank, *case) for case in CASES}
+    cases = CASES if SHARDS_ON_CPUS else [case for case in CASES if case[0] == "ddp"]
+    results = {case: train(rank, *case) for case in cases}
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -52,9 +52,22 @@ SETTINGS = {
 }
 
 
+def adam_steps():
+    """Whether torch's Adam does: 2.6 counts its steps on the default device, "meta" too."""
+    weights = nn.Parameter(torch.zeros(1, device="cpu"))
+    weights.grad = torch.ones_like(weights)
+    try:
+        torch.optim.Adam([weights]).step()
+    except RuntimeError as error:
+        return "meta" not in str(error)
+    return True
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_users_defaults_change_no_number(name, usual, tmp_path):
     with SETTINGS[name]():
+        if not adam_steps():
+            pytest.skip("this torch's Adam cannot step where the default device is meta")
         found = paths.digests(tmp_path)
     assert found == usual
 

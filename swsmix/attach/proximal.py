@@ -184,7 +184,8 @@ def _has_finite_step(optimizer: Optimizer, settings: Mapping[str, Any]) -> bool:
     return math.isfinite(float(settings["lr"]))
 
 
-_INIT_GROUPS = _unwrapped(SGD._init_group), _unwrapped(Adam._init_group)
+# AdamW's is Adam's, by inheritance, from torch 2.7 on; before that it has one of its own.
+_INIT_GROUPS = tuple(_unwrapped(kind._init_group) for kind in (SGD, Adam, AdamW))
 _EFFECTIVE_STEPS: dict[Callable[..., Any], Callable[..., Step]] = {
     inspect.unwrap(SGD.step): _sgd,
     inspect.unwrap(Adam.step): _adam,

@@ -135,7 +135,8 @@ def _start(
     layers: OrderedDict[str, nn.Module], generator: Generator | None, dtype: torch.dtype | None
 ) -> nn.Sequential:
     # The constructors drew from the global random state, since restored: draw again.
-    device = torch.get_default_device() if generator is None else generator.device
+    # Not `get_default_device`: torch 2.6 raises there once the default has been set back to None.
+    device = torch.empty(0).device if generator is None else generator.device
     net = nn.Sequential(layers).to(device, dtype)
     for layer in net:
         if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -48,9 +48,12 @@ def eager(method: Callable[P, T]) -> Callable[P, T]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         if "torch._dynamo" not in sys.modules:  # then nothing is being compiled
             return method(*args, **kwargs)
-        if not disabled:
-            disabled.append(cast(Callable[P, T], torch.compiler.disable(method)))
-        return disabled[0](*args, **kwargs)
+        if disabled:
+            found = disabled[0]
+        else:  # first a variable: torch 2.6 warns where the call is appended in one line
+            found = cast(Callable[P, T], torch.compiler.disable(method))
+            disabled.append(found)
+        return found(*args, **kwargs)
 
     return wrapped
 

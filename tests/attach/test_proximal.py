@@ -1,5 +1,8 @@
 """The proximal step: the right fixed points, and stable for every sigma and step size."""
 
+import importlib.util
+import types
+
 import pytest
 import torch
 from attaching import EVERY, NUM_DATA, OPTIMIZERS, TAU, loss_of, problem
@@ -154,6 +157,19 @@ def test_one_group_without_a_known_step_makes_the_optimizer_unknown():
     torch.compile(nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
     assert proximal.is_known(torch.optim.AdamW([a, b])) and known(0.0, 0.9)
     assert not proximal.is_known(_OwnStep([a, b])) and not proximal.is_known(torch.optim.NAdam([a]))
+
+
+def test_adamw_is_known_whether_or_not_its_methods_are_adams(monkeypatch):
+    # Up to torch 2.6 AdamW was no subclass of Adam, and had a `step` and `_init_group` of its own.
+    for name in ("step", "_init_group"):
+        own = getattr(torch.optim.AdamW, name)
+        copied = types.FunctionType(own.__code__, own.__globals__, name, closure=own.__closure__)
+        monkeypatch.setattr(torch.optim.AdamW, name, copied)
+    place = importlib.util.spec_from_file_location("proximal_then", proximal.__file__)
+    then = importlib.util.module_from_spec(place)
+    place.loader.exec_module(then)
+    weights = [nn.Parameter(torch.ones(2))]
+    assert then.is_adam(torch.optim.AdamW(weights)) and then.is_adam(torch.optim.Adam(weights))
 
 
 @pytest.mark.parametrize("name", ["lr", "eps"])

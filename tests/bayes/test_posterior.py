@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from joints import FLOAT, HYPER, conjugate, points, small
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from swsmix import MixturePrior
@@ -132,6 +132,15 @@ def test_labels_are_predicted_with_probabilities():
     assert predicted.samples.shape == (100, 60) and predicted.quantiles == {}
 
 
+def is_written(dtype):
+    """Whether this safetensors can: before 0.7 none writes complex numbers."""
+    try:
+        save({"z": torch.zeros(1).to(dtype)})
+    except KeyError:
+        return False
+    return True
+
+
 def test_a_posterior_whose_parts_do_not_fit_is_an_error_that_names_the_file(tmp_path):
     *_, joint = small()
     z = torch.from_numpy(np.stack([points(joint)]))
@@ -153,7 +162,8 @@ def test_a_posterior_whose_parts_do_not_fit_is_an_error_that_names_the_file(tmp_
     ]  # fmt: skip
     bad = [(z, whole_layout, steps) for whole_layout in layouts]
     bad += [(z[:, :0], whole, {}), (z, whole, {"energy": torch.zeros(1, 4)})]
-    bad += [(z, whole, {"energy": torch.zeros(1, 5, dtype=torch.complex64)})]
+    if is_written(torch.complex64):
+        bad += [(z, whole, {"energy": torch.zeros(1, 5, dtype=torch.complex64)})]
     bad += [(z.to(dtype), whole, {}) for dtype in (torch.float8_e4m3fn, torch.bfloat16)]
     for draws, layout, taken in bad:
         saved = Posterior(z, joint.layout, taken)

@@ -134,6 +134,13 @@ def test_initial_values_fill_one_over_root_fan_in(name: str) -> None:
             assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=tolerance)
 
 
+def test_a_default_device_that_was_set_back_is_none() -> None:
+    torch.set_default_device(None)  # torch 2.6 cannot say the default device after it
+    assert nets.sunspot_net().hidden.weight.device == torch.device("cpu")
+    with torch.device("meta"):
+        assert nets.sunspot_net().hidden.weight.device == torch.device("meta")
+
+
 @every_net
 def test_dtype_is_the_parameters_dtype(name: str) -> None:
     assert {p.dtype for p in build(name, dtype=torch.float64).parameters()} == {torch.float64}
