@@ -101,7 +101,7 @@ def test_tied_tensors_of_a_run_stay_tied_and_count_once(tmp_path, capsys):
     assert int(re.search(r"float32\s*│\s*([\d,]+)", printed)[1]) == 4 * (81 + 9 + 9)
 
 
-def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp_path):
+def test_a_file_never_comes_back_over_what_was_compressed_unless_asked_to(tmp_path):
     path, small = tmp_path / "net.safetensors", tmp_path / "net.sws"
     checkpoints.write(path, {"a": torch.randn(20, 20)})
     before = path.read_bytes()
@@ -112,7 +112,7 @@ def test_a_file_never_comes_back_over_what_was_compressed_unless_it_is_named(tmp
         fails="net.safetensors is there already: replace it by --force, or name",
     )
     assert path.read_bytes() == before
-    command.decompress(small, path, quiet=True)
+    command.decompress(small, path, force=True, quiet=True)
     assert path.read_bytes() != before
     path.unlink()
     command.decompress(small, quiet=True)

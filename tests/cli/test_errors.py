@@ -113,16 +113,17 @@ def test_a_file_that_is_there_is_replaced_only_if_asked_to(folder):
     for command, source, target in (
         ("compress", "net.safetensors", "net.sws"), ("decompress", "net.sws", "net.safetensors"),
     ):  # fmt: skip
-        with pytest.raises(FileExistsError, match=rf"{target} is there already: .*--force.*--out"):
-            _call(command, folder / source)
+        for named in ({}, {"out": folder / target}):
+            with pytest.raises(FileExistsError, match=rf"{target} is there already: .*--force"):
+                _call(command, folder / source, **named)
         assert (folder / "net.sws").read_bytes() == before
         assert (folder / "net.safetensors").read_bytes() == whole
     _call("compress", folder / "net.safetensors", force=True)
     assert (folder / "net.sws").read_bytes() != before
     _call("decompress", folder / "net.sws", force=True)
     assert (folder / "net.safetensors").read_bytes() != whole
-    _call("decompress", folder / "net.sws", out=folder / "net.safetensors")
-    _call("compress", folder / "net.safetensors", out=folder / "net.sws")
+    _call("decompress", folder / "net.sws", out=folder / "net.safetensors", force=True)
+    _call("compress", folder / "net.safetensors", out=folder / "net.sws", force=True)
 
 
 def _call(command, *arguments, **options):
