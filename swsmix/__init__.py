@@ -20,7 +20,7 @@ The rooms:
     compression  compress_, snap_, quantize_state, save_compressed
     codec        the format of compressed files
     bayes        the posterior: NUTS, SVI, Laplace, evidence
-    problems     data sets, networks, the jobs of `swsmix train`
+    problems     data sets, networks, the jobs of `swsmix train` and `reproduce`
     inspection   what a checkpoint holds: tables, figures, the page
     plots        every figure
     cli          the command line

@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from papers import units
-from papers.runner import Paper
-from papers.units import Unit
+from swsmix.problems.reproduction import units
+from swsmix.problems.reproduction.runner import Paper
+from swsmix.problems.reproduction.units import Unit
 
 NAMES = ("d", "b", "a", "c", "e")
 

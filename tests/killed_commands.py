@@ -69,8 +69,8 @@ def swsmix_once(text):
 
 def paper(*more):
     """A paper of three units: a network with checkpoints, a file of its own, a line of a table."""
-    from papers.runner import Paper, main
-    from papers.units import Unit
+    from swsmix.problems.reproduction.runner import Paper, main
+    from swsmix.problems.reproduction.units import Unit
 
     def stages(places, seeds, *, quick):
         run = places.scratch / "runs" / "net-0"
@@ -112,7 +112,7 @@ def number(value):
 
 def draw(results, pictures, *, only=None):
     """A figure that shows which results there are."""
-    from papers.units import read_table
+    from swsmix.problems.reproduction.units import read_table
     from swsmix.training.runs import replacing
 
     with replacing(pictures / "curve.png") as temporary:
@@ -147,7 +147,7 @@ def file_state(name, folder):
 
 def results_state(folder):
     """The units whose results are kept."""
-    from papers.units import read_table, total_seconds
+    from swsmix.problems.reproduction.units import read_table, total_seconds
 
     results = folder / "out/results"
     if not results.is_dir():

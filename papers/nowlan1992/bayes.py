@@ -121,9 +121,9 @@ def em_fit(cases: Cases, model: Model) -> GaussianMixture:
     one = Cases(cases.inputs, cases.targets, cases.share[:1], "gaussian", HIDDEN)
     recipe = replace(SHARING, components=model.components)
     _, prior, _ = sharing(one, one.start([0], 0.3), recipe)
-    pins = [True] * model.components
+    fitted, pins = prior.mixture.member(0), [True] * model.components
     return GaussianMixture(
-        prior.mixing[0], prior.mean[0], prior.std[0],
+        fitted.mixing, fitted.mean, fitted.std,
         pinned_mixing=pins, pinned_mean=pins, pinned_std=pins,
     )  # fmt: skip
 

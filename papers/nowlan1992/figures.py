@@ -19,8 +19,8 @@ from papers.nowlan1992 import (
     tables,
 )
 from papers.nowlan1992.intervals import compare
-from papers.units import read_table
 from swsmix import plots
+from swsmix.problems.reproduction.units import read_table
 from swsmix.training.runs import replacing
 
 HERE = Path(__file__).resolve().parent

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from papers.nowlan1992.nets import Cases, Penalty, train
 from papers.nowlan1992.penalties import Decay, Sharing
+from swsmix import GaussianMixture, HyperPrior
 
 Watch = Callable[[int, Tensor, Sharing], None]
 
@@ -58,13 +59,13 @@ class SharingRecipe:
         defaults = {name: getattr(self, name) for name in ("tau", "hyper_std", "hyper_count")}
         given = {n: torch.full((num,), v, **like) for n, v in defaults.items()} | settings
         end = self.spread * (k > 1)
-        return Sharing(
+        mixture = GaussianMixture(
             torch.full((num, k), 1.0 / k, **like),
             torch.linspace(-end, end, k, **like).repeat(num, 1),
             torch.full((num, k), self.std, **like),
-            **given,
-            pace=self.pace,
         )
+        hyper = HyperPrior(std=given["hyper_std"][:, None], std_count=given["hyper_count"][:, None])
+        return Sharing(mixture, hyper, given["tau"], pace=self.pace)
 
 
 def sharing(

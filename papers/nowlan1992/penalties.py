@@ -6,11 +6,15 @@ the batch, and returns its value in nats with the gradients by both. Each networ
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from swsmix import GaussianMixture, HyperPrior
+from swsmix.em import e_step, log_hyper_prior, m_step_
+from swsmix.em.hyper_prior import log_density
+from swsmix.tables import BatchTables, neg_log_prior
 
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -60,30 +64,28 @@ class Elimination:
 class Sharing:
     """Soft weight-sharing: tau * (R(w; phi) - log p(phi)) with phi = (pi, mu, sigma), k a network.
 
-    The same objective as `swsmix.MixturePrior.penalty`, up to the hyper-prior's constant. In mode
-    "gradient" phi is part of what is minimised, as rest = (mu, log sigma, logits of pi); in mode
-    "em" rest is empty, phi is held here and moved by `em_step_`.
+    The objective of `swsmix.MixturePrior.penalty`, by the library's functions. In mode "gradient"
+    phi is part of what is minimised, as rest = (mu, log sigma, logits of pi); in mode "em" rest is
+    empty, phi is held here and moved by `em_step_`.
 
     Attributes:
-        mixing: pi (b, k).
-        mean: mu (b, k).
-        std: sigma (b, k).
+        mixture: the mixtures, (b, k) side by side, none of them pinned.
+        hyper: their hyper-priors.
         tau: the strength (b,).
-        hyper_std: s of the hyper-prior (b,).
-        hyper_count: nu of the hyper-prior (b,).
-        concentration: alpha of the Dirichlet.
         pace: in mode "gradient", the unit in which phi is counted: below 1 it is slower to move
             than the weights, the counterpart of a learning rate of its own.
     """
 
-    mixing: Tensor
-    mean: Tensor
-    std: Tensor
+    mixture: GaussianMixture
+    hyper: HyperPrior
     tau: Tensor
-    hyper_std: Tensor
-    hyper_count: Tensor
-    concentration: float = 2.0
     pace: float = 1.0
+    # Of the mixtures as they are: the tables, and log p(phi).
+    _known: tuple[BatchTables, Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Expand the hyper-priors once: mode "gradient" asks for them at every step."""
+        self._hyper = self.hyper.expanded(self.mixture)
 
     def rest(self) -> Tensor:
         """The mixtures as parameters of mode "gradient".
@@ -91,60 +93,51 @@ class Sharing:
         Returns:
             (b, 3 k).
         """
-        return torch.cat([self.mean, self.std.log(), self.mixing.log()], 1) / self.pace
+        m = self.mixture
+        return torch.cat([m.mean, m.std.log(), m.mixing.log()], 1) / self.pace
 
     def take_(self, rest: Tensor) -> None:
         """Hold the mixtures given by such parameters."""
-        self.mean, log_std, logits = (self.pace * rest).chunk(3, 1)
-        self.std, self.mixing = log_std.exp(), logits.softmax(1)
+        self.hold_(*self._phi(rest))
+
+    def hold_(self, mixing: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Hold these mixtures."""
+        self.mixture, self._known = GaussianMixture(mixing, mean, std), None
 
     def __call__(self, weights: Tensor, rest: Tensor, rows: Tensor) -> Result:
         """The penalty and its gradients."""
-        if rest.shape[1]:
-            mean, log_std, logits = (self.pace * rest).chunk(3, 1)
-            std, mixing = log_std.exp(), logits.softmax(1)
-        else:
-            mixing, mean, std = self.mixing[rows], self.mean[rows], self.std[rows]
-        tau, nu = self.tau[rows], self.hyper_count[rows, None]
-        value, gamma, off = self._responsible(weights, mixing, mean, std)
-        scaled = nu * (self.hyper_std[rows, None] / std).square()
-        pseudo = self.concentration - 1.0
-        hyper = ((nu + 2.0) * std.log() + 0.5 * scaled - pseudo * mixing.log()).sum(-1)
-        pull = gamma * off
-        by_weights = (pull / std[..., None]).sum(1)
-        by_rest = rest
-        if rest.shape[1]:
-            count = gamma.sum(-1)
-            by_mean = -pull.sum(-1) / std
-            by_log_std = count - (pull * off).sum(-1) + nu + 2.0 - scaled
-            total = weights.shape[1] + pseudo * mixing.shape[1]
-            by_logits = total * mixing - count - pseudo
-            by_rest = (self.pace * tau)[:, None] * torch.cat([by_mean, by_log_std, by_logits], 1)
-        return tau * (value + hyper), tau[:, None] * by_weights, by_rest
+        tau = self.tau[rows]
+        if not rest.shape[1]:
+            tables, density = self._of(rows)
+            full = tables.full(weights)
+            return tau * (full.value - density), tau[:, None] * full.gradient, rest
+        everyone = len(rows) == len(self.tau)
+        hyper = self._hyper if everyone else {n: value[rows] for n, value in self._hyper.items()}
+        with torch.enable_grad():
+            w, free = weights.detach().requires_grad_(), rest.detach().requires_grad_()
+            phi = self._phi(free)
+            pinned = torch.zeros_like(phi[0], dtype=torch.bool)
+            terms = neg_log_prior(w, *phi) - log_density(hyper, *phi, pinned, pinned, pinned)
+            value = tau * terms
+            by_weights, by_rest = torch.autograd.grad(value.sum(), (w, free))
+        return value.detach(), by_weights, by_rest
 
     def em_step_(self, weights: Tensor) -> None:
-        """One EM step of every mixture; `swsmix.m_step_`, b at a time."""
-        _, gamma, off = self._responsible(weights, self.mixing, self.mean, self.std)
-        count = gamma.sum(-1)
-        shift = self.std * (gamma * off).sum(-1) / count.clamp_min(1e-300)
-        second = self.std.square() * (gamma * off.square()).sum(-1)
-        about = (second - count * shift.square()).clamp_min(0.0)
-        nu, s = self.hyper_count[:, None], self.hyper_std[:, None]
-        self.mean = self.mean + shift
-        self.std = ((about + nu * s.square()) / (count + nu + 2.0)).sqrt()
-        share = count + self.concentration - 1.0
-        self.mixing = share / share.sum(-1, keepdim=True)
+        """One EM step of every mixture."""
+        m_step_(self.mixture, e_step(self.mixture, weights), self.hyper)
+        self._known = None
 
-    @staticmethod
-    def _responsible(
-        weights: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """R (r,), the responsibilities (r, k, n), and (w - mu) / sigma (r, k, n)."""
-        off = (weights[:, None, :] - mean[..., None]) / std[..., None]
-        height = (mixing / std).log() - 0.5 * math.log(2.0 * math.pi)
-        joint = off.square().mul_(-0.5).add_(height[..., None])
-        top = joint.amax(1, keepdim=True)
-        gamma = joint.sub_(top).exp_()
-        total = gamma.sum(1, keepdim=True)
-        value = -(total.log() + top).sum((1, 2))
-        return value, gamma.div_(total), off
+    def _phi(self, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pi, mu and sigma of parameters of mode "gradient"."""
+        mean, log_std, logits = (self.pace * rest).chunk(3, 1)
+        return logits.softmax(1), mean, log_std.exp()
+
+    def _of(self, rows: Tensor) -> tuple[BatchTables, Tensor]:
+        """The tables and log p(phi) of some of the mixtures that are held."""
+        if self._known is None:
+            m = self.mixture
+            self._known = BatchTables(m.mixing, m.mean, m.std), log_hyper_prior(m, self.hyper)
+        tables, density = self._known
+        if len(rows) == len(self.tau):
+            return tables, density
+        return tables.rows(rows), density[rows]

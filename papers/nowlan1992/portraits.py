@@ -49,7 +49,8 @@ def shared(problem: str, components: int, mode: str, *, restarts: int = 10) -> d
         full = replace(prior, tau=torch.full_like(prior.tau, recipe.tau))
         data_term, _ = cases.data_term(theta[:, :p], everyone)
         penalty, _, _ = full(theta[:, :n], theta[:, :0], everyone)
-        parts = (data_term + penalty, data_term, theta[:, :n], prior.mixing, prior.mean, prior.std)
+        m = prior.mixture
+        parts = (data_term + penalty, data_term, theta[:, :n], m.mixing, m.mean, m.std)
         seen.append(tuple(part.clone() for part in (prior.tau, *parts)))
 
     theta, _, value = sharing(cases, start, recipe, watch=watch)

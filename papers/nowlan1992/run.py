@@ -6,7 +6,7 @@
     swsmix reproduce nowlan1992 --figure shift-accuracy
     swsmix reproduce nowlan1992 --only bayes
 
-Each unit of work makes one line of a table in results/; see papers/runner.py.
+Each unit of work makes one line of a table in results/; see swsmix/problems/reproduction.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small are slower 
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from papers import signals
+from swsmix.problems.reproduction import signals
 
 if __name__ == "__main__":
     signals.end_quietly()
 
-from papers import runner
 from papers.nowlan1992 import bayes, portraits, selection, shift, sunspots
-from papers.runner import Places
-from papers.units import Unit, read_table
+from swsmix.problems.reproduction import runner
+from swsmix.problems.reproduction.runner import Places
+from swsmix.problems.reproduction.units import Unit, read_table
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 20

@@ -86,21 +86,20 @@ def _gibbs_(
     prior: Sharing, weights: Tensor, temperature: float, generator: torch.Generator
 ) -> None:
     """Draw memberships, then the mixtures given them; counts to the posterior's power."""
-    off = (weights[:, None] - prior.mean[..., None]) / prior.std[..., None]
-    joint = (prior.mixing / prior.std).log()[..., None] - 0.5 * off.square()
-    uniform = torch.rand(joint.shape, generator=generator, dtype=joint.dtype)
-    member = (joint - (-uniform.log()).log()).argmax(1)  # Gumbel
-    share = torch.nn.functional.one_hot(member, joint.shape[1]).transpose(1, 2)
+    held, hyper = prior.mixture, prior.hyper.expanded(prior.mixture)
+    joint = held.log_joint(weights)
+    uniform = torch.rand(joint.mT.shape, generator=generator, dtype=joint.dtype).mT
+    member = (joint - (-uniform.log()).log()).argmax(-1)  # Gumbel
+    share = torch.nn.functional.one_hot(member, held.num_components).mT
     power = (prior.tau / temperature)[:, None]
     gamma = power[..., None] * share
     count = gamma.sum(-1)
-    squares = (gamma * (weights[:, None] - prior.mean[..., None]).square()).sum(-1)
-    nu, s = prior.hyper_count[:, None], prior.hyper_std[:, None]
+    squares = (gamma * (weights[:, None] - held.mean[..., None]).square()).sum(-1)
+    nu, s = hyper["std_count"], hyper["std"]
     chi2 = 2.0 * torch._standard_gamma(0.5 * (nu + count), generator=generator)
-    prior.std = ((nu * s.square() + squares) / chi2.clamp_min(1e-12)).sqrt().clamp(1e-3, 10.0)
+    std = ((nu * s.square() + squares) / chi2.clamp_min(1e-12)).sqrt().clamp(1e-3, 10.0)
     drawn = torch.randn(count.shape, generator=generator, dtype=count.dtype)
     middle = (gamma * weights[:, None]).sum(-1) / count.clamp_min(1e-12)
-    mean = middle + drawn * prior.std / count.clamp_min(1e-12).sqrt()
-    prior.mean = torch.where(count > 0, mean, drawn)
-    pi = torch._standard_gamma(count + prior.concentration, generator=generator)
-    prior.mixing = pi / pi.sum(-1, keepdim=True)
+    mean = middle + drawn * std / count.clamp_min(1e-12).sqrt()
+    pi = torch._standard_gamma(count + hyper["concentration"], generator=generator)
+    prior.hold_(pi / pi.sum(-1, keepdim=True), torch.where(count > 0, mean, drawn), std)

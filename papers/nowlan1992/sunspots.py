@@ -30,8 +30,8 @@ from papers.nowlan1992.forecasts import (
     predict,
 )
 from papers.nowlan1992.methods import SharingRecipe, sharing
-from papers.nowlan1992.nets import Cases, train
-from papers.nowlan1992.penalties import Decay, Elimination, Sharing
+from papers.nowlan1992.nets import Cases, Penalty, train
+from papers.nowlan1992.penalties import Decay, Elimination
 from papers.nowlan1992.sampling import sample
 from swsmix.problems import data
 
@@ -57,9 +57,7 @@ def folds(num: int) -> dict[str, tuple[Tensor, Tensor]]:
     return {"blocks": (~held, held), "rolling": (at < starts, ahead)}
 
 
-def fit(
-    name: str, setting: Hyperparameters, cases: Cases, seeds: Sequence[int]
-) -> tuple[Tensor, Sharing | None, Tensor]:
+def fit(name: str, setting: Hyperparameters, cases: Cases, seeds: Sequence[int]) -> Tensor:
     """Train a method's networks.
 
     Args:
@@ -69,8 +67,8 @@ def fit(
         seeds: of the initial weights, one per network.
 
     Returns:
-        theta (b, p), the prior of soft weight-sharing, the objectives (b,). With `posterior` in
-        the setting, theta (b * draws, p) are draws, a chain's together, started from the b nets.
+        theta (b, p); with `posterior` in the setting (b * draws, p), draws, a chain's together,
+        started from the b nets.
     """
     setting = dict(setting)
     setting.pop("scale", None)
@@ -82,20 +80,19 @@ def fit(
         return torch.full((num,), value, dtype=FLOAT)
 
     if posterior or name.startswith("soft-sharing"):
-        theta, prior, value = sharing(cases, theta, replace(SHARING, **setting))
+        theta, prior, _ = sharing(cases, theta, replace(SHARING, **setting))
         if not posterior:
-            return theta, prior, value
+            return theta
         draws = posterior.pop("draws")
         drawn = sample(cases, theta, prior, **posterior)
-        return drawn.unflatten(0, (draws, -1))[:, -1].transpose(0, 1).flatten(0, 1), None, value
+        return drawn.unflatten(0, (draws, -1))[:, -1].transpose(0, 1).flatten(0, 1)
     if name == "weight decay":
-        theta, value = train(cases, theta, Decay(same(setting["std"])), 600)
+        penalty: Penalty | None = Decay(same(setting["std"]))
     elif name == "weight elimination":
         penalty = Elimination(same(setting["strength"]), same(setting["unit"]))
-        theta, value = train(cases, theta, penalty, 600)
     else:
-        theta, value = train(cases, theta, None, setting["iterations"])
-    return theta, None, value
+        penalty = None
+    return train(cases, theta, penalty, setting.get("iterations", 600))[0]
 
 
 SHARING = SharingRecipe(
@@ -112,7 +109,7 @@ def validate(name: str, setting: Hyperparameters, seeds: Sequence[int]) -> dict[
     """
     scale = Scale(**setting.get("scale", {}))
     cases, held = held_out(scale, len(seeds))
-    theta, _, _ = fit(name, setting, cases, [*seeds] * len(held))
+    theta = fit(name, setting, cases, [*seeds] * len(held))
     draws = len(theta) // (len(held) * len(seeds))
     return scored(predict(cases, theta, scale).view(len(held), len(seeds), draws, -1).mean(2))
 
@@ -204,7 +201,7 @@ def _trained(name: str, setting_json: str, seeds: tuple[int, ...]) -> Forecast:
     setting = json.loads(setting_json)
     scale = Scale(**setting.get("scale", {}))
     cases = training(scale, len(seeds))
-    theta, _, _ = fit(name, setting, cases, seeds)
+    theta = fit(name, setting, cases, seeds)
     return networks(cases, theta, scale, len(theta) // len(seeds))
 
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from papers.runner import Places
 from papers.ullrich2017 import run, settings, work
-from papers.units import keep
 from swsmix.compression.recipe import Recipe
+from swsmix.problems.reproduction.runner import Places
+from swsmix.problems.reproduction.units import keep
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -6,7 +6,7 @@
     swsmix reproduce ullrich2017 --figure pareto
 
 Each unit of work makes one file in results/, for a pretrained network or a compressed one; see
-papers/runner.py. A unit that was stopped goes on from its last epoch.
+swsmix/problems/reproduction. A unit that was stopped goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one unit per core is faster tha
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from papers import signals
+from swsmix.problems.reproduction import signals
 
 if __name__ == "__main__":
     signals.end_quietly()
 
-from papers import runner
-from papers.runner import Places
 from papers.ullrich2017 import settings, work
-from papers.units import Unit, unfinished
 from swsmix.problems.mnist import mnist
+from swsmix.problems.reproduction import runner
+from swsmix.problems.reproduction.runner import Places
+from swsmix.problems.reproduction.units import Unit, unfinished
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,4 +5,5 @@ mnist        MNIST, from a folder or a mirror, with checksums
 nets         the papers' networks
 recipes      Problem, load_problem: data, network, loss and recipe of each problem
 experiments  train: a problem, beside weight decay
+reproduction the runner of `swsmix reproduce`: units of work, their results, signals
 """

@@ -49,7 +49,7 @@ class BatchTables:
         value, gamma, z = self._responsible(w)
         pull = gamma * z
         count, first, second = gamma.sum(-1), pull.sum(-1), (pull * z).sum(-1)
-        gradient = (pull / self.std[..., None]).sum(1).to(w.dtype)
+        gradient = pull.div_(self.std[..., None]).sum(1).to(w.dtype)
         return Full(value, gradient, (count, first * self.std, second * self.std.square()))
 
     def value_and_moments(self, w: Float[Tensor, "b n"]) -> tuple[Tensor, MomentSums]:
@@ -94,13 +94,13 @@ class BatchTables:
         z = (x[:, None, :] - self.mean[..., None]) / self.std[..., None]
         joint = z.square().mul_(-0.5).add_(self._level[..., None])
         top = joint.amax(1, keepdim=True)
-        odds, most = joint - top, top
+        odds = joint.sub_(top)  # in place, as below: memory of n x k takes longer than arithmetic
         if bool((top < FAR).any()):  # there the squares lose their differences
             mean, std, level = self.mean[:, None], self.std[:, None], self._level[:, None]
             exact = standardised(x[..., None], mean, std)
             odds = log_odds(x[..., None], exact, level, mean, std).mT
             odds, z = odds - odds.amax(1, keepdim=True), exact.mT
-        gamma = odds.exp()
+        gamma = odds.exp_()
         total = gamma.sum(1, keepdim=True)
-        value = w.shape[-1] * LOG_SQRT_2PI - (total.log() + most).sum((1, 2))
-        return value, gamma / total, z
+        value = w.shape[-1] * LOG_SQRT_2PI - (total.log() + top).sum((1, 2))
+        return value, gamma.div_(total), z

@@ -20,8 +20,12 @@ class _NegLogPrior(torch.autograd.Function):
     def forward(
         ctx: Any, tables: Tables | BatchTables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
     ) -> Tensor:
-        value, moments = tables.value_and_moments(w)
-        ctx.tables = tables
+        slope = None
+        if isinstance(tables, BatchTables):  # one pass gives all of them
+            value, slope, moments = tables.full(w)
+        else:
+            value, moments = tables.value_and_moments(w)
+        ctx.tables, ctx.slope = tables, slope
         ctx.save_for_backward(w, mixing, mean, std, *moments)
         return value.to(torch.promote_types(w.dtype, mean.dtype))
 
@@ -33,7 +37,7 @@ class _NegLogPrior(torch.autograd.Function):
         if isinstance(ctx.tables, BatchTables):
             upstream = upstream[:, None]
             if ctx.needs_input_grad[1]:
-                slope = upstream.to(w) * ctx.tables.gradient(w)
+                slope = upstream.to(w) * ctx.slope
         elif ctx.needs_input_grad[1]:
             slope = torch.zeros_like(w)
             ctx.tables.add_gradient_(slope, w, float(upstream))

@@ -66,8 +66,6 @@ def warm_up(root):
             __import__(module.name)
     import scipy.optimize  # noqa: F401
 
-    import papers.runner  # noqa: F401
-
     here = os.getcwd()
     os.chdir(root)
     for posterior in (SVI, NUTS):  # with what is imported and compiled late

@@ -28,8 +28,8 @@ from papers.nowlan1992 import (  # noqa: E402
     tables,
 )
 from papers.nowlan1992.methods import SharingRecipe  # noqa: E402
-from papers.runner import Places  # noqa: E402
-from papers.units import unfinished  # noqa: E402
+from swsmix.problems.reproduction.runner import Places  # noqa: E402
+from swsmix.problems.reproduction.units import unfinished  # noqa: E402
 
 FLOAT = torch.float64
 

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from papers import runner
-from papers.runner import Places
 from papers.ullrich2017 import figures, kept, run, settings, sizes, tables
 from papers.ullrich2017.images import Images
-from papers.units import keep, unfinished
 from swsmix.compression.recipe import Recipe
+from swsmix.problems.reproduction import runner
+from swsmix.problems.reproduction.runner import Places
+from swsmix.problems.reproduction.units import keep, unfinished
 
 HERE = Path(run.__file__).parent
 RESULTS = sorted((HERE / "results").glob("*-seed*.json"))

@@ -9,8 +9,8 @@ from fake_paper import EXPECTED, NAMES, calls, double, lines, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from papers import runner, units
-from papers.units import Unit
+from swsmix.problems.reproduction import runner, units
+from swsmix.problems.reproduction.units import Unit
 
 
 @given(first=st.integers(0, len(NAMES)), second=st.integers(0, len(NAMES)))

@@ -5,8 +5,8 @@ import json
 import pytest
 from fake_paper import calls, double, fake
 
-from papers import runner, units
-from papers.units import Unit
+from swsmix.problems.reproduction import runner, units
+from swsmix.problems.reproduction.units import Unit
 
 
 def test_a_whole_run_writes_results_facts_and_figures_and_only_once(tmp_path, capsys):

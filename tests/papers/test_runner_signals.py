@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from papers import units
+from swsmix.problems.reproduction import units
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,7 +18,7 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from papers import runner, units
+from swsmix.problems.reproduction import runner, units
 from swsmix._files import replacing
 
 HERE = Path({here!r})
@@ -152,7 +152,7 @@ def test_workers_end_with_a_run_that_is_killed(checkout):
 IMPORTING = """
 import sys, time
 sys.path.insert(0, {root!r})
-from papers import signals
+from swsmix.problems.reproduction import signals
 signals.end_quietly()
 print("ready", flush=True)
 time.sleep(600)

@@ -127,7 +127,8 @@ def keep(unit: Unit, result: Mapping[str, Any], seconds: float, results: Path) -
         lines = read_table(file)  # again: another run may have added to it
         lines[unit.key] = {"unit": unit.key, "stamp": dict(unit.stamp), **spent, **result}
         with replacing(file) as temporary:
-            temporary.write_text("".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines)))
+            text = "".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines))
+            temporary.write_text(text, encoding="utf-8")
     discard_checkpoints([unit])
 
 

@@ -2,7 +2,7 @@
 
 A unit whose result is there is not run again, so a run that was stopped goes on where it was; the
 numbers do not depend on `--jobs`. A paper's `run.py` lists its units and names its figures; units
-and results are in `papers/units.py`, everything else is here.
+and their results are in `units`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import swsmix
-from papers import signals
-from papers.units import (
+from swsmix.problems.reproduction import signals
+from swsmix.problems.reproduction.units import (
     DamagedResultError,
     Unit,
     discard_checkpoints,
@@ -38,8 +38,6 @@ from papers.units import (
     unfinished,
 )
 from swsmix.training.runs import discard_left, save_json
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Paper:
     """What the runner needs to know about a paper.
 
     Attributes:
-        folder: the paper's folder in the checkout; its name is the paper's.
+        folder: the paper's, `papers/NAME` in the checkout.
         description: the help text of `run.py`.
         stages: `stages(places, seeds, quick=...)` yields lists of units that do not depend on each
             other; a stage may read what the stages before it have written.
@@ -91,8 +89,8 @@ class Paper:
     def places(self, out: Path | None) -> Places:
         """The checkout's folders, or those in `out`."""
         if out is None:
-            name = self.folder.name
-            return Places(self.folder / "results", ROOT / "figures" / name, ROOT / "runs" / name)
+            root, name = self.folder.parents[1], self.folder.name
+            return Places(self.folder / "results", root / "figures" / name, root / "runs" / name)
         return Places(out / "results", out / "figures", out)
 
 
@@ -112,9 +110,9 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
     """
     units = list(units)
     todo = unfinished(units, results)
-    left = {id(unit) for unit in todo}
+    ahead = {id(unit) for unit in todo}
     # A process may have been killed between a result and the end of its checkpoints.
-    discard_checkpoints(unit for unit in units if id(unit) not in left)
+    discard_checkpoints(unit for unit in units if id(unit) not in ahead)
     if not todo:
         return 0
     waiting, running = iter(todo), dict[Future[tuple[dict[str, Any], float]], Unit]()
