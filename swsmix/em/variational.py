@@ -191,7 +191,7 @@ def _edges(mixture: GaussianMixture, low: Tensor, high: Tensor) -> Tensor:
 def expected_sums(
     mixture: GaussianMixture, w: Float[Tensor, " n"], variance: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "3 k"]]:
-    """`sums`, by cells where that takes less time: within 1e-3 of it, relative to N_j."""
+    """`sums`, by cells where that takes less time: within 3e-3 of it, relative to N_j."""
     if w.numel() * len(mixture.mean) <= DIRECT:
         return sums(mixture, w, variance)
     return sums(mixture, *gathered(mixture, w, variance))

@@ -34,6 +34,10 @@ MOMENTS_INSIDE = MOMENTS | frozenset(  # too short to be told from a network's n
         "state1", "state2", "momentum", "qmap1", "qmap2", "absmax1", "absmax2", "max1", "max2",
     }
 )
+# Behind a weight's name and "_": `weight_exp_avg`. The short ones only as a pair.
+_BEHIND = MOMENTS | frozenset(
+    {"momentum", "velocity", "grad", "mask", "hessian", "fisher", "first_moment", "second_moment"}
+)
 _AVERAGES = frozenset({"ema", "shadow", "averaged"})  # such words alone say that it is a copy
 # These need the other network beside them: `q_net_target` and `q_net`, `teacher` and `student`.
 _SECOND = frozenset({"average", "avg", "swa", "polyak", "teacher", "target", "slow", "momentum"})
@@ -100,6 +104,23 @@ def _moments(tensors: dict[str, Tensor]) -> Groups:
             groups.setdefault(f"*.{_dotted(name).rpartition('.')[2]}", set()).add(name)
     for label, members in groups.items():
         yield label, "an optimiser's moments", members
+    for tail, members in _behind(tensors).items():
+        yield f"*_{tail}", "moments, masks or the like, not weights", members
+
+
+def _behind(tensors: dict[str, Tensor]) -> dict[str, set[str]]:
+    """Tensors with the name and shape of a weight and a word for a companion behind it."""
+    groups: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        pairs = {(f"{name}_{one}", f"{name}_{other}"): (one, other) for one, other in _PAIRS}
+        tails = {tail: f"{name}_{tail}" for tail in _BEHIND}
+        for both, words_ in pairs.items():
+            if all(other in tensors for other in both):
+                tails |= dict(zip(words_, both, strict=True))
+        for tail, other in tails.items():
+            if tensor.ndim > 0 and other in tensors and tensors[other].shape == tensor.shape:
+                groups.setdefault(tail, set()).add(other)
+    return groups
 
 
 def _before(base: str, known: dict[str, torch.Size], tensor: Tensor) -> str:

@@ -95,8 +95,10 @@ class RoundEntry:
             [*losses, state["reference"], state["tolerance"]] if _is(losses, list) else [""]
         )
         rounds = [state["done"], 0 if entered is None else entered]
-        if not all(_is(x, int, float) and math.isfinite(x) for x in numbers) or not all(
-            _is(x, int) and 0 <= x <= len(losses) for x in rounds
+        if (
+            not all(_is(x, int, float) and math.isfinite(x) for x in numbers)
+            or not all(_is(x, int) and 0 <= x <= len(losses) for x in rounds)
+            or (entered == 0 or state["done"] > (entered or 0))
         ):
             raise ValueError(f"an entry's state is not what it saves; got {state!r:.80}")
         self._state = _Progress(**{**state, "losses": list(losses)})

@@ -316,3 +316,20 @@ def test_contents_within_themselves_are_refused(tmp_path):
     torch.save(loop, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"a\.pt"):
         checkpoints.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "behind", [("exp_avg", "exp_avg_sq"), ("m", "v"), ("mask", "hessian"), ("momentum",)]
+)
+def test_moments_and_masks_behind_an_underscore_are_left_out(behind):
+    state = {"w": torch.randn(40, 40), "b_v": torch.randn(40)}
+    beside = {f"w_{tail}": torch.rand(40, 40) for tail in behind}
+    tensors, left_out = find_network(state | beside)
+    assert tensors.keys() == state.keys()
+    assert left_out.keys() == {f"*_{tail}" for tail in behind}
+
+
+def test_one_tensor_with_a_short_word_behind_a_weights_name_is_a_weight():
+    state = {"w": torch.randn(4, 4), "w_v": torch.randn(4, 4)}
+    tensors, left_out = find_network(state)
+    assert tensors.keys() == state.keys() and not left_out

@@ -195,6 +195,31 @@ def test_without_a_schedule_each_prior_enters_when_its_own_loss_has_fallen(optim
         assert alone.scalars["tau"] == pytest.approx(ensemble.histories[3].scalars["tau"])
 
 
+def test_from_an_automatic_start_members_split_and_merge_as_those_of_fit_do():
+    data, schedule, moved = cases(), Schedule(tau=0.02, start=20, em_every=5), 0
+    nets = [net(seed) for seed in range(B)]
+    with torch.no_grad():  # half of the weights are two values: a start with something to move
+        for n in nets:
+            n[0].weight[:, :2] = 0.4 * n[0].weight[:, :2].sign()
+    alone = copy.deepcopy(nets)
+    priors = [MixturePrior(n, 6) for n in nets]
+    ensemble = fit_ensemble(
+        nets, nn.functional.mse_loss, data, optimizer="adam", epochs=20, priors=priors, lr=0.02,
+        schedule=schedule, batch_size=16, seed=2, progress=False,
+    )  # fmt: skip
+    for i, own in enumerate(alone):
+        prior = MixturePrior(own, 6)
+        twin = copy.deepcopy(prior.mixtures["all"])
+        fit(
+            own, nn.functional.mse_loss, data, optimizer=torch.optim.Adam(own.parameters(), 0.02),
+            epochs=20, prior=prior, schedule=schedule, batch_size=16, seed=2, progress=False,
+        )  # fmt: skip
+        moved += not torch.equal(twin.mean, prior.mixtures["all"].mean)
+        found = everything(ensemble.models[i], ensemble.priors[i])
+        torch.testing.assert_close(found, everything(own, prior), rtol=1e-6, atol=1e-6)
+    assert moved
+
+
 @pytest.mark.parametrize("mode", ["em", "gradient"])
 def test_rounds_of_all_are_rounds_of_each_alone(mode):
     """Members do not see each other: with and without neighbours they end at the same place."""
@@ -373,6 +398,67 @@ def test_what_does_not_fit_is_refused(nets, options, message):
     data = options.pop("data", cases())
     with pytest.raises(ValueError, match=message):
         fit_ensemble(nets, nn.functional.mse_loss, data, epochs=1, progress=False, **options)
+
+
+def test_networks_that_share_a_parameter_are_refused():
+    shared = nn.Linear(3, 4).double()
+    nets = [nn.Sequential(shared, nn.Tanh(), nn.Linear(4, 1).double()) for _ in range(2)]
+    with pytest.raises(ValueError, match="two of the networks share a parameter"):
+        fit_ensemble(nets, nn.functional.mse_loss, cases(), epochs=1, progress=False)
+
+
+def test_networks_that_cannot_be_stacked_are_refused_by_a_sentence():
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.LSTM(1, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.cells(x[:, :, None])[0][:, -1, :1]
+
+    nets = [Read().double() for _ in range(2)]
+    with pytest.raises(ValueError, match="one by one with `fit`"):
+        fit_ensemble(nets, nn.functional.mse_loss, cases(), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.zeros(1, 40), -torch.ones(1, 40), torch.full((1, 40), torch.nan)]
+)
+def test_case_weights_that_weigh_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="the case weights must be finite"):
+        fit_ensemble(
+            [net(0)], nn.functional.mse_loss, cases(), epochs=1, weights=weights, progress=False
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["trainer"].update(steps=-5),
+        lambda s: s["trainer"].update(theta=s["trainer"]["theta"].long()),
+        lambda s: s["trainer"]["mixtures"]["mixtures"]["0.weight"]["std"].neg_(),
+        lambda s: s["trainer"]["mixtures"]["mixtures"]["2.weight"]["mixing"].fill_(5.0),
+        lambda s: s["trainer"]["mixtures"]["running"]["0.weight"]["count"].fill_(-3.0),
+        lambda s: s["records"].update(objective=torch.ones(2)),
+        lambda s: s["trainer"]["entries"]["1"].update(entered=0),
+        lambda s: s["trainer"]["entries"]["1"].update(done=9, entered=2),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_other_content_is_refused_by_its_name(change, tmp_path):
+    def go(epochs, resume):
+        nets, priors = made()
+        return fit_ensemble(
+            nets, nn.functional.mse_loss, cases(), epochs=epochs, priors=priors,
+            run=tmp_path / "run", resume=resume, progress=False,
+        )  # fmt: skip
+
+    go(1, resume=False)
+    (file,) = (tmp_path / "run").glob("checkpoint-*/training.pt")
+    state = torch.load(file, weights_only=True)
+    change(state["ensemble"])
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"training\.pt is of another ensemble, or damaged"):
+        go(2, resume=True)
 
 
 def test_priors_that_are_not_alike_are_refused():

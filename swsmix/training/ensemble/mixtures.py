@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swsmix.em import EMState, HyperPrior, Moments, e_step, m_step_
 from swsmix.em.hyper_prior import log_density
 from swsmix.mixture import GaussianMixture
-from swsmix.prior import MixturePrior
+from swsmix.prior import MixturePrior, moving
 from swsmix.tables import Adaptive, BatchTables, neg_log_prior
 from swsmix.training.ensemble.stacking import Stack
 
@@ -204,6 +204,30 @@ class Mixtures:
             mixture.std.copy_(capped)
         self._tables.pop(group, None)
 
+    def due(self, moved: Bool[Tensor, " b"]) -> list[int]:
+        """The members that have just made an EM step after which split and merge are tried."""
+        return [
+            i
+            for i, prior in enumerate(self.priors)
+            if moved[i] and prior.moves and moving.is_due(int(self.steps[i]))
+        ]
+
+    @torch.no_grad()
+    def move_(self, member: int) -> None:
+        """Split and merge a member's mixtures, as `MixturePrior.em_step_` does.
+
+        Its prior and network must hold the member's state, see `write_`.
+        """
+        for g in self.groups:
+            state = self.priors[member]._state(g)
+            moving.move_(self.priors[member], g)
+            if state.running is None:  # it has moved
+                for name in _PHI:
+                    getattr(self.mixtures[g], name)[member] = getattr(state.mixture, name)
+                for t in _fields(self.running[g]):
+                    t[member] = torch.nan
+        self._tables.clear()
+
     @torch.no_grad()
     def write_(self) -> None:
         """Put the mixtures, running moments and numbers of steps back into the priors."""
@@ -217,7 +241,9 @@ class Mixtures:
                     else:
                         getattr(state.mixture, name).copy_(getattr(mixture, name)[i])
                 running = self.running[g]
-                if not running.count[i].isnan().any():
+                if running.count[i].isnan().any():
+                    state.forget_()
+                else:
                     state.keep_(Moments(*(t[i] for t in _fields(running))))
                 state.steps.fill_(int(self.steps[i]))
 

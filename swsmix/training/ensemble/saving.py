@@ -35,6 +35,9 @@ def begin_(folder: Path, trainer: Ensembled, records: Records, *, resume: bool) 
         raise ValueError(f"{file} is of one network, not of an ensemble: continue it with `fit`")
     try:
         _check_like(state["trainer"], trainer.state_dict(), "")
+        _check_mixtures(state["trainer"])
+        _check_like(state["records"]["objective"], records.objective, "objective")
+        _check_like(state["records"]["last"], records.last, "last")
         trainer.load_state_dict(state["trainer"])
         records.load_state_dict(state["records"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -76,9 +79,23 @@ def _check_like(value: Any, like: Any, field: str) -> None:
             if name not in ("optimizer", "entries"):  # these check themselves
                 _check_like(value[name], part, f"{field}.{name}".removeprefix("."))
     elif isinstance(like, Tensor):
-        if not isinstance(value, Tensor) or value.shape != like.shape:
-            raise ValueError(f"`{field}` needs the shape {tuple(like.shape)}")
+        if not isinstance(value, Tensor) or (value.shape, value.dtype) != (like.shape, like.dtype):
+            raise ValueError(f"`{field}` needs the shape {tuple(like.shape)} in {like.dtype}")
         if not field.startswith("mixtures.running") and not value.isfinite().all():
             raise ValueError(f"`{field}` needs finite numbers")
-    elif type(value) is not type(like):
-        raise ValueError(f"`{field}` needs a {type(like).__name__}")
+    elif type(value) is not type(like) or (isinstance(like, int) and value < 0):
+        raise ValueError(f"`{field}` needs a {type(like).__name__} from 0 on")
+
+
+def _check_mixtures(state: dict[str, Any]) -> None:
+    """Check that the mixtures are mixtures, and their running moments counts."""
+    parts = state.get("mixtures", {"mixtures": {}, "running": {}})
+    for group, values in parts["mixtures"].items():
+        total = values["mixing"].double().sum(-1)
+        if not bool((values["std"] > 0).all()):
+            raise ValueError(f"the stds of {group!r} must be positive")
+        if not bool((values["mixing"] >= 0).all()) or not bool(((total - 1).abs() < 1e-3).all()):
+            raise ValueError(f"the proportions of {group!r} must add up to 1")
+    for group, moments in parts["running"].items():
+        if bool((moments["count"] < 0).any()):
+            raise ValueError(f"the running counts of {group!r} must be at least 0")

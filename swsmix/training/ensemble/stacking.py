@@ -72,6 +72,27 @@ class Stack:
                 f"{tuple(weights.shape)}"
             )
 
+        if weights is not None and not (
+            bool(weights.isfinite().all()) and bool((weights >= 0).all())
+            and bool((weights.sum(1) > 0).all())
+        ):  # fmt: skip
+            raise ValueError(
+                "the case weights must be finite and at least 0, and not all 0 for a member; got "
+                f"sums {weights.sum(1).tolist()}"
+            )
+        self._try()
+
+    def _try(self) -> None:
+        """One evaluation, so that a network that cannot be stacked is refused by a sentence."""
+        try:
+            self.value(self.theta())
+        except (RuntimeError, NotImplementedError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"networks of this kind ({type(self.models[0]).__name__}) cannot be evaluated side "
+                f"by side on these data ({why}): train them one by one with `fit`"
+            ) from error
+
     @property
     def num_cases(self) -> int:
         """n, of each network."""
@@ -262,6 +283,12 @@ def _check_alike(modules: Sequence[Any], what: str, *, distinct: bool = True) ->
         raise ValueError(f"an ensemble needs at least one member; got no {what}")
     if distinct and len({id(m) for m in modules}) < len(modules):
         raise ValueError(f"the same module is there twice among the {what}: make one per member")
+    tensors = [id(t) for m in modules for t in {id(p): p for p in m.parameters()}.values()]
+    if distinct and len(set(tensors)) < len(tensors):
+        raise ValueError(
+            f"two of the {what} share a parameter: they would be one, not side by side; make each "
+            "from scratch, or copy.deepcopy it"
+        )
     first = {
         n: (t.shape, t.requires_grad) for n, t in modules[0].state_dict(keep_vars=True).items()
     }

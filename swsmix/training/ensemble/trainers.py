@@ -79,6 +79,11 @@ class Ensembled:
         if self.mixtures.mode == "em":
             rates = [s.em_rate if s.em_at(self.steps) else 0.0 for s in self.schedules]
             self.mixtures.em_step_(self.theta, self.theta.new_tensor(rates))
+            due = self.mixtures.due(torch.tensor(rates, dtype=torch.float64, device="cpu") > 0)
+            if due:
+                self.write_()
+            for member in due:
+                self.mixtures.move_(member)
         else:
             self.mixtures.take_(self.phi)
         for g in self.mixtures.groups:
@@ -228,8 +233,10 @@ class BatchesOfAll(Ensembled):
         self.check_finite(value, number)
         strength = self.tau() / self.num_data
         losses = (value / count).tolist()
-        for entry, loss in zip(self.entries, losses if self.entries else [], strict=True):
-            entry.observe(loss)
+        seen = (count > 1e-9).tolist()  # a batch may hold none of a member's cases
+        for entry, loss, has in zip(self.entries, losses, seen, strict=False):
+            if has:
+                entry.observe(loss)
         acts = self.mixtures is not None and bool((strength > 0).any())
         # As in `fit`: Adam counts no step of mixtures that are held.
         self.theta.grad, self.phi.grad = gradient, None
