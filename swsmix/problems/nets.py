@@ -135,9 +135,9 @@ def _start(
     layers: OrderedDict[str, nn.Module], generator: Generator | None, dtype: torch.dtype | None
 ) -> nn.Sequential:
     # The constructors drew from the global random state, since restored: draw again.
-    # Not `get_default_device`: torch 2.6 raises there once the default has been set back to None.
-    device = torch.empty(0).device if generator is None else generator.device
-    net = nn.Sequential(layers).to(device, dtype)
+    # The user's default; not by `get_default_device`: torch 2.6 raises there after it was set back.
+    default = torch.empty(0, dtype=torch.float32, device=None).device
+    net = nn.Sequential(layers).to(default if generator is None else generator.device, dtype)
     for layer in net:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             bound = layer.weight[0].numel() ** -0.5
