@@ -48,6 +48,21 @@ def split_slab(
     )
 
 
+def many_centres(
+    zero: Bool[Tensor, "*n"], w: Float[Tensor, "*n"], most: int, unit: float, seed: int
+) -> tuple[Float[Tensor, " k"], float]:
+    """Zero and at most so many centres of the other weights: by k-means, or many on a grid.
+
+    Returns:
+        The centres, and how near two of them may be to merge.
+    """
+    if most < 100:
+        return split_slab(zero, w, most, unit, seed).mean, 0.01 * unit
+    ends = float(w.min()), float(w.max())
+    grid = torch.linspace(*ends, most, dtype=torch.float64, device=w.device)
+    return torch.cat([torch.zeros_like(grid[:1]), grid]), 0.0
+
+
 def merge_clusters(
     index: Int[Tensor, "*n"], w: Float[Tensor, "*n"], *, nearest: float, rare: int
 ) -> Int[Tensor, "*n"]:

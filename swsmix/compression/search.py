@@ -12,6 +12,7 @@ anything to spare, the pretrained weights are snapped as they are.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,11 @@ _FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
 _GOAL = 0.7  # the share that sparsifying should use, where tau follows the bound
 _ENOUGH = 0.2  # less, and the phases are repeated, harder
 _WITHIN = 0.95  # the least share of the asked size that a file should have
+_GIVEN = (
+    63,
+    255,
+    1023,
+)  # values per tensor at which the pretrained weights are snapped as they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +90,15 @@ def reach_(job: Job, target: Target, measure: Loss) -> tuple[Index, Reached]:
         job.model.load_state_dict(before)
         raise
     job.model.load_state_dict(found.state)
-    return found.index, search.reached(found)
+    reached = search.reached(found)
+    if target.size_bytes is not None and reached.used < _WITHIN:
+        warnings.warn(
+            f"the file takes {reached.size_bytes:,} of the {target.size_bytes:,} bytes that were "
+            f"asked for: nothing between was found up to {_GIVEN[-1]} values per tensor; save the "
+            "weights as they are if they should keep more",
+            stacklevel=3,
+        )
+    return found.index, reached
 
 
 class _Search:
@@ -213,7 +227,12 @@ class _Search:
             job = replace(self.job, suffix="-given")
             job.model.load_state_dict(before)
             none = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in job.weights.items()}
-            able = [(job, self._snap_finely_(job, none, "snap-given", 0.0))]
+            for most in _GIVEN:  # more values where a file should be larger
+                job.model.load_state_dict(before)
+                phase = "snap-given" if most == _GIVEN[0] else f"snap-given-{most}"
+                able = [(job, self._snap_finely_(job, none, phase, 0.0, most))]
+                if bounded or self._can_start(able[0][1]):
+                    break
             if bounded and not self._can_start(able[0][1]):
                 return
         job, state = min(able, key=lambda each: each[1].bytes)
@@ -256,18 +275,18 @@ class _Search:
         return state
 
     def _snap_finely_(
-        self, job: Job, zero: Mapping[str, Tensor], phase: str, tau: float
+        self, job: Job, zero: Mapping[str, Tensor], phase: str, tau: float, most: int = 63
     ) -> _Snapped:
         """The weights as they are at many values each, without training; zero where it is said."""
         index = {}
         with torch.no_grad():
             for name, p in job.weights.items():
-                mean = clusters.split_slab(zero[name], p, 63, job.unit[name], job.seed).mean
+                mean, nearest = clusters.many_centres(zero[name], p, most, job.unit[name], job.seed)
                 order = mean.double().sort()
                 edges = (order.values[1:] + order.values[:-1]) / 2.0
                 j = order.indices[torch.bucketize(p.detach().double(), edges)]
                 j[zero[name]] = 0
-                index[name] = clusters.merge_clusters(j, p, nearest=0.01 * job.unit[name], rare=0)
+                index[name] = clusters.merge_clusters(j, p, nearest=nearest, rare=0)
                 clusters.set_to_centres_(p, index[name])
         return self.keep(phase, index, tau, tau)
 

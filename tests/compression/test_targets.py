@@ -86,7 +86,7 @@ def test_a_bound_is_met_by_the_network_in_the_file_and_most_of_it_is_used(
     assert any(step.value == done.reached.value for step in done.reached.path)
 
 
-@pytest.mark.parametrize("asked", [250, 700])
+@pytest.mark.parametrize("asked", [250, 700, 1150])
 def test_a_file_takes_what_was_asked_for_but_for_five_percent(asked, tmp_path):
     net, data, validation = problem()
     done = compressed(net, data, validation, Target(size_bytes=asked))
@@ -94,6 +94,15 @@ def test_a_file_takes_what_was_asked_for_but_for_five_percent(asked, tmp_path):
     assert 0.95 * asked <= size <= asked
     assert done.reached.size_bytes == size
     assert done.reached.value == pytest.approx(score(again, loss, validation), rel=1e-6)
+
+
+def test_a_size_above_what_many_values_take_is_said(tmp_path):
+    net, data, validation = problem()
+    with pytest.warns(
+        UserWarning, match=r"bytes that were asked for.*save the weights as they are"
+    ):
+        done = compressed(net, data, validation, Target(size_bytes=10**6))
+    assert done.reached.size_bytes == reread(net, done, tmp_path)[1] < 0.95e6
 
 
 def test_a_size_that_is_not_met_names_the_nearest_and_leaves_the_network(tmp_path):
