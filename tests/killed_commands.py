@@ -182,14 +182,14 @@ CASES = {
         make_run(f"{NUTS} --resume"), posterior_state, make_run(SVI)
     ),
     "compress": Case(
-        partial(swsmix, "compress net.safetensors --lossless --quiet --out out.sws"),
+        partial(swsmix, "compress net.safetensors --lossless --quiet --force --out out.sws"),
         partial(file_state, "out.sws"), make_compressed,
     ),
     "compress RUN": Case(
-        partial(swsmix, "compress run --quiet --out run.sws"), run_state, make_run(),
+        partial(swsmix, "compress run --quiet --force --out run.sws"), run_state, make_run(),
     ),
     "decompress": Case(
-        partial(swsmix, "decompress net.sws --quiet --out out.safetensors"),
+        partial(swsmix, "decompress net.sws --quiet --force --out out.safetensors"),
         partial(file_state, "out.safetensors"), make_compressed,
     ),
     "reproduce": Case(partial(paper, "--out", "out"), results_state),

@@ -73,7 +73,7 @@ TESTS |= {
     for name in _ENSEMBLE.split()
 }
 TESTS["training/ensemble/lbfgs.py"].append("tests/papers/test_papers_batch.py")
-TESTS |= {"tables/batch.py": ["tests/em/test_batches.py"]}
+TESTS |= {"tables/batch.py": ["tests/em/test_em_batches.py"]}
 _TABLES = "bits cell_histogram cells exact grid lookup numba_loops passes penalty regions taylor"
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (

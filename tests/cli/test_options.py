@@ -21,7 +21,11 @@ COMMANDS = {
 }
 # Modules outside of cli/ whose sentences name options without the command: it is the only one that
 # comes to them.
-ALONE = {"training/runs/claiming.py": "train", "inspection/inspect.py": "inspect"}
+ALONE = {
+    "training/runs/claiming.py": "train",
+    "inspection/inspect.py": "inspect",
+    "problems/reproduction/runner.py": "reproduce",
+}
 
 
 def sentences():
