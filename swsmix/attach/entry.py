@@ -327,7 +327,9 @@ def _is_like(value: object, like: object) -> bool:
         return isinstance(value, bool)
     if isinstance(like, int):
         return type(value) is int and 0 <= value <= _LIMIT
-    return type(value) in (int, float) and not abs(value) > _HUGE  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not abs(value) > _HUGE
 
 
 def _is_finite(value: object) -> bool:
