@@ -69,7 +69,9 @@ TESTS = {
 }
 _ENSEMBLE = "lbfgs members mixtures recording saving stacking trainers"
 TESTS |= {
-    f"training/ensemble/{name}.py": ["tests/training/test_ensemble.py"]
+    f"training/ensemble/{name}.py": [
+        f"tests/training/test_ensemble{part}.py" for part in ("", "_parts", "_says")
+    ]
     for name in _ENSEMBLE.split()
 }
 TESTS["training/ensemble/lbfgs.py"].append("tests/papers/test_papers_batch.py")

@@ -277,7 +277,7 @@ class _Search:
     def _snap_finely_(
         self, job: Job, zero: Mapping[str, Tensor], phase: str, tau: float, most: int = 63
     ) -> _Snapped:
-        """The weights as they are at many values each, without training; zero where it is said."""
+        """Snap the weights to many values each, without training; `zero` says which become 0."""
         index = {}
         with torch.no_grad():
             for name, p in job.weights.items():

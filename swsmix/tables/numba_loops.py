@@ -82,7 +82,7 @@ def _address(cells: Cells) -> tuple[Any, ...]:
 
 
 @_inlined
-def _find(x, raw, block, absolute, half, bits, scale):  # type: ignore[no-untyped-def]
+def _find(x, raw, block, absolute, half, bits, scale):
     """Cell, number, coordinate; see `GridAddress.find` and, without a scale, `BitAddress.find`."""
     if scale == np.float32(0.0):
         low = raw & np.int32(0xFFFF)
@@ -100,7 +100,7 @@ def _find(x, raw, block, absolute, half, bits, scale):  # type: ignore[no-untype
 
 
 @_compiled
-def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bits, grid):  # type: ignore[no-untyped-def]
+def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bits, grid):
     gaps = 0
     scale = np.float32(scale)
     for i in range(w.shape[0]):
@@ -114,9 +114,7 @@ def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bi
 
 
 @_compiled
-def _proximal(  # type: ignore[no-untyped-def]
-    w, at, raw, second, adaptive, rate, eps, lines, block, absolute, half, bits, grid
-):
+def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, half, bits, grid):
     gaps = 0
     rate, eps = np.float32(rate), np.float32(eps)
     for i in range(w.shape[0]):
@@ -132,7 +130,7 @@ def _proximal(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _count(w, raw, sums, block, absolute, half, bits, grid):  # type: ignore[no-untyped-def]
+def _count(w, raw, sums, block, absolute, half, bits, grid):
     middle = np.int32(1) << (bits - np.int32(1))
     for i in range(w.shape[0]):
         cell, number, _ = _find(w[i], raw[i], block, absolute, half, bits, grid)

@@ -99,7 +99,7 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):  # type: ignore[no-untyped-def]
+def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):
     """Cell and coordinate; see `GridAddress.find` and `BitAddress.find`."""
     if how == "grid":
         place = w * scale
@@ -120,7 +120,7 @@ def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):  # type: ig
 
 
 @_compiled
-def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
+def _exact(w, mixture, k):
     """The gradient f' and the curvature a from the mixture itself; see `_log_odds.log_odds`."""
     w = w.to(tl.float64)
     best, z_r = tl.zeros_like(w) - 1e300, tl.zeros_like(w)
@@ -155,7 +155,7 @@ def _exact(w, mixture, k):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _write_gradient(  # type: ignore[no-untyped-def]
+def _write_gradient(
     target, w, n, mixture, k, lines, scale, block, absolute, half, bits, grid,
     add: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
@@ -177,7 +177,7 @@ def _write_gradient(  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _proximal(  # type: ignore[no-untyped-def]
+def _proximal(
     w, at, second, n, mixture, k, lines, rate, eps, block, absolute, half, bits, grid,
     adaptive: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip

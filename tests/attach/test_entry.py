@@ -350,29 +350,3 @@ def test_weights_in_bfloat16_move_by_the_right_amount_on_average():
     assert rounded.double().mean().item() == pytest.approx(1.0 + 2.0**-11, abs=2.0**-16)
     values = torch.tensor([0.0, -0.5, 3.0])
     assert torch.equal(_rounded_by_chance(values, torch.Generator().manual_seed(0)).float(), values)
-
-
-BROKEN = [
-    ("time", "del"), ("more", 1), ("time", -1), ("time", 2.5), ("time", True), ("due", 2**60),
-    ("level", "high"), ("moved", 1e200), ("falling", 0), ("entered", []), ("losses", 3),
-    ("losses", {"count": 1}), ("losses/total", None), ("now/count", 1.5), ("sums", torch.ones(2)),
-    ("sums", torch.full((3,), torch.nan)), ("product", 1.0), ("product", torch.tensor(1)),
-    ("start", [1]), ("start", {"w": 1.0}), ("start", {"w": torch.full((3,), torch.inf)}),
-    ("records", {}), ("records", [(1.0, 2.0)]), ("records", [(1.0, 2.0, "low")]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_a_state_that_no_entry_has_saved_is_refused_by_the_field(number):
-    field, value = BROKEN[number]
-    entry = Entry(1.0, num_weights=10.0, num_data=100)
-    state = entry.state_dict()
-    *parents, last = field.split("/")
-    place = state[parents[0]] if parents else state
-    if value == "del":
-        del place[last]
-    else:
-        place[last] = value
-    with pytest.raises(ValueError, match=f"{(parents or [last])[0]}|the fields"):
-        entry.load_state_dict(state)
-    assert entry.tau == 0.0

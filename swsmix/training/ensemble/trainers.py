@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,22 +22,21 @@ from swsmix.training.entering import RoundEntry
 class Ensembled:
     """What both ways of training share: theta, the mixtures and the clock."""
 
-    default = Schedule()
-
-    def new_entry(self, num_weights: float, num_data: int) -> Any:
-        """What decides tau of one member, where there is no schedule."""
-        raise NotImplementedError
-
     def __init__(
-        self, stack: Stack, mixtures: Mixtures | None, schedules: Sequence[Schedule] | None
+        self,
+        stack: Stack,
+        mixtures: Mixtures | None,
+        schedules: Sequence[Schedule] | None,
+        default: Schedule,
+        new_entry: Callable[[float, int], Any],
     ) -> None:
         self.stack, self.mixtures = stack, mixtures
-        self.schedules = list(schedules or [self.default] * len(stack.models))
+        self.schedules = list(schedules or [default] * len(stack.models))
         self.entries: list[Any] = []
         if schedules is None and mixtures is not None:  # the prior enters by itself, as in `fit`
             sizes = [prior._weighted_size() for prior in mixtures.priors]
             cases = map(round, stack.num_data().tolist())
-            self.entries = [self.new_entry(*each) for each in zip(sizes, cases, strict=True)]
+            self.entries = [new_entry(*each) for each in zip(sizes, cases, strict=True)]
         self.theta = stack.theta()
         self.phi = self.theta[:, :0] if mixtures is None else mixtures.phi()
         self.num_data = stack.num_data()
@@ -141,13 +140,6 @@ class Ensembled:
 class RoundsOfAll(Ensembled):
     """An epoch is one round of L-BFGS on all cases."""
 
-    default = Schedule(em_every=1)
-
-    def new_entry(self, num_weights: float, num_data: int) -> RoundEntry:
-        """As for rounds in `fit`."""
-        asked = self.default.tau
-        return RoundEntry(ceiling(asked, num_weights=num_weights, num_data=num_data))
-
     def __init__(
         self,
         stack: Stack,
@@ -155,7 +147,7 @@ class RoundsOfAll(Ensembled):
         schedules: Sequence[Schedule] | None,
         iterations: int,
     ) -> None:
-        super().__init__(stack, mixtures, schedules)
+        super().__init__(stack, mixtures, schedules, Schedule(em_every=1), _of_rounds)
         self.iterations = iterations
 
     def epoch(self, number: int) -> None:
@@ -183,12 +175,6 @@ class RoundsOfAll(Ensembled):
 class BatchesOfAll(Ensembled):
     """An epoch is one pass of Adam over batches that all members share."""
 
-    default = Schedule(em_start=0)
-
-    def new_entry(self, num_weights: float, num_data: int) -> Entry:
-        """As for batches in `fit`."""
-        return Entry(self.default.tau, num_weights=num_weights, num_data=num_data)
-
     def __init__(
         self,
         stack: Stack,
@@ -199,7 +185,7 @@ class BatchesOfAll(Ensembled):
         update: Update | None,
         seed: int,
     ) -> None:
-        super().__init__(stack, mixtures, schedules)
+        super().__init__(stack, mixtures, schedules, Schedule(em_start=0), _of_batches)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         em = mixtures is not None and mixtures.mode == "em"
@@ -281,3 +267,13 @@ class BatchesOfAll(Ensembled):
         """The inverse of `state_dict`."""
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _of_rounds(num_weights: float, num_data: int) -> RoundEntry:
+    """What decides tau of one member where there is no schedule, as for rounds in `fit`."""
+    return RoundEntry(ceiling(1.0, num_weights=num_weights, num_data=num_data))
+
+
+def _of_batches(num_weights: float, num_data: int) -> Entry:
+    """The same, as for batches."""
+    return Entry(1.0, num_weights=num_weights, num_data=num_data)
