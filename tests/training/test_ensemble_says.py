@@ -105,7 +105,13 @@ def test_networks_that_cannot_be_stacked_are_refused_by_a_sentence():
 
 
 @pytest.mark.parametrize(
-    "weights", [torch.zeros(1, 40), -torch.ones(1, 40), torch.full((1, 40), torch.nan)]
+    "weights",
+    [
+        torch.zeros(1, 40),
+        -torch.ones(1, 40),
+        torch.eye(1, 40) - 0.001,
+        torch.full((1, 40), torch.nan),
+    ],
 )
 def test_case_weights_that_weigh_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="the case weights must be finite"):
