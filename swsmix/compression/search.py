@@ -42,11 +42,7 @@ _FITS = 1.0 + 1e-6  # of the allowed increase: means are rounded
 _GOAL = 0.7  # the share that sparsifying should use, where tau follows the bound
 _ENOUGH = 0.2  # less, and the phases are repeated, harder
 _WITHIN = 0.95  # the least share of the asked size that a file should have
-_GIVEN = (
-    63,
-    255,
-    1023,
-)  # values per tensor at which the pretrained weights are snapped as they are
+_GIVEN = (63, 255, 1023)  # values per tensor at which pretrained weights are snapped
 
 
 @dataclass(frozen=True, eq=False)
