@@ -6,6 +6,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -14,6 +15,11 @@ from jaxtyping import install_import_hook
 collect_ignore_glob = ["*conftest.py"]
 
 hook = install_import_hook("swsmix", "beartype.beartype")  # before anything imports swsmix
+
+# A property is tried on the same cases in every run, so that a failure is about the change at
+# hand. `--hypothesis-profile default --hypothesis-seed 7` searches elsewhere.
+hypothesis.settings.register_profile("alike", derandomize=True)
+hypothesis.settings.load_profile("alike")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell: the commands that tests interrupt would ignore Ctrl-C.

@@ -51,7 +51,7 @@ class RoundEntry:
     def tau(self) -> float:
         """The strength in the next round: 0 while waiting, at most `allowed`."""
         state = self._state
-        return 0.0 if state.entered is None else self.allowed * state.done / state.entered
+        return 0.0 if state.entered is None else self.allowed * (state.done / state.entered)
 
     @property
     def begun(self) -> bool:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fits import problem
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -183,6 +183,7 @@ def test_the_prior_waits_while_rounds_lower_the_loss_by_more_than_a_tenth_of_its
     assert taus(entry, [1.9] * 6) == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
 
 
+@example(0.11618870648333604, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # 3 a / 3 can round above a
 @given(
     st.floats(0.0, 3.0),
     st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40),
