@@ -1,4 +1,4 @@
-"""Cells addressed by the bits of a float32: log-spaced around zero, down to single floats."""
+"""The cells of a mixture: certified intervals of floats, cut as finely as the tolerance asks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables.address import MOST, Address
+from swsmix.tables.cells import FINE, CellErrors, CellGeometry, Cells, Refinement, refinement_for
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.scratch import Scratch
 from swsmix.tables.taylor import ORDER, Intervals, ranges, split
 
 MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
+_LOW = (16, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
 
 
@@ -21,39 +22,6 @@ def _ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest magnitude of intervals of floats."""
     inner, outer = torch.stack([start, start + width - 1]).int().view(torch.float32).double()
     return inner, outer
-
-
-class BitAddress:
-    """A float32 is its own address.
-
-    Its upper 16 bits (a bfloat16) name its block: (bits >> 16) + 32768. A block has
-    2^(16 - shift) cells, the first of them `first`. With low = bits & 65535, the float is in cell
-    first + (low >> shift). Its number there is low or, where that would round too coarsely,
-    low & (2^shift - 1), counted from the cell's own start.
-
-    Args:
-        block: first << 5 | shift for each of the 65,536 blocks.
-        absolute: whether numbers count from the block's start instead of the cell's.
-    """
-
-    bits = 16
-
-    def __init__(self, block: Tensor, absolute: bool) -> None:
-        self.block, self.absolute = block, absolute
-
-    def find(self, w: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
-        """See `cells.Address`; the results lie in scratch memory."""
-        low, block, shift, part = (each[: len(w)] for each in scratch.ints)
-        bits = w.view(torch.int32)
-        torch.bitwise_and(bits, 0xFFFF, out=low)
-        torch.bitwise_right_shift(bits, 16, out=shift).add_(1 << 15)
-        torch.index_select(self.block, 0, shift, out=block)
-        torch.bitwise_and(block, 31, out=shift)
-        torch.bitwise_right_shift(low, shift, out=part)
-        block.bitwise_right_shift_(5).add_(part)
-        if not self.absolute:
-            low.sub_(part.bitwise_left_shift_(shift))
-        return block, low, scratch.floats[0, : len(w)].copy_(low)
 
 
 def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
@@ -74,22 +42,19 @@ def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> 
     if intervals is None:
         return None
     needed = refinement_for(intervals, tolerance)
-    # Rounding over a whole block, in units of its interval's length, which may be shorter.
-    coarse = (needed.rounding * (1 << 16) / intervals.width)[intervals.start > 0].nan_to_num(0.0)
-    absolute = bool(coarse.max() <= tolerance / 8)
     shift = intervals.width.double().log2().floor() - needed.parts
     uncertified = intervals.rest.isinf() | (shift < 2)
     intervals.rest.masked_fill_(uncertified, math.inf)
-    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(16.0).long()
-    blocks = _blocks(intervals, shift)
+    shift = shift.masked_fill_(uncertified, 6.0).long()
+    blocks = min((_blocks(intervals, shift, low) for low in _LOW), key=lambda each: each.cost)
     if int(blocks.first[-1]) > MAX_CELLS:
         return None
     return Cells(
         mixture,
         intervals,
-        BitAddress(blocks.packed().to(device), absolute),
-        _geometry(intervals, blocks, uncertified, absolute),
-        _errors(intervals, needed, shift, coarse.max() if absolute else None),
+        Address(blocks.packed().to(device), blocks.low),
+        _geometry(intervals, blocks, uncertified),
+        _errors(intervals, needed, shift.clamp_max(blocks.low)),
         device,
     )
 
@@ -118,47 +83,51 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
 class _Blocks(NamedTuple):
     """Blocks of floats: of each sign one for the tiny, those of the intervals, one for the rest."""
 
-    low: int  # the upper half of the first interval's magnitudes
+    low: int  # log2 of the floats in a block
+    start: int  # the upper bits of the first interval's magnitudes
     number: int  # how many blocks each sign has
     shift: Tensor  # log2 of the floats per cell (blocks,)
     first: Tensor  # each block's first cell (blocks,)
     of_interval: Tensor  # the block in which each interval starts (t,)
 
+    @property
+    def cost(self) -> int:
+        """How many entries and cells there are."""
+        return (1 << (32 - self.low)) + int(self.first[-1])
+
     def packed(self) -> Tensor:
-        """The entries first << 5 | shift of all 65,536 upper halves."""
-        magnitude = torch.arange(1 << 15, dtype=torch.int64, device="cpu") - (self.low - 1)
-        magnitude = magnitude.clamp(0, self.number - 1)
+        """The entries first << 5 | shift of all upper bits."""
+        magnitude = torch.arange(1 << (31 - self.low), dtype=torch.int64, device="cpu")
+        magnitude = (magnitude - (self.start - 1)).clamp_(0, self.number - 1)
         entries = ((self.first << 5) | self.shift).int()
         return torch.cat([entries[magnitude], entries[magnitude + self.number]])
 
 
-def _blocks(intervals: Intervals, shift: Tensor) -> _Blocks:
+def _blocks(intervals: Intervals, shift: Tensor, low: int) -> _Blocks:
     """The blocks that the intervals need, each with the smallest shift of its intervals."""
-    start = intervals.start
-    low = int(start[start > 0].min()) >> 16
-    number = (int((start + intervals.width).max()) >> 16) - low + 2
-    block = torch.where(start > 0, (start >> 16) - low + 1, 0)
+    begin = intervals.start
+    start = int(begin[begin > 0].min()) >> low
+    number = (int((begin + intervals.width).max()) >> low) - start + 2
+    block = torch.where(begin > 0, (begin >> low) - start + 1, 0)
     block += (intervals.sign > 0) * number
-    shifts = torch.full((2 * number,), 17, dtype=torch.int64, device="cpu")
-    shifts.scatter_reduce_(0, block, shift, "amin")
+    shifts = torch.full((2 * number,), low + 1, dtype=torch.int64, device="cpu")
+    shifts.scatter_reduce_(0, block, shift.clamp_max(low), "amin")
     blocks = torch.arange(2 * number, dtype=torch.int64, device="cpu")
-    shifts = shifts[torch.where(shifts < 17, blocks, 0).cummax(0).values]
-    shifts[number - 1 :: number] = 16
-    first = (1 << (16 - shifts)).cumsum(0) - (1 << (16 - shifts))
-    return _Blocks(low, number, shifts, first, block)
+    shifts = shifts[torch.where(shifts <= low, blocks, 0).cummax(0).values]
+    shifts[number - 1 :: number] = low
+    cells = 1 << (low - shifts)
+    return _Blocks(low, start, number, shifts, cells.cumsum(0) - cells, block)
 
 
-def _geometry(
-    intervals: Intervals, blocks: _Blocks, uncertified: Tensor, absolute: bool
-) -> CellGeometry:
+def _geometry(intervals: Intervals, blocks: _Blocks, uncertified: Tensor) -> CellGeometry:
     """Where the blocks' cells lie in their intervals."""
-    index, home = ranges(1 << (16 - blocks.shift))
+    index, home = ranges(1 << (blocks.low - blocks.shift))
     mark, begins = torch.zeros_like(home), blocks.of_interval
-    mark[blocks.first[begins] + ((intervals.start & 0xFFFF) >> blocks.shift[begins])] = 1
+    rest = intervals.start & ((1 << blocks.low) - 1)
+    mark[blocks.first[begins] + (rest >> blocks.shift[begins])] = 1
     owner = mark.cumsum(0) - 1
     away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
-    begin = index * width
-    magnitudes = _ends(((away + blocks.low - 1) << 16) + begin, width)
+    magnitudes = _ends(((away + blocks.start - 1) << blocks.low) + index * width, width)
     inner, outer = (end * (away > 0) for end in magnitudes)
     negative = home < blocks.number
     inner[negative], outer[negative] = -inner[negative], -outer[negative]
@@ -166,23 +135,19 @@ def _geometry(
     centre = intervals.centre.index_select(0, owner)
     inner = (inner - centre) * unit
     ulp = (outer * unit - centre * unit - inner) / (width - 1).clamp_min(1)
-    middle = inner + ulp * (width - 1) / 2
     certified = ~(uncertified.index_select(0, owner) | (away == blocks.number - 1))
-    if absolute:
-        inner = inner - ulp * begin
-    return CellGeometry(owner, inner, ulp, middle, inner, certified)
+    return CellGeometry(owner, inner, ulp, width, certified)
 
 
-def _errors(
-    intervals: Intervals, needed: Refinement, shift: Tensor, coarse: Tensor | None
-) -> CellErrors:
-    """The certified errors; `coarse` is the rounding of numbers that count from the block."""
+def _errors(intervals: Intervals, needed: Refinement, shift: Tensor) -> CellErrors:
+    """The certified errors of cells of 2^shift floats."""
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
+    fine = part * 2.0**-FINE
     rest = intervals.rest / math.factorial(ORDER + 1)
-    line = needed.line * part**2 + (needed.rounding * part if coarse is None else coarse)
-    line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
-    value = (needed.third * part**3 + rest) / intervals.size
+    gradient = needed.cubic * part**4 + needed.rounding * part
+    gradient = gradient + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
+    value = (needed.third * fine**3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero
-    line[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
+    gradient[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
     value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
-    return CellErrors(line, value, torch.where(tiny, 1.0, part))
+    return CellErrors(gradient, value, torch.where(tiny, 1.0, part))

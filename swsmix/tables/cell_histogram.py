@@ -7,19 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import Cells
+from swsmix.tables.address import MOST
+from swsmix.tables.cells import FINE, Cells
 from swsmix.tables.scratch import chunk_on
 from swsmix.tables.taylor import ORDER
 
+# A cell's floats are counted in 2^FINE parts, each of 2^PART numbers.
+PART = MOST - FINE
 # 2^22 numbers, each below 2^16, sum to less than 2^38: their count fits above that, in one int64.
 PACKED, COUNT = 1 << 22, 38
 
 
 class CellHistogram:
-    """How many weights each cell has, and the sums of their numbers and squares, exactly.
+    """How many weights each part of a cell has, and the sums of their numbers and squares, exactly.
 
-    The squares are those of number - 2^(bits - 1): they fit into 32 bits, where arithmetic is fast.
-    Count and sum of numbers are added as one integer (`packed`).
+    A number counts from the start of its part, in units of 2^-MOST cells; the squares are those of
+    number - 2^(PART - 1): they fit into 32 bits, where arithmetic is fast. Count and sum of numbers
+    are added as one integer (`packed`).
 
     Args:
         cells: the cells.
@@ -28,22 +32,24 @@ class CellHistogram:
 
     def __init__(self, cells: Cells, n: int) -> None:
         self.cells, self.pending = cells, 0
-        total, device = len(cells.certified), cells.device
+        total, device = len(cells.certified) << FINE, cells.device
         n = min(n, chunk_on(device))
         self.scratch, self.wide = torch.empty(2, n, dtype=torch.int64, device=device)
-        self.half = 1 << (cells.address.bits - 1)
         self.count, self.first, self.second, self.packed = torch.zeros(
             4, total, dtype=torch.int64, device=device
         )
 
-    def add_(self, cell: Tensor, number: Tensor) -> None:
-        """Count a chunk by what `address.find` gave; `number` is overwritten."""
+    def add_(self, cell: Tensor, number: Tensor, shift: Tensor) -> None:
+        """Count a chunk by what `address.find` gave, which is overwritten."""
         if self.pending + len(cell) > PACKED:
             self.unpack_()
         self.pending += len(cell)
+        torch.bitwise_left_shift(number, shift.neg_().add_(MOST), out=number)
+        cell.bitwise_left_shift_(FINE).add_(torch.bitwise_right_shift(number, PART, out=shift))
+        number.bitwise_and_((1 << PART) - 1)
         where, wide = self.wide[: len(cell)].copy_(cell), self.scratch[: len(cell)]
         self.packed.scatter_add_(0, where, wide.copy_(number).add_(1 << COUNT))
-        number.sub_(self.half)
+        number.sub_(1 << (PART - 1))
         self.second.scatter_add_(0, where, wide.copy_(number.mul_(number)))
 
     def unpack_(self) -> None:
@@ -73,24 +79,29 @@ class CellHistogram:
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        missing = (self.count * ~self.cells.certified).any()
+        missing = (self.count.view(-1, 1 << FINE) * ~self.cells.certified[:, None]).any()
         return value, self._moments(powers, used), bool(missing)
 
     def _points(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Two points of equal mass for each cell's weights: same count, mean and second moment.
+        """Two points of equal mass for each part's weights: same count, mean and second moment.
 
         The points in s, their masses, and the interval of each pair.
         """
         geometry = self.cells.geometry
-        used = (self.count * self.cells.certified).nonzero()[:, 0]
+        used = self.count.view(-1, 1 << FINE).mul(self.cells.certified[:, None]).view(-1)
+        used = used.nonzero()[:, 0]
         raw = self.count, self.first, self.second
         count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
         used = used.cpu()
+        cell, part = used >> FINE, used & ((1 << FINE) - 1)
+        width = geometry.width.index_select(0, cell).double()
+        unit = geometry.ulp.index_select(0, cell) * width * 2.0**-MOST
         first /= count
-        spread = (second / count - (first - self.half) ** 2).clamp_min_(0.0).sqrt_()
-        spread *= geometry.ulp[used]
-        s = geometry.inner[used] + geometry.ulp[used] * first
-        return torch.cat([s - spread, s + spread]), (count / 2).repeat(2), geometry.owner[used]
+        middle = 1 << (PART - 1)
+        spread = (second / count - (first - middle) ** 2).clamp_min_(0.0).sqrt_() * unit
+        s = geometry.inner.index_select(0, cell) + unit * (first + (part << PART))
+        owner = geometry.owner.index_select(0, cell)
+        return torch.cat([s - spread, s + spread]), (count / 2).repeat(2), owner
 
     def _moments(self, powers: Tensor, used: Tensor) -> Tensor:
         """The moments (3, k) from the sums of s^n / q in the used intervals.

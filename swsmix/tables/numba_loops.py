@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.bits import BitAddress
-from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
-from swsmix.tables.cells import Cells
-from swsmix.tables.grid import GridAddress
+from swsmix.tables.address import MOST
+from swsmix.tables.cell_histogram import COUNT, PACKED, PART, CellHistogram
+from swsmix.tables.cells import FINE, Cells
 
 
 def _compiled(function: Any) -> Any:
@@ -36,8 +35,7 @@ def _inlined(function: Any) -> Any:
 def write_gradient_(cells: Cells, target: Tensor, w: Tensor, scale: float | None) -> int:
     """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors."""
     add, scale = scale is not None, 1.0 if scale is None else scale
-    lines = cells.lines.numpy()
-    return int(_write_gradient(*_with_bits(w), target.numpy(), lines, scale, add, *_address(cells)))
+    return int(_write_gradient(target.numpy(), *_bits(w), scale, add, *_lookup(cells)))
 
 
 def proximal_(
@@ -46,66 +44,57 @@ def proximal_(
     """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
     adaptive = second is not None
     second = w if second is None else second
-    lines, where = cells.both_lines.numpy(), _address(cells)
+    curvature = cells.curvature_pieces.numpy()
     return int(
-        _proximal(w.numpy(), *_with_bits(at), second.numpy(), adaptive, rate, eps, lines, *where)
-    )
+        _proximal(
+            w.numpy(), at.numpy(), *_bits(at), second.numpy(), adaptive, rate, eps, curvature,
+            *_lookup(cells),
+        )
+    )  # fmt: skip
 
 
 def count_(histogram: CellHistogram, w: Tensor) -> None:
     """Add weights (n,) to a histogram."""
     sums = np.zeros((len(histogram.count), 2), dtype=np.int64)  # count and first are packed
     for part in w.split(PACKED):
-        _count(*_with_bits(part), sums, *_address(histogram.cells))
+        _count(*_bits(part), sums, *_lookup(histogram.cells)[1:])
         histogram.packed += torch.from_numpy(sums[:, 0])
         histogram.unpack_()
         sums[:, 0] = 0
     histogram.second += torch.from_numpy(sums[:, 1])
 
 
-_NO_BLOCKS = np.zeros(0, dtype=np.int32)
+def _bits(w: Tensor) -> tuple[Any]:
+    """The weights' bits as integers."""
+    return (w.numpy().view(np.int32),)
 
 
-def _with_bits(w: Tensor) -> tuple[Any, Any]:
-    """The weights, and their bits as integers."""
-    values = w.numpy()
-    return values, values.view(np.int32)
-
-
-def _address(cells: Cells) -> tuple[Any, ...]:
-    at = cells.address
-    bits = np.int32(at.bits)
-    if isinstance(at, GridAddress):
-        return _NO_BLOCKS, at.absolute, np.int32(at.half), bits, np.float32(at.scale)
-    assert isinstance(at, BitAddress)
-    return at.block.numpy(), at.absolute, np.int32(0), bits, np.float32(0.0)
+def _lookup(cells: Cells) -> tuple[Any, ...]:
+    return cells.pieces.numpy(), cells.address.block.numpy(), np.int32(cells.address.low)
 
 
 @_inlined
-def _find(x, raw, block, absolute, half, bits, scale):
-    """Cell, number, coordinate; see `GridAddress.find` and, without a scale, `BitAddress.find`."""
-    if scale == np.float32(0.0):
-        low = raw & np.int32(0xFFFF)
-        entry = block[np.uint32((raw >> np.int32(16)) + np.int32(32768))]
-        shift = entry & np.int32(31)
-        part = low >> shift
-        number = low if absolute else low - (part << shift)
-        return np.uint32((entry >> np.int32(5)) + part), number, np.float32(number)
-    place = x * scale
-    if not abs(place) < np.float32(half << bits):  # NaN too
-        return np.uint32(0), np.int32(0), place
-    number = np.int32(place)
-    low = number & ((np.int32(1) << bits) - np.int32(1))
-    return np.uint32((number >> bits) + half), low, place if absolute else np.float32(low)
+def _find(raw, block, low):
+    """Cell, number and shift; see `Address.find`."""
+    entry = block[np.uint32((raw >> low) + (np.int32(1) << (np.int32(31) - low)))]
+    shift = entry & np.int32(31)
+    rest = raw & ((np.int32(1) << low) - np.int32(1))
+    part = rest >> shift
+    return np.uint32((entry >> np.int32(5)) + part), rest - (part << shift), shift
+
+
+@_inlined
+def _cubic(pieces, cell, x):
+    return pieces[cell, 0] + x * (pieces[cell, 1] + x * (pieces[cell, 2] + x * pieces[cell, 3]))
 
 
 @_compiled
-def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bits, grid):
+def _write_gradient(target, raw, scale, add, pieces, block, low):
     gaps = 0
     scale = np.float32(scale)
-    for i in range(w.shape[0]):
-        cell, _, coordinate = _find(w[i], raw[i], block, absolute, half, bits, grid)
-        slope = scale * (lines[cell, 0] + lines[cell, 1] * coordinate)
+    for i in range(raw.shape[0]):
+        cell, number, _ = _find(raw[i], block, low)
+        slope = scale * _cubic(pieces, cell, np.float32(number))
         if slope == slope:
             target[i] = target[i] + slope if add else slope
         else:
@@ -114,14 +103,15 @@ def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bi
 
 
 @_compiled
-def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, half, bits, grid):
+def _proximal(w, at, raw, second, adaptive, rate, eps, curvature, pieces, block, low):
     gaps = 0
     rate, eps = np.float32(rate), np.float32(eps)
-    for i in range(w.shape[0]):
-        cell, _, coordinate = _find(at[i], raw[i], block, absolute, half, bits, grid)
-        slope = lines[cell, 0] + lines[cell, 1] * coordinate
+    for i in range(raw.shape[0]):
+        cell, number, _ = _find(raw[i], block, low)
+        x = np.float32(number)
+        slope = _cubic(pieces, cell, x)
         if slope == slope:
-            a = lines[cell, 2] + lines[cell, 3] * coordinate
+            a = _cubic(curvature, cell, x)
             inverse = np.sqrt(second[i]) + eps if adaptive else np.float32(1.0)
             w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
         else:
@@ -130,10 +120,13 @@ def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, h
 
 
 @_compiled
-def _count(w, raw, sums, block, absolute, half, bits, grid):
-    middle = np.int32(1) << (bits - np.int32(1))
-    for i in range(w.shape[0]):
-        cell, number, _ = _find(w[i], raw[i], block, absolute, half, bits, grid)
-        away = np.int32(number - middle)
-        sums[cell, 0] += (np.int64(1) << COUNT) + number
-        sums[cell, 1] += np.int32(away * away)
+def _count(raw, sums, block, low):
+    for i in range(raw.shape[0]):
+        cell, number, shift = _find(raw[i], block, low)
+        number <<= np.int32(MOST) - shift
+        part = (cell << np.uint32(FINE)) + np.uint32(number >> np.int32(PART))
+        number &= np.int32((1 << PART) - 1)
+        away = np.int32(number - (1 << (PART - 1)))
+        sums[part, 0] += (np.int64(1) << COUNT) + number
+        sums[part, 1] += np.int32(away * away)
+    return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from swsmix.tables.bits import bit_cells
 from swsmix.tables.cell_histogram import CellHistogram
 from swsmix.tables.cells import Cells, ErrorBounds
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.grid import grid_cells
 from swsmix.tables.scratch import Scratch, chunk_on
 
 _NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
@@ -40,28 +39,17 @@ class Passes:
         self._kept = threading.local()  # scratch memory; a thread's own ends with it
 
     @functools.cached_property
-    def grid(self) -> Cells | None:
-        """The cells of one width, if the mixture is soft."""
-        return self._cut(grid_cells)
-
-    @functools.cached_property
-    def bits(self) -> Cells | None:
-        """The cells addressed by bits, if they are not too many."""
-        return self._cut(bit_cells)
-
-    def _cut(
-        self, cut: Callable[[ExactMixture, float, torch.device], Cells | None]
-    ) -> Cells | None:
+    def cells(self) -> Cells | None:
+        """The cells, if there are not too many."""
         mixture, (least, most) = self.mixture, self.mixture.std.aminmax()
         if not self.tolerance or least < _NARROWEST or most > 1.0 / _NARROWEST:
             return None
-        return cut(mixture.cpu(), self.tolerance, mixture.mean.device)
+        return bit_cells(mixture.cpu(), self.tolerance, mixture.mean.device)
 
     def error(self) -> ErrorBounds:
         """The worst bounds of all cells; without cells, those of rounding."""
-        kinds = [cells.error for cells in (self.grid, self.bits) if cells]
         rounding = ErrorBounds(2.0**-23, self.mixture.rounding, 2.0**-23)
-        return ErrorBounds(*map(max, zip(rounding, *kinds, strict=True))) if kinds else rounding
+        return ErrorBounds(*map(max, rounding, self.cells.error)) if self.cells else rounding
 
     def _is_small(self, w: Tensor) -> bool:
         limit = DIRECT if w.device.type == "cpu" else 16 * DIRECT  # a GPU takes it in one go
@@ -70,7 +58,7 @@ class Passes:
     def _cells_for(self, w: Tensor) -> Cells | None:
         if self._is_small(w) or w.dtype != torch.float32:
             return None
-        return self.grid or self.bits
+        return self.cells
 
     def _scratch(self, w: Tensor, *, curvature: bool = False) -> Scratch:
         """Scratch memory, kept: to allocate it again costs as much as the work in it."""
@@ -84,19 +72,6 @@ class Passes:
         """For copies and pickles: without cells and scratch memory, quickly made again."""
         return type(self), (self.mixture, self.tolerance)
 
-    def _uncertified(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The slopes f' and a of weights in uncertified cells: from finer cells, or exactly."""
-        if self._is_small(w) or not self.grid or not self.bits:
-            return self.mixture.slopes(w)
-        out = w.new_empty(2, len(w))
-        scratch, size = Scratch(len(w), w.device, curvature=True), chunk_on(w.device)
-        for start in range(0, len(w), size):
-            part = slice(start, start + size)
-            place = self.bits.address.find(w[part], scratch)
-            slope, a = self.bits.slopes(w[part], place, scratch, self.mixture.slopes)
-            out[0, part], out[1, part] = slope, a
-        return out[0], out[1]
-
     def _slopes(
         self, w: Tensor, histogram: CellHistogram | None = None, curvature: bool = False
     ) -> Iterator[Any]:
@@ -107,9 +82,9 @@ class Passes:
             part = slice(start, start + size)
             if cells and scratch:
                 place = cells.address.find(w[part], scratch)
-                yield part, *cells.slopes(w[part], place, scratch, self._uncertified)
+                yield part, *cells.slopes(w[part], place, scratch, self.mixture.slopes)
                 if histogram:
-                    histogram.add_(*place[:2])
+                    histogram.add_(*place)
             elif w.dtype.itemsize == 2 and not self._is_small(w):
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
@@ -137,7 +112,7 @@ class Passes:
             return
         if numba.write_gradient_(cells, target, w, scale):
             gaps = cells.gaps(w)
-            slope = self._uncertified(w[gaps])[0].float()
+            slope = self.mixture.slopes(w[gaps])[0].float()
             target[gaps] = slope if scale is None else target[gaps] + scale * slope
         if histogram:
             self._count_(histogram, w)
@@ -169,7 +144,7 @@ class Passes:
             return
         scratch = self._scratch(w)
         for part in w.split(chunk_on(w.device)):
-            histogram.add_(*histogram.cells.address.find(part, scratch)[:2])
+            histogram.add_(*histogram.cells.address.find(part, scratch))
 
     def _sums_by_cells(
         self, w: Tensor, cells: Cells, histogram: CellHistogram | None = None
@@ -181,9 +156,7 @@ class Passes:
         value, moments, missing = histogram.sums()
         value, moments = value.to(w.device), moments.to(w.device)
         if missing:
-            rest = w[cells.gaps(w)]
-            finer = None if self._is_small(rest) or cells is self.bits else self.bits
-            more = self._sums_by_cells(rest, finer) if finer else self.mixture.sums(rest)
+            more = self.mixture.sums(w[cells.gaps(w)])
             value, moments = value + more[0], moments + more[1]
         return value, moments
 
@@ -209,7 +182,7 @@ class Passes:
                 step_(w[part], at[part], slope, a, None if second is None else second[part])
         elif numba.proximal_(cells, w, at, second, rate, eps):
             gaps = cells.gaps(at)
-            slope, a = (exact.float() for exact in self._uncertified(at[gaps]))
+            slope, a = (exact.float() for exact in self.mixture.slopes(at[gaps]))
             w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
 
 

@@ -23,9 +23,8 @@ class Scratch:
         n = min(n, chunk_on(device))
         self.ints = torch.empty(4, n, dtype=torch.int32, device=device)
         self.floats = torch.empty(3, n, dtype=torch.float32, device=device)
-        self.lines = torch.empty(
-            n, dtype=torch.complex128 if curvature else torch.complex64, device=device
-        )
+        self.pieces = torch.empty(n, dtype=torch.complex128, device=device)
+        self.curvature = curvature
 
 
 @contextlib.contextmanager

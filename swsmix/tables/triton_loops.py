@@ -1,7 +1,7 @@
 """The passes over the weights on a GPU, each as one Triton kernel (if Triton is installed).
 
 The same look-ups as in `cells`, without scratch memory or waiting for the GPU: each weight is read
-once and written once. Where no line is certified, the kernel evaluates the mixture, in float64.
+once and written once. Where no piece is certified, the kernel evaluates the mixture, in float64.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swsmix.tables.bits import BitAddress
 from swsmix.tables.cells import Cells
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.grid import GridAddress
 
 _BLOCK = 1024
 
@@ -35,12 +33,10 @@ def write_gradient_(
         scale: what to multiply f' by before it is added; None overwrites the target.
     """
     add, scale = scale is not None, 1.0 if scale is None else scale
-    lines = None if cells is None else cells.lines
-    where = _address(cells)
     with torch.cuda.device_of(w):
         _write_gradient[_blocks(w)](
-            target, w, len(w), mixture.packed, len(mixture.mean), lines, scale, *where,
-            add=add, how=_how(cells), size=_BLOCK,
+            target, w, len(w), mixture.packed, len(mixture.mean), scale, *_lookup(cells),
+            add=add, exact=cells is None, size=_BLOCK,
         )  # fmt: skip
 
 
@@ -64,12 +60,11 @@ def proximal_(
         rate: the step size times the prior's strength.
         eps: Adam's epsilon.
     """
-    lines = None if cells is None else cells.both_lines
-    where = _address(cells)
+    curvature = None if cells is None else cells.curvature_pieces
     with torch.cuda.device_of(w):
         _proximal[_blocks(w)](
-            w, at, second, len(w), mixture.packed, len(mixture.mean), lines, rate, eps, *where,
-            adaptive=second is not None, how=_how(cells), size=_BLOCK,
+            w, at, second, len(w), mixture.packed, len(mixture.mean), rate, eps, curvature,
+            *_lookup(cells), adaptive=second is not None, exact=cells is None, size=_BLOCK,
         )  # fmt: skip
 
 
@@ -77,20 +72,10 @@ def _blocks(w: Tensor) -> tuple[int]:
     return (triton.cdiv(len(w), _BLOCK),)
 
 
-def _how(cells: Cells | None) -> str:
+def _lookup(cells: Cells | None) -> tuple[Any, ...]:
     return (
-        "direct" if cells is None else "grid" if isinstance(cells.address, GridAddress) else "bits"
+        (None, None, 0) if cells is None else (cells.pieces, cells.address.block, cells.address.low)
     )
-
-
-def _address(cells: Cells | None) -> tuple[Any, ...]:
-    if cells is None:
-        return None, False, 0, 0, 0.0
-    at = cells.address
-    if isinstance(at, GridAddress):
-        return None, at.absolute, at.half, at.bits, at.scale
-    assert isinstance(at, BitAddress)
-    return at.block, at.absolute, 0, at.bits, 0.0
 
 
 def _compiled(function: Any) -> Any:
@@ -99,24 +84,21 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):
-    """Cell and coordinate; see `GridAddress.find` and `BitAddress.find`."""
-    if how == "grid":
-        place = w * scale
-        inside = tl.abs(place) < (half << bits) * 1.0  # not so for NaN
-        number = tl.where(inside, place, 0.0).to(tl.int32)
-        low = number & ((1 << bits) - 1)
-        cell = tl.where(inside, (number >> bits) + half, 0)
-        coordinate = tl.where(absolute, place, low.to(tl.float32))
-    else:
-        raw = w.to(tl.int32, bitcast=True)
-        low = raw & 0xFFFF
-        entry = tl.load(block + ((raw >> 16) + 32768))
-        shift = entry & 31
-        part = low >> shift
-        cell = (entry >> 5) + part
-        coordinate = tl.where(absolute, low, low - (part << shift)).to(tl.float32)
-    return cell, coordinate
+def _find(w, block, low):
+    """Cell and number; see `Address.find`."""
+    raw = w.to(tl.int32, bitcast=True)
+    entry = tl.load(block + ((raw >> low) + (1 << (31 - low))))
+    shift = entry & 31
+    rest = raw & ((1 << low) - 1)
+    part = rest >> shift
+    return (entry >> 5) + part, (rest - (part << shift)).to(tl.float32)
+
+
+@_compiled
+def _cubic(pieces, cell, x):
+    row = pieces + 4 * cell
+    value = tl.load(row + 2) + x * tl.load(row + 3)
+    return tl.load(row) + x * (tl.load(row + 1) + x * value)
 
 
 @_compiled
@@ -156,21 +138,21 @@ def _exact(w, mixture, k):
 
 @_compiled
 def _write_gradient(
-    target, w, n, mixture, k, lines, scale, block, absolute, half, bits, grid,
-    add: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
+    target, w, n, mixture, k, scale, pieces, block, low,
+    add: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
     x = tl.load(w + i, mask=here, other=0.0)
-    if how == "direct":
+    if exact:
         slope, _ = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
-        slope = tl.load(lines + 2 * cell) + tl.load(lines + 2 * cell + 1) * coordinate
+        cell, number = _find(x, block, low)
+        slope = _cubic(pieces, cell, number)
         gap = slope != slope
         if tl.max(gap.to(tl.int32), 0) > 0:
-            exact, _ = _exact(x, mixture, k)
-            slope = tl.where(gap, exact, slope)
+            right, _ = _exact(x, mixture, k)
+            slope = tl.where(gap, right, slope)
     if add:
         slope = tl.load(target + i, mask=here) + scale * slope
     tl.store(target + i, slope, mask=here)
@@ -178,23 +160,21 @@ def _write_gradient(
 
 @_compiled
 def _proximal(
-    w, at, second, n, mixture, k, lines, rate, eps, block, absolute, half, bits, grid,
-    adaptive: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
+    w, at, second, n, mixture, k, rate, eps, curvature, pieces, block, low,
+    adaptive: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
     x = tl.load(at + i, mask=here, other=0.0)
-    if how == "direct":
+    if exact:
         slope, a = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
-        line = lines + 4 * cell
-        slope = tl.load(line) + tl.load(line + 1) * coordinate
-        a = tl.load(line + 2) + tl.load(line + 3) * coordinate
+        cell, number = _find(x, block, low)
+        slope, a = _cubic(pieces, cell, number), _cubic(curvature, cell, number)
         gap = slope != slope
         if tl.max(gap.to(tl.int32), 0) > 0:
-            exact, curvature = _exact(x, mixture, k)
-            slope, a = tl.where(gap, exact, slope), tl.where(gap, curvature, a)
+            right, right_a = _exact(x, mixture, k)
+            slope, a = tl.where(gap, right, slope), tl.where(gap, right_a, a)
     inverse = 1.0
     if adaptive:
         inverse = tl.sqrt(tl.load(second + i, mask=here, other=0.0)) + eps
