@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from swsmix.tables.address import MOST, Address
-from swsmix.tables.cells import FINE, CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables.cells import (
+    FINE,
+    PART,
+    CellErrors,
+    CellGeometry,
+    Cells,
+    Refinement,
+    refinement_for,
+)
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import ORDER, Intervals, ranges, split
 
@@ -54,7 +62,7 @@ def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> 
         intervals,
         Address(blocks.packed().to(device), blocks.low),
         _geometry(intervals, blocks, uncertified),
-        _errors(intervals, needed, shift.clamp_max(blocks.low)),
+        _errors(intervals, needed, blocks),
         device,
     )
 
@@ -139,15 +147,19 @@ def _geometry(intervals: Intervals, blocks: _Blocks, uncertified: Tensor) -> Cel
     return CellGeometry(owner, inner, ulp, width, certified)
 
 
-def _errors(intervals: Intervals, needed: Refinement, shift: Tensor) -> CellErrors:
-    """The certified errors of cells of 2^shift floats."""
+def _errors(intervals: Intervals, needed: Refinement, blocks: _Blocks) -> CellErrors:
+    """The certified errors of the cells in each interval."""
+    shift = blocks.shift[blocks.of_interval]
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
-    fine = part * 2.0**-FINE
+    asked = (needed.by_value * part)[intervals.start > 0]
+    asked = asked.nan_to_num(1.0, 1.0, 1.0).clamp(1.0, 2.0**FINE)
+    # A part has at most as many floats as the histogram has numbers.
+    fine = max(math.ceil(math.log2(float(asked.max()))), int(blocks.shift.max()) - PART)
     rest = intervals.rest / math.factorial(ORDER + 1)
     gradient = needed.cubic * part**4 + needed.rounding * part
     gradient = gradient + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
-    value = (needed.third * fine**3 + rest) / intervals.size
+    value = (needed.third * (part * 2.0**-fine) ** 3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero
     gradient[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
     value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
-    return CellErrors(gradient, value, torch.where(tiny, 1.0, part))
+    return CellErrors(gradient, value, torch.where(tiny, 1.0, part), fine)

@@ -7,13 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from swsmix.tables.address import MOST
-from swsmix.tables.cells import FINE, Cells
+from swsmix.tables.cells import PART, Cells
 from swsmix.tables.scratch import chunk_on
 from swsmix.tables.taylor import ORDER
 
-# A cell's floats are counted in 2^FINE parts, each of 2^PART numbers.
-PART = MOST - FINE
 # 2^22 numbers, each below 2^16, sum to less than 2^38: their count fits above that, in one int64.
 PACKED, COUNT = 1 << 22, 38
 
@@ -21,9 +18,9 @@ PACKED, COUNT = 1 << 22, 38
 class CellHistogram:
     """How many weights each part of a cell has, and the sums of their numbers and squares, exactly.
 
-    A number counts from the start of its part, in units of 2^-MOST cells; the squares are those of
-    number - 2^(PART - 1): they fit into 32 bits, where arithmetic is fast. Count and sum of numbers
-    are added as one integer (`packed`).
+    A cell has 2^fine parts of 2^PART numbers, at least as many as it has floats. The squares are
+    those of number - 2^(PART - 1): they fit into 32 bits, where arithmetic is fast. Count and sum
+    of numbers are added as one integer (`packed`).
 
     Args:
         cells: the cells.
@@ -32,7 +29,7 @@ class CellHistogram:
 
     def __init__(self, cells: Cells, n: int) -> None:
         self.cells, self.pending = cells, 0
-        total, device = len(cells.certified) << FINE, cells.device
+        total, device = len(cells.certified) << cells.fine, cells.device
         n = min(n, chunk_on(device))
         self.scratch, self.wide = torch.empty(2, n, dtype=torch.int64, device=device)
         self.count, self.first, self.second, self.packed = torch.zeros(
@@ -44,8 +41,10 @@ class CellHistogram:
         if self.pending + len(cell) > PACKED:
             self.unpack_()
         self.pending += len(cell)
-        torch.bitwise_left_shift(number, shift.neg_().add_(MOST), out=number)
-        cell.bitwise_left_shift_(FINE).add_(torch.bitwise_right_shift(number, PART, out=shift))
+        torch.bitwise_left_shift(number, shift.neg_().add_(PART + self.cells.fine), out=number)
+        cell.bitwise_left_shift_(self.cells.fine).add_(
+            torch.bitwise_right_shift(number, PART, out=shift)
+        )
         number.bitwise_and_((1 << PART) - 1)
         where, wide = self.wide[: len(cell)].copy_(cell), self.scratch[: len(cell)]
         self.packed.scatter_add_(0, where, wide.copy_(number).add_(1 << COUNT))
@@ -79,7 +78,7 @@ class CellHistogram:
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        missing = (self.count.view(-1, 1 << FINE) * ~self.cells.certified[:, None]).any()
+        missing = (self.count.view(-1, 1 << self.cells.fine) * ~self.cells.certified[:, None]).any()
         return value, self._moments(powers, used), bool(missing)
 
     def _points(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,14 +87,14 @@ class CellHistogram:
         The points in s, their masses, and the interval of each pair.
         """
         geometry = self.cells.geometry
-        used = self.count.view(-1, 1 << FINE).mul(self.cells.certified[:, None]).view(-1)
+        used = self.count.view(-1, 1 << self.cells.fine).mul(self.cells.certified[:, None]).view(-1)
         used = used.nonzero()[:, 0]
         raw = self.count, self.first, self.second
         count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
         used = used.cpu()
-        cell, part = used >> FINE, used & ((1 << FINE) - 1)
+        cell, part = used >> self.cells.fine, used & ((1 << self.cells.fine) - 1)
         width = geometry.width.index_select(0, cell).double()
-        unit = geometry.ulp.index_select(0, cell) * width * 2.0**-MOST
+        unit = geometry.ulp.index_select(0, cell) * width * 2.0 ** -(PART + self.cells.fine)
         first /= count
         middle = 1 << (PART - 1)
         spread = (second / count - (first - middle) ** 2).clamp_min_(0.0).sqrt_() * unit

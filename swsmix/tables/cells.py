@@ -18,7 +18,8 @@ from swsmix.tables.scratch import Scratch, chunk_on
 from swsmix.tables.taylor import ORDER, Intervals
 
 Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights -> f' and a
-FINE = 4  # log2 of the histogram's cells in a cell; their weights are two points for the sums
+PART = 16  # log2 of the numbers in a part of a cell, by which the sums count its weights
+FINE = 4  # log2 of the parts of a cell, at most
 
 
 class ErrorBounds(NamedTuple):
@@ -48,6 +49,7 @@ class Refinement(NamedTuple):
     cubic: Tensor  # the error of one cubic piece, relative to the floor
     rounding: Tensor  # of float32 numbers across the interval, relative to the floor
     third: Tensor  # bound on |f'''| r^3
+    by_value: Tensor  # the number of parts that the value asks for
     parts: Tensor  # log2 of the number of parts
 
 
@@ -69,11 +71,11 @@ def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
     cubic = _bound(*_f(intervals), 5) / (170 * radius * floor)
     swing = 2 * intervals.second + 2 * third + 1.5 * _bound(*_f(intervals), 4)
     rounding = swing / (radius * floor) * 2.0**-21
-    by_value = third / intervals.size * (8 / tolerance)
+    by_value = (third / intervals.size * (8 / tolerance)) ** (1 / 3)
     parts = torch.maximum((cubic * (4 / tolerance)) ** 0.25, rounding * (8 / tolerance))
-    parts = torch.maximum(parts, by_value ** (1 / 3) * 2.0**-FINE)
+    parts = torch.maximum(parts, by_value * 2.0**-FINE)
     parts = parts.clamp_min(1.0).log2().ceil().nan_to_num(0.0, 0.0, 0.0)
-    return Refinement(cubic, rounding, third, parts)
+    return Refinement(cubic, rounding, third, by_value, parts)
 
 
 def _f(intervals: Intervals) -> tuple[Tensor, Tensor]:
@@ -96,6 +98,7 @@ class CellErrors(NamedTuple):
     gradient: Tensor  # error of f', relative to |f'| + sqrt(a)
     value: Tensor  # error of f, relative to 1 + |f|
     part: Tensor  # the largest share of the interval that a cell takes
+    fine: int  # log2 of the parts of a cell in which the sums count weights
 
 
 class Cells:
@@ -129,6 +132,7 @@ class Cells:
             torch.stack([errors.gradient + 2.0**-21, errors.value + mixture.rounding]),
             errors.part,
         )
+        self.fine = errors.fine
         order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self.pieces = self._pieces(intervals.taylor[1:] * order / intervals.radius)
 

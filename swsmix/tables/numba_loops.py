@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.address import MOST
-from swsmix.tables.cell_histogram import COUNT, PACKED, PART, CellHistogram
-from swsmix.tables.cells import FINE, Cells
+from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
+from swsmix.tables.cells import PART, Cells
 
 
 def _compiled(function: Any) -> Any:
@@ -56,8 +55,9 @@ def proximal_(
 def count_(histogram: CellHistogram, w: Tensor) -> None:
     """Add weights (n,) to a histogram."""
     sums = np.zeros((len(histogram.count), 2), dtype=np.int64)  # count and first are packed
+    where = _lookup(histogram.cells)[1:]
     for part in w.split(PACKED):
-        _count(*_bits(part), sums, *_lookup(histogram.cells)[1:])
+        _count(*_bits(part), sums, *where, PART + histogram.cells.fine)
         histogram.packed += torch.from_numpy(sums[:, 0])
         histogram.unpack_()
         sums[:, 0] = 0
@@ -120,13 +120,14 @@ def _proximal(w, at, raw, second, adaptive, rate, eps, curvature, pieces, block,
 
 
 @_compiled
-def _count(raw, sums, block, low):
+def _count(raw, sums, block, low, left):
+    # As `CellHistogram.add_`, with cell and number found as one: both are parts of one integer.
     for i in range(raw.shape[0]):
-        cell, number, shift = _find(raw[i], block, low)
-        number <<= np.int32(MOST) - shift
-        part = (cell << np.uint32(FINE)) + np.uint32(number >> np.int32(PART))
-        number &= np.int32((1 << PART) - 1)
-        away = np.int32(number - (1 << (PART - 1)))
-        sums[part, 0] += (np.int64(1) << COUNT) + number
-        sums[part, 1] += np.int32(away * away)
+        entry = np.int64(block[np.uint32((raw[i] >> low) + (np.int32(1) << (np.int32(31) - low)))])
+        rest = np.int64(raw[i] & ((np.int32(1) << low) - np.int32(1)))
+        place = ((entry >> 5) << left) + (rest << (left - (entry & 31)))
+        part, number = np.uint64(place >> PART), place & ((1 << PART) - 1)
+        away = number - (1 << (PART - 1))
+        sums[part, 0] += (1 << COUNT) + number
+        sums[part, 1] += away * away
     return 0
