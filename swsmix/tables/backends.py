@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swsmix.tables.exact import ExactMixture
-
 _COMPILED = contextvars.ContextVar("compiled", default=True)
 
 
@@ -34,6 +32,8 @@ def triton_kernels(device: torch.device) -> Any | None:
         from swsmix.tables import triton_loops
     except ImportError:
         return None
+    from swsmix.tables.exact import ExactMixture
+
     try:
         one = torch.ones(1, dtype=torch.float32, device=device)
         standard = ExactMixture(one, one, one)
@@ -56,6 +56,17 @@ def numba_for(*tensors: Tensor) -> Any | None:
     """Numba's loops, if they can handle these tensors."""
     usable = _COMPILED.get() and _all_float32_on("cpu", tensors)
     return numba_kernels() if usable else None
+
+
+def numba_exact_for(*tensors: Tensor) -> Any | None:
+    """Numba's loops over few weights (`numba_exact`), if they can handle these tensors."""
+    types = (torch.float32, torch.float64)
+    fit = all(each.device.type == "cpu" and each.dtype in types for each in tensors)
+    if not fit or not _COMPILED.get() or numba_kernels() is None:
+        return None
+    from swsmix.tables import numba_exact
+
+    return numba_exact
 
 
 def triton_for(*tensors: Tensor) -> Any | None:

@@ -26,10 +26,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LARGE, log_odds, standardised
+from swsmix.tables import backends
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -128,6 +131,12 @@ class ExactMixture:
         return torch.stack([self.level, self.mean, self.std], 1).reshape(-1)
 
     @functools.cached_property
+    def as_array(self) -> NDArray[np.float64]:
+        """Level, mean, std and precision (4, k): for the processor's loops."""
+        rows = torch.stack([self.level, self.mean, self.std, self.precision])
+        return cast("NDArray[np.float64]", rows.numpy())
+
+    @functools.cached_property
     def _levels(self) -> float:
         """L: how large the logarithms of live components are."""
         live = self.mixing > 0
@@ -213,13 +222,26 @@ class ExactMixture:
 
     def slopes(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient f' and the curvature a, each (n,)."""
+        if numba := backends.numba_exact_for(w):
+            out: Tensor = numba.slopes(self, w)
+            if bool((left := out[0].isnan()).any()):
+                out[:, left] = self._slopes(w[left])
+        else:
+            out = self._slopes(w)
+        return out[0], out[1]
+
+    def _slopes(self, w: Tensor) -> Tensor:
         out = self.mean.new_empty(2, len(w))
         for part, p in self.chunks(w):
             out[0, part], out[1, part] = p.gradient, p.curvature
-        return out[0], out[1]
+        return out
 
     def sums(self, w: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The value and the moments (3, k) of weights (n,), each counted `mass` times."""
+        if mass is None and (numba := backends.numba_exact_for(w)):
+            total, found, left_out = numba.sums(self, w)
+            if not left_out:
+                return total, found
         mass = self.mean.new_ones(()).expand(len(w)) if mass is None else mass
         if bad := int(mass[~w.isfinite()].sum()):
             total = int(mass.sum())

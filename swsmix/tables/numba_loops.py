@@ -18,7 +18,8 @@ from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
 from swsmix.tables.cells import PART, Cells
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
+    """A loop that holds no lock of Python's."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -88,7 +89,7 @@ def _cubic(pieces, cell, x):
     return pieces[cell, 0] + x * (pieces[cell, 1] + x * (pieces[cell, 2] + x * pieces[cell, 3]))
 
 
-@_compiled
+@compiled
 def _write_gradient(target, raw, scale, add, pieces, block, low):
     gaps = 0
     scale = np.float32(scale)
@@ -102,7 +103,7 @@ def _write_gradient(target, raw, scale, add, pieces, block, low):
     return gaps
 
 
-@_compiled
+@compiled
 def _proximal(w, at, raw, second, adaptive, rate, eps, curvature, pieces, block, low):
     gaps = 0
     rate, eps = np.float32(rate), np.float32(eps)
@@ -119,7 +120,7 @@ def _proximal(w, at, raw, second, adaptive, rate, eps, curvature, pieces, block,
     return gaps
 
 
-@_compiled
+@compiled
 def _count(raw, sums, block, low, left):
     # As `CellHistogram.add_`, with cell and number found as one: both are parts of one integer.
     for i in range(raw.shape[0]):

@@ -172,17 +172,22 @@ class Passes:
     ) -> None:
         """The proximal step with t = rate / (sqrt(second) + eps), or the rate itself."""
         tensors = (w, at) if second is None else (w, at, second)
-        cells, numba = self._cells_for(at), backends.numba_for(*tensors)
         if triton := backends.triton_for(*tensors):
-            triton.proximal_(self.mixture, cells, w, at, second, rate, eps)
+            triton.proximal_(self.mixture, self._cells_for(at), w, at, second, rate, eps)
             return
         step_ = functools.partial(_proximal_step_, rate=rate, eps=eps)
-        if not cells or not numba:
+        if cells := self._cells_for(at):
+            numba = backends.numba_for(*tensors)
+            left_out = numba and numba.proximal_(cells, w, at, second, rate, eps)
+        else:
+            numba = backends.numba_exact_for(*tensors)
+            left_out = numba and numba.proximal_(self.mixture, w, at, second, rate, eps)
+        if not numba:
             for part, slope, a in self._slopes(at, curvature=True):
                 step_(w[part], at[part], slope, a, None if second is None else second[part])
-        elif numba.proximal_(cells, w, at, second, rate, eps):
-            gaps = cells.gaps(at)
-            slope, a = (exact.float() for exact in self.mixture.slopes(at[gaps]))
+        elif left_out:
+            gaps = cells.gaps(at) if cells else numba.gaps(self.mixture, at)
+            slope, a = (exact.to(w.dtype) for exact in self.mixture.slopes(at[gaps]))
             w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
 
 
