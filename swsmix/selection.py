@@ -115,15 +115,19 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
         ValueError: if the network no longer has a parameter of that name, or two of them have
             become one.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = list(names)
-    missing = [name for name in names if name not in parameters]
+    found, missing = {}, []
+    for name in names:
+        p = _parameter(model, name)
+        if p is None:
+            missing.append(name)
+        else:
+            found[name] = p
     if missing:
+        there = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         raise ValueError(
-            f"the model no longer has the parameters {missing}; it has {list(parameters)}. Undo "
+            f"the model no longer has the parameters {missing}; it has {there}. Undo "
             "what replaced them (a parametrization, weight_norm, pruning), or make the prior again"
         )
-    found = {name: parameters[name] for name in names}
     if len(set(map(id, found.values()))) < len(found):
         first = {id(p): name for name, p in reversed(found.items())}
         tied = {name: first[id(p)] for name, p in found.items() if first[id(p)] != name}
@@ -132,6 +136,15 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
             "the prior again"
         )
     return found
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    """One of `named_parameters`: every step looks them up, and a network may have hundreds."""
+    *path, last = name.split(".")
+    module: nn.Module | None = model
+    for each in path:
+        module = None if module is None else module._modules.get(each)
+    return None if module is None else module._parameters.get(last)
 
 
 def _is_weight(p: nn.Parameter) -> bool:

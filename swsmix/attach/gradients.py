@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from swsmix import _shards
 from swsmix.attach import _optimizers
+from swsmix.tables.backends import is_compiled_for
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -43,10 +44,12 @@ def _add_to_group_(
     pairs = [
         (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
     ]
-    small = [(w, grad) for w, grad in pairs if w.numel() < _shards.SMALL]
+    small = []
     for w, grad in pairs:
-        if w.numel() >= _shards.SMALL:
+        if w.numel() >= _shards.SMALL or is_compiled_for(w, grad):
             table.add_gradient_(grad, w, scale)
+        else:
+            small.append((w, grad))
     if small:  # one call: the fixed cost per call dominates
         flat = torch.cat([w.reshape(-1) for w, _ in small])
         parts = table.gradient(flat).split([w.numel() for w, _ in small])

@@ -28,6 +28,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swsmix import _shards
 from swsmix.tables import Adaptive
+from swsmix.tables.backends import is_compiled_for
+from swsmix.tables.exact import isolated
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 Step = float | Adaptive
 
 
-@torch.no_grad()
+@isolated()
 def step_(
     prior: MixturePrior,
     optimizer: Optimizer,
@@ -62,6 +64,7 @@ def step_(
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
     unknown, generator = [], None
+    built = {group: prior.tables_of(group) for group in {group for name, _, group in held}}
     for name, p, group in held:
         if name not in before:
             continue
@@ -73,12 +76,12 @@ def step_(
             exact, scale = w.float(), strength * prior.tau[group]
             if isinstance(step, Adaptive):
                 step = step._replace(second=step.second.float())
-            prior.tables_of(group).proximal_(exact, old.float(), step, scale)
+            built[group].proximal_(exact, old.float(), step, scale)
             generator = generator or torch.Generator(w.device).manual_seed(rounding)
             w.copy_(_rounded_by_chance(exact, generator))
-        elif w.numel() >= _shards.SMALL:
+        elif w.numel() >= _shards.SMALL or is_compiled_for(w, old):
             scale = strength * prior.tau[group]
-            prior.tables_of(group).proximal_(w, old, step, scale)
+            built[group].proximal_(w, old, step, scale)
         else:
             second, *rates = step if isinstance(step, Adaptive) else (w, step)
             entry = w, _shards.flat_like(w, old, second)
@@ -88,7 +91,7 @@ def step_(
         moved = torch.cat(targets)
         step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
         scale = strength * prior.tau[group]
-        prior.tables_of(group).proximal_(moved, torch.cat(befores), step, scale)
+        built[group].proximal_(moved, torch.cat(befores), step, scale)
         parts = moved.split([len(flat) for flat in targets])
         for (w, _), part in zip(small, parts, strict=True):
             _shards.write_flat_(w, part)

@@ -69,6 +69,14 @@ def numba_exact_for(*tensors: Tensor) -> Any | None:
     return numba_exact
 
 
+def is_compiled_for(*tensors: Tensor) -> bool:
+    """Whether numba's loops handle these tensors: then a call costs little, even for few weights.
+
+    Without them, small tensors are better joined and handled in one call.
+    """
+    return numba_exact_for(*tensors) is not None
+
+
 def triton_for(*tensors: Tensor) -> Any | None:
     """Triton's loops, if they can handle these tensors."""
     usable = _COMPILED.get() and _all_float32_on("cuda", tensors)

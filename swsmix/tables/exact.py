@@ -69,6 +69,9 @@ def isolated() -> Iterator[None]:
     from a second thread, but wait for it: up to a hundred times longer on a busy machine.
     """
     threads = torch.get_num_threads()
+    if threads == 1 and not torch.is_grad_enabled() and not _is_autocast():
+        yield  # a step calls this many times
+        return
     torch.set_num_threads(1)
     try:
         cpu, gpu = (torch.autocast(device, enabled=False) for device in ("cpu", "cuda"))
@@ -76,6 +79,10 @@ def isolated() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _is_autocast() -> bool:
+    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
 
 
 def run_isolated(method: Callable[P, T]) -> Callable[P, T]:
@@ -132,8 +139,8 @@ class ExactMixture:
 
     @functools.cached_property
     def as_array(self) -> NDArray[np.float64]:
-        """Level, mean, std and precision (4, k): for the processor's loops."""
-        rows = torch.stack([self.level, self.mean, self.std, self.precision])
+        """Level, mean, std, precision and 1 / std (5, k): for the processor's loops."""
+        rows = torch.stack([self.level, self.mean, self.std, self.precision, 1 / self.std])
         return cast("NDArray[np.float64]", rows.numpy())
 
     @functools.cached_property

@@ -7,7 +7,6 @@ their results are NaN.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,9 @@ from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.numba_loops import compiled
+from swsmix.tables.numba_loops import compiled, exp, summed
 
-# A responsibility below exp(-45) of the largest is 0: less than a rounding of any sum that it is
-# in, once the pull and the precision of the narrowest component are allowed for; see `_least`.
-_NOTHING = -45.0
+_BLOCK = 64  # weights at a time: what is kept of them stays in the cache
 
 
 def slopes(mixture: ExactMixture, w: Tensor) -> Tensor:
@@ -34,7 +31,7 @@ def sums(mixture: ExactMixture, w: Tensor) -> tuple[Tensor, Tensor, bool]:
     """The value and the moments (3, k) of flat weights, and whether some were left out."""
     moments = torch.zeros(3, len(mixture.mean), dtype=torch.float64, device="cpu")
     value, left_out = _sums(w.numpy(), *_parameters(mixture), moments.numpy())
-    return moments.new_tensor(value), moments, left_out > 0
+    return moments.new_tensor(value), moments, left_out
 
 
 def proximal_(
@@ -50,83 +47,117 @@ def gaps(mixture: ExactMixture, w: Tensor) -> Tensor:
     return slopes(mixture, w)[0].isnan().nonzero()[:, 0]
 
 
-def _parameters(mixture: ExactMixture) -> tuple[Any, Any, Any]:
-    return mixture.as_array, _least(mixture), np.empty(len(mixture.mean))
+def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
+    k = len(mixture.mean)
+    return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((5, _BLOCK))
 
 
-def _least(mixture: ExactMixture) -> float:
-    narrow = float(mixture.std.min()) * float(mixture.scale)
-    return _NOTHING + 2.0 * math.log(max(narrow, 1e-300))
+# Each of these loops is over the weights of a block, for one component: the processor takes several
+# weights at a time.
 
 
 @compiled
-def _responsible(w, mixture, least, gamma):
-    """Write gamma, not yet divided by their sum; returns the sum, and log of what it is a share of.
+def _compare(x, mean, std, level, z, odds, top):
+    for i in range(len(x)):
+        z[i] = (x[i] - mean) / std
+        odds[i] = level - 0.5 * z[i] * z[i]
+        top[i] = odds[i] if odds[i] > top[i] else top[i]
 
-    The latter is NaN where the weight has to be left out.
+
+@compiled
+def _exponentiate(odds, top, total):
+    for i in range(len(odds)):
+        odds[i] = exp(odds[i] - top[i])
+        total[i] += odds[i]
+
+
+@compiled
+def _add_pull(z, gamma, inverse, precision, slope, a):
+    for i in range(len(z)):
+        slope[i] += gamma[i] * (z[i] * inverse)
+        a[i] += gamma[i] * precision
+
+
+@summed
+def _add_moments(gamma, share, x, mean, moments):
+    count, first, second = 0.0, 0.0, 0.0
+    for i in range(len(gamma)):
+        mass, away = gamma[i] * share[i], x[i] - mean
+        count += mass
+        first += mass * away
+        second += mass * away * away
+    moments[0] += count
+    moments[1] += first
+    moments[2] += second
+
+
+@compiled
+def _responsible(w, mixture, z, gamma, x, top, total):
+    """Of a block of weights: z, gamma not yet divided by their sum, the sum, and the divisor's log.
+
+    The latter is NaN for weights that have to be left out.
     """
-    top = -np.inf
-    for j in range(gamma.shape[0]):
-        z = (w - mixture[1, j]) / mixture[2, j]
-        gamma[j] = mixture[0, j] - 0.5 * z * z
-        top = max(top, gamma[j])
-    if not top >= FAR:
-        return 1.0, np.nan
-    total = 0.0
-    for j in range(gamma.shape[0]):
-        odds = gamma[j] - top
-        gamma[j] = np.exp(odds) if odds > least else 0.0
-        total += gamma[j]
-    return total, top
+    for i in range(len(w)):
+        x[i] = w[i] if abs(w[i]) < np.inf else np.inf
+        top[i], total[i] = -np.inf, 0.0
+    for j in range(len(gamma)):
+        _compare(x, mixture[1, j], mixture[2, j], mixture[0, j], z[j], gamma[j], top)
+    for i in range(len(w)):
+        top[i] = top[i] if top[i] >= FAR else np.nan
+    for j in range(len(gamma)):
+        _exponentiate(gamma[j], top, total)
 
 
 @compiled
-def _slope(w, mixture, least, gamma):
-    total, top = _responsible(w, mixture, least, gamma)
-    slope, a = 0.0, 0.0
-    for j in range(gamma.shape[0]):
-        if gamma[j] > 0.0:
-            slope += gamma[j] * ((w - mixture[1, j]) / mixture[2, j]) / mixture[2, j]
-            a += gamma[j] * mixture[3, j]
-    nothing = top - top  # NaN for what is left out
-    return slope / total + nothing, a / total + nothing
+def _pull(w, mixture, z, gamma, rows):
+    """The slope and the curvature of a block of weights; NaN for those that are left out."""
+    x, top, total, slope, a = rows[0], rows[1], rows[2], rows[3], rows[4]
+    _responsible(w, mixture, z, gamma, x, top, total)
+    slope[:], a[:] = 0.0, 0.0
+    for j in range(len(gamma)):
+        _add_pull(z[j], gamma[j], mixture[4, j], mixture[3, j], slope, a)
+    for i in range(len(w)):
+        nothing = top[i] - top[i]
+        slope[i] = slope[i] / total[i] + nothing
+        a[i] = a[i] / total[i] + nothing
 
 
 @compiled
-def _slopes(w, mixture, least, gamma, out):
-    for i in range(w.shape[0]):
-        out[0, i], out[1, i] = _slope(np.float64(w[i]), mixture, least, gamma)
+def _slopes(w, mixture, z, gamma, rows, out):
+    for start in range(0, len(w), _BLOCK):
+        part = w[start : start + _BLOCK]
+        _pull(part, mixture, z, gamma, rows)
+        for i in range(len(part)):
+            out[0, start + i], out[1, start + i] = rows[3, i], rows[4, i]
 
 
 @compiled
-def _proximal(w, at, second, rate, eps, mixture, least, gamma):
+def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows):
     left_out = 0
-    for i in range(w.shape[0]):
-        x = np.float64(at[i])
-        slope, a = _slope(x, mixture, least, gamma)
-        if slope != slope:
-            left_out += 1
-            continue
-        inverse = 1.0 if second is None else np.sqrt(np.float64(second[i])) + eps
-        before = np.float64(w[i])
-        w[i] = before + rate * (a * (x - before) - slope) / (inverse + rate * a)
+    for start in range(0, len(w), _BLOCK):
+        part = at[start : start + _BLOCK]
+        _pull(part, mixture, z, gamma, rows)
+        for i in range(len(part)):
+            slope, a, before = rows[3, i], rows[4, i], np.float64(w[start + i])
+            if slope != slope:
+                left_out += 1
+                continue
+            inverse = 1.0 if second is None else np.sqrt(np.float64(second[start + i])) + eps
+            w[start + i] = before + rate * (a * (part[i] - before) - slope) / (inverse + rate * a)
     return left_out
 
 
 @compiled
-def _sums(w, mixture, least, gamma, moments):
-    value, left_out = 0.0, 0
-    for i in range(w.shape[0]):
-        x = np.float64(w[i])
-        total, top = _responsible(x, mixture, least, gamma)
-        if top != top:
-            left_out += 1
-            continue
-        value -= top + np.log(total) - LOG_SQRT_2PI
-        for j in range(gamma.shape[0]):
-            if gamma[j] > 0.0:
-                share, away = gamma[j] / total, x - mixture[1, j]
-                moments[0, j] += share
-                moments[1, j] += share * away
-                moments[2, j] += share * away * away
-    return value, left_out
+def _sums(w, mixture, z, gamma, rows, moments):
+    value, x, top, total = 0.0, rows[0], rows[1], rows[2]
+    for start in range(0, len(w), _BLOCK):
+        part = w[start : start + _BLOCK]
+        _responsible(part, mixture, z, gamma, x, top, total)
+        for i in range(len(part)):
+            if top[i] != top[i]:
+                return value, True
+            value -= top[i] + np.log(total[i]) - LOG_SQRT_2PI
+            total[i] = 1.0 / total[i]
+        for j in range(len(gamma)):
+            _add_moments(gamma[j, : len(part)], total, x, mixture[1, j], moments[:, j])
+    return value, False
