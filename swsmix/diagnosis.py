@@ -174,7 +174,7 @@ def wasted(mixture: GaussianMixture, w: Float[Tensor, " n"], hyper: HyperPrior) 
     here = fit_cells_(GaussianMixture(*values, **pins), cells, hyper, 10)
     better.to("cpu", torch.float64)
     there = e_step_on_cells(better, cells)[0] + log_hyper_prior(better, hyper)
-    return there.item() - here > WASTE * len(w)
+    return (there - here).item() > WASTE * len(w)
 
 
 @torch.no_grad()

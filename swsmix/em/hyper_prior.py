@@ -83,7 +83,8 @@ class HyperPrior:
             )
             wanted = mixture.mean.shape
             members = mixture.batch_shape and value.shape == (*mixture.batch_shape, 1)
-            if value.ndim and value.shape != wanted and not members:
+            alike = value.shape == wanted[-1:]
+            if value.ndim and value.shape != wanted and not members and not alike:
                 several = " of each member, or (b, 1), one per member" * bool(mixture.batch_shape)
                 raise ValueError(
                     f"{field.name} of the HyperPrior needs one value or {mixture.num_components} "

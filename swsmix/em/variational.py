@@ -100,8 +100,9 @@ def variance_of(
 def _log_joint(
     mixture: GaussianMixture, w: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log pi_j + E log N up to a constant, w - mu_j and its expected square, each (n, k)."""
-    pi, mu, sigma = (t.detach().to(w) for t in (mixture.mixing, mixture.mean, mixture.std))
+    """Log pi_j + E log N up to a constant, w - mu_j and its expected square, each (*b, n, k)."""
+    values = (mixture.mixing, mixture.mean, mixture.std)
+    pi, mu, sigma = (t.detach().to(w).unsqueeze(-2) for t in values)
     off = w[:, None] - mu
     square = off.square() + variance[:, None]
     return pi.log() - sigma.log() - 0.5 * square / sigma.square(), off, square
@@ -113,14 +114,14 @@ def sums(
     w: Float[Tensor, " n"],
     variance: Float[Tensor, " n"],
     count: Float[Tensor, " n"] | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "3 k"]]:
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "3 *b k"]]:
     """-F of weights, and their expected N_j, first and second moments about the means.
 
         N_j = sum_i gamma_ij,  first_j = sum_i gamma_ij (w_i - mu_j),
         second_j = sum_i gamma_ij ((w_i - mu_j)^2 + s_i^2)
 
     Args:
-        mixture: the mixture.
+        mixture: the mixture, or b of them, each over the same weights.
         w: the posterior means.
         variance: the posterior variances.
         count: how many weights each entry stands for; one by default.
@@ -130,14 +131,14 @@ def sums(
     """
     w, variance = w.double(), variance.double()
     count = torch.ones_like(w) if count is None else count.double()
-    value, moments = w.new_zeros(()), w.new_zeros(3, len(mixture.mean))
-    size = max(1, _CHUNK // len(mixture.mean))
+    value, moments = w.new_zeros(mixture.batch_shape), w.new_zeros(3, *mixture.mean.shape)
+    size = max(1, _CHUNK // mixture.mean.numel())
     for part in zip(w.split(size), variance.split(size), count.split(size), strict=True):
         joint, off, square = _log_joint(mixture, *part[:2])
-        log_p = joint.logsumexp(1)
-        share = (joint - log_p[:, None]).exp() * part[2][:, None]
-        value += (part[2] * log_p).sum()
-        moments += torch.stack([share.sum(0), (share * off).sum(0), (share * square).sum(0)])
+        log_p = joint.logsumexp(-1)
+        share = (joint - log_p[..., None]).exp() * part[2][:, None]
+        value += (part[2] * log_p).sum(-1)
+        moments += torch.stack([share.sum(-2), (share * off).sum(-2), (share * square).sum(-2)])
     return value - 0.5 * math.log(2.0 * math.pi) * count.sum(), moments
 
 

@@ -52,28 +52,20 @@ def moved(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> Gaussian
         tensor([-1.,  0.,  1.], dtype=torch.float64)
     """
     pins = {name: getattr(mixture, name).cpu() for name in _PINS}
-    start = tuple(getattr(mixture, name).double().cpu() for name in _VALUES)
-    here = GaussianMixture(*start, **pins)
-    price = 1.5 * math.log(cells.count.sum())
-    best, result = _fitted_(here, cells, hyper) + price, None
-    for values in _moves(here, cells):
-        trial = GaussianMixture(*values, **pins)
-        value = _fitted_(trial, cells, hyper)
-        if value > best:
-            best, result = value, trial
-    if result is None:
+    start = torch.stack([getattr(mixture, name).double().cpu() for name in _VALUES])
+    moves = _moves(GaussianMixture(*start, **pins), cells)
+    trials = torch.stack([start, *moves], 1)  # (3, b, k): the given mixture, then its moves
+    each = {name: pinned.expand_as(trials[0]) for name, pinned in pins.items()}
+    batch = GaussianMixture(*trials, **each)
+    fit_cells_(batch, cells, hyper, _STEPS)
+    # Not the log posterior: its density over sigma^2 is higher for a narrow component, used or not.
+    value = e_step_on_cells(batch, cells)[0]
+    value[0] += 1.5 * math.log(cells.count.sum())
+    if not (best := int(value.argmax())):
         return None
+    result = batch.member(best)
     result.to(mixture.mean.device, mixture.mean.dtype)
     return result
-
-
-def _fitted_(mixture: GaussianMixture, cells: Cells, hyper: HyperPrior) -> float:
-    """EM on the cells; the log likelihood, in nats.
-
-    Not the log posterior: its density over sigma^2 is higher for a narrow component, used or not.
-    """
-    fit_cells_(mixture, cells, hyper, _STEPS)
-    return e_step_on_cells(mixture, cells)[0].item()
 
 
 def mergers(mixture: GaussianMixture, cells: Cells) -> Iterator[GaussianMixture]:
