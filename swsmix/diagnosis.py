@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from swsmix import _shards
@@ -31,6 +33,7 @@ from swsmix.start.moves import moved
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
 
+Array = NDArray[np.float64]
 Kind = Literal["frozen", "collapsed", "starved", "duplicate", "diverged"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -123,34 +126,39 @@ def diagnose(
         >>> diagnose(twins, 100 * twins.mixing, start_std=0.3)
         [Finding(kind='duplicate', value=1.0)]
     """
-    mixing, mean, std = (v.double() for v in (mixture.mixing, mixture.mean, mixture.std))
-    if not all(v.isfinite().all() for v in (mixing, mean, std, count)):
+    # In numpy: a few numbers, and torch takes several times as long for each operation.
+    mixing, mean, std, number = (
+        v.detach().double().cpu().numpy()
+        for v in (mixture.mixing, mixture.mean, mixture.std, count)
+    )
+    if not all(np.isfinite(v).all() for v in (mixing, mean, std, number)):
         return [Finding("diverged", math.inf)]
     found: list[Finding] = [Finding("frozen", held)] if held > HELD else []
-    count = count.double()
-    owns = count >= 1.0
-    total = count.sum().clamp_min(1e-300)
-    centre = (count * mean).sum() / total
-    spread = ((count * (std.square() + (mean - centre).square())).sum() / total).sqrt().item()
+    owns = number >= 1.0
+    total = max(number.sum(), 1e-300)
+    centre = (number * mean).sum() / total
+    spread = math.sqrt((number * (std**2 + (mean - centre) ** 2)).sum() / total)
     if start_std > 0.0 and total >= 2.0 and spread < NARROW * start_std:
         found.append(Finding("collapsed", spread / start_std))
-    free = ~(mixture.pinned_mixing | mixture.pinned_mean)
+    free = ~(mixture.pinned_mixing | mixture.pinned_mean).cpu().numpy()
     if starved := int((~owns & free).sum()):
         found.append(Finding("starved", float(starved)))
-    overlap = _overlap(mean, std).masked_fill(~(owns[:, None] & owns), 0.0)
-    if overlap.max() > OVERLAP:
-        found.append(Finding("duplicate", overlap.max().item()))
-    largest = torch.maximum(mean.abs(), std)[owns].max().item() if owns.any() else 0.0
+    overlap = float(np.where(owns[:, None] & owns, _overlap(mean, std), 0.0).max())
+    if overlap > OVERLAP:
+        found.append(Finding("duplicate", overlap))
+    largest = float(np.maximum(abs(mean), std)[owns].max()) if owns.any() else 0.0
     if largest > max(LARGE, GROWTH * start_std) and start_std > 0.0:
         found.append(Finding("diverged", largest / start_std))
     return found
 
 
-def _overlap(mean: Float[Tensor, " k"], std: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
-    """The Bhattacharyya coefficients of all pairs; 0 of a component with itself."""
-    square = std.square() + std.square()[:, None]
-    same = (2.0 * std * std[:, None] / square).sqrt()
-    return (same * (-0.25 * (mean - mean[:, None]).square() / square).exp()).fill_diagonal_(0.0)
+def _overlap(mean: Array, std: Array) -> Array:
+    """The Bhattacharyya coefficients of all pairs (k, k); 0 of a component with itself."""
+    square = std**2 + std[:, None] ** 2
+    same: Array = np.sqrt(2.0 * std * std[:, None] / square)
+    same *= np.exp(-0.25 * (mean - mean[:, None]) ** 2 / square)
+    np.fill_diagonal(same, 0.0)
+    return same
 
 
 @torch.no_grad()

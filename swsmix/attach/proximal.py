@@ -28,8 +28,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swsmix import _shards
 from swsmix.tables import Adaptive
-from swsmix.tables.backends import is_compiled_for
-from swsmix.tables.exact import isolated
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 Step = float | Adaptive
 
 
-@isolated()
+@torch.no_grad()
 def step_(
     prior: MixturePrior,
     optimizer: Optimizer,
@@ -62,39 +60,29 @@ def step_(
         finite.
     """
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
-    unknown, generator = [], None
-    built = {group: prior.tables_of(group) for group in {group for name, _, group in held}}
+    parts: dict[str, list[tuple[Tensor, Tensor, Step]]] = {}
+    rounded, unknown = [], []
     for name, p, group in held:
         if name not in before:
             continue
-        w, old = _shards.local(p), before[name]
+        w, old = _shards.local(p).detach(), before[name]
         step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
         if step is None:
             unknown.append(name)
-        elif rounding is not None and w.dtype == torch.bfloat16:
-            exact, scale = w.float(), strength * prior.tau[group]
+            continue
+        if rounding is not None and w.dtype == torch.bfloat16:
+            exact, old = w.float(), old.float()
             if isinstance(step, Adaptive):
                 step = step._replace(second=step.second.float())
-            built[group].proximal_(exact, old.float(), step, scale)
-            generator = generator or torch.Generator(w.device).manual_seed(rounding)
-            w.copy_(_rounded_by_chance(exact, generator))
-        elif w.numel() >= _shards.SMALL or is_compiled_for(w, old):
-            scale = strength * prior.tau[group]
-            built[group].proximal_(w, old, step, scale)
-        else:
-            second, *rates = step if isinstance(step, Adaptive) else (w, step)
-            entry = w, _shards.flat_like(w, old, second)
-            together.setdefault((group, *rates), []).append(entry)
-    for (group, *rates), small in together.items():  # one call: the fixed cost per call dominates
-        targets, befores, seconds = zip(*(flat for _, flat in small), strict=True)
-        moved = torch.cat(targets)
-        step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
-        scale = strength * prior.tau[group]
-        built[group].proximal_(moved, torch.cat(befores), step, scale)
-        parts = moved.split([len(flat) for flat in targets])
-        for (w, _), part in zip(small, parts, strict=True):
-            _shards.write_flat_(w, part)
+            rounded.append((w, exact))
+            w = exact
+        parts.setdefault(group, []).append((w, old, step))
+    for group, members in parts.items():
+        prior.tables_of(group).proximal_each_(members, strength * prior.tau[group])
+    generator = None
+    for w, exact in rounded:
+        generator = generator or torch.Generator(w.device).manual_seed(rounding or 0)
+        w.copy_(_rounded_by_chance(exact, generator))
     return unknown
 
 

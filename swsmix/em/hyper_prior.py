@@ -65,8 +65,9 @@ class HyperPrior:
                 value.device if isinstance(value, Tensor) else "cpu"
             )  # not a default of the user's
             value = torch.as_tensor(value, dtype=torch.float64, device=where)
-            inside = (value > low if strict else value >= low) & value.isfinite()
-            if not inside.all():
+            least = value.min() if value.ndim else value  # nan, if there is one
+            inside = (least > low if strict else least >= low) & (value.max() < torch.inf)
+            if not inside:
                 sign = ">" if strict else ">="
                 raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {value}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -53,9 +54,7 @@ class EMState(nn.Module):
     @property
     def hyper(self) -> HyperPrior:
         """The hyper-prior."""
-        prefix = "hyper_"
-        values = {n[len(prefix) :]: b for n, b in self.named_buffers() if n.startswith(prefix)}
-        return HyperPrior(**values)
+        return HyperPrior(**{f.name: getattr(self, f"hyper_{f.name}") for f in fields(HyperPrior)})
 
     @property
     def running(self) -> Moments | None:

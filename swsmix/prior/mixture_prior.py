@@ -95,8 +95,8 @@ class MixturePrior(nn.Module):
         self.mode = mode
         self.held: dict[str, float] = {}  # see swsmix.diagnosis.Watch
         self.moves = mode == "em" and method == "auto" and initial is None
-        # The tables of each mixture, with the values (3, k) that they were built from.
-        self._tables: dict[str, tuple[Tensor, Tables]] = {}
+        # The tables of each mixture, with the values that they were built from.
+        self._tables: dict[str, tuple[tuple[Tensor, ...], Tables]] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
         self.tau = {group: for_group(tau, group, "tau") for group in self.selection.groups}
@@ -221,18 +221,14 @@ class MixturePrior(nn.Module):
 
     def tables_of(self, group: str) -> Tables:
         """The tabulated scalar functions of a group's mixture, built again when it has changed."""
-        mixture = self._state(group).mixture
+        mixture, built = self._state(group).mixture, self._tables.get(group)
         # The values decide, not the tensors' version counters: `.data`, inference mode and
         # copies go past those.
         with torch.no_grad(), torch.inference_mode(False):
-            now = torch.stack([mixture.mixing, mixture.mean, mixture.std])
-            built = self._tables.get(group)
-            if (
-                built is None
-                or (now.dtype, now.device) != (built[0].dtype, built[0].device)
-                or not torch.equal(now, built[0])
-            ):
-                built = self._tables[group] = now, tables.build(*now)
+            now = mixture.mixing, mixture.mean, mixture.std
+            if built is None or not all(map(_is_same, now, built[0])):
+                kept = tuple(value.detach().clone() for value in now)
+                built = self._tables[group] = kept, tables.build(*now)
             return built[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -454,3 +450,8 @@ class MixturePrior(nn.Module):
         if strict:
             keys.check_saved(state_dict, self.selection.groups, self.mode)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    alike = (one.dtype, one.device) == (other.dtype, other.device)
+    return alike and torch.equal(one, other)

@@ -139,8 +139,8 @@ class ExactMixture:
 
     @functools.cached_property
     def as_array(self) -> NDArray[np.float64]:
-        """Level, mean, std, precision and 1 / std (5, k): for the processor's loops."""
-        rows = torch.stack([self.level, self.mean, self.std, self.precision, 1 / self.std])
+        """Level, mean, 1 / std and precision (4, k): for the processor's loops."""
+        rows = torch.stack([self.level, self.mean, 1 / self.std, self.precision])
         return cast("NDArray[np.float64]", rows.numpy())
 
     @functools.cached_property

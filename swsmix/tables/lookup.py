@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from swsmix._shards import SMALL, flat_like, write_flat_
+from swsmix.tables import backends
 from swsmix.tables.cells import ErrorBounds
 from swsmix.tables.exact import ExactMixture, run_isolated
 from swsmix.tables.passes import Passes
@@ -147,6 +150,36 @@ class Tables:
             step: the step size, or one per weight.
             scale: tau / num_data, usually.
         """
+        self._proximal_(w, at, step, scale)
+
+    @run_isolated
+    def proximal_each_(
+        self, parts: Sequence[tuple[Tensor, Tensor, float | Adaptive]], scale: float
+    ) -> None:
+        """`proximal_` of several tensors, at a lower cost per tensor.
+
+        Args:
+            parts: w, at and step of each.
+            scale: tau / num_data, usually.
+        """
+        together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
+        for w, at, step in parts:
+            if w.numel() >= SMALL or backends.is_compiled_for(w, at):
+                self._proximal_(w, at, step, scale)
+                continue
+            second, *rates = step if isinstance(step, Adaptive) else (w, step)
+            entry = w, flat_like(w, at, second)
+            together.setdefault((w.dtype, *rates), []).append(entry)
+        for (_, *rates), small in together.items():  # one call, whose fixed cost would dominate
+            targets, where, seconds = zip(*(flat for _, flat in small), strict=True)
+            moved = torch.cat(targets)
+            step = Adaptive(torch.cat(seconds), *rates) if len(rates) > 1 else rates[0]
+            self._proximal_(moved, torch.cat(where), step, scale)
+            parts_moved = moved.split([len(flat) for flat in targets])
+            for (w, _), part in zip(small, parts_moved, strict=True):
+                write_flat_(w, part)
+
+    def _proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> None:
         second = step.second if isinstance(step, Adaptive) else None
         rate, eps = (step.rate, step.eps) if isinstance(step, Adaptive) else (step, 0.0)
         with flattened(w, at, w if second is None else second) as (target, where, other):

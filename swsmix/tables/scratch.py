@@ -30,6 +30,9 @@ class Scratch:
 @contextlib.contextmanager
 def flattened(target: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     """Tensors of one shape as vectors, in the target's memory order; writes reach the target."""
+    if all(each.is_contiguous() for each in (target, *others)):
+        yield [each.detach().view(-1) for each in (target, *others)]
+        return
     strides = target.stride()
     order = sorted(range(len(strides)), key=lambda d: -strides[d])
     views = [each.detach().permute(order) for each in (target, *others)]
