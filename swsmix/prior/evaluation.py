@@ -13,6 +13,7 @@ from torch import Tensor
 from swsmix import _shards, tables
 from swsmix.em import Moments, variational
 from swsmix.em.variational import Variance
+from swsmix.tables import Full, Sums, Tables
 
 if TYPE_CHECKING:
     from swsmix.prior.mixture_prior import MixturePrior
@@ -44,15 +45,29 @@ def penalty_of(tau: Mapping[str, float], terms: Mapping[str, Mapping[str, Tensor
     return total
 
 
+@dataclass(frozen=True)
+class LastPass:
+    """What a pass over a group's weights found: good for these weights under these tables."""
+
+    tables: Tables
+    weights: int  # their fingerprint
+    sums: list[Sums]  # of each piece
+
+
 def nll(prior: MixturePrior, group: str) -> Tensor:
     """R of one group over all its tensors (and shards), differentiable."""
-    m = prior._state(group).mixture
+    m, table = prior._state(group).mixture, prior.tables_of(group)
     total = torch.zeros((), dtype=m.mean.dtype, device=m.mean.device)
-    for shards, parts in _pieces(prior, group):
+    pieces = list(_pieces(prior, group))
+    for shards, parts in pieces:
         # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
         pi, mu, sigma = (_shards.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std))
-        table = prior.tables_of(group) if prior.mode == "em" else None
-        here = torch.stack([tables.neg_log_prior(w, pi, mu, sigma, table) for w in parts]).sum()
+        known = _passes_over(prior, group, parts)
+        values = [
+            tables.neg_log_prior(w, pi, mu, sigma, table, each)
+            for w, each in zip(parts, known, strict=True)
+        ]
+        here = torch.stack(values).sum()
         # The value is everyone's, the gradient belongs to the shard.
         everywhere = _shards.sum_over_(here.detach().clone(), shards)
         total = total + (here + (everywhere - here.detach()) if shards else here)
@@ -62,18 +77,32 @@ def nll(prior: MixturePrior, group: str) -> Tensor:
 def nll_and_moments(prior: MixturePrior, group: str) -> tuple[Tensor, Moments]:
     """R and the E step of one group over all its tensors (and shards), without a graph."""
     prior.check_weights(group)
-    mean, table = prior._state(group).mixture.mean.detach(), prior.tables_of(group)
+    mean = prior._state(group).mixture.mean.detach()
     nll, total = mean.new_zeros(()), mean.new_zeros(3, len(mean), dtype=torch.float64)
     for shards, parts in _pieces(prior, group):
         values, sums = [], torch.zeros_like(total)
-        for w in parts:
-            value, moments = table.value_and_moments(w)
-            values.append(value.to(torch.promote_types(w.dtype, mean.dtype)))
-            sums += torch.stack(moments)
+        for w, known in zip(parts, _passes_over(prior, group, parts), strict=True):
+            values.append(known.value.to(torch.promote_types(w.dtype, mean.dtype)))
+            sums += torch.stack(known.moments)
         # Each process has seen its shard only.
         nll = nll + _shards.sum_over_(torch.stack(values).sum(), shards)
         total += _shards.sum_over_(sums, shards)
     return nll, Moments(mean.double(), *total)
+
+
+def _passes_over(prior: MixturePrior, group: str, parts: list[Tensor]) -> list[Full | Sums]:
+    """What the tables give for flat weights, from the last pass if they are the same weights.
+
+    So `penalty`, its gradient, the EM step and reports that follow each other share one pass.
+    """
+    table, last = prior.tables_of(group), prior.last_passes.get(group)
+    weights = tables.fingerprint(parts)
+    if last is not None and (last.tables, last.weights) == (table, weights):
+        return list(last.sums)
+    found = [tables.one_pass(table, w) for w in parts]
+    sums = [Sums(each.value, each.moments) for each in found]
+    prior.last_passes[group] = LastPass(table, weights, sums)
+    return found
 
 
 def expected_moments(prior: MixturePrior, group: str, variance: Variance) -> Moments:

@@ -97,6 +97,7 @@ class MixturePrior(nn.Module):
         self.moves = mode == "em" and method == "auto" and initial is None
         # The tables of each mixture, with the values that they were built from.
         self._tables: dict[str, tuple[tuple[Tensor, ...], Tables]] = {}
+        self.last_passes: dict[str, evaluation.LastPass] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
         self.tau = {group: for_group(tau, group, "tau") for group in self.selection.groups}
@@ -233,7 +234,7 @@ class MixturePrior(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the tables, which are large and quickly made again."""
-        return {**self.__dict__, "_tables": {}}
+        return {**self.__dict__, "_tables": {}, "last_passes": {}}
 
     def _local(self, group: str) -> dict[str, Tensor]:
         """The group's parameters; of a sharded one, the part on this machine."""

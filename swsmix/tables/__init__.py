@@ -39,17 +39,21 @@ The modules:
 
 from swsmix.tables.backends import uncompiled
 from swsmix.tables.batch import BatchTables
-from swsmix.tables.lookup import Adaptive, Full, MomentSums, Tables, build, direct
-from swsmix.tables.penalty import neg_log_prior
+from swsmix.tables.fingerprint import fingerprint
+from swsmix.tables.lookup import Adaptive, Full, MomentSums, Sums, Tables, build, direct
+from swsmix.tables.penalty import neg_log_prior, one_pass
 
 __all__ = [
     "Adaptive",
     "BatchTables",
     "Full",
     "MomentSums",
+    "Sums",
     "Tables",
     "build",
     "direct",
+    "fingerprint",
     "neg_log_prior",
+    "one_pass",
     "uncompiled",
 ]

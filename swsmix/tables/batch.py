@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI, log_odds, standardised
-from swsmix.tables.lookup import Adaptive, Full, MomentSums
+from swsmix.tables.lookup import Adaptive, Full, MomentSums, Sums
 
 
 class BatchTables:
@@ -52,10 +52,10 @@ class BatchTables:
         gradient = pull.div_(self.std[..., None]).sum(1).to(w.dtype)
         return Full(value, gradient, (count, first * self.std, second * self.std.square()))
 
-    def value_and_moments(self, w: Float[Tensor, "b n"]) -> tuple[Tensor, MomentSums]:
+    def value_and_moments(self, w: Float[Tensor, "b n"]) -> Sums:
         """What `full` returns, without the gradient."""
         full = self.full(w)
-        return full.value, full.moments
+        return Sums(full.value, full.moments)
 
     def moments(self, w: Float[Tensor, "b n"]) -> MomentSums:
         """The moments of the weights under the responsibilities, each (b, k)."""

@@ -27,6 +27,13 @@ class Full(NamedTuple):
     moments: MomentSums
 
 
+class Sums(NamedTuple):
+    """The value and the moments of some weights, without the gradient."""
+
+    value: Tensor
+    moments: MomentSums
+
+
 class Adaptive(NamedTuple):
     """One step size per weight, rate / (sqrt(second) + eps), as Adam has it."""
 
@@ -58,7 +65,7 @@ class Tables:
         return self._passes.error()
 
     @run_isolated
-    def value_and_moments(self, w: Tensor) -> tuple[Tensor, MomentSums]:
+    def value_and_moments(self, w: Tensor) -> Sums:
         """What `value` and `moments` return, from one pass.
 
         Raises:
@@ -66,7 +73,7 @@ class Tables:
         """
         with flattened(w) as (flat,):
             value, (count, first, second) = self._passes.sums(flat)
-        return value, (count, first, second)
+        return Sums(value, (count, first, second))
 
     def value(self, w: Tensor) -> Tensor:
         """R = sum_i f(w_i), in nats.

@@ -48,6 +48,11 @@ def gaps(mixture: ExactMixture, w: Tensor) -> Tensor:
     return slopes(mixture, w)[0].isnan().nonzero()[:, 0]
 
 
+def scrambled(bits: Tensor, one: int, two: int) -> int:
+    """The sum over flat integers that `fingerprint` describes, with its two factors."""
+    return int(_scrambled(bits.numpy(), np.int64(one), np.int64(two)))
+
+
 def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
     k = len(mixture.mean)
     return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((5, _BLOCK))
@@ -162,3 +167,12 @@ def _sums(w, mixture, z, gamma, rows, moments):
         for j in range(len(gamma)):
             _add_moments(gamma[j, : len(part)], total, x, mixture[1, j], moments[:, j])
     return value, False
+
+
+@compiled
+def _scrambled(bits, one, two):
+    total = np.int64(0)
+    for i in range(len(bits)):
+        x = np.int64(bits[i]) * one
+        total += (x ^ (x >> np.int64(29))) * two
+    return total

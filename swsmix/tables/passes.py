@@ -187,7 +187,7 @@ class Passes:
                 step_(w[part], at[part], slope, a, None if second is None else second[part])
         elif left_out:
             gaps = cells.gaps(at) if cells else numba.gaps(self.mixture, at)
-            slope, a = (exact.to(w.dtype) for exact in self.mixture.slopes(at[gaps]))
+            slope, a = self.mixture.slopes(at[gaps])
             w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
 
 

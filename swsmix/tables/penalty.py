@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swsmix.tables.batch import BatchTables
 from swsmix.tables.exact import eager
-from swsmix.tables.lookup import Tables, build
+from swsmix.tables.lookup import Full, Sums, Tables, build
 
 
 class _NegLogPrior(torch.autograd.Function):
@@ -18,35 +18,51 @@ class _NegLogPrior(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tables: Tables | BatchTables, w: Tensor, mixing: Tensor, mean: Tensor, std: Tensor
+        ctx: Any,
+        tables: Tables | BatchTables,
+        known: Full | Sums,
+        w: Tensor,
+        mixing: Tensor,
+        mean: Tensor,
+        std: Tensor,
     ) -> Tensor:
-        slope = None
-        if isinstance(tables, BatchTables):  # one pass gives all of them
-            value, slope, moments = tables.full(w)
-        else:
-            value, moments = tables.value_and_moments(w)
-        ctx.tables, ctx.slope = tables, slope
-        ctx.save_for_backward(w, mixing, mean, std, *moments)
-        return value.to(torch.promote_types(w.dtype, mean.dtype))
+        ctx.tables, ctx.slope = tables, getattr(known, "gradient", None)
+        ctx.save_for_backward(w, mixing, mean, std, *known.moments)
+        return known.value.to(torch.promote_types(w.dtype, mean.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         w, mixing, mean, std, count, first, second = ctx.saved_tensors
-        slope = None
         if isinstance(ctx.tables, BatchTables):
             upstream = upstream[:, None]
-            if ctx.needs_input_grad[1]:
-                slope = upstream.to(w) * ctx.slope
-        elif ctx.needs_input_grad[1]:
-            slope = torch.zeros_like(w)
-            ctx.tables.add_gradient_(slope, w, float(upstream))
+        slope = None
+        if ctx.needs_input_grad[2]:
+            slope, ctx.slope = ctx.slope, None  # used up: it is scaled where it lies
+            if slope is not None:
+                slope.mul_(upstream.to(slope))
+            elif isinstance(ctx.tables, BatchTables):
+                slope = upstream.to(w) * ctx.tables.gradient(w)
+            else:  # weights in 16 bits, or a second time
+                slope = torch.zeros_like(w)
+                ctx.tables.add_gradient_(slope, w, float(upstream))
         parts = (
             -count / torch.where(mixing > 0, mixing, math.inf).double(),
             -first / std.double() ** 2,
             count / std.double() - second / std.double() ** 3,
         )
-        return None, slope, *((upstream * part).to(mean.dtype) for part in parts)
+        return None, None, slope, *((upstream * part).to(mean.dtype) for part in parts)
+
+
+def one_pass(tables: Tables | BatchTables, w: Tensor) -> Full | Sums:
+    """What `neg_log_prior` and its backward pass need of weights, from one pass over them.
+
+    Weights in 16 bits get their gradient in the backward pass, where it is scaled before it is
+    rounded.
+    """
+    if torch.is_grad_enabled() and w.requires_grad and w.dtype.itemsize > 2:
+        return tables.full(w.detach())
+    return tables.value_and_moments(w)
 
 
 @eager
@@ -56,6 +72,7 @@ def neg_log_prior(
     mean: Tensor,
     std: Tensor,
     tables: Tables | BatchTables | None = None,
+    known: Full | Sums | None = None,
 ) -> Tensor:
     """R(w) = -sum_i log p(w_i), differentiable (once) in all four, without N x K memory.
 
@@ -68,6 +85,7 @@ def neg_log_prior(
         mean: mu, of the same shape.
         std: sigma, of the same shape.
         tables: the mixture's tables, if you have them.
+        known: what they gave for these weights, if it is at hand.
 
     Returns:
         A scalar, in nats; (b,) for b mixtures, whose memory is N x K.
@@ -77,5 +95,7 @@ def neg_log_prior(
     """
     if tables is None:
         tables = (BatchTables if mean.ndim > 1 else build)(mixing, mean, std)
-    value: Tensor = _NegLogPrior.apply(tables, w, mixing, mean, std)
+    if known is None:
+        known = one_pass(tables, w)
+    value: Tensor = _NegLogPrior.apply(tables, known, w, mixing, mean, std)
     return value

@@ -1,0 +1,84 @@
+"""The compiled evaluation of few weights agrees with the one in torch to rounding."""
+
+import math
+
+import pytest
+import torch
+from tabulated import MIXTURES, every_mixture, weights_of
+
+from swsmix import tables
+from swsmix.tables.exact import ExactMixture
+
+pytest.importorskip("numba")
+SIZES = [1, 63, 64, 65, 300]
+
+
+def both(call):
+    with tables.uncompiled():
+        plain = call()
+    return call(), plain
+
+
+@every_mixture
+@pytest.mark.parametrize("n", SIZES)
+def test_slopes_are_those_of_torch(mixture, n):
+    exact, w = ExactMixture(*mixture), weights_of(mixture, 400)[-n:]
+    (slope, a), (plain, plain_a) = both(lambda: exact.slopes(w))
+    assert torch.all((slope - plain).abs() <= 1e-13 * (plain.abs() + plain_a.sqrt()))
+    assert torch.allclose(a, plain_a, rtol=1e-13, atol=0.0)
+
+
+@every_mixture
+@pytest.mark.parametrize("n", SIZES)
+def test_sums_are_those_of_torch(mixture, n):
+    exact, w = ExactMixture(*mixture), weights_of(mixture, 400)[-n:]
+    w = w.double()
+    (value, moments), (plain, plain_moments) = both(lambda: exact.sums(w))
+    assert torch.allclose(value, plain, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(moments, plain_moments, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["typical", "hard", "dead"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e25, -3e38])
+def test_what_it_leaves_out_is_evaluated_by_torch(name, bad):
+    exact, w = ExactMixture(*MIXTURES[name]), weights_of(MIXTURES[name], 100)
+    w[37] = bad
+    (slope, a), (plain, plain_a) = both(lambda: exact.slopes(w))
+    assert torch.equal(slope.isnan(), plain.isnan())
+    assert torch.allclose(slope, plain, rtol=1e-12, atol=1e-9, equal_nan=True)
+    assert torch.allclose(a, plain_a, rtol=1e-12, equal_nan=True)
+    table = tables.build(*MIXTURES[name])
+    moved = both(lambda: moved_from(w, table))
+    assert torch.allclose(*moved, rtol=1e-6, equal_nan=True)
+    if math.isfinite(bad):
+        assert torch.allclose(*(value for value, _ in both(lambda: exact.sums(w))), rtol=1e-12)
+    else:
+        with pytest.raises(ValueError, match="1 infinite or NaN ones among 100"):
+            exact.sums(w)
+
+
+def moved_from(at, table):
+    w = at + 0.01
+    table.proximal_(w, at, tables.Adaptive(torch.full_like(w, 1e-4), 1e-3, 1e-8), 1e-2)
+    return w
+
+
+def test_several_tensors_move_as_each_does_by_itself():
+    table = tables.build(*MIXTURES["hard"])
+    parts = [weights_of(MIXTURES["hard"], n).view(shape) for n, shape in ((6, (2, 3)), (90, (90,)))]
+    parts.append(torch.randn(4, 8, dtype=torch.float64).T)
+    moved = [w.clone() for w in parts]
+    steps = [0.5, tables.Adaptive(torch.rand(90), 1e-3, 1e-8), 0.25]
+    alone = [w.clone() for w in parts]
+    for w, step in zip(alone, steps, strict=True):
+        table.proximal_(w, w + 0.0, step, 1e-3)
+
+    def together():
+        copies = [w.clone() for w in moved]
+        each = list(zip(copies, [w + 0.0 for w in moved], steps, strict=True))
+        table.proximal_each_(each, 1e-3)
+        return copies
+
+    for compiled, plain, one in zip(*both(together), alone, strict=True):
+        assert torch.equal(compiled, one)
+        assert torch.allclose(plain, one, rtol=1e-6)

@@ -1,0 +1,125 @@
+"""The penalty, its gradient, the EM step and reports share one pass over the weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from swsmix import MixturePrior
+from swsmix.tables import Tables
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The calls of tables that pass over weights, by name."""
+    called = []
+    for name in ("full", "value_and_moments", "gradient", "add_gradient_"):
+        method = getattr(Tables, name)
+
+        def counted(*args, name=name, method=method, **kwargs):
+            called.append(name)
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(Tables, name, counted)
+    return called
+
+
+def prior_of(**options):
+    net = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10))
+    return net, MixturePrior(net, 4, method="quantiles", **options)
+
+
+def test_penalty_backward_and_em_step_are_one_pass(passes):
+    _, prior = prior_of()
+    prior.penalty().backward()
+    prior.em_step_()
+    assert passes == ["full"]
+
+
+def test_reports_after_it_need_no_other(passes):
+    _, prior = prior_of(groups="tensor")
+    prior.penalty().backward()
+    prior.evaluate(), prior.terms(), prior.moments("0.weight")
+    assert passes == ["full", "full"]  # one per group
+
+
+def test_without_gradients_none_is_made(passes):
+    _, prior = prior_of()
+    with torch.no_grad():
+        prior.penalty()
+    prior.penalty()
+    assert passes == ["value_and_moments"]
+
+
+def change_data(w):
+    w.data.reshape(-1)[5] += 0.1
+
+
+def change_in_inference_mode(w):
+    with torch.inference_mode():
+        w.reshape(-1)[5] += 0.1
+
+
+def change_two_by_as_much(w):
+    flat = w.data.reshape(-1)
+    flat[0], flat[1] = 0.6, 0.8
+
+
+@pytest.mark.parametrize("change", [change_data, change_in_inference_mode, change_two_by_as_much])
+def test_weights_that_changed_in_any_way_are_passed_over_again(change):
+    net, prior = prior_of()
+    if change is change_two_by_as_much:
+        net[0].weight.data.reshape(-1)[:2] = torch.tensor([0.55, 0.85])
+    before = prior.penalty().item()
+    change(net[0].weight)
+    prior.last_passes.clear()
+    fresh = prior.penalty().item()
+    assert fresh != before
+    prior.last_passes.clear()
+    net.load_state_dict({n: p.clone() for n, p in net.state_dict().items()})
+    net2, again = prior_of()
+    again.load_state_dict(prior.state_dict())
+    if change is change_two_by_as_much:
+        net2[0].weight.data.reshape(-1)[:2] = torch.tensor([0.55, 0.85])
+    again.penalty()
+    change(net2[0].weight)
+    net.load_state_dict(net2.state_dict())
+    assert again.penalty().item() == prior.penalty().item()
+
+
+def test_a_mixture_that_changed_is_passed_over_again(passes):
+    _, prior = prior_of()
+    with torch.no_grad():
+        before = prior.penalty()
+        prior.mixtures["all"].std.data *= 1.5
+        assert prior.penalty() != before
+    assert passes == ["value_and_moments"] * 2
+
+
+@pytest.mark.parametrize("mode", ["em", "gradient"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_gradient_is_the_same_from_a_shared_pass(mode, dtype):
+    net, prior = prior_of(mode=mode)
+    net.to(dtype)
+    wanted = [net[0].weight, net[1].weight, *prior.parameters()]
+    first = torch.autograd.grad(prior.penalty(), wanted)
+    penalty = prior.penalty()  # of the same weights: the pass before
+    again = torch.autograd.grad(3.0 * penalty, wanted, retain_graph=True)
+    once_more = torch.autograd.grad(3.0 * penalty, wanted)
+    for one, other, third in zip(first, again, once_more, strict=True):
+        assert torch.allclose(3.0 * one, other, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+        assert torch.equal(other, third)
+
+
+def test_the_gradient_of_a_new_pass_can_be_asked_for_twice():
+    net, prior = prior_of()
+    penalty = prior.penalty()
+    one = torch.autograd.grad(penalty, net[0].weight, retain_graph=True)[0].clone()
+    assert torch.allclose(torch.autograd.grad(2.0 * penalty, net[0].weight)[0], 2.0 * one)
+
+
+def test_copies_do_not_take_the_pass_along():
+    import copy
+
+    _, prior = prior_of()
+    prior.penalty()
+    assert prior.last_passes and not copy.deepcopy(prior).last_passes
