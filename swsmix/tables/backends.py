@@ -58,6 +58,22 @@ def numba_for(*tensors: Tensor) -> Any | None:
     return numba_kernels() if usable else None
 
 
+def numba_sums() -> Any | None:
+    """Numba's sums over a histogram (`numba_sums`), if numba is installed."""
+    if not _COMPILED.get() or numba_kernels() is None:
+        return None
+    from swsmix.tables import numba_sums
+
+    return numba_sums
+
+
+def numba_for_16(*tensors: Tensor) -> Any | None:
+    """Numba's loops, if they can handle these tensors, of 16 bits or float32."""
+    types = {torch.float16, torch.bfloat16, torch.float32}
+    fit = all(each.device.type == "cpu" and each.dtype in types for each in tensors)
+    return numba_kernels() if fit and _COMPILED.get() else None
+
+
 def triton_for(*tensors: Tensor) -> Any | None:
     """Triton's loops, if they can handle these tensors."""
     usable = _COMPILED.get() and _all_float32_on("cuda", tensors)

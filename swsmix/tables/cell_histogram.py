@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables.cells import Cells
 from swsmix.tables.scratch import chunk_on
 from swsmix.tables.taylor import ORDER
@@ -46,6 +47,13 @@ class CellHistogram:
         number.sub_(self.half)
         self.second.scatter_add_(0, where, wide.copy_(number.mul_(number)))
 
+    def merge_(self, other: CellHistogram) -> None:
+        """Add what another histogram over the same cells has counted."""
+        other.unpack_()
+        self.count += other.count
+        self.first += other.first
+        self.second += other.second
+
     def unpack_(self) -> None:
         """Move the packed counts to `count` and `first`."""
         self.count += self.packed >> COUNT
@@ -59,6 +67,11 @@ class CellHistogram:
         The last result says whether weights outside them are missing.
         """
         self.unpack_()
+        if numba := backends.numba_sums():
+            raw = (each.cpu() for each in (self.count, self.first, self.second))
+            value, powers, missing = numba.powers(self.cells, self.half, *raw)
+            used = powers[0].nonzero()[:, 0]
+            return powers.new_tensor(value), self._moments(powers[:, used], used), missing
         intervals = self.cells.intervals
         s, mass, owner = self._points()
         used, owner = owner.unique_consecutive(return_inverse=True)
@@ -66,15 +79,15 @@ class CellHistogram:
         rise = torch.zeros_like(s)  # f(c + t) - f(c)
         for row in taylor[1:].flip(0):
             rise = (rise + row.index_select(0, owner)) * s
-        value = (rise + taylor[0].index_select(0, owner)) @ mass
+        total = (rise + taylor[0].index_select(0, owner)) @ mass
         bend = intervals.bend[used]
         term = (rise - (taylor[1][owner] + 0.5 * bend[owner] * s) * s).exp_() * mass
         powers = taylor.new_zeros(ORDER + 3, len(used))
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        missing = (self.count * ~self.cells.certified).any()
-        return value, self._moments(powers, used), bool(missing)
+        some = (self.count * ~self.cells.certified).any()
+        return total, self._moments(powers, used), bool(some)
 
     def _points(self) -> tuple[Tensor, Tensor, Tensor]:
         """Two points of equal mass for each cell's weights: same count, mean and second moment.
@@ -105,15 +118,24 @@ class CellHistogram:
             gone = gamma < 1e-100
             bends = mixture.bends(intervals.centre[used][part], p)
             x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
-            sums = [torch.zeros_like(x) for _ in range(3)]
-            before, now = torch.zeros_like(x), torch.ones_like(x)
-            for n in range(ORDER + 1):
-                for m in range(3):
-                    sums[m].addcmul_(now, powers[n + m, part, None], value=1 / math.factorial(n))
-                before, now = now, -torch.addcmul(x * now, y, before, value=n)
+            sums = _expanded(x, y, powers[:, part])
             offset = intervals.centre[used][part, None] - mixture.mean
             zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
             moments[0] += (gamma * zeroth).sum(0)
             moments[1] += (gamma * (offset * zeroth + first)).sum(0)
             moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
         return moments
+
+
+def _expanded(x: Tensor, y: Tensor, powers: Tensor) -> Tensor:
+    """The sums of exp(-x_j s - y_j s^2 / 2) s^n / q, n = 0 .. 2, by interval (3, t, k)."""
+    sums = x.new_zeros(3, *x.shape)
+    if numba := backends.numba_sums():
+        numba.moments(x, y, powers, sums)
+        return sums
+    before, now = torch.zeros_like(x), torch.ones_like(x)
+    for n in range(ORDER + 1):
+        for m in range(3):
+            sums[m].addcmul_(now, powers[n + m, :, None], value=1 / math.factorial(n))
+        before, now = now, -torch.addcmul(x * now, y, before, value=n)
+    return sums

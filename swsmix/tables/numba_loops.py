@@ -1,12 +1,17 @@
 """The passes over the weights on a CPU, each as one loop compiled by numba (if it is installed).
 
-The same look-ups as in `cells`, without scratch memory: each weight is read once and written once.
-Each function returns how many weights it left out, because no line is certified for them.
+The same look-ups as in `cells`, without scratch memory: each weight is read once and written once,
+on as many threads as torch has. What a loop need not do is None, and numba compiles a loop without
+it: branches that never change still cost a tenth of the time.
+
+The weights for which no line is certified are left out: the functions return their indices.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -18,9 +23,13 @@ from swsmix.tables.bits import BitAddress
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
 from swsmix.tables.cells import Cells
 from swsmix.tables.grid import GridAddress
+from swsmix.tables.threads import over_ranges
+
+_LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
+_ONE = 1 << COUNT
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -30,110 +39,296 @@ def _compiled(function: Any) -> Any:
 
 
 def _inlined(function: Any) -> Any:
-    return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
+    return numba.njit(error_model="numpy")(inspect.unwrap(function))
 
 
-def write_gradient_(cells: Cells, target: Tensor, w: Tensor, scale: float | None) -> int:
-    """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors."""
-    add, scale = scale is not None, 1.0 if scale is None else scale
-    lines = cells.lines.numpy()
-    return int(_write_gradient(*_with_bits(w), target.numpy(), lines, scale, add, *_address(cells)))
+def write_gradient_(
+    cells: Cells,
+    target: Tensor,
+    w: Tensor,
+    scale: float | None,
+    histogram: CellHistogram | None = None,
+) -> Tensor:
+    """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
 
-
-def proximal_(
-    cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
-) -> int:
-    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
-    adaptive = second is not None
-    second = w if second is None else second
-    lines, where = cells.both_lines.numpy(), _address(cells)
-    return int(
-        _proximal(w.numpy(), *_with_bits(at), second.numpy(), adaptive, rate, eps, lines, *where)
-    )
+    With a histogram, the weights are added to it in the same pass.
+    """
+    factor = None if scale is None else np.float32(scale)
+    left_out = _look_up(cells, w, histogram, target.numpy(), factor)
+    return gaps(cells, w) if left_out else _joined([])
 
 
 def count_(histogram: CellHistogram, w: Tensor) -> None:
     """Add weights (n,) to a histogram."""
-    sums = np.zeros((len(histogram.count), 2), dtype=np.int64)  # count and first are packed
-    for part in w.split(PACKED):
-        _count(*_with_bits(part), sums, *_address(histogram.cells))
-        histogram.packed += torch.from_numpy(sums[:, 0])
-        histogram.unpack_()
-        sums[:, 0] = 0
-    histogram.second += torch.from_numpy(sums[:, 1])
+    _look_up(histogram.cells, w, histogram, None, None)
 
 
-_NO_BLOCKS = np.zeros(0, dtype=np.int32)
+def _look_up(
+    cells: Cells, w: Tensor, histogram: CellHistogram | None, target: Any, scale: Any
+) -> int:
+    values, where, lock = w.numpy(), _address(cells), threading.Lock()
+    raw, lines = values.view(np.int32), None if target is None else _lines(cells)
+
+    def work(start: int, stop: int) -> int:
+        left_out, sums = 0, (None, None)
+        if histogram is not None:
+            sums = tuple(np.zeros((2, len(histogram.count)), dtype=np.int64))
+        for first in range(start, stop, PACKED):
+            part = slice(first, min(first + PACKED, stop))
+            to = None if target is None else target[part]
+            left_out += _pass(values[part], raw[part], to, lines, scale, *sums, *where)
+            if histogram is not None:
+                with lock:
+                    totals = histogram.count, histogram.first, histogram.second
+                    _unpack(*sums, histogram.half, *(each.numpy() for each in totals))
+        return left_out
+
+    # Each thread has a histogram: with many cells that costs more than it saves.
+    least = 0 if histogram is None else 8 * len(histogram.count)
+    return sum(over_ranges(len(w), work, least))
 
 
-def _with_bits(w: Tensor) -> tuple[Any, Any]:
-    """The weights, and their bits as integers."""
-    values = w.numpy()
-    return values, values.view(np.int32)
+def gaps(cells: Cells, w: Tensor) -> Tensor:
+    """The indices of the flat weights for which no line is certified."""
+    values, lines, where = w.numpy(), _lines(cells), _address(cells)
+    raw = values.view(np.int32)
+
+    def loop(part: slice, out: Any) -> tuple[int, int]:
+        done: tuple[int, int] = _gaps(values[part], raw[part], lines, out, *where)
+        return done
+
+    return _joined(over_ranges(len(w), lambda start, stop: _in_parts(start, stop, loop)))
+
+
+def _lines(cells: Cells) -> Any:
+    """Level and step as one complex number: one look-up instead of two."""
+    return cells.lines.numpy().view(np.complex64)[:, 0]
+
+
+def proximal_(
+    cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
+) -> Tensor:
+    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
+    values, places, where = w.numpy(), at.numpy(), _address(cells)
+    raw = places.view(np.int32)
+    squares = None if second is None else second.numpy()
+    lines = cells.both_lines.numpy().view(np.complex64).reshape(-1)
+    numbers = np.float32(rate), np.float32(eps)
+
+    def loop(part: slice, out: Any) -> tuple[int, int]:
+        other = None if squares is None else squares[part]
+        done: tuple[int, int] = _proximal(
+            values[part], places[part], raw[part], other, *numbers, lines, out, *where
+        )
+        return done
+
+    return _joined(over_ranges(len(w), lambda start, stop: _in_parts(start, stop, loop)))
+
+
+def _in_parts(
+    start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int]]
+) -> list[Tensor]:
+    """A loop from start to stop, begun again whenever it has no space for what it leaves out."""
+    left, out = [], np.empty(_LEFT, dtype=np.int64)
+    while start < stop:
+        done, number = loop(slice(start, stop), out)
+        if number:
+            left.append(torch.from_numpy(start + out[:number]))
+        start += done
+    return left
+
+
+def _joined(ranges: list[list[Tensor]]) -> Tensor:
+    left = [each for parts in ranges for each in parts]
+    return torch.cat(left) if left else torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def write_gradient_16_(
+    slopes: Tensor, target: Tensor, w: Tensor, scale: float | None, count: Tensor | None = None
+) -> None:
+    """What `write_gradient_` does, for weights in 16 bits.
+
+    Args:
+        slopes: f' of all values, in the order of their bits, in float32.
+        target: in the weights' type or in float32; with a scale, in bfloat16 or float32.
+        w: the weights.
+        scale: see `write_gradient_`.
+        count: how many weights have which bits (65536,), to be added to, or None.
+    """
+    raw, factor = _bits_16(w), None if scale is None else np.float32(scale)
+    out = target.numpy() if target.dtype == torch.float32 else _bits_16(target)
+    if scale is None and target.dtype != torch.float32:
+        slopes = slopes.to(target.dtype).view(torch.int16)
+    table = slopes.numpy().view(out.dtype) if scale is None else slopes.numpy()
+
+    def work(start: int, stop: int) -> Any:
+        parts = raw[start:stop], out[start:stop], table, factor
+        if scale is not None and out.dtype == np.uint16:
+            return _add_16(*parts)
+        mine = None if count is None else np.zeros((2, 1 << 16), dtype=np.int64)
+        _pass_16(*parts, mine)
+        return mine
+
+    found = over_ranges(len(w), work)
+    if count is not None:
+        for mine in found:
+            count += torch.from_numpy(mine).sum(0)
+
+
+def count_16_(count: Tensor, w: Tensor) -> None:
+    """Add to how many weights in 16 bits have which bits (65536,)."""
+    raw = _bits_16(w)
+
+    def work(start: int, stop: int) -> Any:
+        mine = np.zeros((2, 1 << 16), dtype=np.int64)
+        _pass_16(raw[start:stop], None, None, None, mine)
+        return mine
+
+    for mine in over_ranges(len(w), work):
+        count += torch.from_numpy(mine).sum(0)
+
+
+def _bits_16(w: Tensor) -> Any:
+    return w.view(torch.int16).numpy().view(np.uint16)
 
 
 def _address(cells: Cells) -> tuple[Any, ...]:
     at = cells.address
-    bits = np.int32(at.bits)
+    assert isinstance(at, GridAddress | BitAddress)
+    bits, absolute = np.int64(at.bits), True if at.absolute else None
     if isinstance(at, GridAddress):
-        return _NO_BLOCKS, at.absolute, np.int32(at.half), bits, np.float32(at.scale)
-    assert isinstance(at, BitAddress)
-    return at.block.numpy(), at.absolute, np.int32(0), bits, np.float32(0.0)
+        return None, absolute, np.int64(at.half), bits, np.float32(at.scale)
+    return at.block.numpy(), absolute, np.int64(0), bits, np.float32(0.0)
 
 
 @_inlined
 def _find(x, raw, block, absolute, half, bits, scale):
-    """Cell, number, coordinate; see `GridAddress.find` and, without a scale, `BitAddress.find`."""
-    if scale == np.float32(0.0):
-        low = raw & np.int32(0xFFFF)
-        entry = block[np.uint32((raw >> np.int32(16)) + np.int32(32768))]
-        shift = entry & np.int32(31)
+    """Cell, number, coordinate; see `GridAddress.find` and, with blocks, `BitAddress.find`.
+
+    What is not inside the grid, NaN too, has no cell: the first and the last have no lines.
+    """
+    if block is None:
+        place = x * scale
+        inside = abs(place) < np.float32((half - np.int64(1)) << bits)
+        whole = np.int64(place)
+        number = whole & ((np.int64(1) << bits) - np.int64(1))
+        cell = np.uint32((whole >> bits) + half)
+        coordinate = np.float32(number) if absolute is None else place
+    else:
+        inside = True
+        low = np.int64(raw) & np.int64(0xFFFF)
+        entry = np.int64(block[np.uint32((np.int64(raw) >> np.int64(16)) + np.int64(32768))])
+        shift = entry & np.int64(31)
         part = low >> shift
-        number = low if absolute else low - (part << shift)
-        return np.uint32((entry >> np.int32(5)) + part), number, np.float32(number)
-    place = x * scale
-    if not abs(place) < np.float32(half << bits):  # NaN too
-        return np.uint32(0), np.int32(0), place
-    number = np.int32(place)
-    low = number & ((np.int32(1) << bits) - np.int32(1))
-    return np.uint32((number >> bits) + half), low, place if absolute else np.float32(low)
+        cell = np.uint32((entry >> np.int64(5)) + part)
+        number = low - (part << shift) if absolute is None else low
+        coordinate = np.float32(number)
+    return inside, cell, number, coordinate
 
 
-@_compiled
-def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bits, grid):
+@compiled
+def _pass(w, raw, target, lines, scale, packed, squares, block, absolute, half, bits, grid):
+    """Write and count; returns how many were left out. In a histogram they are in cells without
+    lines: in their own or, if not inside the grid, in the first.
+    """
+    left_out = 0
+    for i in range(w.shape[0]):
+        inside, cell, number, coordinate = _find(w[i], raw[i], block, absolute, half, bits, grid)
+        if not inside:
+            left_out += 1
+            continue
+        if packed is not None:
+            packed[cell] += number + np.int64(_ONE)
+            squares[cell] += number * number
+        if target is not None:
+            line = lines[cell]
+            slope = line.real + line.imag * coordinate
+            if block is not None and slope != slope:
+                left_out += 1
+                continue
+            if scale is None:
+                target[i] = slope
+            else:
+                target[i] += scale * slope
+    if packed is not None and block is None:
+        packed[0] += np.int64(left_out) * np.int64(_ONE)
+    return left_out
+
+
+@compiled
+def _gaps(w, raw, lines, left, block, absolute, half, bits, grid):
+    """Until all are done or `left` is full: how many it took, and how many have no line."""
     gaps = 0
-    scale = np.float32(scale)
     for i in range(w.shape[0]):
-        cell, _, coordinate = _find(w[i], raw[i], block, absolute, half, bits, grid)
-        slope = scale * (lines[cell, 0] + lines[cell, 1] * coordinate)
-        if slope == slope:
-            target[i] = target[i] + slope if add else slope
-        else:
-            gaps += 1
-    return gaps
+        inside, cell, _, _ = _find(w[i], raw[i], block, absolute, half, bits, grid)
+        if inside and lines[cell].real == lines[cell].real:
+            continue
+        left[gaps] = i
+        gaps += 1
+        if gaps == left.shape[0]:
+            return i + 1, gaps
+    return w.shape[0], gaps
 
 
-@_compiled
-def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, half, bits, grid):
+@compiled
+def _unpack(packed, squares, half, count, first, second):
+    """Move sums of numbers and of their squares to a histogram, where squares are from the half."""
+    for cell in range(packed.shape[0]):
+        if packed[cell]:
+            number = packed[cell] >> COUNT
+            total = packed[cell] & (_ONE - 1)
+            count[cell] += number
+            first[cell] += total
+            second[cell] += squares[cell] - 2 * half * total + half * half * number
+            packed[cell] = 0
+            squares[cell] = 0
+
+
+@compiled
+def _proximal(
+    w, at, raw, second, rate, eps, lines, left, block, absolute, half, bits, grid
+):
+    """The proximal step until all are done or `left` is full; see `_gaps`."""
     gaps = 0
-    rate, eps = np.float32(rate), np.float32(eps)
     for i in range(w.shape[0]):
-        cell, _, coordinate = _find(at[i], raw[i], block, absolute, half, bits, grid)
-        slope = lines[cell, 0] + lines[cell, 1] * coordinate
-        if slope == slope:
-            a = lines[cell, 2] + lines[cell, 3] * coordinate
-            inverse = np.sqrt(second[i]) + eps if adaptive else np.float32(1.0)
-            w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
-        else:
-            gaps += 1
-    return gaps
+        inside, cell, _, coordinate = _find(at[i], raw[i], block, absolute, half, bits, grid)
+        if inside:
+            line = lines[np.uint64(2) * cell]
+            slope = line.real + line.imag * coordinate
+            if slope == slope:
+                line = lines[np.uint64(2) * cell + np.uint64(1)]
+                a = line.real + line.imag * coordinate
+                inverse = np.float32(1.0) if second is None else np.sqrt(second[i]) + eps
+                w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
+                continue
+        left[gaps] = i
+        gaps += 1
+        if gaps == left.shape[0]:
+            return i + 1, gaps
+    return w.shape[0], gaps
 
 
-@_compiled
-def _count(w, raw, sums, block, absolute, half, bits, grid):
-    middle = np.int32(1) << (bits - np.int32(1))
-    for i in range(w.shape[0]):
-        cell, number, _ = _find(w[i], raw[i], block, absolute, half, bits, grid)
-        away = np.int32(number - middle)
-        sums[cell, 0] += (np.int64(1) << COUNT) + number
-        sums[cell, 1] += np.int32(away * away)
+@compiled
+def _pass_16(raw, target, table, scale, count):
+    """Write or add what the table has for the bits, and count them, by turns in two rows."""
+    for i in range(raw.shape[0]):
+        bits = raw[i]
+        if count is not None:
+            count[i & 1, bits] += 1
+        if target is not None:
+            if scale is None:
+                target[i] = table[bits]
+            else:
+                target[i] += scale * table[bits]
+
+
+@compiled
+def _add_16(raw, target, table, scale):
+    """Add what the table has for the bits to numbers in bfloat16: the upper halves of float32s."""
+    for i in range(raw.shape[0]):
+        before = np.uint32(np.uint32(target[i]) << np.uint32(16)).view(np.float32)
+        after = np.float32(before + scale * table[raw[i]])
+        bits = after.view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
+        target[i] = np.uint16(rounded) if after == after else np.uint16(0x7FC0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from swsmix.tables.cells import Cells, ErrorBounds
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.grid import grid_cells
 from swsmix.tables.scratch import Scratch, chunk_on
+from swsmix.tables.threads import over_ranges
+
+T = TypeVar("T")
 
 _NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
@@ -98,13 +101,18 @@ class Passes:
         return out[0], out[1]
 
     def _slopes(
-        self, w: Tensor, histogram: CellHistogram | None = None, curvature: bool = False
+        self,
+        w: Tensor,
+        start: int,
+        stop: int,
+        histogram: CellHistogram | None = None,
+        curvature: bool = False,
     ) -> Iterator[Any]:
-        """For each chunk of the weights: its slice, f' and, if asked for, the curvature a."""
+        """For each chunk of a range: its slice, f' and, if asked for, the curvature a."""
         cells = self._cells_for(w)
         scratch, size = self._scratch(w, curvature=curvature) if cells else None, chunk_on(w.device)
-        for start in range(0, len(w), size):
-            part = slice(start, start + size)
+        for first in range(start, stop, size):
+            part = slice(first, min(first + size, stop))
             if cells and scratch:
                 place = cells.address.find(w[part], scratch)
                 yield part, *cells.slopes(w[part], place, scratch, self._uncertified)
@@ -118,29 +126,54 @@ class Passes:
                 slopes = self.mixture.slopes(w[part])[: 1 + curvature]
                 yield part, *(each.float() if w.dtype.itemsize == 2 else each for each in slopes)
 
+    def _over_ranges(self, w: Tensor, work: Callable[[int, int], T]) -> list[T]:
+        """On several threads, if they are many weights on a CPU."""
+        on_cpu = w.device.type == "cpu" and not self._is_small(w)
+        return over_ranges(len(w), work) if on_cpu else [work(0, len(w))]
+
     def write_gradient_(
         self, target: Tensor, w: Tensor, scale: float | None, histogram: CellHistogram | None = None
-    ) -> None:
-        """Write f' of the weights or, with a scale, add scale * f'."""
-        cells, numba = self._cells_for(w), backends.numba_for(target, w)
+    ) -> Tensor | None:
+        """Write f' of the weights or, with a scale, add scale * f'.
+
+        Returns:
+            The weights for which no line is certified, if they are known.
+        """
+        cells = self._cells_for(w)
         if triton := backends.triton_for(target, w):
             triton.write_gradient_(self.mixture, cells, target, w, scale)
             if histogram:
                 self._count_(histogram, w)
-            return
-        if not cells or not numba:
-            for part, slope in self._slopes(w, histogram):
+            return None
+        if cells and (numba := backends.numba_for(target, w)):
+            gaps: Tensor = numba.write_gradient_(cells, target, w, scale, histogram)
+            if len(gaps):
+                slope = self._uncertified(w[gaps])[0].float()
+                target[gaps] = slope if scale is None else target[gaps] + scale * slope
+            return gaps
+        if numba := self._numba_16(target, w, scale):
+            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
+            return None
+
+        def work(start: int, stop: int) -> CellHistogram | None:
+            mine = histogram and CellHistogram(histogram.cells, stop - start)
+            for part, slope in self._slopes(w, start, stop, mine):
                 if scale is None:
                     target[part].copy_(slope)
                 else:
                     target[part].add_(slope, alpha=scale)
-            return
-        if numba.write_gradient_(cells, target, w, scale):
-            gaps = cells.gaps(w)
-            slope = self._uncertified(w[gaps])[0].float()
-            target[gaps] = slope if scale is None else target[gaps] + scale * slope
-        if histogram:
-            self._count_(histogram, w)
+            return mine
+
+        for part in self._over_ranges(w, work):
+            if histogram and part:
+                histogram.merge_(part)
+        return None
+
+    def _numba_16(self, target: Tensor, w: Tensor, scale: float | None) -> Any | None:
+        """Numba's loops, if they can handle many weights in 16 bits, and this target."""
+        types = {torch.float32, w.dtype if scale is None else torch.bfloat16}
+        many = w.dtype.itemsize == 2 and not self._is_small(w)
+        return backends.numba_for_16(target, w) if many and target.dtype in types else None
 
     def _by_bits(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The slopes f' and a of all values of a 16-bit type, in the order of their bits."""
@@ -154,25 +187,36 @@ class Passes:
         if cells := self._cells_for(w):
             return self._sums_by_cells(w, cells)
         if w.dtype.itemsize == 2 and len(w) > 1 << 12:
-            count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
-            for part in w.split(chunk_on(w.device)):
-                count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)
-            used = count.nonzero()[:, 0]
-            values = _all_16_bit_values(w.dtype, w.device)[used]
-            return self.mixture.sums(values, count[used].double())
+            return self._sums_by_bits(_count_16(w), w.dtype)
         return self.mixture.sums(w)
+
+    def _sums_by_bits(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The value and the moments (3, k), from the number of weights of each 16-bit value."""
+        used = count.nonzero()[:, 0]
+        values = _all_16_bit_values(dtype, count.device)[used]
+        return self.mixture.sums(values, count[used].double())
 
     def _count_(self, histogram: CellHistogram, w: Tensor) -> None:
         """Add the weights to a histogram."""
         if numba := backends.numba_for(w):
             numba.count_(histogram, w)
             return
-        scratch = self._scratch(w)
-        for part in w.split(chunk_on(w.device)):
-            histogram.add_(*histogram.cells.address.find(part, scratch)[:2])
+
+        def work(start: int, stop: int) -> CellHistogram:
+            mine, scratch = CellHistogram(histogram.cells, stop - start), self._scratch(w)
+            for part in w[start:stop].split(chunk_on(w.device)):
+                mine.add_(*histogram.cells.address.find(part, scratch)[:2])
+            return mine
+
+        for part in self._over_ranges(w, work):
+            histogram.merge_(part)
 
     def _sums_by_cells(
-        self, w: Tensor, cells: Cells, histogram: CellHistogram | None = None
+        self,
+        w: Tensor,
+        cells: Cells,
+        histogram: CellHistogram | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The value and the moments (3, k) of the weights, from a histogram over the cells."""
         if histogram is None:
@@ -181,7 +225,10 @@ class Passes:
         value, moments, missing = histogram.sums()
         value, moments = value.to(w.device), moments.to(w.device)
         if missing:
-            rest = w[cells.gaps(w)]
+            if gaps is None:
+                numba = backends.numba_for(w)
+                gaps = numba.gaps(cells, w) if numba else cells.gaps(w)
+            rest = w[gaps]
             finer = None if self._is_small(rest) or cells is self.bits else self.bits
             more = self._sums_by_cells(rest, finer) if finer else self.mixture.sums(rest)
             value, moments = value + more[0], moments + more[1]
@@ -189,28 +236,37 @@ class Passes:
 
     def write_gradient_and_sum_(self, target: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Write f' of the weights, and return their value and moments (3, k)."""
-        cells = self._cells_for(w)
-        histogram = CellHistogram(cells, len(w)) if cells else None
-        self.write_gradient_(target, w, None, histogram)
-        return self._sums_by_cells(w, cells, histogram) if cells else self.sums(w)
+        if cells := self._cells_for(w):
+            histogram = CellHistogram(cells, len(w))
+            gaps = self.write_gradient_(target, w, None, histogram)
+            return self._sums_by_cells(w, cells, histogram, gaps)
+        if len(w) > 1 << 12 and (numba := self._numba_16(target, w, None)):
+            count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
+            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, None, count)
+            return self._sums_by_bits(count, w.dtype)
+        self.write_gradient_(target, w, None)
+        return self.sums(w)
 
     def proximal_(
         self, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
     ) -> None:
         """The proximal step with t = rate / (sqrt(second) + eps), or the rate itself."""
         tensors = (w, at) if second is None else (w, at, second)
-        cells, numba = self._cells_for(at), backends.numba_for(*tensors)
+        cells, step_ = self._cells_for(at), functools.partial(_proximal_step_, rate=rate, eps=eps)
         if triton := backends.triton_for(*tensors):
             triton.proximal_(self.mixture, cells, w, at, second, rate, eps)
-            return
-        step_ = functools.partial(_proximal_step_, rate=rate, eps=eps)
-        if not cells or not numba:
-            for part, slope, a in self._slopes(at, curvature=True):
-                step_(w[part], at[part], slope, a, None if second is None else second[part])
-        elif numba.proximal_(cells, w, at, second, rate, eps):
-            gaps = cells.gaps(at)
-            slope, a = (exact.float() for exact in self._uncertified(at[gaps]))
-            w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
+        elif cells and (numba := backends.numba_for(*tensors)):
+            gaps = numba.proximal_(cells, w, at, second, rate, eps)
+            if len(gaps):
+                slope, a = (exact.float() for exact in self._uncertified(at[gaps]))
+                w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
+        else:
+
+            def work(start: int, stop: int) -> None:
+                for part, slope, a in self._slopes(at, start, stop, curvature=True):
+                    step_(w[part], at[part], slope, a, None if second is None else second[part])
+
+            self._over_ranges(at, work)
 
 
 def _proximal_step_(
@@ -225,3 +281,14 @@ def _proximal_step_(
 def _all_16_bit_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """All the 65,536 values of a 16-bit type, in the order of their bits."""
     return torch.arange(1 << 16, dtype=torch.int64, device=device).to(torch.int16).view(dtype)
+
+
+def _count_16(w: Tensor) -> Tensor:
+    """How many weights in 16 bits have which bits (65536,)."""
+    count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
+    if numba := backends.numba_for_16(w):
+        numba.count_16_(count, w)
+        return count
+    for part in w.split(chunk_on(w.device)):
+        count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)
+    return count

@@ -1,0 +1,73 @@
+"""Many weights on several threads: as many as torch had when the call was made.
+
+The threads share no sums, and their ranges end where chunks end: the results are the same to the
+last bit, however many threads there are. They are started for one call, which costs some 100 us:
+a process that forks has none that it could lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from swsmix.tables.scratch import CHUNK
+
+T = TypeVar("T")
+LEAST = 1 << 18  # weights for each thread: fewer take less time than its start
+_ASKED = contextvars.ContextVar("asked", default=0)
+
+
+@contextlib.contextmanager
+def one_thread_for_torch() -> Iterator[None]:
+    """Let torch compute in one thread, and remember how many it had for `over_ranges`.
+
+    Many short operations on cached chunks gain nothing from a second thread, but wait for it: up
+    to a hundred times longer on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    token = _ASKED.set(_ASKED.get() or threads)  # in a call made by another, that one's
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _ASKED.reset(token)
+
+
+def over_ranges(n: int, work: Callable[[int, int], T], least: int | None = None) -> list[T]:
+    """`work(start, stop)` for ranges that cover 0 .. n - 1, each on a thread of its own.
+
+    Args:
+        n: how many weights.
+        work: works on a range; it must not hold Python's lock for long.
+        least: weights for each thread, if more than usual.
+
+    Returns:
+        What each range gave, in their order.
+    """
+    chunks = -(-n // CHUNK)
+    threads = max(1, min(_ASKED.get(), n // max(LEAST, least or 0)))
+    ends = [min(n, chunks * i // threads * CHUNK) for i in range(threads + 1)]
+    if threads == 1:
+        return [work(0, n)]
+    inference = torch.is_inference_mode_enabled()
+
+    def alike(start: int, stop: int) -> T:  # a new thread has torch's defaults
+        with torch.inference_mode(inference), torch.no_grad():
+            return work(start, stop)
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others: list[Future[T]] = []
+        with contextlib.suppress(RuntimeError):  # where Python ends, no thread can be started
+            others.extend(
+                pool.submit(alike, *each) for each in zip(ends[1:-1], ends[2:], strict=True)
+            )
+        first = work(0, ends[1])
+        found = [first, *(each.result() for each in others)]
+        missed = zip(ends[1 + len(others) : -1], ends[2 + len(others) :], strict=True)
+        return found + [work(*each) for each in missed]
