@@ -139,3 +139,8 @@ def _expanded(x: Tensor, y: Tensor, powers: Tensor) -> Tensor:
             sums[m].addcmul_(now, powers[n + m, :, None], value=1 / math.factorial(n))
         before, now = now, -torch.addcmul(x * now, y, before, value=n)
     return sums
+
+
+def least_for(histogram: CellHistogram | None) -> int:
+    """Weights for each thread: each has a histogram, and with many cells that costs a lot."""
+    return 0 if histogram is None else 8 * len(histogram.count)

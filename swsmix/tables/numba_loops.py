@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables.bits import BitAddress
-from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
+from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import Cells
 from swsmix.tables.grid import GridAddress
 from swsmix.tables.threads import over_ranges
@@ -30,6 +30,7 @@ _ONE = 1 << COUNT
 
 
 def compiled(function: Any) -> Any:
+    """A loop that holds no lock of Python's."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -70,9 +71,10 @@ def _look_up(
     raw, lines = values.view(np.int32), None if target is None else _lines(cells)
 
     def work(start: int, stop: int) -> int:
-        left_out, sums = 0, (None, None)
+        left_out = 0
+        sums: Any = (None, None)
         if histogram is not None:
-            sums = tuple(np.zeros((2, len(histogram.count)), dtype=np.int64))
+            sums = np.zeros((2, len(histogram.count)), dtype=np.int64)
         for first in range(start, stop, PACKED):
             part = slice(first, min(first + PACKED, stop))
             to = None if target is None else target[part]
@@ -83,9 +85,7 @@ def _look_up(
                     _unpack(*sums, histogram.half, *(each.numpy() for each in totals))
         return left_out
 
-    # Each thread has a histogram: with many cells that costs more than it saves.
-    least = 0 if histogram is None else 8 * len(histogram.count)
-    return sum(over_ranges(len(w), work, least))
+    return sum(over_ranges(len(w), work, least_for(histogram)))
 
 
 def gaps(cells: Cells, w: Tensor) -> Tensor:
@@ -125,9 +125,7 @@ def proximal_(
     return _joined(over_ranges(len(w), lambda start, stop: _in_parts(start, stop, loop)))
 
 
-def _in_parts(
-    start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int]]
-) -> list[Tensor]:
+def _in_parts(start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int]]) -> list[Tensor]:
     """A loop from start to stop, begun again whenever it has no space for what it leaves out."""
     left, out = [], np.empty(_LEFT, dtype=np.int64)
     while start < stop:
@@ -228,8 +226,9 @@ def _find(x, raw, block, absolute, half, bits, scale):
 
 @compiled
 def _pass(w, raw, target, lines, scale, packed, squares, block, absolute, half, bits, grid):
-    """Write and count; returns how many were left out. In a histogram they are in cells without
-    lines: in their own or, if not inside the grid, in the first.
+    """Write and count; returns how many were left out.
+
+    A histogram has them in cells without lines: their own or, if not inside the grid, the first.
     """
     left_out = 0
     for i in range(w.shape[0]):
@@ -285,9 +284,7 @@ def _unpack(packed, squares, half, count, first, second):
 
 
 @compiled
-def _proximal(
-    w, at, raw, second, rate, eps, lines, left, block, absolute, half, bits, grid
-):
+def _proximal(w, at, raw, second, rate, eps, lines, left, block, absolute, half, bits, grid):
     """The proximal step until all are done or `left` is full; see `_gaps`."""
     gaps = 0
     for i in range(w.shape[0]):

@@ -9,21 +9,19 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swsmix.tables import backends
 from swsmix.tables.bits import bit_cells
-from swsmix.tables.cell_histogram import CellHistogram
+from swsmix.tables.cell_histogram import CellHistogram, least_for
 from swsmix.tables.cells import Cells, ErrorBounds
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.grid import grid_cells
 from swsmix.tables.scratch import Scratch, chunk_on
 from swsmix.tables.threads import over_ranges
-
-T = TypeVar("T")
 
 _NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
@@ -126,10 +124,29 @@ class Passes:
                 slopes = self.mixture.slopes(w[part])[: 1 + curvature]
                 yield part, *(each.float() if w.dtype.itemsize == 2 else each for each in slopes)
 
-    def _over_ranges(self, w: Tensor, work: Callable[[int, int], T]) -> list[T]:
-        """On several threads, if they are many weights on a CPU."""
-        on_cpu = w.device.type == "cpu" and not self._is_small(w)
-        return over_ranges(len(w), work) if on_cpu else [work(0, len(w))]
+    def _over_ranges(
+        self,
+        w: Tensor,
+        work: Callable[[int, int, CellHistogram | None], None],
+        histogram: CellHistogram | None = None,
+    ) -> None:
+        """On several threads, if they are many weights on a CPU; each counts on its own."""
+
+        def counted(start: int, stop: int) -> CellHistogram | None:
+            mine = histogram
+            if histogram and stop - start < len(w):
+                mine = CellHistogram(histogram.cells, stop - start)
+            work(start, stop, mine)
+            return mine
+
+        if w.device.type != "cpu" or self._is_small(w):
+            work(0, len(w), histogram)
+            return
+        if w.dtype.itemsize == 2:
+            self._by_bits(w.dtype)  # once, not in each thread
+        for part in over_ranges(len(w), counted, least_for(histogram)):
+            if histogram and part and part is not histogram:
+                histogram.merge_(part)
 
     def write_gradient_(
         self, target: Tensor, w: Tensor, scale: float | None, histogram: CellHistogram | None = None
@@ -155,18 +172,14 @@ class Passes:
             numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
             return None
 
-        def work(start: int, stop: int) -> CellHistogram | None:
-            mine = histogram and CellHistogram(histogram.cells, stop - start)
-            for part, slope in self._slopes(w, start, stop, mine):
+        def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+            for part, slope in self._slopes(w, start, stop, counts):
                 if scale is None:
                     target[part].copy_(slope)
                 else:
                     target[part].add_(slope, alpha=scale)
-            return mine
 
-        for part in self._over_ranges(w, work):
-            if histogram and part:
-                histogram.merge_(part)
+        self._over_ranges(w, work, histogram)
         return None
 
     def _numba_16(self, target: Tensor, w: Tensor, scale: float | None) -> Any | None:
@@ -202,14 +215,13 @@ class Passes:
             numba.count_(histogram, w)
             return
 
-        def work(start: int, stop: int) -> CellHistogram:
-            mine, scratch = CellHistogram(histogram.cells, stop - start), self._scratch(w)
+        def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+            assert counts is not None
+            scratch = self._scratch(w)
             for part in w[start:stop].split(chunk_on(w.device)):
-                mine.add_(*histogram.cells.address.find(part, scratch)[:2])
-            return mine
+                counts.add_(*counts.cells.address.find(part, scratch)[:2])
 
-        for part in self._over_ranges(w, work):
-            histogram.merge_(part)
+        self._over_ranges(w, work, histogram)
 
     def _sums_by_cells(
         self,
@@ -259,13 +271,16 @@ class Passes:
             gaps = numba.proximal_(cells, w, at, second, rate, eps)
             if len(gaps):
                 slope, a = (exact.float() for exact in self._uncertified(at[gaps]))
-                w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
+                w[gaps] = step_(
+                    w[gaps], at[gaps], slope, a, None if second is None else second[gaps]
+                )
         else:
 
-            def work(start: int, stop: int) -> None:
-                for part, slope, a in self._slopes(at, start, stop, curvature=True):
+            def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+                for part, slope, a in self._slopes(at, start, stop, counts, curvature=True):
                     step_(w[part], at[part], slope, a, None if second is None else second[part])
 
+            _ = cells and cells.both_lines  # once, not in each thread
             self._over_ranges(at, work)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -39,7 +40,7 @@ def one_thread_for_torch() -> Iterator[None]:
         _ASKED.reset(token)
 
 
-def over_ranges(n: int, work: Callable[[int, int], T], least: int | None = None) -> list[T]:
+def over_ranges(n: int, work: Callable[[int, int], T], least: int = 0) -> list[T]:
     """`work(start, stop)` for ranges that cover 0 .. n - 1, each on a thread of its own.
 
     Args:
@@ -51,7 +52,7 @@ def over_ranges(n: int, work: Callable[[int, int], T], least: int | None = None)
         What each range gave, in their order.
     """
     chunks = -(-n // CHUNK)
-    threads = max(1, min(_ASKED.get(), n // max(LEAST, least or 0)))
+    threads = max(1, min(_ASKED.get(), n // max(LEAST, least)))
     ends = [min(n, chunks * i // threads * CHUNK) for i in range(threads + 1)]
     if threads == 1:
         return [work(0, n)]
@@ -61,13 +62,11 @@ def over_ranges(n: int, work: Callable[[int, int], T], least: int | None = None)
         with torch.inference_mode(inference), torch.no_grad():
             return work(start, stop)
 
+    own, *others = itertools.pairwise(ends)
     with ThreadPoolExecutor(threads - 1) as pool:
-        others: list[Future[T]] = []
+        futures: list[Future[T]] = []
         with contextlib.suppress(RuntimeError):  # where Python ends, no thread can be started
-            others.extend(
-                pool.submit(alike, *each) for each in zip(ends[1:-1], ends[2:], strict=True)
-            )
-        first = work(0, ends[1])
-        found = [first, *(each.result() for each in others)]
-        missed = zip(ends[1 + len(others) : -1], ends[2 + len(others) :], strict=True)
-        return found + [work(*each) for each in missed]
+            futures.extend(pool.submit(alike, *each) for each in others)
+        first = work(*own)
+        found = [first, *(future.result() for future in futures)]
+    return found + [work(*each) for each in others[len(futures) :]]
