@@ -97,8 +97,10 @@ def test_one_pass_gives_what_two_give(name, dtype, loops):
 
 @pytest.mark.parametrize("name", ["typical", "hard", "quantised", "wide"])
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_histogram_of_numbas_is_that_of_torch(name, fused):
+def test_a_histogram_of_numbas_is_that_of_torch(name, fused, monkeypatch):
     numba_loops = pytest.importorskip("swsmix.tables.numba_loops")
+    monkeypatch.setattr(numba_loops, "PACKED", 100_000)
+    monkeypatch.setattr(numba_loops, "_LEFT", 100)  # of the indices of what is left out
     w, passes = weights_of(MIXTURES[name], N), tables.build(*MIXTURES[name])._passes
     cells = passes._cells_for(w)
     with tables.uncompiled():
@@ -197,6 +199,15 @@ def test_a_gradient_is_added_in_16_bits_as_torch_adds_it(dtype):
     assert (error <= torch.finfo(dtype).eps * sizes)[found.isfinite()].all()
     same = (found == expected) | found.isnan()  # all but where torch rounds once, and numba twice
     assert same.float().mean() > (0.5 if dtype == torch.float32 else 0.999)
+
+
+def test_halves_are_rounded_to_even_in_bfloat16():
+    numba_loops = pytest.importorskip("swsmix.tables.numba_loops")
+    target = torch.arange(-4096, 4096, dtype=torch.int32).float().mul(2.0**-7).bfloat16()
+    w, slopes = torch.zeros_like(target), torch.full((1 << 16,), 2.0**-8, dtype=torch.float32)
+    expected = (target.float() + 3 * slopes[0]).bfloat16()
+    numba_loops.write_gradient_16_(slopes, target, w, 3.0)
+    assert torch.equal(target, expected)
 
 
 ENDING = """
