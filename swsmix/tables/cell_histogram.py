@@ -67,38 +67,36 @@ class CellHistogram:
         The last result says whether weights outside them are missing.
         """
         self.unpack_()
+        raw = torch.stack([self.count, self.first, self.second]).cpu()  # from a GPU in one go
         if numba := backends.numba_sums():
-            raw = (each.cpu() for each in (self.count, self.first, self.second))
-            value, powers, missing = numba.powers(self.cells, self.half, *raw)
+            total, powers, missing = numba.powers(self.cells, self.half, *raw)
             used = powers[0].nonzero()[:, 0]
-            return powers.new_tensor(value), self._moments(powers[:, used], used), missing
+            return powers.new_tensor(total), self._moments(powers[:, used], used), missing
         intervals = self.cells.intervals
-        s, mass, owner = self._points()
+        s, mass, owner = self._points(raw)
         used, owner = owner.unique_consecutive(return_inverse=True)
         owner, taylor = owner.repeat(2), intervals.taylor[:, used]
         rise = torch.zeros_like(s)  # f(c + t) - f(c)
         for row in taylor[1:].flip(0):
             rise = (rise + row.index_select(0, owner)) * s
-        total = (rise + taylor[0].index_select(0, owner)) @ mass
+        value = (rise + taylor[0].index_select(0, owner)) @ mass
         bend = intervals.bend[used]
         term = (rise - (taylor[1][owner] + 0.5 * bend[owner] * s) * s).exp_() * mass
         powers = taylor.new_zeros(ORDER + 3, len(used))
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        some = (self.count * ~self.cells.certified).any()
-        return total, self._moments(powers, used), bool(some)
+        missing = bool((raw[0] * ~self.cells.geometry.certified).any())
+        return value, self._moments(powers, used), missing
 
-    def _points(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _points(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two points of equal mass for each cell's weights: same count, mean and second moment.
 
         The points in s, their masses, and the interval of each pair.
         """
         geometry = self.cells.geometry
-        used = (self.count * self.cells.certified).nonzero()[:, 0]
-        raw = self.count, self.first, self.second
-        count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
-        used = used.cpu()
+        used = (raw[0] * geometry.certified).nonzero()[:, 0]
+        count, first, second = raw.index_select(1, used).double()
         first /= count
         spread = (second / count - (first - self.half) ** 2).clamp_min_(0.0).sqrt_()
         spread *= geometry.ulp[used]

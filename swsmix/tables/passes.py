@@ -116,7 +116,8 @@ class Passes:
                 yield part, *cells.slopes(w[part], place, scratch, self._uncertified)
                 if histogram:
                     histogram.add_(*place[:2])
-            elif w.dtype.itemsize == 2 and not self._is_small(w):
+            elif w.dtype.itemsize == 2 and (w.is_cuda or not self._is_small(w)):
+                # On a GPU, to evaluate a few exactly would wait for it.
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
                 yield part, *(each.index_select(0, bits) for each in slopes)
@@ -158,9 +159,7 @@ class Passes:
         """
         cells = self._cells_for(w)
         if triton := backends.triton_for(target, w):
-            triton.write_gradient_(self.mixture, cells, target, w, scale)
-            if histogram:
-                self._count_(histogram, w)
+            triton.write_gradient_(self.mixture, cells, target, w, scale, histogram)
             return None
         if cells and (numba := backends.numba_for(target, w)):
             gaps: Tensor = numba.write_gradient_(cells, target, w, scale, histogram)
@@ -211,8 +210,8 @@ class Passes:
 
     def _count_(self, histogram: CellHistogram, w: Tensor) -> None:
         """Add the weights to a histogram."""
-        if numba := backends.numba_for(w):
-            numba.count_(histogram, w)
+        if compiled := backends.triton_for(w) or backends.numba_for(w):
+            compiled.count_(histogram, w)
             return
 
         def work(start: int, stop: int, counts: CellHistogram | None) -> None:

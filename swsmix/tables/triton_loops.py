@@ -2,6 +2,9 @@
 
 The same look-ups as in `cells`, without scratch memory or waiting for the GPU: each weight is read
 once and written once. Where no line is certified, the kernel evaluates the mixture, in float64.
+The histogram of the weights is made in the same pass.
+
+The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast the histogram is.
 """
 
 from __future__ import annotations
@@ -15,15 +18,22 @@ import triton.language as tl
 from torch import Tensor
 
 from swsmix.tables.bits import BitAddress
+from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
 from swsmix.tables.cells import Cells
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.grid import GridAddress
 
 _BLOCK = 1024
+_COPIES = 16  # of a histogram, at most
 
 
 def write_gradient_(
-    mixture: ExactMixture, cells: Cells | None, target: Tensor, w: Tensor, scale: float | None
+    mixture: ExactMixture,
+    cells: Cells | None,
+    target: Tensor,
+    w: Tensor,
+    scale: float | None,
+    histogram: CellHistogram | None = None,
 ) -> None:
     """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
 
@@ -33,14 +43,57 @@ def write_gradient_(
         target: changed in place.
         w: the weights.
         scale: what to multiply f' by before it is added; None overwrites the target.
+        histogram: over the cells; the weights are added to it in the same pass, or None.
     """
+    if histogram is None:
+        _launch(mixture, cells, target, w, scale, None)
+        return
+    for part, to in zip(w.split(PACKED), target.split(PACKED), strict=True):
+        sums = _empty_sums(histogram, part)
+        _launch(mixture, cells, to, part, scale, sums)
+        _add_sums_(histogram, sums)
+
+
+def count_(histogram: CellHistogram, w: Tensor) -> None:
+    """Add weights (n,) to a histogram."""
+    for part in w.split(PACKED):
+        sums = _empty_sums(histogram, part)
+        _launch(None, histogram.cells, None, part, None, sums)
+        _add_sums_(histogram, sums)
+
+
+def _empty_sums(histogram: CellHistogram, w: Tensor) -> Tensor:
+    """Packed counts and squares, in some copies: blocks that add to one number wait in line."""
+    cells = len(histogram.count)
+    copies = max(1, min(_COPIES, (1 << 20) // cells, len(w) // _BLOCK))
+    return torch.zeros(copies, 2, cells, dtype=torch.int64, device=w.device)
+
+
+def _add_sums_(histogram: CellHistogram, sums: Tensor) -> None:
+    packed, second = sums.sum(0)
+    histogram.unpack_()
+    histogram.packed += packed
+    histogram.unpack_()
+    histogram.second += second
+
+
+def _launch(
+    mixture: ExactMixture | None,
+    cells: Cells | None,
+    target: Tensor | None,
+    w: Tensor,
+    scale: float | None,
+    sums: Tensor | None,
+) -> None:
     add, scale = scale is not None, 1.0 if scale is None else scale
-    lines = None if cells is None else cells.lines
-    where = _address(cells)
+    lines = None if cells is None or target is None else cells.lines
+    packed, k = (None, 0) if mixture is None else (mixture.packed, len(mixture.mean))
+    copies, stride = (1, 0) if sums is None else (len(sums), sums.shape[2])
     with torch.cuda.device_of(w):
-        _write_gradient[_blocks(w)](
-            target, w, len(w), mixture.packed, len(mixture.mean), lines, scale, *where,
-            add=add, how=_how(cells), size=_BLOCK,
+        _pass[_blocks(w)](
+            target, w, len(w), packed, k, lines, scale, sums, copies, stride, *_address(cells),
+            write=target is not None, add=add, count=sums is not None, how=_how(cells),
+            one=1 << COUNT, size=_BLOCK,
         )  # fmt: skip
 
 
@@ -100,14 +153,14 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):
-    """Cell and coordinate; see `GridAddress.find` and `BitAddress.find`."""
+    """Cell, number and coordinate; see `GridAddress.find` and `BitAddress.find`."""
     if how == "grid":
         place = w * scale
         inside = tl.abs(place) < (half << bits) * 1.0  # not so for NaN
-        number = tl.where(inside, place, 0.0).to(tl.int32)
-        low = number & ((1 << bits) - 1)
-        cell = tl.where(inside, (number >> bits) + half, 0)
-        coordinate = tl.where(absolute, place, low.to(tl.float32))
+        whole = tl.where(inside, place, 0.0).to(tl.int32)
+        number = whole & ((1 << bits) - 1)
+        cell = tl.where(inside, (whole >> bits) + half, 0)
+        coordinate = tl.where(absolute, place, number.to(tl.float32))
     else:
         raw = w.to(tl.int32, bitcast=True)
         low = raw & 0xFFFF
@@ -115,8 +168,9 @@ def _find(w, block, absolute, half, bits, scale, how: tl.constexpr):
         shift = entry & 31
         part = low >> shift
         cell = (entry >> 5) + part
-        coordinate = tl.where(absolute, low, low - (part << shift)).to(tl.float32)
-    return cell, coordinate
+        number = tl.where(absolute, low, low - (part << shift))
+        coordinate = number.to(tl.float32)
+    return cell, number, coordinate
 
 
 @_compiled
@@ -155,25 +209,34 @@ def _exact(w, mixture, k):
 
 
 @_compiled
-def _write_gradient(
-    target, w, n, mixture, k, lines, scale, block, absolute, half, bits, grid,
-    add: tl.constexpr, how: tl.constexpr, size: tl.constexpr,
+def _pass(
+    target, w, n, mixture, k, lines, scale, sums, copies, stride, block, absolute, half, bits, grid,
+    write: tl.constexpr, add: tl.constexpr, count: tl.constexpr, how: tl.constexpr,
+    one: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
+    """Write or add f', and count the weights in one of the copies of the sums, or either alone."""
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
     x = tl.load(w + i, mask=here, other=0.0)
     if how == "direct":
         slope, _ = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
-        slope = tl.load(lines + 2 * cell) + tl.load(lines + 2 * cell + 1) * coordinate
-        gap = slope != slope
-        if tl.max(gap.to(tl.int32), 0) > 0:
-            exact, _ = _exact(x, mixture, k)
-            slope = tl.where(gap, exact, slope)
-    if add:
-        slope = tl.load(target + i, mask=here) + scale * slope
-    tl.store(target + i, slope, mask=here)
+        cell, number, coordinate = _find(x, block, absolute, half, bits, grid, how)
+        if count:
+            row = sums + (tl.program_id(0) % copies).to(tl.int64) * 2 * stride + cell
+            away = number - (1 << (bits - 1))
+            tl.atomic_add(row, number.to(tl.int64) + one, mask=here, sem="relaxed")
+            tl.atomic_add(row + stride, (away * away).to(tl.int64), mask=here, sem="relaxed")
+        if write:
+            slope = tl.load(lines + 2 * cell) + tl.load(lines + 2 * cell + 1) * coordinate
+            gap = slope != slope
+            if tl.max(gap.to(tl.int32), 0) > 0:
+                exact, _ = _exact(x, mixture, k)
+                slope = tl.where(gap, exact, slope)
+    if write:
+        if add:
+            slope = tl.load(target + i, mask=here) + scale * slope
+        tl.store(target + i, slope, mask=here)
 
 
 @_compiled
@@ -187,7 +250,7 @@ def _proximal(
     if how == "direct":
         slope, a = _exact(x, mixture, k)
     else:
-        cell, coordinate = _find(x, block, absolute, half, bits, grid, how)
+        cell, _, coordinate = _find(x, block, absolute, half, bits, grid, how)
         line = lines + 4 * cell
         slope = tl.load(line) + tl.load(line + 1) * coordinate
         a = tl.load(line + 2) + tl.load(line + 3) * coordinate
