@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swsmix.tables import backends
 from swsmix.tables.cells import Cells
+from swsmix.tables.exact import Bends
 from swsmix.tables.scratch import chunk_on
 from swsmix.tables.taylor import ORDER
 
@@ -67,7 +68,9 @@ class CellHistogram:
         The last result says whether weights outside them are missing.
         """
         self.unpack_()
-        raw = torch.stack([self.count, self.first, self.second]).cpu()  # from a GPU in one go
+        raw: tuple[Tensor, ...] = self.count, self.first, self.second
+        if self.count.device.type != "cpu":
+            raw = torch.stack(raw).cpu().unbind()  # in one transfer
         if numba := backends.numba_sums():
             total, powers, missing = numba.powers(self.cells, self.half, *raw)
             used = powers[0].nonzero()[:, 0]
@@ -89,14 +92,14 @@ class CellHistogram:
         missing = bool((raw[0] * ~self.cells.geometry.certified).any())
         return value, self._moments(powers, used), missing
 
-    def _points(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _points(self, raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Two points of equal mass for each cell's weights: same count, mean and second moment.
 
         The points in s, their masses, and the interval of each pair.
         """
         geometry = self.cells.geometry
         used = (raw[0] * geometry.certified).nonzero()[:, 0]
-        count, first, second = raw.index_select(1, used).double()
+        count, first, second = (each.index_select(0, used).double() for each in raw)
         first /= count
         spread = (second / count - (first - self.half) ** 2).clamp_min_(0.0).sqrt_()
         spread *= geometry.ulp[used]
@@ -112,31 +115,31 @@ class CellHistogram:
         intervals, mixture = self.cells.intervals, self.cells.mixture
         moments = powers.new_zeros(3, len(mixture.mean))
         for part, p in mixture.chunks(intervals.centre[used]):
-            r, gamma = intervals.radius[used][part, None], p.log_gamma.exp()
-            gone = gamma < 1e-100
             bends = mixture.bends(intervals.centre[used][part], p)
-            x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
-            sums = _expanded(x, y, powers[:, part])
-            offset = intervals.centre[used][part, None] - mixture.mean
-            zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
-            moments[0] += (gamma * zeroth).sum(0)
-            moments[1] += (gamma * (offset * zeroth + first)).sum(0)
-            moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
+            r, offset = intervals.radius[used][part], intervals.centre[used][part, None]
+            offset, gamma = offset - mixture.mean, p.log_gamma.exp_()
+            if numba := backends.numba_sums():
+                numba.add_moments_(moments, gamma, bends, offset, r, powers[:, part])
+            else:
+                _add_moments_(moments, gamma, bends, offset, r[:, None], powers[:, part, None])
         return moments
 
 
-def _expanded(x: Tensor, y: Tensor, powers: Tensor) -> Tensor:
-    """The sums of exp(-x_j s - y_j s^2 / 2) s^n / q, n = 0 .. 2, by interval (3, t, k)."""
-    sums = x.new_zeros(3, *x.shape)
-    if numba := backends.numba_sums():
-        numba.moments(x, y, powers, sums)
-        return sums
+def _add_moments_(
+    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, r: Tensor, powers: Tensor
+) -> None:
+    gone = gamma < 1e-100
+    x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
+    sums = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
     before, now = torch.zeros_like(x), torch.ones_like(x)
     for n in range(ORDER + 1):
         for m in range(3):
-            sums[m].addcmul_(now, powers[n + m, :, None], value=1 / math.factorial(n))
+            sums[m].addcmul_(now, powers[n + m], value=1 / math.factorial(n))
         before, now = now, -torch.addcmul(x * now, y, before, value=n)
-    return sums
+    zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
+    moments[0] += (gamma * zeroth).sum(0)
+    moments[1] += (gamma * (offset * zeroth + first)).sum(0)
+    moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
 
 
 def least_for(histogram: CellHistogram | None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from swsmix.tables.cells import Cells
+from swsmix.tables.exact import Bends
 from swsmix.tables.numba_loops import compiled
 from swsmix.tables.taylor import ORDER
 
@@ -38,16 +39,21 @@ def powers(
     return value, out.T, missing
 
 
-def moments(x: Tensor, y: Tensor, powers: Tensor, out: Tensor) -> None:
-    """Write the sums of exp(-x_j s - y_j s^2 / 2) s^n / q over intervals, n = 0 .. 2.
+def add_moments_(
+    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, radius: Tensor, powers: Tensor
+) -> None:
+    """Add the moments of the weights in some intervals.
 
     Args:
-        x: how the components' slopes differ, in units of the radius (t, k).
-        y: how their bends differ (t, k).
+        moments: changed in place (3, k).
+        gamma: the responsibilities at the intervals' centres (t, k).
+        bends: how the components differ there.
+        offset: the centres less the means (t, k).
+        radius: the intervals' radii (t,).
         powers: the sums of s^n / q (ORDER + 3, t).
-        out: the sums of each interval (3, t, k).
     """
-    _moments(*_numpy(x, y, powers.T.contiguous(), out))
+    pairs = bends.slope, bends.bend
+    _add_moments(moments.numpy(), *_numpy(gamma, *pairs, offset, radius, powers.T))
 
 
 def _numpy(*tensors: Tensor) -> tuple[Any, ...]:
@@ -80,9 +86,14 @@ def _powers(count, first, second, certified, owner, inner, ulp, half, taylor, be
 
 
 @compiled
-def _moments(x, y, powers, out):
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
+def _add_moments(moments, gamma, slope, bend, offset, radius, powers):
+    for i in range(gamma.shape[0]):
+        r = radius[i]
+        for j in range(gamma.shape[1]):
+            g, d = gamma[i, j], offset[i, j]
+            if g < 1e-100:  # slopes and bends may overflow
+                continue
+            x, y = slope[i, j] * r, bend[i, j] * r * r
             before, now, factorial = 0.0, 1.0, 1.0
             zeroth, first, second = 0.0, 0.0, 0.0
             for n in range(ORDER + 1):
@@ -90,6 +101,9 @@ def _moments(x, y, powers, out):
                 zeroth += term * powers[i, n]
                 first += term * powers[i, n + 1]
                 second += term * powers[i, n + 2]
-                before, now = now, -(x[i, j] * now + n * y[i, j] * before)
+                before, now = now, -(x * now + n * y * before)
                 factorial *= n + 1
-            out[0, i, j], out[1, i, j], out[2, i, j] = zeroth, first, second
+            first, second = first * r, second * r * r
+            moments[0, j] += g * zeroth
+            moments[1, j] += g * (d * zeroth + first)
+            moments[2, j] += g * (d * (d * zeroth + 2 * first) + second)
