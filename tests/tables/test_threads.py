@@ -19,8 +19,10 @@ N = 3 * threads.CHUNK + 77
 @pytest.fixture(autouse=True)
 def few_weights_are_many(monkeypatch):
     monkeypatch.setattr(threads, "LEAST", 1 << 16)
-    monkeypatch.setattr("swsmix.tables.cell_histogram.least_for", lambda histogram: 0)
-    monkeypatch.setattr("swsmix.tables.passes.least_for", lambda histogram: 0)
+    for module in ("passes", "numba_loops") if backends.numba_kernels() else ("passes",):
+        monkeypatch.setattr(f"swsmix.tables.{module}.least_for", lambda histogram: 0)
+    if numba := backends.numba_kernels():
+        monkeypatch.setattr(numba, "LEAST_16", 0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
