@@ -31,9 +31,10 @@ The modules:
 - `grid`, `bits`: the two kinds of cells and how a weight finds its own.
 - `cell_histogram`: sums over the weights of each cell, which give the value and the moments.
 - `scratch`: chunks of weights and scratch memory.
+- `threads`: ranges of many weights, on as many threads as torch has.
 - `backends`: which compiled loops are installed; `uncompiled` switches them off.
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
-  them, torch's operations make the passes.
+  them, torch's operations make the passes. `numba_sums`: from a histogram to value and moments.
 - `regions`: where each component is the most responsible.
 """
 

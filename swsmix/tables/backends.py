@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,16 @@ def triton_kernels(device: torch.device) -> Any | None:
     return triton_loops
 
 
+def is_compiled() -> bool:
+    """Whether numba is installed, and not switched off."""
+    return _COMPILED.get() and numba_kernels() is not None
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(f"swsmix.tables.{name}")
+
+
 def _all_float32_on(device: str, tensors: tuple[Tensor, ...]) -> bool:
     return all(each.device.type == device and each.dtype == torch.float32 for each in tensors)
 
@@ -62,11 +73,7 @@ def numba_exact_for(*tensors: Tensor) -> Any | None:
     """Numba's loops over few weights (`numba_exact`), if they can handle these tensors."""
     types = (torch.float32, torch.float64)
     fit = all(each.device.type == "cpu" and each.dtype in types for each in tensors)
-    if not fit or not _COMPILED.get() or numba_kernels() is None:
-        return None
-    from swsmix.tables import numba_exact
-
-    return numba_exact
+    return _module("numba_exact") if fit and is_compiled() else None
 
 
 def is_compiled_for(*tensors: Tensor) -> bool:
@@ -75,6 +82,18 @@ def is_compiled_for(*tensors: Tensor) -> bool:
     Without them, small tensors are better joined and handled in one call.
     """
     return numba_exact_for(*tensors) is not None
+
+
+def numba_sums() -> Any | None:
+    """Numba's sums over a histogram (`numba_sums`), if numba is installed."""
+    return _module("numba_sums") if is_compiled() else None
+
+
+def numba_for_16(*tensors: Tensor) -> Any | None:
+    """Numba's loops, if they can handle these tensors, of 16 bits or float32."""
+    types = {torch.float16, torch.bfloat16, torch.float32}
+    fit = all(each.device.type == "cpu" and each.dtype in types for each in tensors)
+    return numba_kernels() if fit and _COMPILED.get() else None
 
 
 def triton_for(*tensors: Tensor) -> Any | None:

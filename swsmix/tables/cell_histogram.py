@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables.cells import PART, Cells
+from swsmix.tables.exact import Bends
 from swsmix.tables.scratch import chunk_on
 from swsmix.tables.taylor import ORDER
 
@@ -51,6 +53,13 @@ class CellHistogram:
         number.sub_(1 << (PART - 1))
         self.second.scatter_add_(0, where, wide.copy_(number.mul_(number)))
 
+    def merge_(self, other: CellHistogram) -> None:
+        """Add what another histogram over the same cells has counted."""
+        other.unpack_()
+        self.count += other.count
+        self.first += other.first
+        self.second += other.second
+
     def unpack_(self) -> None:
         """Move the packed counts to `count` and `first`."""
         self.count += self.packed >> COUNT
@@ -64,8 +73,15 @@ class CellHistogram:
         The last result says whether weights outside them are missing.
         """
         self.unpack_()
+        raw: tuple[Tensor, ...] = self.count, self.first, self.second
+        if self.count.device.type != "cpu":
+            raw = torch.stack(raw).cpu().unbind()  # in one transfer
+        if numba := backends.numba_sums():
+            total, powers, missing = numba.powers(self.cells, *raw)
+            used = powers[0].nonzero()[:, 0]
+            return powers.new_tensor(total), self._moments(powers[:, used], used), missing
         intervals = self.cells.intervals
-        s, mass, owner = self._points()
+        s, mass, owner = self._points(raw)
         used, owner = owner.unique_consecutive(return_inverse=True)
         owner, taylor = owner.repeat(2), intervals.taylor[:, used]
         rise = torch.zeros_like(s)  # f(c + t) - f(c)
@@ -78,29 +94,29 @@ class CellHistogram:
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        missing = (self.count.view(-1, 1 << self.cells.fine) * ~self.cells.certified[:, None]).any()
-        return value, self._moments(powers, used), bool(missing)
+        missing = bool((self._by_cell(raw[0]) * ~self.cells.geometry.certified[:, None]).any())
+        return value, self._moments(powers, used), missing
 
-    def _points(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Two points of equal mass for each part's weights: same count, mean and second moment.
+    def _points(self, raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Two points of equal mass for each cell's weights: same count, mean and second moment.
 
         The points in s, their masses, and the interval of each pair.
         """
-        geometry = self.cells.geometry
-        used = self.count.view(-1, 1 << self.cells.fine).mul(self.cells.certified[:, None]).view(-1)
-        used = used.nonzero()[:, 0]
-        raw = self.count, self.first, self.second
-        count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
-        used = used.cpu()
-        cell, part = used >> self.cells.fine, used & ((1 << self.cells.fine) - 1)
-        width = geometry.width.index_select(0, cell).double()
-        unit = geometry.ulp.index_select(0, cell) * width * 2.0 ** -(PART + self.cells.fine)
+        geometry, fine = self.cells.geometry, self.cells.fine
+        used = (self._by_cell(raw[0]) * geometry.certified[:, None]).view(-1).nonzero()[:, 0]
+        count, first, second = (each.index_select(0, used).double() for each in raw)
+        cell, part = used >> fine, used & ((1 << fine) - 1)
+        width = geometry.width.index_select(0, cell)
+        unit = geometry.ulp.index_select(0, cell) * width * 2.0 ** -(PART + fine)
         first /= count
         middle = 1 << (PART - 1)
         spread = (second / count - (first - middle) ** 2).clamp_min_(0.0).sqrt_() * unit
         s = geometry.inner.index_select(0, cell) + unit * (first + (part << PART))
         owner = geometry.owner.index_select(0, cell)
         return torch.cat([s - spread, s + spread]), (count / 2).repeat(2), owner
+
+    def _by_cell(self, counts: Tensor) -> Tensor:
+        return counts.view(-1, 1 << self.cells.fine)
 
     def _moments(self, powers: Tensor, used: Tensor) -> Tensor:
         """The moments (3, k) from the sums of s^n / q in the used intervals.
@@ -111,19 +127,33 @@ class CellHistogram:
         intervals, mixture = self.cells.intervals, self.cells.mixture
         moments = powers.new_zeros(3, len(mixture.mean))
         for part, p in mixture.chunks(intervals.centre[used]):
-            r, gamma = intervals.radius[used][part, None], p.log_gamma.exp()
-            gone = gamma < 1e-100
             bends = mixture.bends(intervals.centre[used][part], p)
-            x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
-            sums = [torch.zeros_like(x) for _ in range(3)]
-            before, now = torch.zeros_like(x), torch.ones_like(x)
-            for n in range(ORDER + 1):
-                for m in range(3):
-                    sums[m].addcmul_(now, powers[n + m, part, None], value=1 / math.factorial(n))
-                before, now = now, -torch.addcmul(x * now, y, before, value=n)
-            offset = intervals.centre[used][part, None] - mixture.mean
-            zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
-            moments[0] += (gamma * zeroth).sum(0)
-            moments[1] += (gamma * (offset * zeroth + first)).sum(0)
-            moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
+            r, offset = intervals.radius[used][part], intervals.centre[used][part, None]
+            offset, gamma = offset - mixture.mean, p.log_gamma.exp_()
+            if numba := backends.numba_sums():
+                numba.add_moments_(moments, gamma, bends, offset, r, powers[:, part])
+            else:
+                _add_moments_(moments, gamma, bends, offset, r[:, None], powers[:, part, None])
         return moments
+
+
+def _add_moments_(
+    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, r: Tensor, powers: Tensor
+) -> None:
+    gone = gamma < 1e-100
+    x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
+    sums = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    before, now = torch.zeros_like(x), torch.ones_like(x)
+    for n in range(ORDER + 1):
+        for m in range(3):
+            sums[m].addcmul_(now, powers[n + m], value=1 / math.factorial(n))
+        before, now = now, -torch.addcmul(x * now, y, before, value=n)
+    zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
+    moments[0] += (gamma * zeroth).sum(0)
+    moments[1] += (gamma * (offset * zeroth + first)).sum(0)
+    moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
+
+
+def least_for(histogram: CellHistogram | None) -> int:
+    """Weights for each thread: each has a histogram, and with many cells that costs a lot."""
+    return 0 if histogram is None else 8 * len(histogram.count)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from swsmix._log_odds import FAR, LARGE, log_odds, standardised
 from swsmix.tables import backends
+from swsmix.tables.threads import one_thread_for_torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,20 +66,14 @@ def eager(method: Callable[P, T]) -> Callable[P, T]:
 def isolated() -> Iterator[None]:
     """Switch off autograd and autocast, and compute in one thread.
 
-    The code here sets its own precision. Its many short operations on cached chunks gain nothing
-    from a second thread, but wait for it: up to a hundred times longer on a busy machine.
+    The code here sets its own precision, and starts its own threads; see `threads`.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 and not torch.is_grad_enabled() and not _is_autocast():
-        yield  # a step calls this many times
+    if torch.get_num_threads() == 1 and not torch.is_grad_enabled() and not _is_autocast():
+        yield  # as it is already: a step calls this many times
         return
-    torch.set_num_threads(1)
-    try:
-        cpu, gpu = (torch.autocast(device, enabled=False) for device in ("cpu", "cuda"))
-        with torch.no_grad(), cpu, gpu:
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    cpu, gpu = (torch.autocast(device, enabled=False) for device in ("cpu", "cuda"))
+    with one_thread_for_torch(), torch.no_grad(), cpu, gpu:
+        yield
 
 
 def _is_autocast() -> bool:

@@ -37,15 +37,12 @@ def sums(mixture: ExactMixture, w: Tensor) -> tuple[Tensor, Tensor, bool]:
 
 def proximal_(
     mixture: ExactMixture, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
-) -> int:
-    """The proximal step of flat weights, in place; returns how many were left out."""
-    squares = None if second is None else second.numpy()
-    return int(_proximal(w.numpy(), at.numpy(), squares, rate, eps, *_parameters(mixture)))
-
-
-def gaps(mixture: ExactMixture, w: Tensor) -> Tensor:
-    """The indices of the flat weights that are left out."""
-    return slopes(mixture, w)[0].isnan().nonzero()[:, 0]
+) -> Tensor:
+    """The proximal step of flat weights, in place; returns the indices of those left out."""
+    squares, left_out = None if second is None else second.numpy(), np.empty(len(w), np.int64)
+    parameters = _parameters(mixture)
+    number = _proximal(w.numpy(), at.numpy(), squares, rate, eps, *parameters, left_out)
+    return torch.from_numpy(left_out[:number])
 
 
 def scrambled(bits: Tensor, one: int, two: int) -> int:
@@ -138,19 +135,20 @@ def _slopes(w, mixture, z, gamma, rows, out):
 
 
 @compiled
-def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows):
-    left_out = 0
+def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows, left_out):
+    number = 0
     for start in range(0, len(w), _BLOCK):
         part = at[start : start + _BLOCK]
         _pull(part, mixture, z, gamma, rows)
         for i in range(len(part)):
             slope, a, before = rows[3, i], rows[4, i], np.float64(w[start + i])
             if slope != slope:
-                left_out += 1
+                left_out[number] = start + i
+                number += 1
                 continue
             inverse = 1.0 if second is None else np.sqrt(np.float64(second[start + i])) + eps
             w[start + i] = before + rate * (a * (part[i] - before) - slope) / (inverse + rate * a)
-    return left_out
+    return number
 
 
 @compiled

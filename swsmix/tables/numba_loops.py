@@ -1,13 +1,18 @@
 """The passes over the weights on a CPU, each as one loop compiled by numba (if it is installed).
 
-The same look-ups as in `cells`, without scratch memory: each weight is read once and written once.
-Each function returns how many weights it left out, because no line is certified for them.
+The same look-ups as in `cells`, without scratch memory: each weight is read once and written once,
+on as many threads as torch has. What a loop need not do is None, and numba compiles a loop without
+it: branches that never change still cost a tenth of the time.
+
+The weights for which no piece is certified are left out: the functions return their indices.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -15,8 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
+from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
+from swsmix.tables.threads import over_ranges
+
+_LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
+_ONE = 1 << COUNT
+LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
 
 
 def compiled(function: Any, fast: frozenset[str] = frozenset()) -> Any:
@@ -36,7 +46,7 @@ def summed(function: Any) -> Any:
 
 
 def _inlined(function: Any) -> Any:
-    return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
+    return numba.njit(error_model="numpy")(inspect.unwrap(function))
 
 
 _LEAST = -708.0  # exp of less is zero here
@@ -61,103 +71,274 @@ def exp(x):
     return taylor * scale if x >= _LEAST else 0.0
 
 
-def write_gradient_(cells: Cells, target: Tensor, w: Tensor, scale: float | None) -> int:
-    """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors."""
-    add, scale = scale is not None, 1.0 if scale is None else scale
-    return int(_write_gradient(target.numpy(), *_bits(w), scale, add, *_lookup(cells)))
+def write_gradient_(
+    cells: Cells,
+    target: Tensor,
+    w: Tensor,
+    scale: float | None,
+    histogram: CellHistogram | None = None,
+) -> Tensor:
+    """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
 
-
-def proximal_(
-    cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
-) -> int:
-    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
-    adaptive = second is not None
-    second = w if second is None else second
-    curvature = cells.curvature_pieces.numpy()
-    return int(
-        _proximal(
-            w.numpy(), at.numpy(), *_bits(at), second.numpy(), adaptive, rate, eps, curvature,
-            *_lookup(cells),
-        )
-    )  # fmt: skip
+    With a histogram, the weights are added to it in the same pass.
+    """
+    factor = None if scale is None else np.float32(scale)
+    left_out = _look_up(cells, w, histogram, target.numpy(), factor)
+    return gaps(cells, w) if left_out else _joined([])
 
 
 def count_(histogram: CellHistogram, w: Tensor) -> None:
     """Add weights (n,) to a histogram."""
-    sums = np.zeros((len(histogram.count), 2), dtype=np.int64)  # count and first are packed
-    where = _lookup(histogram.cells)[1:]
-    for part in w.split(PACKED):
-        _count(*_bits(part), sums, *where, PART + histogram.cells.fine)
-        histogram.packed += torch.from_numpy(sums[:, 0])
-        histogram.unpack_()
-        sums[:, 0] = 0
-    histogram.second += torch.from_numpy(sums[:, 1])
+    _look_up(histogram.cells, w, histogram, None, None)
 
 
-def _bits(w: Tensor) -> tuple[Any]:
-    """The weights' bits as integers."""
-    return (w.numpy().view(np.int32),)
+def _look_up(
+    cells: Cells, w: Tensor, histogram: CellHistogram | None, target: Any, scale: Any
+) -> int:
+    raw, where, lock = w.numpy().view(np.int32), _address(cells), threading.Lock()
+    pieces = None if target is None else _pairs(cells.pieces)
+    left = np.int64(PART + cells.fine)
+
+    def work(start: int, stop: int) -> int:
+        left_out = 0
+        sums: Any = (None, None)
+        if histogram is not None:
+            sums = np.zeros((2, len(histogram.count)), dtype=np.int64)
+        for first in range(start, stop, PACKED):
+            part = slice(first, min(first + PACKED, stop))
+            to = None if target is None else target[part]
+            left_out += _pass(raw[part], to, pieces, scale, *sums, left, *where)
+            if histogram is not None:
+                with lock:
+                    totals = histogram.count, histogram.first, histogram.second
+                    _unpack(*sums, *(each.numpy() for each in totals))
+        return left_out
+
+    return sum(over_ranges(len(w), work, least_for(histogram)))
 
 
-def _lookup(cells: Cells) -> tuple[Any, ...]:
-    return cells.pieces.numpy(), cells.address.block.numpy(), np.int32(cells.address.low)
+def gaps(cells: Cells, w: Tensor) -> Tensor:
+    """The indices of the flat weights for which no piece is certified."""
+    raw, pieces, where = w.numpy().view(np.int32), _pairs(cells.pieces), _address(cells)
+
+    def loop(part: slice, out: Any) -> tuple[int, int]:
+        done: tuple[int, int] = _gaps(raw[part], pieces, out, *where)
+        return done
+
+    return _joined(over_ranges(len(w), lambda start, stop: _in_parts(start, stop, loop)))
+
+
+def proximal_(
+    cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
+) -> Tensor:
+    """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
+    values, places, where = w.numpy(), at.numpy(), _address(cells)
+    raw = places.view(np.int32)
+    squares = None if second is None else second.numpy()
+    pieces = _pairs(cells.pieces), _pairs(cells.curvature_pieces)
+    numbers = np.float32(rate), np.float32(eps)
+
+    def loop(part: slice, out: Any) -> tuple[int, int]:
+        other = None if squares is None else squares[part]
+        done: tuple[int, int] = _proximal(
+            values[part], places[part], raw[part], other, *numbers, *pieces, out, *where
+        )
+        return done
+
+    return _joined(over_ranges(len(w), lambda start, stop: _in_parts(start, stop, loop)))
+
+
+def _in_parts(start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int]]) -> list[Tensor]:
+    """A loop from start to stop, begun again whenever it has no space for what it leaves out."""
+    left, out = [], np.empty(_LEFT, dtype=np.int64)
+    while start < stop:
+        done, number = loop(slice(start, stop), out)
+        if number:
+            left.append(torch.from_numpy(start + out[:number]))
+        start += done
+    return left
+
+
+def _joined(ranges: list[list[Tensor]]) -> Tensor:
+    left = [each for parts in ranges for each in parts]
+    return torch.cat(left) if left else torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def write_gradient_16_(
+    slopes: Tensor, target: Tensor, w: Tensor, scale: float | None, count: Tensor | None = None
+) -> None:
+    """What `write_gradient_` does, for weights in 16 bits.
+
+    Args:
+        slopes: f' of all values, in the order of their bits, in float32.
+        target: in the weights' type or in float32; with a scale, in bfloat16 or float32.
+        w: the weights.
+        scale: see `write_gradient_`.
+        count: how many weights have which bits (65536,), to be added to, or None.
+    """
+    raw, factor = _bits_16(w), None if scale is None else np.float32(scale)
+    out = target.numpy() if target.dtype == torch.float32 else _bits_16(target)
+    if scale is None and target.dtype != torch.float32:
+        slopes = slopes.to(target.dtype).view(torch.int16)
+    table = slopes.numpy().view(out.dtype) if scale is None else slopes.numpy()
+
+    def work(start: int, stop: int) -> Any:
+        parts = raw[start:stop], out[start:stop], table, factor
+        if scale is not None and out.dtype == np.uint16:
+            return _add_16(*parts)
+        mine = None if count is None else np.zeros((2, 1 << 16), dtype=np.int64)
+        _pass_16(*parts, mine)
+        return mine
+
+    found = over_ranges(len(w), work, LEAST_16)
+    if count is not None:
+        for mine in found:
+            count += torch.from_numpy(mine).sum(0)
+
+
+def count_16_(count: Tensor, w: Tensor) -> None:
+    """Add to how many weights in 16 bits have which bits (65536,)."""
+    raw = _bits_16(w)
+
+    def work(start: int, stop: int) -> Any:
+        mine = np.zeros((2, 1 << 16), dtype=np.int64)
+        _pass_16(raw[start:stop], None, None, None, mine)
+        return mine
+
+    for mine in over_ranges(len(w), work, LEAST_16):
+        count += torch.from_numpy(mine).sum(0)
+
+
+def _bits_16(w: Tensor) -> Any:
+    return w.view(torch.int16).numpy().view(np.uint16)
+
+
+def _pairs(pieces: Tensor) -> Any:
+    """The coefficients in pairs, each a complex number: two look-ups instead of four."""
+    return pieces.numpy().view(np.complex64).reshape(-1)
+
+
+def _address(cells: Cells) -> tuple[Any, ...]:
+    return cells.address.block.numpy(), np.int64(cells.address.low)
 
 
 @_inlined
 def _find(raw, block, low):
-    """Cell, number and shift; see `Address.find`."""
-    entry = block[np.uint32((raw >> low) + (np.int32(1) << (np.int32(31) - low)))]
-    shift = entry & np.int32(31)
-    rest = raw & ((np.int32(1) << low) - np.int32(1))
+    """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
+    bits = np.int64(raw)
+    entry = np.int64(block[np.uint64((bits >> low) + (np.int64(1) << (np.int64(31) - low)))])
+    return entry >> np.int64(5), bits & ((np.int64(1) << low) - np.int64(1)), entry & np.int64(31)
+
+
+@_inlined
+def _cell(first, rest, shift):
     part = rest >> shift
-    return np.uint32((entry >> np.int32(5)) + part), rest - (part << shift), shift
+    return np.uint64(first + part), np.float32(rest - (part << shift))
 
 
 @_inlined
 def _cubic(pieces, cell, x):
-    return pieces[cell, 0] + x * (pieces[cell, 1] + x * (pieces[cell, 2] + x * pieces[cell, 3]))
+    low, high = pieces[np.uint64(2) * cell], pieces[np.uint64(2) * cell + np.uint64(1)]
+    return low.real + x * (low.imag + x * (high.real + x * high.imag))
 
 
 @compiled
-def _write_gradient(target, raw, scale, add, pieces, block, low):
-    gaps = 0
-    scale = np.float32(scale)
+def _pass(raw, target, pieces, scale, packed, squares, left, block, low):
+    """Write and count; returns how many were not written, because no piece is certified."""
+    left_out = 0
     for i in range(raw.shape[0]):
-        cell, number, _ = _find(raw[i], block, low)
-        slope = scale * _cubic(pieces, cell, np.float32(number))
-        if slope == slope:
-            target[i] = target[i] + slope if add else slope
-        else:
-            gaps += 1
-    return gaps
+        first, rest, shift = _find(raw[i], block, low)
+        if packed is not None:  # part of the cell and number there are two parts of one integer
+            place = (first << left) + (rest << (left - shift))
+            part, number = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
+            packed[part] += number + np.int64(_ONE)
+            squares[part] += number * number
+        if target is not None:
+            cell, x = _cell(first, rest, shift)
+            slope = _cubic(pieces, cell, x)
+            if slope != slope:
+                left_out += 1
+                continue
+            if scale is None:
+                target[i] = slope
+            else:
+                target[i] += scale * slope
+    return left_out
 
 
 @compiled
-def _proximal(w, at, raw, second, adaptive, rate, eps, curvature, pieces, block, low):
+def _gaps(raw, pieces, left, block, low):
+    """Until all are done or `left` is full: how many it took, and how many have no piece."""
     gaps = 0
-    rate, eps = np.float32(rate), np.float32(eps)
     for i in range(raw.shape[0]):
-        cell, number, _ = _find(raw[i], block, low)
-        x = np.float32(number)
+        first, rest, shift = _find(raw[i], block, low)
+        cell, _ = _cell(first, rest, shift)
+        c0 = pieces[np.uint64(2) * cell].real
+        if c0 == c0:
+            continue
+        left[gaps] = i
+        gaps += 1
+        if gaps == left.shape[0]:
+            return i + 1, gaps
+    return raw.shape[0], gaps
+
+
+@compiled
+def _unpack(packed, squares, count, first, second):
+    """Move sums of numbers and of their squares to a histogram, where squares are from the half."""
+    half = 1 << (PART - 1)
+    for part in range(packed.shape[0]):
+        if packed[part]:
+            number = packed[part] >> COUNT
+            total = packed[part] & (_ONE - 1)
+            count[part] += number
+            first[part] += total
+            second[part] += squares[part] - 2 * half * total + half * half * number
+            packed[part] = 0
+            squares[part] = 0
+
+
+@compiled
+def _proximal(w, at, raw, second, rate, eps, pieces, curvature, left, block, low):
+    """The proximal step until all are done or `left` is full; see `_gaps`."""
+    gaps = 0
+    for i in range(raw.shape[0]):
+        first, rest, shift = _find(raw[i], block, low)
+        cell, x = _cell(first, rest, shift)
         slope = _cubic(pieces, cell, x)
         if slope == slope:
             a = _cubic(curvature, cell, x)
-            inverse = np.sqrt(second[i]) + eps if adaptive else np.float32(1.0)
+            inverse = np.float32(1.0) if second is None else np.sqrt(second[i]) + eps
             w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
-        else:
-            gaps += 1
-    return gaps
+            continue
+        left[gaps] = i
+        gaps += 1
+        if gaps == left.shape[0]:
+            return i + 1, gaps
+    return raw.shape[0], gaps
 
 
 @compiled
-def _count(raw, sums, block, low, left):
-    # As `CellHistogram.add_`, with cell and number found as one: both are parts of one integer.
+def _pass_16(raw, target, table, scale, count):
+    """Write or add what the table has for the bits, and count them, by turns in two rows."""
     for i in range(raw.shape[0]):
-        entry = np.int64(block[np.uint32((raw[i] >> low) + (np.int32(1) << (np.int32(31) - low)))])
-        rest = np.int64(raw[i] & ((np.int32(1) << low) - np.int32(1)))
-        place = ((entry >> 5) << left) + (rest << (left - (entry & 31)))
-        part, number = np.uint64(place >> PART), place & ((1 << PART) - 1)
-        away = number - (1 << (PART - 1))
-        sums[part, 0] += (1 << COUNT) + number
-        sums[part, 1] += away * away
-    return 0
+        bits = raw[i]
+        if count is not None:
+            count[i & 1, bits] += 1
+        if target is not None:
+            if scale is None:
+                target[i] = table[bits]
+            else:
+                target[i] += scale * table[bits]
+
+
+@compiled
+def _add_16(raw, target, table, scale):
+    """Add what the table has for the bits to numbers in bfloat16: the upper halves of float32s."""
+    for i in range(raw.shape[0]):
+        before = np.uint32(np.uint32(target[i]) << np.uint32(16)).view(np.float32)
+        after = np.float32(before + scale * table[raw[i]])
+        bits = after.view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
+        target[i] = np.uint16(rounded) if after == after else np.uint16(0x7FC0)

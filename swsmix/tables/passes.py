@@ -1,14 +1,14 @@
 """The passes over flat weights: chunk by chunk through the cells, compiled where possible.
 
 A mixture's cells are cut when many weights first need them. Few weights, and those for which no
-line is certified, are evaluated exactly.
+piece is certified, are evaluated exactly.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from swsmix.tables import backends
 from swsmix.tables.bits import bit_cells
-from swsmix.tables.cell_histogram import CellHistogram
+from swsmix.tables.cell_histogram import CellHistogram, least_for
 from swsmix.tables.cells import Cells, ErrorBounds
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch, chunk_on
+from swsmix.tables.threads import over_ranges
 
 _NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
@@ -73,19 +74,25 @@ class Passes:
         return type(self), (self.mixture, self.tolerance)
 
     def _slopes(
-        self, w: Tensor, histogram: CellHistogram | None = None, curvature: bool = False
+        self,
+        w: Tensor,
+        start: int,
+        stop: int,
+        histogram: CellHistogram | None = None,
+        curvature: bool = False,
     ) -> Iterator[Any]:
-        """For each chunk of the weights: its slice, f' and, if asked for, the curvature a."""
+        """For each chunk of a range: its slice, f' and, if asked for, the curvature a."""
         cells = self._cells_for(w)
         scratch, size = self._scratch(w, curvature=curvature) if cells else None, chunk_on(w.device)
-        for start in range(0, len(w), size):
-            part = slice(start, start + size)
+        for first in range(start, stop, size):
+            part = slice(first, min(first + size, stop))
             if cells and scratch:
                 place = cells.address.find(w[part], scratch)
                 yield part, *cells.slopes(w[part], place, scratch, self.mixture.slopes)
                 if histogram:
                     histogram.add_(*place)
-            elif w.dtype.itemsize == 2 and not self._is_small(w):
+            elif w.dtype.itemsize == 2 and (w.is_cuda or not self._is_small(w)):
+                # On a GPU, to evaluate a few exactly would wait for it.
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
                 yield part, *(each.index_select(0, bits) for each in slopes)
@@ -93,29 +100,67 @@ class Passes:
                 slopes = self.mixture.slopes(w[part])[: 1 + curvature]
                 yield part, *(each.float() if w.dtype.itemsize == 2 else each for each in slopes)
 
+    def _over_ranges(
+        self,
+        w: Tensor,
+        work: Callable[[int, int, CellHistogram | None], None],
+        histogram: CellHistogram | None = None,
+    ) -> None:
+        """On several threads, if they are many weights on a CPU; each counts on its own."""
+
+        def counted(start: int, stop: int) -> CellHistogram | None:
+            mine = histogram
+            if histogram and stop - start < len(w):
+                mine = CellHistogram(histogram.cells, stop - start)
+            work(start, stop, mine)
+            return mine
+
+        if w.device.type != "cpu" or self._is_small(w):
+            work(0, len(w), histogram)
+            return
+        if w.dtype.itemsize == 2:
+            self._by_bits(w.dtype)  # once, not in each thread
+        for part in over_ranges(len(w), counted, least_for(histogram)):
+            if histogram and part and part is not histogram:
+                histogram.merge_(part)
+
     def write_gradient_(
         self, target: Tensor, w: Tensor, scale: float | None, histogram: CellHistogram | None = None
-    ) -> None:
-        """Write f' of the weights or, with a scale, add scale * f'."""
-        cells, numba = self._cells_for(w), backends.numba_for(target, w)
+    ) -> Tensor | None:
+        """Write f' of the weights or, with a scale, add scale * f'.
+
+        Returns:
+            The weights for which no piece is certified, if they are known.
+        """
+        cells = self._cells_for(w)
         if triton := backends.triton_for(target, w):
-            triton.write_gradient_(self.mixture, cells, target, w, scale)
-            if histogram:
-                self._count_(histogram, w)
-            return
-        if not cells or not numba:
-            for part, slope in self._slopes(w, histogram):
+            triton.write_gradient_(self.mixture, cells, target, w, scale, histogram)
+            return None
+        if cells and (numba := backends.numba_for(target, w)):
+            gaps: Tensor = numba.write_gradient_(cells, target, w, scale, histogram)
+            if len(gaps):
+                slope = self.mixture.slopes(w[gaps])[0].float()
+                target[gaps] = slope if scale is None else target[gaps] + scale * slope
+            return gaps
+        if numba := self._numba_16(target, w, scale):
+            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
+            return None
+
+        def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+            for part, slope in self._slopes(w, start, stop, counts):
                 if scale is None:
                     target[part].copy_(slope)
                 else:
                     target[part].add_(slope, alpha=scale)
-            return
-        if numba.write_gradient_(cells, target, w, scale):
-            gaps = cells.gaps(w)
-            slope = self.mixture.slopes(w[gaps])[0].float()
-            target[gaps] = slope if scale is None else target[gaps] + scale * slope
-        if histogram:
-            self._count_(histogram, w)
+
+        self._over_ranges(w, work, histogram)
+        return None
+
+    def _numba_16(self, target: Tensor, w: Tensor, scale: float | None) -> Any | None:
+        """Numba's loops, if they can handle many weights in 16 bits, and this target."""
+        types = {torch.float32, w.dtype if scale is None else torch.bfloat16}
+        many = w.dtype.itemsize == 2 and not self._is_small(w)
+        return backends.numba_for_16(target, w) if many and target.dtype in types else None
 
     def _by_bits(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The slopes f' and a of all values of a 16-bit type, in the order of their bits."""
@@ -129,25 +174,35 @@ class Passes:
         if cells := self._cells_for(w):
             return self._sums_by_cells(w, cells)
         if w.dtype.itemsize == 2 and len(w) > 1 << 12:
-            count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
-            for part in w.split(chunk_on(w.device)):
-                count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)
-            used = count.nonzero()[:, 0]
-            values = _all_16_bit_values(w.dtype, w.device)[used]
-            return self.mixture.sums(values, count[used].double())
+            return self._sums_by_bits(_count_16(w), w.dtype)
         return self.mixture.sums(w)
+
+    def _sums_by_bits(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The value and the moments (3, k), from the number of weights of each 16-bit value."""
+        used = count.nonzero()[:, 0]
+        values = _all_16_bit_values(dtype, count.device)[used]
+        return self.mixture.sums(values, count[used].double())
 
     def _count_(self, histogram: CellHistogram, w: Tensor) -> None:
         """Add the weights to a histogram."""
-        if numba := backends.numba_for(w):
-            numba.count_(histogram, w)
+        if compiled := backends.triton_for(w) or backends.numba_for(w):
+            compiled.count_(histogram, w)
             return
-        scratch = self._scratch(w)
-        for part in w.split(chunk_on(w.device)):
-            histogram.add_(*histogram.cells.address.find(part, scratch))
+
+        def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+            assert counts is not None
+            scratch = self._scratch(w)
+            for part in w[start:stop].split(chunk_on(w.device)):
+                counts.add_(*counts.cells.address.find(part, scratch))
+
+        self._over_ranges(w, work, histogram)
 
     def _sums_by_cells(
-        self, w: Tensor, cells: Cells, histogram: CellHistogram | None = None
+        self,
+        w: Tensor,
+        cells: Cells,
+        histogram: CellHistogram | None = None,
+        gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The value and the moments (3, k) of the weights, from a histogram over the cells."""
         if histogram is None:
@@ -156,37 +211,49 @@ class Passes:
         value, moments, missing = histogram.sums()
         value, moments = value.to(w.device), moments.to(w.device)
         if missing:
-            more = self.mixture.sums(w[cells.gaps(w)])
+            if gaps is None:
+                numba = backends.numba_for(w)
+                gaps = numba.gaps(cells, w) if numba else cells.gaps(w)
+            more = self.mixture.sums(w[gaps])
             value, moments = value + more[0], moments + more[1]
         return value, moments
 
     def write_gradient_and_sum_(self, target: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Write f' of the weights, and return their value and moments (3, k)."""
-        cells = self._cells_for(w)
-        histogram = CellHistogram(cells, len(w)) if cells else None
-        self.write_gradient_(target, w, None, histogram)
-        return self._sums_by_cells(w, cells, histogram) if cells else self.sums(w)
+        if cells := self._cells_for(w):
+            histogram = CellHistogram(cells, len(w))
+            gaps = self.write_gradient_(target, w, None, histogram)
+            return self._sums_by_cells(w, cells, histogram, gaps)
+        if len(w) > 1 << 12 and (numba := self._numba_16(target, w, None)):
+            count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
+            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, None, count)
+            return self._sums_by_bits(count, w.dtype)
+        self.write_gradient_(target, w, None)
+        return self.sums(w)
 
     def proximal_(
         self, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
     ) -> None:
         """The proximal step with t = rate / (sqrt(second) + eps), or the rate itself."""
         tensors = (w, at) if second is None else (w, at, second)
+        cells, step_ = self._cells_for(at), functools.partial(_proximal_step_, rate=rate, eps=eps)
         if triton := backends.triton_for(*tensors):
-            triton.proximal_(self.mixture, self._cells_for(at), w, at, second, rate, eps)
+            triton.proximal_(self.mixture, cells, w, at, second, rate, eps)
             return
-        step_ = functools.partial(_proximal_step_, rate=rate, eps=eps)
-        if cells := self._cells_for(at):
-            numba = backends.numba_for(*tensors)
-            left_out = numba and numba.proximal_(cells, w, at, second, rate, eps)
+        if cells and (numba := backends.numba_for(*tensors)):
+            gaps = numba.proximal_(cells, w, at, second, rate, eps)
+        elif not cells and (numba := backends.numba_exact_for(*tensors)):
+            gaps = numba.proximal_(self.mixture, w, at, second, rate, eps)
         else:
-            numba = backends.numba_exact_for(*tensors)
-            left_out = numba and numba.proximal_(self.mixture, w, at, second, rate, eps)
-        if not numba:
-            for part, slope, a in self._slopes(at, curvature=True):
-                step_(w[part], at[part], slope, a, None if second is None else second[part])
-        elif left_out:
-            gaps = cells.gaps(at) if cells else numba.gaps(self.mixture, at)
+
+            def work(start: int, stop: int, counts: CellHistogram | None) -> None:
+                for part, slope, a in self._slopes(at, start, stop, counts, curvature=True):
+                    step_(w[part], at[part], slope, a, None if second is None else second[part])
+
+            _ = cells and cells.curvature_pieces  # once, not in each thread
+            self._over_ranges(at, work)
+            return
+        if len(gaps):
             slope, a = self.mixture.slopes(at[gaps])
             w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
 
@@ -203,3 +270,14 @@ def _proximal_step_(
 def _all_16_bit_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """All the 65,536 values of a 16-bit type, in the order of their bits."""
     return torch.arange(1 << 16, dtype=torch.int64, device=device).to(torch.int16).view(dtype)
+
+
+def _count_16(w: Tensor) -> Tensor:
+    """How many weights in 16 bits have which bits (65536,)."""
+    count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
+    if numba := backends.numba_for_16(w):
+        numba.count_16_(count, w)
+        return count
+    for part in w.split(chunk_on(w.device)):
+        count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)
+    return count

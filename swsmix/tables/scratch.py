@@ -21,9 +21,10 @@ class Scratch:
 
     def __init__(self, n: int, device: torch.device, *, curvature: bool = False) -> None:
         n = min(n, chunk_on(device))
-        self.ints = torch.empty(4, n, dtype=torch.int32, device=device)
-        self.floats = torch.empty(3, n, dtype=torch.float32, device=device)
-        self.pieces = torch.empty(n, dtype=torch.complex128, device=device)
+        with torch.inference_mode(False):  # it is written to outside of that mode too
+            self.ints = torch.empty(4, n, dtype=torch.int32, device=device)
+            self.floats = torch.empty(3, n, dtype=torch.float32, device=device)
+            self.pieces = torch.empty(n, dtype=torch.complex128, device=device)
         self.curvature = curvature
 
 

@@ -2,6 +2,9 @@
 
 The same look-ups as in `cells`, without scratch memory or waiting for the GPU: each weight is read
 once and written once. Where no piece is certified, the kernel evaluates the mixture, in float64.
+The histogram of the weights is made in the same pass.
+
+The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast the histogram is.
 """
 
 from __future__ import annotations
@@ -14,14 +17,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swsmix.tables.cells import Cells
+from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
+from swsmix.tables.cells import PART, Cells
 from swsmix.tables.exact import ExactMixture
 
 _BLOCK = 1024
+_COPIES = 16  # of a histogram, at most
 
 
 def write_gradient_(
-    mixture: ExactMixture, cells: Cells | None, target: Tensor, w: Tensor, scale: float | None
+    mixture: ExactMixture,
+    cells: Cells | None,
+    target: Tensor,
+    w: Tensor,
+    scale: float | None,
+    histogram: CellHistogram | None = None,
 ) -> None:
     """Write f'(w) into the target or, with a scale, add scale * f'(w); flat float32 tensors.
 
@@ -31,12 +41,57 @@ def write_gradient_(
         target: changed in place.
         w: the weights.
         scale: what to multiply f' by before it is added; None overwrites the target.
+        histogram: over the cells; the weights are added to it in the same pass, or None.
     """
+    if histogram is None:
+        _launch(mixture, cells, target, w, scale, None)
+        return
+    for part, to in zip(w.split(PACKED), target.split(PACKED), strict=True):
+        sums = _empty_sums(histogram, part)
+        _launch(mixture, cells, to, part, scale, sums)
+        _add_sums_(histogram, sums)
+
+
+def count_(histogram: CellHistogram, w: Tensor) -> None:
+    """Add weights (n,) to a histogram."""
+    for part in w.split(PACKED):
+        sums = _empty_sums(histogram, part)
+        _launch(None, histogram.cells, None, part, None, sums)
+        _add_sums_(histogram, sums)
+
+
+def _empty_sums(histogram: CellHistogram, w: Tensor) -> Tensor:
+    """Packed counts and squares, in some copies: blocks that add to one number wait in line."""
+    cells = len(histogram.count)
+    copies = max(1, min(_COPIES, (1 << 20) // cells, len(w) // _BLOCK))
+    return torch.zeros(copies, 2, cells, dtype=torch.int64, device=w.device)
+
+
+def _add_sums_(histogram: CellHistogram, sums: Tensor) -> None:
+    packed, second = sums.sum(0)
+    histogram.unpack_()
+    histogram.packed += packed
+    histogram.unpack_()
+    histogram.second += second
+
+
+def _launch(
+    mixture: ExactMixture | None,
+    cells: Cells | None,
+    target: Tensor | None,
+    w: Tensor,
+    scale: float | None,
+    sums: Tensor | None,
+) -> None:
     add, scale = scale is not None, 1.0 if scale is None else scale
+    packed, k = (None, 0) if mixture is None else (mixture.packed, len(mixture.mean))
+    copies, stride = (1, 0) if sums is None else (len(sums), sums.shape[2])
+    left = 0 if cells is None else PART + cells.fine
     with torch.cuda.device_of(w):
-        _write_gradient[_blocks(w)](
-            target, w, len(w), mixture.packed, len(mixture.mean), scale, *_lookup(cells),
-            add=add, exact=cells is None, size=_BLOCK,
+        _pass[_blocks(w)](
+            target, w, len(w), packed, k, scale, sums, copies, stride, left, *_lookup(cells),
+            write=target is not None, add=add, count=sums is not None, exact=cells is None,
+            one=1 << COUNT, bits=PART, size=_BLOCK,
         )  # fmt: skip
 
 
@@ -85,13 +140,16 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _find(w, block, low):
-    """Cell and number; see `Address.find`."""
+    """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
     raw = w.to(tl.int32, bitcast=True)
     entry = tl.load(block + ((raw >> low) + (1 << (31 - low))))
-    shift = entry & 31
-    rest = raw & ((1 << low) - 1)
+    return entry >> 5, raw & ((1 << low) - 1), entry & 31
+
+
+@_compiled
+def _cell(first, rest, shift):
     part = rest >> shift
-    return (entry >> 5) + part, (rest - (part << shift)).to(tl.float32)
+    return first + part, (rest - (part << shift)).to(tl.float32)
 
 
 @_compiled
@@ -137,25 +195,37 @@ def _exact(w, mixture, k):
 
 
 @_compiled
-def _write_gradient(
-    target, w, n, mixture, k, scale, pieces, block, low,
-    add: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,
+def _pass(
+    target, w, n, mixture, k, scale, sums, copies, stride, left, pieces, block, low,
+    write: tl.constexpr, add: tl.constexpr, count: tl.constexpr, exact: tl.constexpr,
+    one: tl.constexpr, bits: tl.constexpr, size: tl.constexpr,
 ):  # fmt: skip
+    """Write or add f', and count the weights in one of the copies of the sums, or either alone."""
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
     x = tl.load(w + i, mask=here, other=0.0)
     if exact:
         slope, _ = _exact(x, mixture, k)
     else:
-        cell, number = _find(x, block, low)
-        slope = _cubic(pieces, cell, number)
-        gap = slope != slope
-        if tl.max(gap.to(tl.int32), 0) > 0:
-            right, _ = _exact(x, mixture, k)
-            slope = tl.where(gap, right, slope)
-    if add:
-        slope = tl.load(target + i, mask=here) + scale * slope
-    tl.store(target + i, slope, mask=here)
+        first, rest, shift = _find(x, block, low)
+        if count:  # part of the cell and number there are two parts of one integer
+            place = (first.to(tl.int64) << left) + (rest.to(tl.int64) << (left - shift))
+            row = sums + (tl.program_id(0) % copies).to(tl.int64) * 2 * stride + (place >> bits)
+            number = place & ((1 << bits) - 1)
+            away = number - (1 << (bits - 1))
+            tl.atomic_add(row, number + one, mask=here, sem="relaxed")
+            tl.atomic_add(row + stride, away * away, mask=here, sem="relaxed")
+        if write:
+            cell, place_there = _cell(first, rest, shift)
+            slope = _cubic(pieces, cell, place_there)
+            gap = slope != slope
+            if tl.max(gap.to(tl.int32), 0) > 0:
+                right, _ = _exact(x, mixture, k)
+                slope = tl.where(gap, right, slope)
+    if write:
+        if add:
+            slope = tl.load(target + i, mask=here) + scale * slope
+        tl.store(target + i, slope, mask=here)
 
 
 @_compiled
@@ -169,7 +239,8 @@ def _proximal(
     if exact:
         slope, a = _exact(x, mixture, k)
     else:
-        cell, number = _find(x, block, low)
+        first, rest, shift = _find(x, block, low)
+        cell, number = _cell(first, rest, shift)
         slope, a = _cubic(pieces, cell, number), _cubic(curvature, cell, number)
         gap = slope != slope
         if tl.max(gap.to(tl.int32), 0) > 0:

@@ -96,6 +96,26 @@ def test_no_memory_grows_with_the_number_of_weights(loops):
     assert abs(peaks[1] - peaks[0]) < 1e6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [100, 200_000])
+def test_a_step_between_two_em_steps_does_not_wait_for_the_gpu(n, dtype):
+    pytest.importorskip("triton")
+    w = weights_of(MIXTURES["hard"], n).to("cuda", dtype)  # some where no line is certified
+    grad, second = torch.zeros_like(w), torch.ones_like(w)
+    table = tables.build(*on_gpu(MIXTURES["hard"]))
+
+    def step():
+        table.add_gradient_(grad, w, 0.5)
+        table.proximal_(w, w, tables.Adaptive(second, 1e-3, 1e-8), 1e-2)
+
+    step()  # cuts the cells and compiles
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def problem(device):
     net = cases.network().to(device)
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(1)).to(device)

@@ -41,12 +41,13 @@ def test_gradient_is_within_the_reported_bound_of_the_twin(mixture, loops):
 
 @every_mixture
 def test_value_is_within_the_reported_bound_of_the_twin(mixture, loops):
-    table, w = tables.build(*mixture), weights_of(mixture)
-    exact, *_ = twin(w, *mixture)
-    error = abs(float(table.value(w) - exact.sum()))
-    assert error <= table.error.value * float((1 + exact.abs()).sum()) + 1e-12 * float(
-        exact.abs().sum()
-    )
+    table, weights = tables.build(*mixture), weights_of(mixture)
+    for w in (weights, weights[1400:]):  # without the huge ones, whose f exceeds the rest
+        exact, *_ = twin(w, *mixture)
+        error = abs(float(table.value(w) - exact.sum()))
+        assert error <= table.error.value * float((1 + exact.abs()).sum()) + 1e-12 * float(
+            exact.abs().sum()
+        )
     assert table.error.value <= 1e-5
 
 

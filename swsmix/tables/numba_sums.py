@@ -1,0 +1,111 @@
+"""From a histogram over the cells to the value and the moments, as loops compiled by numba.
+
+The same sums as in `cell_histogram`, without a call of torch for each operation: for a million
+weights those calls take as long as the pass over the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from swsmix.tables.cells import PART, Cells
+from swsmix.tables.exact import Bends
+from swsmix.tables.numba_loops import compiled
+from swsmix.tables.taylor import ORDER
+
+
+def powers(
+    cells: Cells, count: Tensor, first: Tensor, second: Tensor
+) -> tuple[float, Tensor, bool]:
+    """The value, the sums of s^n / q by interval (ORDER + 3, t), and whether weights are missing.
+
+    Args:
+        cells: the cells.
+        count: how many weights each part of a cell has.
+        first: the sums of their numbers.
+        second: the sums of the squares of their numbers less the half.
+    """
+    at, intervals = cells.geometry, cells.intervals
+    out = intervals.taylor.new_zeros(len(intervals.centre), ORDER + 3)
+    value, missing = _powers(
+        *_numpy(count, first, second, at.certified, at.owner, at.inner, at.ulp, at.width),
+        cells.fine,
+        *_numpy(intervals.taylor.T.contiguous(), intervals.bend, out),
+    )
+    return value, out.T, missing
+
+
+def add_moments_(
+    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, radius: Tensor, powers: Tensor
+) -> None:
+    """Add the moments of the weights in some intervals.
+
+    Args:
+        moments: changed in place (3, k).
+        gamma: the responsibilities at the intervals' centres (t, k).
+        bends: how the components differ there.
+        offset: the centres less the means (t, k).
+        radius: the intervals' radii (t,).
+        powers: the sums of s^n / q (ORDER + 3, t).
+    """
+    pairs = bends.slope, bends.bend
+    _add_moments(moments.numpy(), *_numpy(gamma, *pairs, offset, radius, powers.T))
+
+
+def _numpy(*tensors: Tensor) -> tuple[Any, ...]:
+    return tuple(each.contiguous().numpy() for each in tensors)
+
+
+@compiled
+def _powers(count, first, second, certified, owner, inner, ulp, width, fine, taylor, bend, out):
+    total, missing, half = 0.0, False, 1 << (PART - 1)
+    for index in range(count.shape[0]):
+        if count[index] == 0:
+            continue
+        cell = index >> fine
+        if not certified[cell]:
+            missing = True
+            continue
+        number = np.float64(count[index])
+        mean, i = first[index] / number, owner[cell]
+        unit = ulp[cell] * width[cell] / (1 << (PART + fine))
+        spread = np.sqrt(max(second[index] / number - (mean - half) ** 2, 0.0)) * unit
+        part = index - (cell << fine)
+        middle = inner[cell] + unit * (mean + (part << PART))
+        for s in (middle - spread, middle + spread):
+            rise = 0.0  # f(c + t) - f(c)
+            for n in range(ORDER, 0, -1):
+                rise = (rise + taylor[i, n]) * s
+            total += (rise + taylor[i, 0]) * (0.5 * number)
+            term = np.exp(rise - (taylor[i, 1] + 0.5 * bend[i] * s) * s) * (0.5 * number)
+            for n in range(ORDER + 3):
+                out[i, n] += term
+                term *= s
+    return total, missing
+
+
+@compiled
+def _add_moments(moments, gamma, slope, bend, offset, radius, powers):
+    for i in range(gamma.shape[0]):
+        r = radius[i]
+        for j in range(gamma.shape[1]):
+            g, d = gamma[i, j], offset[i, j]
+            if g < 1e-100:  # slopes and bends may overflow
+                continue
+            x, y = slope[i, j] * r, bend[i, j] * r * r
+            before, now, factorial = 0.0, 1.0, 1.0
+            zeroth, first, second = 0.0, 0.0, 0.0
+            for n in range(ORDER + 1):
+                term = now / factorial
+                zeroth += term * powers[i, n]
+                first += term * powers[i, n + 1]
+                second += term * powers[i, n + 2]
+                before, now = now, -(x * now + n * y * before)
+                factorial *= n + 1
+            first, second = first * r, second * r * r
+            moments[0, j] += g * zeroth
+            moments[1, j] += g * (d * zeroth + first)
+            moments[2, j] += g * (d * (d * zeroth + 2 * first) + second)

@@ -1,0 +1,88 @@
+"""The GPU's histogram, run by Triton's interpreter: the same integers as with torch's operations.
+
+The interpreter is chosen before Triton is loaded: the first test runs the others in a process of
+their own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import INTERPRETED
+from tabulated import MIXTURES, weights_of
+
+from swsmix import tables
+from swsmix.tables import backends
+from swsmix.tables.cell_histogram import CellHistogram
+
+NAMES = ["typical", "wide", "hard", "quantised"]  # cells of one width; cells named by bits
+some_mixtures = pytest.mark.parametrize("name", NAMES)
+
+if not INTERPRETED:
+
+    def test_the_gpus_histogram_is_that_of_torch():
+        pytest.importorskip("triton")
+        # The interpreter of triton 3.2 calls what numpy deprecates.
+        ignored = ["-W", "ignore::RuntimeWarning", "-W", "ignore::DeprecationWarning"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *ignored, __file__],
+            env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert f"{3 * len(NAMES)} passed" in done.stdout
+
+else:
+    from swsmix.tables import triton_loops
+
+    def case(name):
+        """Weights, some of them far out or not finite, and what torch counts."""
+        w = weights_of(MIXTURES[name], 20_000)
+        w[3], w[-3], w[7] = torch.nan, torch.inf, -1e30
+        passes = tables.build(*MIXTURES[name])._passes
+        cells = passes.grid or passes.bits
+        expected = CellHistogram(cells, len(w))
+        with tables.uncompiled():
+            passes._count_(expected, w)
+        expected.unpack_()
+        return w, passes, cells, expected
+
+    def assert_same(found, expected, cells):
+        for name in ("count", "first", "second"):
+            one, other = getattr(found, name), getattr(expected, name)
+            assert torch.equal(one[cells.certified], other[cells.certified]), name
+        assert found.count.sum() == expected.count.sum()
+
+    @some_mixtures
+    def test_counting_gives_the_integers_of_torch(name, monkeypatch):
+        monkeypatch.setattr(triton_loops, "PACKED", 9_000)  # several parts
+        w, _, cells, expected = case(name)
+        found = CellHistogram(cells, len(w))
+        triton_loops.count_(found, w)
+        assert_same(found, expected, cells)
+
+    @some_mixtures
+    def test_one_pass_counts_and_writes_what_two_do(name, monkeypatch):
+        monkeypatch.setattr(triton_loops, "PACKED", 9_000)
+        w, passes, cells, expected = case(name)
+        alone, target = torch.empty_like(w), torch.empty_like(w)
+        triton_loops.write_gradient_(passes.mixture, cells, alone, w, None)
+        found = CellHistogram(cells, len(w))
+        triton_loops.write_gradient_(passes.mixture, cells, target, w, None, found)
+        torch.testing.assert_close(target, alone, rtol=0, atol=0, equal_nan=True)
+        assert_same(found, expected, cells)
+
+    @some_mixtures
+    def test_values_and_moments_are_those_of_torch(name, monkeypatch):
+        w = weights_of(MIXTURES[name], 70_000)[1400:]
+        with tables.uncompiled():
+            expected = tables.build(*MIXTURES[name]).full(w)
+        monkeypatch.setattr(
+            backends, "triton_for", lambda *tensors: backends.triton_kernels(tensors[0].device)
+        )
+        found = tables.build(*MIXTURES[name]).full(w)
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=0)
+        for one, other in zip(found.moments, expected.moments, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
