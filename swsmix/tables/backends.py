@@ -58,6 +58,15 @@ def numba_for(*tensors: Tensor) -> Any | None:
     return numba_kernels() if usable else None
 
 
+def numba_certify() -> Any | None:
+    """Numba's certification (`numba_certify`), unless it is not installed or switched off."""
+    if not numba_for():
+        return None
+    from swsmix.tables import numba_certify as compiled
+
+    return compiled
+
+
 def triton_for(*tensors: Tensor) -> Any | None:
     """Triton's loops, if they can handle these tensors."""
     usable = _COMPILED.get() and _all_float32_on("cuda", tensors)

@@ -11,16 +11,10 @@ from torch import Tensor
 from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch
-from swsmix.tables.taylor import ORDER, Intervals, ranges, split
+from swsmix.tables.taylor import ORDER, Ends, Intervals, ranges, split
 
 MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
 _SMALLEST = 64  # floats in the shortest interval
-
-
-def _ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest magnitude of intervals of floats."""
-    inner, outer = torch.stack([start, start + width - 1]).int().view(torch.float32).double()
-    return inner, outer
 
 
 class BitAddress:
@@ -112,7 +106,7 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
-    return split(mixture, tolerance, start, width, sign, ends=_ends, smallest=_SMALLEST)
+    return split(mixture, tolerance, start, width, sign, ends=Ends(), smallest=_SMALLEST)
 
 
 class _Blocks(NamedTuple):
@@ -158,7 +152,7 @@ def _geometry(
     owner = mark.cumsum(0) - 1
     away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
     begin = index * width
-    magnitudes = _ends(((away + blocks.low - 1) << 16) + begin, width)
+    magnitudes = Ends().of(((away + blocks.low - 1) << 16) + begin, width)
     inner, outer = (end * (away > 0) for end in magnitudes)
     negative = home < blocks.number
     inner[negative], outer[negative] = -inner[negative], -outer[negative]

@@ -128,7 +128,7 @@ class ExactMixture:
         return torch.stack([self.level, self.mean, self.std], 1).reshape(-1)
 
     @functools.cached_property
-    def _levels(self) -> float:
+    def levels(self) -> float:
         """L: how large the logarithms of live components are."""
         live = self.mixing > 0
         sizes = self.mixing[live].log().abs() + self.std[live].log().abs()
@@ -137,7 +137,7 @@ class ExactMixture:
     @functools.cached_property
     def rounding(self) -> float:
         """The bound of f's error for one weight, relative to 1 + |f|; derived above."""
-        return 2.0**-49 * (1.0 + 2.0 * self._levels + math.log(len(self.mean)))
+        return 2.0**-49 * (1.0 + 2.0 * self.levels + math.log(len(self.mean)))
 
     def __reduce__(self) -> tuple[type[ExactMixture], tuple[Tensor, ...]]:
         """For copies and pickles: the mixture alone."""
@@ -202,7 +202,7 @@ class ExactMixture:
         return Bends(
             slope - (gamma * slope).sum(1, True),
             self.precision - p.curvature[:, None],
-            2.0**-50 * (0.5 * noise + self._levels),
+            2.0**-50 * (0.5 * noise + self.levels),
         )
 
     def chunks(self, w: Tensor) -> Iterator[tuple[slice, Evaluation]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch
-from swsmix.tables.taylor import ORDER, Intervals, split
+from swsmix.tables.taylor import ORDER, Ends, Intervals, split
 
 _UNITS, _FEWEST = 16, 15  # log2 of the most cells, and of the fewest numbers in a cell
 
@@ -63,17 +63,13 @@ def grid_cells(mixture: ExactMixture, tolerance: float, device: torch.device) ->
         return None  # a straight piece takes about 0.01 std
     unit = half * 2.0 ** (1 - _UNITS)
 
-    def ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-        inner = (start.double() - 1) * unit - half
-        return inner, inner + width * unit
-
     first = min(max(math.frexp(2 * half / std)[1] + 2, 4), 10)  # of intervals about one std wide
     width = torch.full((1 << first,), 1 << (_UNITS - first), dtype=torch.int64, device="cpu")
     start = (
         torch.arange(1 << first, dtype=torch.int64, device="cpu") * width + 1
     )  # 0 would never be split
     sign = torch.ones_like(start)
-    intervals = split(mixture, tolerance, start, width, sign, ends=ends, smallest=1)
+    intervals = split(mixture, tolerance, start, width, sign, ends=Ends(unit, -half), smallest=1)
     if intervals is None or bool(intervals.rest.isinf().any()):
         return None
     needed = refinement_for(intervals, tolerance)

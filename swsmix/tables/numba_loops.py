@@ -20,7 +20,7 @@ from swsmix.tables.cells import Cells
 from swsmix.tables.grid import GridAddress
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -29,7 +29,7 @@ def _compiled(function: Any) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-def _inlined(function: Any) -> Any:
+def inlined(function: Any) -> Any:
     return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
 
 
@@ -81,7 +81,7 @@ def _address(cells: Cells) -> tuple[Any, ...]:
     return at.block.numpy(), at.absolute, np.int32(0), bits, np.float32(0.0)
 
 
-@_inlined
+@inlined
 def _find(x, raw, block, absolute, half, bits, scale):
     """Cell, number, coordinate; see `GridAddress.find` and, without a scale, `BitAddress.find`."""
     if scale == np.float32(0.0):
@@ -99,7 +99,7 @@ def _find(x, raw, block, absolute, half, bits, scale):
     return np.uint32((number >> bits) + half), low, place if absolute else np.float32(low)
 
 
-@_compiled
+@compiled
 def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bits, grid):
     gaps = 0
     scale = np.float32(scale)
@@ -113,7 +113,7 @@ def _write_gradient(w, raw, target, lines, scale, add, block, absolute, half, bi
     return gaps
 
 
-@_compiled
+@compiled
 def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, half, bits, grid):
     gaps = 0
     rate, eps = np.float32(rate), np.float32(eps)
@@ -129,7 +129,7 @@ def _proximal(w, at, raw, second, adaptive, rate, eps, lines, block, absolute, h
     return gaps
 
 
-@_compiled
+@compiled
 def _count(w, raw, sums, block, absolute, half, bits, grid):
     middle = np.int32(1) << (bits - np.int32(1))
     for i in range(w.shape[0]):

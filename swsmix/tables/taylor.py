@@ -10,17 +10,31 @@ hides between probes. Intervals are split until their polynomial is certified.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables.exact import Bends, Evaluation, ExactMixture
 
 ORDER = 6  # the highest derivative of f that an interval's polynomial carries
 MAX_INTERVALS = 1 << 15  # a harder mixture is evaluated directly
-Ends = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # start, width -> the ends' magnitudes
+
+
+class Ends(NamedTuple):
+    """Where intervals lie: named by the bits of floats or, with a unit, by numbers on a grid."""
+
+    unit: float = 0.0
+    begin: float = 0.0  # the magnitude of the grid's number 1
+
+    def of(self, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest magnitude of the intervals."""
+        if self.unit:
+            inner = (start.double() - 1) * self.unit + self.begin
+            return inner, inner + width * self.unit
+        inner, outer = torch.stack([start, start + width - 1]).int().view(torch.float32).double()
+        return inner, outer
 
 
 class Intervals(NamedTuple):
@@ -66,7 +80,7 @@ def certified(
     mixture: ExactMixture, start: Tensor, width: Tensor, sign: Tensor, ends: Ends
 ) -> Intervals:
     """The polynomials of intervals, and their bounds, in the order given."""
-    inner, outer = ends(start, width)
+    inner, outer = ends.of(start, width)
     centre, radius = sign * (inner + outer) / 2, (outer - inner) / 2
     p = mixture.at(centre)
     bends = mixture.bends(centre, p)
@@ -126,6 +140,9 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
     They are a^(n) r^n / n! for n = 0 .. ORDER (ORDER + 1, t). With them a bound on
     |a^(ORDER + 1)| r^(ORDER + 1) (t,), and a lower bound of a (t,).
     """
+    if compiled := backends.numba_certify():
+        found: tuple[Tensor, Tensor, Tensor] = compiled.curvature(mixture, intervals)
+        return found
     rows = []
     for part, p in mixture.chunks(intervals.centre):
         radius = intervals.radius[part]
@@ -162,7 +179,7 @@ def split(
     ends: Ends,
     smallest: int,
 ) -> Intervals | None:
-    """Split intervals until their bounds are an eighth of the tolerance.
+    """Split intervals until their bounds are an eighth of the tolerance; compiled where possible.
 
     The further a bound misses, the more parts. Those that miss at the smallest width stay
     uncertified (infinite `rest`). The interval that starts at 0 is never split.
@@ -170,6 +187,11 @@ def split(
     Returns:
         The intervals, negative before positive ones, each by start, or None if there are too many.
     """
+    if compiled := backends.numba_certify():
+        found: Intervals | None = compiled.split(
+            mixture, tolerance, start, width, sign, ends, smallest
+        )
+        return found
     done: list[Intervals] = []
     while len(start):
         if len(start) + sum(len(each.start) for each in done) > MAX_INTERVALS:
