@@ -62,9 +62,18 @@ def numba_certify() -> Any | None:
     """Numba's certification (`numba_certify`), unless it is not installed or switched off."""
     if not numba_for():
         return None
-    from swsmix.tables import numba_certify as compiled
+    from swsmix.tables import numba_certify
 
-    return compiled
+    return numba_certify
+
+
+def numba_cut() -> Any | None:
+    """Numba's loops over cells (`numba_cut`), unless numba is not installed or switched off."""
+    if not numba_for():
+        return None
+    from swsmix.tables import numba_cut
+
+    return numba_cut
 
 
 def triton_for(*tensors: Tensor) -> Any | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables import backends
+from swsmix.tables.cells import CellErrors, CellRuns, Cells, Refinement, refinement_for
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch
-from swsmix.tables.taylor import ORDER, Ends, Intervals, ranges, split
+from swsmix.tables.taylor import ORDER, Ends, Intervals, split
 
 MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
 _SMALLEST = 64  # floats in the shortest interval
@@ -65,25 +67,15 @@ def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> 
         The cells, or None if there would be too many.
     """
     intervals = _intervals(mixture, tolerance)
-    if intervals is None:
-        return None
-    needed = refinement_for(intervals, tolerance)
-    # Rounding over a whole block, in units of its interval's length, which may be shorter.
-    coarse = (needed.rounding * (1 << 16) / intervals.width)[intervals.start > 0].nan_to_num(0.0)
-    absolute = bool(coarse.max() <= tolerance / 8)
-    shift = intervals.width.double().log2().floor() - needed.parts
-    uncertified = intervals.rest.isinf() | (shift < 2)
-    intervals.rest.masked_fill_(uncertified, math.inf)
-    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(16.0).long()
-    blocks = _blocks(intervals, shift)
-    if int(blocks.first[-1]) > MAX_CELLS:
+    layout = None if intervals is None else _layout(intervals, tolerance)
+    if intervals is None or layout is None:
         return None
     return Cells(
         mixture,
         intervals,
-        BitAddress(blocks.packed().to(device), absolute),
-        _geometry(intervals, blocks, uncertified, absolute),
-        _errors(intervals, needed, shift, coarse.max() if absolute else None),
+        BitAddress(layout.block.to(device), layout.absolute),
+        layout.runs,
+        functools.partial(_errors, intervals, tolerance, layout),
         device,
     )
 
@@ -107,6 +99,43 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     sign = torch.ones_like(start)
     sign[: len(sign) // 2] = -1
     return split(mixture, tolerance, start, width, sign, ends=Ends(), smallest=_SMALLEST)
+
+
+class Layout(NamedTuple):
+    """How the intervals are cut into cells."""
+
+    block: Tensor  # the address's entries of the blocks (65,536,)
+    absolute: bool  # whether numbers count from the block's start
+    shift: Tensor  # log2 of the floats per cell that each interval needs (t,)
+    runs: CellRuns
+
+
+def _layout(intervals: Intervals, tolerance: float) -> Layout | None:
+    """Cut the intervals, and mark as uncertified those whose cells would be too short.
+
+    Numbers count from the block's start, in fewer operations per weight, if rounding allows it.
+    None if there would be too many cells.
+    """
+    if compiled := backends.numba_cut():
+        found: Layout | None = compiled.layout(intervals, tolerance)
+        return found
+    needed = refinement_for(intervals, tolerance)
+    absolute = bool(_coarse(intervals, needed) <= tolerance / 8)
+    shift = intervals.width.double().log2().floor() - needed.parts
+    uncertified = intervals.rest.isinf() | (shift < 2)
+    intervals.rest.masked_fill_(uncertified, math.inf)
+    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(16.0).long()
+    blocks = _blocks(intervals, shift)
+    if int(blocks.first[-1]) > MAX_CELLS:
+        return None
+    runs = _runs(intervals, blocks, absolute)
+    return Layout(blocks.packed(), absolute, shift, runs)
+
+
+def _coarse(intervals: Intervals, needed: Refinement) -> Tensor:
+    """The worst rounding over a block, in units of its intervals' lengths, which may be shorter."""
+    coarse = (needed.rounding * (1 << 16) / intervals.width)[intervals.start > 0]
+    return coarse.nan_to_num(0.0).max()
 
 
 class _Blocks(NamedTuple):
@@ -142,38 +171,62 @@ def _blocks(intervals: Intervals, shift: Tensor) -> _Blocks:
     return _Blocks(low, number, shifts, first, block)
 
 
-def _geometry(
-    intervals: Intervals, blocks: _Blocks, uncertified: Tensor, absolute: bool
-) -> CellGeometry:
-    """Where the blocks' cells lie in their intervals."""
-    index, home = ranges(1 << (16 - blocks.shift))
-    mark, begins = torch.zeros_like(home), blocks.of_interval
-    mark[blocks.first[begins] + ((intervals.start & 0xFFFF) >> blocks.shift[begins])] = 1
-    owner = mark.cumsum(0) - 1
-    away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
-    begin = index * width
-    magnitudes = Ends().of(((away + blocks.low - 1) << 16) + begin, width)
-    inner, outer = (end * (away > 0) for end in magnitudes)
-    negative = home < blocks.number
-    inner[negative], outer[negative] = -inner[negative], -outer[negative]
-    unit = 1 / intervals.radius.index_select(0, owner)
-    centre = intervals.centre.index_select(0, owner)
-    inner = (inner - centre) * unit
-    ulp = (outer * unit - centre * unit - inner) / (width - 1).clamp_min(1)
-    middle = inner + ulp * (width - 1) / 2
-    certified = ~(uncertified.index_select(0, owner) | (away == blocks.number - 1))
+def _runs(intervals: Intervals, blocks: _Blocks, absolute: bool) -> CellRuns:
+    """Where the cells lie. An interval's floats are in one half octave: s is linear in the bits.
+
+    A run goes on from block to block while its cells stay alike.
+    """
+    mine, number = blocks.of_interval, blocks.number  # the block in which each interval starts
+    low = intervals.start & 0xFFFF
+    cell = blocks.first[mine] + (low >> blocks.shift[mine])
+    alone = torch.zeros_like(blocks.first, dtype=torch.bool)  # blocks that do not go on with a run
+    alone[1:] = blocks.shift.diff() != 0
+    if absolute:
+        alone |= blocks.shift < 16
+    alone[mine[low == 0]] = True
+    alone[number - 1 :: number] = True
+    home = torch.cat([alone.nonzero()[:, 0], mine[low > 0]])
+    first = torch.cat([blocks.first[alone], cell[low > 0]])
+    first, order = first.sort()
+    home = home[order]
+    shift, away = blocks.shift[home], home % number
+    total = blocks.first[-1:] + 1  # the last block has one cell
+    cells = torch.cat([first, total]).diff()
+    owner = torch.searchsorted(cell, first, right=True) - 1
+    start, width, sign = (
+        each[owner] for each in (intervals.start, intervals.width, intervals.sign)
+    )
+    tiny, beyond = away == 0, away == number - 1
+    ulp = (2.0 * sign.double() / (width - 1)).masked_fill_(tiny | beyond, 0.0)
+    begin, floats = (first - blocks.first[home]) << shift, 1 << shift  # in the block
+    magnitude = ((away + blocks.low - 1) << 16) + begin
+    inner = (ulp * (magnitude - start) - sign).masked_fill_(beyond, 0.0)
+    stride = ulp * floats
+    middle = inner + ulp * (floats - 1) / 2
     if absolute:
         inner = inner - ulp * begin
-    return CellGeometry(owner, inner, ulp, middle, inner, certified)
+    slide = torch.where(shift < 16, 0.0, stride) if absolute else stride
+    return CellRuns(
+        cells=cells,
+        owner=owner,
+        middle=middle,
+        stride=stride,
+        inner=inner,
+        slide=slide,
+        back=inner - middle,
+        drift=slide - stride,
+        ulp=ulp,
+        certified=~(intervals.rest.isinf()[owner] | beyond),
+    )
 
 
-def _errors(
-    intervals: Intervals, needed: Refinement, shift: Tensor, coarse: Tensor | None
-) -> CellErrors:
-    """The certified errors; `coarse` is the rounding of numbers that count from the block."""
-    part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
+def _errors(intervals: Intervals, tolerance: float, layout: Layout) -> CellErrors:
+    """The certified errors of the cells."""
+    needed = refinement_for(intervals, tolerance)
+    part = ((1 << layout.shift) - 1) / (intervals.width - 1).clamp_min(1)
     rest = intervals.rest / math.factorial(ORDER + 1)
-    line = needed.line * part**2 + (needed.rounding * part if coarse is None else coarse)
+    rounding = _coarse(intervals, needed) if layout.absolute else needed.rounding * part
+    line = needed.line * part**2 + rounding
     line = line + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
     value = (needed.third * part**3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero

@@ -28,7 +28,7 @@ class CellHistogram:
 
     def __init__(self, cells: Cells, n: int) -> None:
         self.cells, self.pending = cells, 0
-        total, device = len(cells.certified), cells.device
+        total, device = cells.total, cells.device
         n = min(n, chunk_on(device))
         self.scratch, self.wide = torch.empty(2, n, dtype=torch.int64, device=device)
         self.half = 1 << (cells.address.bits - 1)
@@ -81,16 +81,19 @@ class CellHistogram:
 
         The points in s, their masses, and the interval of each pair.
         """
-        geometry = self.cells.geometry
+        runs = self.cells.runs
         used = (self.count * self.cells.certified).nonzero()[:, 0]
         raw = self.count, self.first, self.second
         count, first, second = (each.index_select(0, used).cpu().double() for each in raw)
         used = used.cpu()
         first /= count
         spread = (second / count - (first - self.half) ** 2).clamp_min_(0.0).sqrt_()
-        spread *= geometry.ulp[used]
-        s = geometry.inner[used] + geometry.ulp[used] * first
-        return torch.cat([s - spread, s + spread]), (count / 2).repeat(2), geometry.owner[used]
+        index, run = (each.index_select(0, used) for each in self.cells.place)
+        ulp = runs.ulp.index_select(0, run)
+        spread *= ulp
+        s = index * runs.slide.index_select(0, run) + runs.inner.index_select(0, run)
+        s.addcmul_(ulp, first)
+        return torch.cat([s - spread, s + spread]), (count / 2).repeat(2), runs.owner[run]
 
     def _moments(self, powers: Tensor, used: Tensor) -> Tensor:
         """The moments (3, k) from the sums of s^n / q in the used intervals.

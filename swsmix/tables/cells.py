@@ -10,10 +10,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables import taylor as polynomials
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch, chunk_on
-from swsmix.tables.taylor import ORDER, Intervals
+from swsmix.tables.taylor import ORDER, Intervals, ranges
 
 Slopes = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights -> f' and a
 
@@ -71,15 +72,23 @@ class Address(Protocol):
         ...
 
 
-class CellGeometry(NamedTuple):
-    """Where the cells lie in their intervals, in s = (w - centre) / radius; each (cells,)."""
+class CellRuns(NamedTuple):
+    """Runs of cells of one size in one interval, in s = (w - centre) / radius; each (runs,).
 
+    The middle of the i-th cell of a run is at middle + i * stride, its number 0 at inner +
+    i * slide. From its middle to its coordinate 0 it is back + i * drift.
+    """
+
+    cells: Tensor  # how many cells
     owner: Tensor  # the interval
-    inner: Tensor  # s of number 0
+    middle: Tensor
+    stride: Tensor
+    inner: Tensor
+    slide: Tensor
+    back: Tensor
+    drift: Tensor
     ulp: Tensor  # s from one number to the next
-    middle: Tensor  # s of the cell's middle
-    origin: Tensor  # s of coordinate 0
-    certified: Tensor  # whether the line is within the bounds; other weights are evaluated exactly
+    certified: Tensor  # whether the lines are within the bounds; else weights are evaluated exactly
 
 
 class CellErrors(NamedTuple):
@@ -99,8 +108,8 @@ class Cells:
         mixture: the mixture.
         intervals: its intervals.
         address: the way from a weight to its cell.
-        geometry: where the cells lie.
-        errors: what is certified about them.
+        runs: where the cells lie, in their order.
+        errors: says what is certified about them.
         device: where the weights are.
     """
 
@@ -109,30 +118,43 @@ class Cells:
         mixture: ExactMixture,
         intervals: Intervals,
         address: Address,
-        geometry: CellGeometry,
-        errors: CellErrors,
+        runs: CellRuns,
+        errors: Callable[[], CellErrors],
         device: torch.device,
     ) -> None:
         self.mixture, self.intervals, self.address = mixture, intervals, address
-        self.geometry, self.device = geometry, device
-        self.certified = geometry.certified.to(device)
-        self._errors = (
-            torch.stack([errors.line + 2.0**-22, errors.value + mixture.rounding]),
-            errors.part,
-        )
+        self.runs, self.device, self._errors = runs, device, errors
+        self.total = int(runs.cells.sum())
         order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self._gradient = self._lines(intervals.taylor[1:] * order / intervals.radius)
-        self.lines = torch.stack(self._gradient, 1).to(device)
+        self.lines = self._gradient.to(device)
 
-    def _lines(self, taylor: Tensor) -> tuple[Tensor, Tensor]:
-        """Level and step of the polynomials' tangents at the middle of each cell."""
-        at, s = self.geometry, self.geometry.middle
+    @functools.cached_property
+    def place(self) -> tuple[Tensor, Tensor]:
+        """Each cell's number in its run, and the run; on the CPU."""
+        return ranges(self.runs.cells)
+
+    @functools.cached_property
+    def certified(self) -> Tensor:
+        """Whether a line is certified for each cell (cells,)."""
+        return self.runs.certified.repeat_interleave(self.runs.cells).to(self.device)
+
+    def _lines(self, taylor: Tensor) -> Tensor:
+        """Level and step of the polynomials' tangents at the middle of each cell (cells, 2)."""
+        if compiled := backends.numba_cut():
+            found: Tensor = compiled.lines(taylor, self.runs, self.total)
+            return found
+        runs, (index, run) = self.runs, self.place
+        s = (index * runs.stride.index_select(0, run)).add_(runs.middle.index_select(0, run))
         level, slope = torch.zeros_like(s), torch.zeros_like(s)
-        for row in taylor.flip(0):
-            slope = torch.addcmul(level, slope, s)
-            level = torch.addcmul(row.index_select(0, at.owner), level, s)
-        level = (level + slope * (at.origin - s)).masked_fill_(~at.certified, math.nan)
-        return level.float(), (slope * at.ulp).float()
+        for row in taylor.index_select(1, runs.owner).flip(0):
+            slope.mul_(s).add_(level)
+            level.mul_(s).add_(row.index_select(0, run))
+        back = (index * runs.drift.index_select(0, run)).add_(
+            runs.back.masked_fill(~runs.certified, math.nan).index_select(0, run)
+        )
+        level.addcmul_(slope, back)
+        return torch.stack([level.float(), slope.mul_(runs.ulp.index_select(0, run)).float()], 1)
 
     @functools.cached_property
     def _curvature(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,13 +163,12 @@ class Cells:
     @functools.cached_property
     def both_lines(self) -> Tensor:
         """Level and step of f', then of a (cells, 4)."""
-        curvature = self._lines(self._curvature[0])
-        return torch.stack([*self._gradient, *curvature], 1).to(self.device)
+        return torch.cat([self._gradient, self._lines(self._curvature[0])], 1).to(self.device)
 
     @functools.cached_property
     def error(self) -> ErrorBounds:
         """The worst bounds over the certified intervals."""
-        (errors, part), (taylor, rest, low) = self._errors, self._curvature
+        (line, value, part), (taylor, rest, low) = self._errors(), self._curvature
         certified = ~self.intervals.rest.isinf()
         n = torch.arange(2, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         bent = (n * (n - 1) * 1.5 ** (n - 2) * taylor[2:].abs()).sum(0)
@@ -155,7 +176,8 @@ class Cells:
         miss = bent * part**2 / 2 + rest / math.factorial(ORDER + 1)
         slope = taylor[1].abs() + bent
         curvature = (miss + slope * part * 2.0 ** (1 - self.address.bits)) / low + 2.0**-20
-        return ErrorBounds(*torch.cat([errors, curvature[None]])[:, certified].amax(1).tolist())
+        bounds = torch.stack([line + 2.0**-22, value + self.mixture.rounding, curvature])
+        return ErrorBounds(*bounds[:, certified].amax(1).tolist())
 
     def slopes(
         self, w: Tensor, place: tuple[Tensor, Tensor, Tensor], scratch: Scratch, uncertified: Slopes

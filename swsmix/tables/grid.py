@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from swsmix.tables.cells import CellErrors, CellGeometry, Cells, Refinement, refinement_for
+from swsmix.tables.cells import CellErrors, CellRuns, Cells, Refinement, refinement_for
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch
 from swsmix.tables.taylor import ORDER, Ends, Intervals, split
@@ -90,29 +90,37 @@ def grid_cells(mixture: ExactMixture, tolerance: float, device: torch.device) ->
         mixture,
         intervals,
         address,
-        _geometry(intervals, address, level, unit * 2**level),
-        _errors(intervals, needed, part, (swing, pull), address, coarse.max()),
+        _runs(intervals, address, level, unit * 2**level),
+        lambda: _errors(intervals, needed, part, (swing, pull), address, coarse.max()),
         device,
     )
 
 
-def _geometry(intervals: Intervals, address: GridAddress, level: int, width: float) -> CellGeometry:
-    """Where the cells, each of a width, lie in their intervals."""
-    cells = 2 * address.half
-    left = torch.arange(cells, dtype=torch.float64, device="cpu") * width - address.half * width
-    owner = torch.zeros(cells, dtype=torch.int64, device="cpu")
-    owner[(intervals.start - 1) >> level] = 1
-    owner = owner.cumsum(0) - 1
-    radius, centre = (each.index_select(0, owner) for each in (intervals.radius, intervals.centre))
-    inner, width_s = (left - centre) / radius, width / radius
-    certified = torch.ones_like(owner, dtype=torch.bool)
-    certified[0] = certified[-1] = False
-    return CellGeometry(
+def _runs(intervals: Intervals, address: GridAddress, level: int, width: float) -> CellRuns:
+    """Where the cells, each of a width, lie: the first and the last one are runs of their own."""
+    total = 2 * address.half
+    first = (intervals.start - 1) >> level
+    owner = torch.arange(len(first), dtype=torch.int64, device="cpu")
+    # The ends come first: where an interval is a single cell, they are left with no cells.
+    first = torch.cat([first.new_tensor([1, total - 1]), first])
+    owner = torch.cat([owner[:1], owner[-1:], owner])
+    first, order = first.sort(stable=True)
+    cells = torch.cat([first, first.new_tensor([total])]).diff()
+    used = cells > 0
+    first, owner, cells = first[used], owner[order][used], cells[used]
+    radius, centre = intervals.radius[owner], intervals.centre[owner]
+    inner, stride = (first.double() * width - address.half * width - centre) / radius, width / radius
+    certified = (first > 0) & (first < total - 1)
+    return CellRuns(
+        cells=cells,
         owner=owner,
+        middle=inner + stride / 2,
+        stride=stride,
         inner=inner,
-        ulp=width_s * 2.0**-address.bits,
-        middle=inner + width_s / 2,
-        origin=-centre / radius if address.absolute else inner,
+        slide=stride,
+        back=-centre / radius - inner - stride / 2 if address.absolute else -stride / 2,
+        drift=-stride if address.absolute else torch.zeros_like(stride),
+        ulp=stride * 2.0**-address.bits,
         certified=certified,
     )
 

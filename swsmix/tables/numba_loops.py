@@ -21,6 +21,7 @@ from swsmix.tables.grid import GridAddress
 
 
 def compiled(function: Any) -> Any:
+    """The function, compiled and kept on disk."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -30,6 +31,7 @@ def compiled(function: Any) -> Any:
 
 
 def inlined(function: Any) -> Any:
+    """The function, compiled into those that call it."""
     return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
 
 
