@@ -18,7 +18,6 @@ from swsmix.tables.taylor import ORDER, Intervals
 
 _THIRD = np.array([n * (n - 1) * (n - 2) * 1.5 ** (n - 3) for n in range(3, ORDER + 1)])
 _REST = 1.0 / math.factorial(ORDER - 2)
-_NONE = 17  # no interval starts in the block
 
 
 def lines(taylor: Tensor, runs: CellRuns, total: int) -> Tensor:
@@ -77,12 +76,29 @@ def _log2_above(x):
     return power if part > 0.5 else power - 1
 
 
+@inlined
+def _add_run(used, cells, i, shift, start, width, sign, origin, first, runs, where):
+    """Note a run whose first cell begins with the bits `first`; numbers count from an origin."""
+    ulp = 2.0 * sign / (width - 1)
+    stride = ulp * (np.int64(1) << shift)
+    inner = ulp * (first - start) - sign
+    middle = inner + ulp * ((np.int64(1) << shift) - 1) / 2
+    slide = stride
+    if origin >= 0:
+        inner -= ulp * (first - origin)
+        slide = stride if shift == 16 else 0.0
+    runs[0, used], runs[1, used] = cells, i
+    places = middle, stride, inner, slide, inner - middle, slide - stride, ulp
+    for n in range(7):
+        where[n, used] = places[n]
+    return used + 1
+
+
 @compiled
 def _layout(names, bounds, taylor, rest, tolerance):
     start, width, sign = names[0], names[1], names[2]
     num = start.shape[0]
     shift, coarse = np.empty(num, np.int64), 0.0
-    low, top = np.int64(1) << 40, np.int64(0)
     for i in range(num):
         slack = bounds[0, i] * bounds[1, i]
         rounding = bounds[2, i] / slack * 2.0**-22
@@ -91,11 +107,9 @@ def _layout(names, bounds, taylor, rest, tolerance):
             third += _THIRD[n] * abs(taylor[n, i])
         share = max(math.sqrt(third / (2 * slack) * (1.5 / tolerance)), rounding * (8 / tolerance))
         if start[i] > 0:
-            low = min(low, start[i] >> 16)
             block_rounding = rounding * 65536.0 / width[i]
             if block_rounding > coarse:  # a NaN is not
                 coarse = block_rounding
-        top = max(top, (start[i] + width[i]) >> 16)
         floats = 0
         while (width[i] >> (floats + 1)) > 0:
             floats += 1
@@ -105,63 +119,44 @@ def _layout(names, bounds, taylor, rest, tolerance):
             shift[i] = 6
         shift[i] = min(shift[i], 16)
     absolute = coarse <= tolerance / 8
-    # The blocks, each with the smallest shift of its intervals.
-    number = top - low + 2
-    shifts, first = np.full(2 * number, _NONE), np.empty(2 * number, np.int64)
+    room = 4
     for i in range(num):
-        block = (start[i] >> 16) - low + 1 if start[i] > 0 else 0
-        block += number if sign[i] > 0 else 0
-        shifts[block] = min(shifts[block], shift[i])
-    cells = 0
-    for b in range(2 * number):
-        if shifts[b] == _NONE and b > 0:
-            shifts[b] = shifts[b - 1]
-        if (b + 1) % number == 0:
-            shifts[b] = 16
-        first[b] = cells
-        cells += 1 << (16 - shifts[b])
-    room = 2 * number + num
-    runs, where = np.empty((2, room), np.int64), np.empty((7, room))
-    certified = np.empty(room, np.bool_)
-    if first[-1] > MAX_CELLS:
-        return absolute, shift, np.empty(0, np.int32), runs, where, certified
-    table = np.empty(1 << 16, np.int32)
-    for b in range(2 * number):
-        at = (b % number + low - 1) + (32768 if b >= number else 0)
-        table[at] = (first[b] << 5) | shifts[b]
-    for b in range(0, 2 * number, number):
-        side = 32768 if b else 0
-        table[side : side + low] = (first[b] << 5) | shifts[b]
-        table[side + low + number - 2 : side + 32768] = (first[b + number - 1] << 5) | 16
-    used, i = 0, -1  # the runs, and the interval of the latest
-    for b in range(2 * number):
-        away, floats = b % number, np.int64(1) << shifts[b]
-        begin, beyond = np.int64(0), b % number == number - 1
-        bits = (away + low - 1) << 16
-        alike = b > 0 and shifts[b] == shifts[b - 1] and (shifts[b] == 16 or not absolute)
-        while begin < 65536:
-            starts = away == 0 or not beyond and i + 1 < num and start[i + 1] == bits + begin
-            i += starts
-            end = np.int64(65536)
-            if away > 0 and not beyond and i + 1 < num and sign[i + 1] == sign[i]:
-                end = min(end, start[i + 1] - bits)
-            cells = (end - begin) >> shifts[b]
-            if begin == 0 and alike and not (starts or beyond):
-                runs[0, used - 1] += cells
-                begin = end
-                continue
-            runs[0, used], runs[1, used] = cells, i
-            certified[used] = rest[i] < np.inf and not beyond
-            ulp = 0.0 if away == 0 or beyond else 2.0 * sign[i] / (width[i] - 1)
-            inner = 0.0 if beyond else ulp * (bits + begin - start[i]) - sign[i]
-            middle, stride = inner + ulp * (floats - 1) / 2, ulp * floats
-            slide = stride
-            if absolute:
-                inner -= ulp * begin
-                slide = stride if shifts[b] == 16 else 0.0
-            where[0, used], where[1, used], where[2, used] = middle, stride, inner
-            where[3, used], where[4, used], where[5, used] = slide, inner - middle, slide - stride
-            where[6, used] = ulp
-            used += 1
-            begin = end
+        room += max(width[i] >> 16, 1) if absolute and shift[i] < 16 else 1
+    runs, where = np.zeros((2, room), np.int64), np.zeros((7, room))
+    certified, table = np.zeros(room, np.bool_), np.empty(1 << 16, np.int32)
+    used = i = cell = 0
+    for side in range(0, 65536, 32768):
+        # The floats below the intervals: all of them count as zero.
+        runs[0, used], runs[1, used], certified[used] = 1 << (16 - shift[i]), i, rest[i] < np.inf
+        where[0, used] = where[2, used] = -sign[i]
+        table[side : side + (width[i] >> 16)] = (cell << 5) | shift[i]
+        cell += runs[0, used]
+        used, i = used + 1, i + 1
+        while i < num and sign[i] == sign[i - 1]:
+            blocks, end = width[i] >> 16, i + 1
+            size = shift[i]
+            while width[i] < 65536 and end < num and start[end] >> 16 == start[i] >> 16:
+                size = min(size, shift[end])  # of the intervals in a block
+                end += 1
+            number = np.int64(1) << (16 - size)
+            for b in range(max(blocks, 1)):
+                table[side + (start[i] >> 16) + b] = ((cell + b * number) << 5) | size
+            cell += max(blocks, 1) * number
+            pieces = blocks if blocks > 1 and absolute and size < 16 else 1
+            for j in range(i, end):
+                for b in range(pieces):
+                    first = start[j] + (b << 16)
+                    origin = first & ~0xFFFF if absolute else np.int64(-1)
+                    certified[used] = rest[j] < np.inf
+                    used = _add_run(
+                        used, (width[j] >> size) // pieces, j, size, start[j], width[j], sign[j],
+                        origin, first, runs, where,
+                    )  # fmt: skip
+            i = end
+        # The floats beyond.
+        runs[0, used], runs[1, used] = 1, i - 1
+        table[side + ((start[i - 1] + width[i - 1]) >> 16) : side + 32768] = (cell << 5) | 16
+        cell, used = cell + 1, used + 1
+    if cell - 1 > MAX_CELLS:
+        table = table[:0]
     return absolute, shift, table, runs[:, :used], where[:, :used], certified[:used]

@@ -20,14 +20,14 @@ from swsmix.tables.cells import Cells
 from swsmix.tables.grid import GridAddress
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: Any, fast: bool | set[str] = False) -> Any:
     """The function, compiled and kept on disk."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fast)(function)
     except RuntimeError:  # no folder that can be written keeps what is compiled
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
 
 
 def inlined(function: Any) -> Any:
