@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from swsmix.tables.cells import Cells
 from swsmix.tables.scratch import chunk_on
-from swsmix.tables.taylor import ORDER
+from swsmix.tables.taylor import FACTORIALS, ORDER, exponential_derivatives
 
 # 2^22 numbers, each below 2^16, sum to less than 2^38: their count fits above that, in one int64.
 PACKED, COUNT = 1 << 22, 38
@@ -103,20 +101,22 @@ class CellHistogram:
         """
         intervals, mixture = self.cells.intervals, self.cells.mixture
         moments = powers.new_zeros(3, len(mixture.mean))
-        for part, p in mixture.chunks(intervals.centre[used]):
-            r, gamma = intervals.radius[used][part, None], p.log_gamma.exp()
-            gone = gamma < 1e-100
-            bends = mixture.bends(intervals.centre[used][part], p)
-            x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
-            sums = [torch.zeros_like(x) for _ in range(3)]
-            before, now = torch.zeros_like(x), torch.ones_like(x)
-            for n in range(ORDER + 1):
-                for m in range(3):
-                    sums[m].addcmul_(now, powers[n + m, part, None], value=1 / math.factorial(n))
-                before, now = now, -torch.addcmul(x * now, y, before, value=n)
-            offset = intervals.centre[used][part, None] - mixture.mean
-            zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
-            moments[0] += (gamma * zeroth).sum(0)
-            moments[1] += (gamma * (offset * zeroth + first)).sum(0)
-            moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
+        centres, radii = intervals.centre[used], intervals.radius[used]
+        for first in range(0, len(used), mixture.rows):
+            part = slice(first, first + mixture.rows)
+            centre, r, power = centres[part], radii[part], powers[:, part]
+            p = mixture.around(centre)
+            x, y, gamma = p.slope.mul_(-r), p.bend.mul_(-r * r), p.gamma
+            if bool((gone := gamma < 1e-100).any()):
+                x, y = x.masked_fill_(gone, 0.0), y.masked_fill_(gone, 0.0)
+            h = exponential_derivatives(x, y, gamma)[: ORDER + 1]
+            h /= FACTORIALS[:-1, None, None]
+            # sums[m] = sum_n h_n / n! * sum_i s_i^(n + m) / q
+            zeroth, first_, second = (
+                (h * power[m : m + ORDER + 1, None]).sum(0) * r**m for m in range(3)
+            )
+            offset = centre - mixture.mean[:, None]
+            moments[0] += zeroth.sum(1)
+            moments[1] += (offset * zeroth + first_).sum(1)
+            moments[2] += (offset * (offset * zeroth + 2 * first_) + second).sum(1)
         return moments
