@@ -86,18 +86,16 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     They start as one interval around zero and half octaves up to 8 times the mixture's reach.
     None if there are too many.
     """
-    alive = mixture.mixing > 0
-    std, far = mixture.std[alive].min().item(), mixture.mean[alive].abs().max().item()
-    reach = far + 16 * mixture.std[alive].max().item()
+    std, widest, far = mixture.extent
+    reach = far + 16 * widest
     # f'' is at most (far / std^2)^2 in the middle of two components: f' is constant below 2^zero.
     zero = math.frexp(std * (std / max(far, std)) ** 2)[1] + 126 - 21
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
-    halves = [0, *range(2 * zero, 2 * top + 1)]
-    edges = torch.tensor(halves, dtype=torch.int64, device="cpu") << 22
-    start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
-    sign = torch.ones_like(start)
-    sign[: len(sign) // 2] = -1
+    halves = 2 * (top - zero) + 1  # intervals of each sign
+    start = torch.arange(2 * zero - 1, 2 * top, dtype=torch.int64, device="cpu").repeat(2) << 22
+    width, sign = torch.full_like(start, 1 << 22), torch.ones_like(start)
+    start[::halves], width[::halves], sign[:halves] = 0, zero << 23, -1
     return split(mixture, tolerance, start, width, sign, ends=Ends(), smallest=_SMALLEST)
 
 

@@ -133,6 +133,14 @@ class ExactMixture:
         return torch.stack([self.level, self.mean, self.std], 1).reshape(-1)
 
     @functools.cached_property
+    def extent(self) -> tuple[float, float, float]:
+        """The smallest and largest std, and the largest |mu|, of the live components."""
+        parts = zip(*(each.tolist() for each in (self.mixing, self.mean, self.std)), strict=True)
+        live = [(std, abs(mean)) for mixing, mean, std in parts if mixing > 0]
+        stds, means = zip(*live, strict=True)
+        return min(stds), max(stds), max(means)
+
+    @functools.cached_property
     def levels(self) -> float:
         """L: how large the logarithms of live components are."""
         live = self.mixing > 0

@@ -56,9 +56,8 @@ def grid_cells(mixture: ExactMixture, tolerance: float, device: torch.device) ->
     Returns:
         The cells, or None if 65,536 of them are too few.
     """
-    alive = mixture.mixing > 0
-    std, far = mixture.std[alive].min().item(), mixture.mean[alive].abs().max().item()
-    half = 2.0 ** math.frexp(far + 16 * mixture.std[alive].max().item())[1]
+    std, widest, far = mixture.extent
+    half = 2.0 ** math.frexp(far + 16 * widest)[1]
     if not 0 < half / std < 2**9 or not 1e-30 < half < 1e30:
         return None  # a straight piece takes about 0.01 std
     unit = half * 2.0 ** (1 - _UNITS)
@@ -109,7 +108,10 @@ def _runs(intervals: Intervals, address: GridAddress, level: int, width: float) 
     used = cells > 0
     first, owner, cells = first[used], owner[order][used], cells[used]
     radius, centre = intervals.radius[owner], intervals.centre[owner]
-    inner, stride = (first.double() * width - address.half * width - centre) / radius, width / radius
+    inner, stride = (
+        (first.double() * width - address.half * width - centre) / radius,
+        width / radius,
+    )
     certified = (first > 0) & (first < total - 1)
     return CellRuns(
         cells=cells,

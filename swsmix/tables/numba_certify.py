@@ -22,6 +22,7 @@ from swsmix.tables.numba_loops import inlined
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Ends, Intervals
 
 _TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
+assert _TOP == 8, "`_derivatives` writes them out"
 _FACTORIALS = np.array([float(math.factorial(n)) for n in range(_TOP)])
 _SHARES = 1 / _FACTORIALS
 _WAYS = np.array([[float(math.comb(n, k)) for k in range(_TOP)] for n in range(_TOP)])
@@ -31,6 +32,12 @@ _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12, _E13 = (
 )
 _LOG_2 = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # log 2 = their sum
 _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
+# Rows, of the mixture's parameters, of `work` (a number per component) and of the sums: views of
+# them would be counted, which takes as long as the arithmetic.
+_LEVEL, _MEAN, _STD, _PRECISION, _INVERSE = range(5)
+_Z, _ODDS, _SLOPE, _GAMMA, _X, _Y, _MOST, _NOISE = range(8)
+_Q, _BOUND, _LOG, _LOG_BOUND = range(4)
+_A, _A_BOUND = 2, 3
 _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
 
 
@@ -74,30 +81,34 @@ def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
 
 
 @inlined
-def _beyond(w, j, r, z, mixture):
+def _beyond(w, j, r, work, mixture):
     """log pi_j N_j relative to the component r, far out; see `_log_odds`."""
-    one = (w - mixture[1, r]) * ((mixture[2, r] - mixture[2, j]) / mixture[2, r]) / mixture[2, j]
-    other = (mixture[1, r] - mixture[1, j]) / mixture[2, j]
-    gap = z[j] - z[r]
-    if abs(one) + abs(other) <= abs(z[j]) + abs(z[r]):
+    one = (
+        (w - mixture[_MEAN, r])
+        * ((mixture[_STD, r] - mixture[_STD, j]) / mixture[_STD, r])
+        / mixture[_STD, j]
+    )
+    other = (mixture[_MEAN, r] - mixture[_MEAN, j]) / mixture[_STD, j]
+    gap = work[_Z, j] - work[_Z, r]
+    if abs(one) + abs(other) <= abs(work[_Z, j]) + abs(work[_Z, r]):
         gap = one + other
-    return mixture[0, j] - max(0.5 * gap * (z[j] + z[r]), -1e300)
+    return mixture[_LEVEL, j] - max(0.5 * gap * (work[_Z, j] + work[_Z, r]), -1e300)
 
 
 @_compiled
-def _compare_far(w, z, odds, mixture):
+def _compare_far(w, work, mixture):
     """The odds far out, where the squares of z lose their differences; see `_log_odds`."""
     r, closest = 0, np.inf
-    for j in range(z.shape[0]):
-        if mixture[0, j] > -np.inf and abs(z[j]) < closest:
-            r, closest = j, abs(z[j])
+    for j in range(work.shape[1]):
+        if mixture[_LEVEL, j] > -np.inf and abs(work[_Z, j]) < closest:
+            r, closest = j, abs(work[_Z, j])
     best, top = r, -np.inf
-    for j in range(z.shape[0]):
-        odd = _beyond(w, j, r, z, mixture)
+    for j in range(work.shape[1]):
+        odd = _beyond(w, j, r, work, mixture)
         if odd > top:
             best, top = j, odd
-    for j in range(z.shape[0]):
-        odds[j] = _beyond(w, j, best, z, mixture)
+    for j in range(work.shape[1]):
+        work[_ODDS, j] = _beyond(w, j, best, work, mixture)
 
 
 @inlined
@@ -113,46 +124,46 @@ def _exp(x):
 
 
 @_summed
-def _sum(numbers):
+def _total_gamma(work):
     total = 0.0
-    for j in range(numbers.shape[0]):
-        total += numbers[j]
+    for j in range(work.shape[1]):
+        total += work[_GAMMA, j]
     return total
 
 
 @_summed
-def _means(gamma, z, inverse, precision, slope):
+def _means(work, mixture):
     gradient = curvature = pull = 0.0
-    for j in range(gamma.shape[0]):
-        gradient += gamma[j] * (z[j] * inverse[j])
-        curvature += gamma[j] * precision[j]
-        pull += gamma[j] * slope[j]
+    for j in range(work.shape[1]):
+        gradient += work[_GAMMA, j] * (work[_Z, j] * mixture[_INVERSE, j])
+        curvature += work[_GAMMA, j] * mixture[_PRECISION, j]
+        pull += work[_GAMMA, j] * work[_SLOPE, j]
     return gradient, curvature, pull
 
 
 @_summed
-def _swing_and_noise(x, y, most, noise, slack):
+def _swing_and_noise(work, slack):
     swing = rounding = 0.0
-    for j in range(x.shape[0]):
-        if most[j] != 0.0:
-            steep, bent = abs(x[j]), abs(y[j])
-            swing += most[j] * bent * (steep + bent + slack)
-            rounding += most[j] * (steep + bent) * noise[j]
+    for j in range(work.shape[1]):
+        if work[_MOST, j] != 0.0:
+            steep, bent = abs(work[_X, j]), abs(work[_Y, j])
+            swing += work[_MOST, j] * bent * (steep + bent + slack)
+            rounding += work[_MOST, j] * (steep + bent) * work[_NOISE, j]
     return swing, rounding
 
 
 @_summed
-def _largest(numbers):
-    most = numbers[0]
-    for j in range(numbers.shape[0]):
-        most = max(most, numbers[j])
-    return most
+def _largest(work):
+    top = work[_ODDS, 0]
+    for j in range(work.shape[1]):
+        top = max(top, work[_ODDS, j])
+    return top
 
 
 @inlined
-def _find(numbers, wanted):
+def _find(work, top):
     j = 0
-    while numbers[j] < wanted:
+    while work[_ODDS, j] < top:
         j += 1
     return j
 
@@ -163,67 +174,89 @@ def _expand(w, radius, mixture, levels, work):
 
     gamma, its slope and bend in units of the radius, the bound on gamma, and log gamma's rounding.
     """
-    level, mean, std = mixture[0], mixture[1], mixture[2]
-    precision, inverse = mixture[3], mixture[4]
-    z, odds, slope, gamma = work[0], work[1], work[2], work[3]
-    x, y, most, noise = work[4], work[5], work[6], work[7]
-    num = z.shape[0]
+    num = work.shape[1]
     for j in range(num):
-        z[j] = (w - mean[j]) / std[j]
-        odds[j] = level[j] - 0.5 * z[j] * z[j]
-    top = _largest(odds)
+        work[_Z, j] = (w - mixture[_MEAN, j]) / mixture[_STD, j]
+        work[_ODDS, j] = mixture[_LEVEL, j] - 0.5 * work[_Z, j] * work[_Z, j]
+    top = _largest(work)
     if top < FAR:
-        _compare_far(w, z, odds, mixture)
-        top = _largest(odds)
-    near = _find(odds, top)
+        _compare_far(w, work, mixture)
+        top = _largest(work)
+    near = _find(work, top)
     for j in range(num):
-        odds[j] -= top
-        gamma[j] = _exp(odds[j])
-    total = _sum(gamma)
+        work[_ODDS, j] -= top
+        work[_GAMMA, j] = _exp(work[_ODDS, j])
+    total = _total_gamma(work)
     log_total = math.log(total)
-    value = 0.5 * z[near] * z[near] - level[near] + LOG_SQRT_2PI - log_total
+    value = 0.5 * work[_Z, near] * work[_Z, near] - mixture[_LEVEL, near] + LOG_SQRT_2PI - log_total
     # Each component's own f' as a difference to the nearest one's, and in parts that do not cancel
     # far out; the smaller is exact.
-    mean_r, std_r, z_r, inverse_r = mean[near], std[near], z[near], inverse[near]
+    mean_r, std_r, z_r, inverse_r = (
+        mixture[_MEAN, near],
+        mixture[_STD, near],
+        work[_Z, near],
+        mixture[_INVERSE, near],
+    )
     offset, pull_r = w - mean_r, z_r * inverse_r
     for j in range(num):
-        one = offset * ((std_r - std[j]) * inverse[j] * inverse_r) * (inverse[j] + inverse_r)
-        other = (mean_r - mean[j]) * inverse[j] * inverse[j]
-        mine = z[j] * inverse[j]
+        one = (
+            offset
+            * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
+            * (mixture[_INVERSE, j] + inverse_r)
+        )
+        other = (mean_r - mixture[_MEAN, j]) * mixture[_INVERSE, j] * mixture[_INVERSE, j]
+        mine = work[_Z, j] * mixture[_INVERSE, j]
         parts, whole = abs(one) + abs(other), abs(mine) + abs(pull_r)
-        slope[j] = one + other if parts < whole else mine - pull_r
+        work[_SLOPE, j] = one + other if parts < whole else mine - pull_r
     for j in range(num):
-        gamma[j] /= total
-    gradient, curvature, pull = _means(gamma, z, inverse, precision, slope)
+        work[_GAMMA, j] /= total
+    gradient, curvature, pull = _means(work, mixture)
     for j in range(num):
-        x[j] = (slope[j] - pull) * radius
+        work[_X, j] = (work[_SLOPE, j] - pull) * radius
     for j in range(num):
-        y[j] = (precision[j] - curvature) * radius * radius
+        work[_Y, j] = (mixture[_PRECISION, j] - curvature) * radius * radius
     for j in range(num):
-        steep = abs(x[j])
-        t = min((steep + 1e-300) / max(y[j], 1e-300), 1.0)  # where the exponent peaks
-        exponent = odds[j] - log_total + t * (steep - 0.5 * y[j] * t)
-        most[j] = _exp(min(exponent, 500.0))
+        steep = abs(work[_X, j])
+        t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
+        exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
+        work[_MOST, j] = _exp(min(exponent, 500.0))
     by_parts = value > -FAR
     for j in range(num):
-        one = offset * ((std_r - std[j]) * inverse[j] * inverse_r)
-        other = (mean_r - mean[j]) * inverse[j]
-        whole = abs(z[j]) + abs(z_r)
+        one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
+        other = (mean_r - mixture[_MEAN, j]) * mixture[_INVERSE, j]
+        whole = abs(work[_Z, j]) + abs(z_r)
         reach = min(abs(one) + abs(other), whole) * whole
-        squares = z[j] * z[j] + z_r * z_r
-        noise[j] = 2.0**-50 * (0.5 * (reach if by_parts else squares) + levels)
+        squares = work[_Z, j] * work[_Z, j] + z_r * z_r
+        work[_NOISE, j] = 2.0**-50 * (0.5 * (reach if by_parts else squares) + levels)
     return value, gradient, curvature
 
 
-@inlined
-def _add_derivatives(x, y, weight, sums):
-    """Add weight h_n to each sum, h_n the n-th derivative of exp(x t + y t^2 / 2) at 0."""
-    before, now = weight, weight * x
-    sums[0] += before
-    sums[1] += now
-    for n in range(1, ORDER + 1):
-        before, now = now, x * now + n * y * before
-        sums[n + 1] += now
+@_summed
+def _derivatives(work, row, bound, sums, out):
+    """The sums of weight h_n, h_n the n-th derivative of exp(-x t - y t^2 / 2) at 0.
+
+    For a bound, of exp((|x| + |y|) t + |y| t^2 / 2). Written out, so that the processor takes
+    several components at a time. Where weights underflow, powers may still overflow.
+    """
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    for j in range(work.shape[1]):
+        h0, u, v = work[row, j], -work[_X, j], -work[_Y, j]
+        if bound:
+            v = abs(work[_Y, j])
+            u = abs(work[_X, j]) + v
+        if h0 == 0.0:
+            u = v = 0.0
+        h1 = u * h0
+        h2 = u * h1 + v * h0
+        h3 = u * h2 + 2.0 * v * h1
+        h4 = u * h3 + 3.0 * v * h2
+        h5 = u * h4 + 4.0 * v * h3
+        h6 = u * h5 + 5.0 * v * h4
+        h7 = u * h6 + 6.0 * v * h5
+        s0, s1, s2, s3 = s0 + h0, s1 + h1, s2 + h2, s3 + h3
+        s4, s5, s6, s7 = s4 + h4, s5 + h5, s6 + h6, s7 + h7
+    sums[out, 0], sums[out, 1], sums[out, 2], sums[out, 3] = s0, s1, s2, s3
+    sums[out, 4], sums[out, 5], sums[out, 6], sums[out, 7] = s4, s5, s6, s7
 
 
 @_compiled
@@ -234,38 +267,36 @@ def _certify(mixture, levels, scale, inner, outer, sign, work, sums, out):
     """
     centre, r = sign * (inner + outer) / 2, (outer - inner) / 2
     value, gradient, curvature = _expand(centre, r, mixture, levels, work)
-    gamma, x, y, most = work[3], work[4], work[5], work[6]
-    q, bound, log, log_bound = sums[0], sums[1], sums[2], sums[3]
-    q[:] = 0.0
-    bound[:] = 0.0
-    for j in range(most.shape[0]):
-        if most[j] != 0.0:
-            bent = abs(y[j])
-            _add_derivatives(-x[j], -y[j], gamma[j], q)
-            _add_derivatives(abs(x[j]) + bent, bent, most[j], bound)
+    _derivatives(work, _GAMMA, False, sums, _Q)
+    _derivatives(work, _MOST, True, sums, _BOUND)
     # Cumulants from moments, as in `taylor.certified`: those of the bounds are negated, so that
     # all terms add up.
-    q[1], bound[1] = 0.0, bound[2]
-    log[1], log_bound[1], log[2], log_bound[2] = q[1], bound[1], q[2], bound[2]
+    sums[_Q, 1], sums[_BOUND, 1] = 0.0, sums[_BOUND, 2]
+    sums[_LOG, 1], sums[_LOG_BOUND, 1], sums[_LOG, 2], sums[_LOG_BOUND, 2] = (
+        sums[_Q, 1],
+        sums[_BOUND, 1],
+        sums[_Q, 2],
+        sums[_BOUND, 2],
+    )
     for n in range(3, _TOP):
-        exact, bounded = q[n], bound[n]
+        exact, bounded = sums[_Q, n], sums[_BOUND, n]
         for k in range(1, n):
-            exact -= _WAYS[n - 1, k - 1] * (log[k] * q[n - k])
-            bounded += _WAYS[n - 1, k - 1] * (log_bound[k] * bound[n - k])
-        log[n], log_bound[n] = exact, bounded
+            exact -= _WAYS[n - 1, k - 1] * (sums[_LOG, k] * sums[_Q, n - k])
+            bounded += _WAYS[n - 1, k - 1] * (sums[_LOG_BOUND, k] * sums[_BOUND, n - k])
+        sums[_LOG, n], sums[_LOG_BOUND, n] = exact, bounded
     bend = curvature * r * r
-    second = bend + bound[2]
-    swing, rounding = _swing_and_noise(x, y, most, work[7], bound[1])
+    second = bend + sums[_BOUND, 2]
+    swing, rounding = _swing_and_noise(work, sums[_BOUND, 1])
     floor = math.sqrt(max((bend - swing) / (r * r), scale * scale))
     floor += max(abs(gradient) - second / r, 0.0)
     size = 1.0 + max(abs(value) - abs(gradient * r) - second, 0.0)
     noise = rounding / r / floor
-    rest = log_bound[ORDER + 1]
+    rest = sums[_LOG_BOUND, ORDER + 1]
     out[0], out[1], out[2], out[3] = centre, r, bend, rest
     out[4], out[5], out[6], out[7] = second, floor, size, noise
     out[8], out[9] = value, gradient * r
     for n in range(2, ORDER + 1):
-        out[8 + n] = -log[n] * _SHARES[n]
+        out[8 + n] = -sums[_LOG, n] * _SHARES[n]
     out[10] += bend / 2
     return rest / min(r * floor / (ORDER + 1), size), noise
 
@@ -296,9 +327,7 @@ def _split(
                 outer = inner + width * unit
             else:
                 inner, outer = _float_of(start), _float_of(start + width - 1)
-            miss, noise = _certify(
-                mixture, levels, scale, inner, outer, signs[i], work, sums, out
-            )
+            miss, noise = _certify(mixture, levels, scale, inner, outer, signs[i], work, sums, out)
             excess = max(miss / slack, noise / (tolerance / 16))
             good = miss / slack <= 1 and noise / (tolerance / 16) <= 1  # a NaN is not
             if good or width <= smallest or start == 0:
@@ -336,25 +365,23 @@ def _curvature(mixture, levels, scale, centre, radius):
     for i in range(centre.shape[0]):
         r = radius[i]
         _, _, curvature = _expand(centre[i], r, mixture, levels, work)
-        gamma, x, y, most = work[3], work[4], work[5], work[6]
-        q, bound, a, a_bound = sums[0], sums[1], sums[2], sums[3]
-        sums[:] = 0.0
-        for j in range(most.shape[0]):
-            if most[j] != 0.0:
-                bent = abs(y[j])
-                steep = abs(x[j]) + bent
-                _add_derivatives(-x[j], -y[j], gamma[j], q)
-                _add_derivatives(steep, bent, most[j], bound)
-                _add_derivatives(-x[j], -y[j], gamma[j] * y[j], a)
-                _add_derivatives(steep, bent, most[j] * bent, a_bound)
-        bound[1] = bound[2]
+        _derivatives(work, _GAMMA, False, sums, _Q)
+        _derivatives(work, _MOST, True, sums, _BOUND)
+        for j in range(work.shape[1]):
+            work[_GAMMA, j] *= work[_Y, j]
+            work[_MOST, j] *= abs(work[_Y, j])
+        _derivatives(work, _GAMMA, False, sums, _A)
+        _derivatives(work, _MOST, True, sums, _A_BOUND)
+        sums[_BOUND, 1] = sums[_BOUND, 2]
         for n in range(1, _TOP):
+            a, bound = sums[_A, n], sums[_A_BOUND, n]
             for k in range(n):
-                a[n] -= _WAYS[n, k] * a[k] * q[n - k]
-                a_bound[n] += _WAYS[n, k] * a_bound[k] * bound[n - k]
+                a -= _WAYS[n, k] * (sums[_A, k] * sums[_Q, n - k])
+                bound += _WAYS[n, k] * (sums[_A_BOUND, k] * sums[_BOUND, n - k])
+            sums[_A, n], sums[_A_BOUND, n] = a, bound
         bend = curvature * r * r
         for n in range(ORDER + 1):
-            rows[n, i] = ((bend if n == 0 else 0.0) + a[n] / _FACTORIALS[n]) / (r * r)
-        rows[ORDER + 1, i] = a_bound[ORDER + 1] / (r * r)
-        rows[ORDER + 2, i] = max(bend - a_bound[1], scale * scale * r * r) / (r * r)
+            rows[n, i] = ((bend if n == 0 else 0.0) + sums[_A, n] / _FACTORIALS[n]) / (r * r)
+        rows[ORDER + 1, i] = sums[_A_BOUND, ORDER + 1] / (r * r)
+        rows[ORDER + 2, i] = max(bend - sums[_A_BOUND, 1], scale * scale * r * r) / (r * r)
     return rows

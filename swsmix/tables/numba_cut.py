@@ -55,13 +55,13 @@ def _lines(taylor, cells, owner, certified, where, out):
             continue
         middle, stride = where[0, run], where[1, run]
         back, drift, ulp = where[2, run], where[3, run], where[4, run]
-        row = taylor[owner[run]]
+        mine = owner[run]
         for i in range(cells[run]):
             s = middle + i * stride
-            level, slope = row[ORDER - 1], 0.0
+            level, slope = taylor[mine, ORDER - 1], 0.0
             for n in range(ORDER - 2, -1, -1):
                 slope = slope * s + level
-                level = level * s + row[n]
+                level = level * s + taylor[mine, n]
             out[cell, 0] = level + slope * (back + i * drift)
             out[cell, 1] = slope * ulp
             cell += 1

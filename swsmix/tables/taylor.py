@@ -174,7 +174,10 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
         return found
     rows = []
     for centre, radius, middle in zip(
-        *(each.split(mixture.rows) for each in (intervals.centre, intervals.radius, intervals.bend)),
+        *(
+            each.split(mixture.rows)
+            for each in (intervals.centre, intervals.radius, intervals.bend)
+        ),
         strict=True,
     ):
         b = _bounded(mixture.around(centre), radius)
