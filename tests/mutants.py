@@ -76,7 +76,10 @@ TESTS |= {
 }
 TESTS["training/ensemble/lbfgs.py"].append("tests/papers/test_papers_batch.py")
 TESTS |= {"tables/batch.py": ["tests/em/test_em_batches.py"]}
-_TABLES = "bits cell_histogram cells exact grid lookup numba_loops passes penalty regions taylor"
+_TABLES = (
+    "bits cell_histogram cells exact grid lookup numba_certify numba_cut numba_loops passes penalty"
+    " regions taylor"
+)
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (
     "accounting budget contexts decoder densities encoder header index mixing scans stream values"

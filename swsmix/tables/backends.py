@@ -1,10 +1,11 @@
-"""The compiled loops over the weights: which are installed, and which fit given tensors."""
+"""The compiled loops: which are installed, and which fit given tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import functools
+import importlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -60,20 +61,17 @@ def numba_for(*tensors: Tensor) -> Any | None:
 
 def numba_certify() -> Any | None:
     """Numba's certification (`numba_certify`), unless it is not installed or switched off."""
-    if not numba_for():
-        return None
-    from swsmix.tables import numba_certify
-
-    return numba_certify
+    return _module("numba_certify") if numba_for() else None
 
 
 def numba_cut() -> Any | None:
     """Numba's loops over cells (`numba_cut`), unless numba is not installed or switched off."""
-    if not numba_for():
-        return None
-    from swsmix.tables import numba_cut
+    return _module("numba_cut") if numba_for() else None
 
-    return numba_cut
+
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(f"swsmix.tables.{name}")
 
 
 def triton_for(*tensors: Tensor) -> Any | None:

@@ -147,10 +147,12 @@ class _Blocks(NamedTuple):
 
     def packed(self) -> Tensor:
         """The entries first << 5 | shift of all 65,536 upper halves."""
-        magnitude = torch.arange(1 << 15, dtype=torch.int64, device="cpu") - (self.low - 1)
-        magnitude = magnitude.clamp(0, self.number - 1)
         entries = ((self.first << 5) | self.shift).int()
-        return torch.cat([entries[magnitude], entries[magnitude + self.number]])
+        beyond = (1 << 15) - (self.low + self.number - 2)  # upper halves
+        sides = []
+        for side in entries.split(self.number):
+            sides += [side[:1].expand(self.low), side[1:-1], side[-1:].expand(beyond)]
+        return torch.cat(sides)
 
 
 def _blocks(intervals: Intervals, shift: Tensor) -> _Blocks:
@@ -181,16 +183,18 @@ def _runs(intervals: Intervals, blocks: _Blocks, absolute: bool) -> CellRuns:
     alone[1:] = blocks.shift.diff() != 0
     if absolute:
         alone |= blocks.shift < 16
-    alone[mine[low == 0]] = True
+    starts = torch.zeros_like(alone)  # blocks that an interval starts with
+    starts[mine[low == 0]] = True
+    alone |= starts
     alone[number - 1 :: number] = True
     home = torch.cat([alone.nonzero()[:, 0], mine[low > 0]])
+    owner = torch.cat([starts[alone], low[low > 0] > 0])
     first = torch.cat([blocks.first[alone], cell[low > 0]])
     first, order = first.sort()
-    home = home[order]
+    home, owner = home[order], owner[order].cumsum(0) - 1
     shift, away = blocks.shift[home], home % number
     total = blocks.first[-1:] + 1  # the last block has one cell
     cells = torch.cat([first, total]).diff()
-    owner = torch.searchsorted(cell, first, right=True) - 1
     start, width, sign = (
         each[owner] for each in (intervals.start, intervals.width, intervals.sign)
     )

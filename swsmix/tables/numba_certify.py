@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.numba_loops import compiled as _kept
-from swsmix.tables.numba_loops import inlined
+from swsmix.tables.numba_loops import compiled, inlined
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Ends, Intervals
 
 _TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
@@ -42,11 +40,12 @@ _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
 
 
 def _compiled(function: Any) -> Any:
-    return _kept(function, fast={"contract"})  # x * y + z in one rounding
+    return compiled(function, fast={"contract"})  # x * y + z in one rounding
 
 
 def _summed(function: Any) -> Any:
-    return _kept(function, fast={"contract", "reassoc", "nsz", "nnan"})  # sums in any order
+    # Sums in any order. NaN stays NaN: then nothing is certified.
+    return compiled(function, fast={"contract", "reassoc", "nsz"})
 
 
 def split(
@@ -65,7 +64,10 @@ def split(
         return None
     starts, widths, signs = torch.from_numpy(where)
     rows = torch.from_numpy(found)
-    return Intervals(starts, widths, signs, *rows[:3], rows[8:], *rows[3:8])
+    centre, radius, bend, rest, second, floor, size, noise = rows[:8]
+    return Intervals(
+        starts, widths, signs, centre, radius, bend, rows[8:], rest, second, floor, size, noise
+    )
 
 
 def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +84,7 @@ def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
 
 @inlined
 def _beyond(w, j, r, work, mixture):
-    """log pi_j N_j relative to the component r, far out; see `_log_odds`."""
+    """The log of pi_j N_j relative to the component r, far out; see `_log_odds`."""
     one = (
         (w - mixture[_MEAN, r])
         * ((mixture[_STD, r] - mixture[_STD, j]) / mixture[_STD, r])
@@ -170,9 +172,10 @@ def _find(work, top):
 
 @_compiled
 def _expand(w, radius, mixture, levels, work):
-    """f, f' and a at a centre, and in the rows 3 .. 7 of `work` for each component:
+    """f, f' and a at a centre; the rows of `work` then describe the components.
 
-    gamma, its slope and bend in units of the radius, the bound on gamma, and log gamma's rounding.
+    They are gamma, slope and bend in units of the radius, the bound on gamma, and how far rounding
+    can carry log gamma.
     """
     num = work.shape[1]
     for j in range(num):

@@ -39,8 +39,10 @@ def layout(intervals: Intervals, tolerance: float) -> Layout | None:
     )
     if not len(block):
         return None
-    places = torch.from_numpy(where)
-    runs = CellRuns(*torch.from_numpy(cells), *places, torch.from_numpy(certified))
+    number, owner = torch.from_numpy(cells)
+    middle, stride, inner, slide, back, drift, ulp = torch.from_numpy(where)
+    held = torch.from_numpy(certified)
+    runs = CellRuns(number, owner, middle, stride, inner, slide, back, drift, ulp, held)
     return Layout(torch.from_numpy(block), absolute, torch.from_numpy(shift), runs)
 
 

@@ -60,7 +60,7 @@ FACTORIALS = torch.tensor(
 
 
 def exponential_derivatives(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """weight h_n for n = 0 .. ORDER + 1, h_n the n-th derivative of exp(x t + y t^2 / 2) at 0."""
+    """Terms weight h_n, n = 0 .. ORDER + 1; h_n is exp(x t + y t^2 / 2)'s n-th derivative at 0."""
     rows = weight.new_empty(ORDER + 2, *weight.shape)
     rows[0] = weight
     torch.mul(weight, x, out=rows[1])
@@ -94,8 +94,8 @@ def _bounded(p: Around, r: Tensor) -> _Bounded:
     if bool((gone := most == 0).any()):  # where gamma underflows, powers may still overflow
         for each in (x, y, steep, bent):
             each.masked_fill_(gone, 0.0)
-    pairs = (x.neg_(), steep.add_(bent)), (y.neg_(), bent), (p.gamma, most)
-    return _Bounded(*(torch.cat(pair, 1) for pair in pairs), len(r))
+    slope, bend = torch.cat([x.neg_(), steep.add_(bent)], 1), torch.cat([y.neg_(), bent], 1)
+    return _Bounded(slope, bend, torch.cat([p.gamma, most], 1), len(r))
 
 
 def _ways(n: int) -> Tensor:
@@ -223,9 +223,11 @@ def split(
             mixture, tolerance, start, width, sign, ends, smallest
         )
         return found
-    done: list[Intervals] = []
+    every: list[Intervals] = []
+    kept: list[Tensor] = []
+    total = 0  # of those that are kept
     while len(start):
-        if len(start) + sum(len(each.start) for each in done) > MAX_INTERVALS:
+        if len(start) + total > MAX_INTERVALS:
             return None
         batches = zip(*(each.split(mixture.rows) for each in (start, width, sign)), strict=True)
         tried = _joined([certified(mixture, s, n, sides, ends) for s, n, sides in batches])
@@ -235,13 +237,16 @@ def split(
         good = excess <= 1
         last = good | (width <= smallest) | (start == 0)
         tried.rest[~good & last] = math.inf
-        done.append(_chosen(tried, last.nonzero()[:, 0]))
+        every.append(tried)
+        kept.append(last)
         rest = (~last).nonzero()[:, 0]
+        total += len(last) - len(rest)
         start, width, sign, excess = (each[rest] for each in (start, width, sign, excess))
         power = excess.nan_to_num(math.inf, math.inf).log2().div(ORDER).ceil().clamp(1, 4).long()
         parts = torch.minimum(1 << power, width // smallest)
         index, owner = ranges(parts)
         width = (width // parts)[owner]
         start, sign = start[owner] + index * width, sign[owner]
-    joined = _joined(done)
-    return _chosen(joined, (joined.start + (joined.sign > 0) * (1 << 31)).argsort())
+    joined, which = _joined(every), torch.cat(kept).nonzero()[:, 0]
+    place = (joined.start + (joined.sign > 0) * (1 << 31)).index_select(0, which)
+    return _chosen(joined, which.index_select(0, place.argsort()))
