@@ -206,7 +206,7 @@ class ExactMixture:
         odds = torch.addcmul(self.level[:, None], z, z, value=-0.5)
         top, nearest = odds.max(0)
         if bool((far := top < FAR).any()):  # there the squares lose their differences
-            odds[:, far] = log_odds(w[far, None], z[:, far].T, self.level, self.mean, self.std).T
+            odds[:, far] = self._far_odds(w[far], z[:, far])
             top, nearest = odds.max(0)
         log_gamma = odds.sub_(top)
         gamma = log_gamma.exp()
@@ -236,6 +236,21 @@ class ExactMixture:
         bend = self.precision[:, None] - curvature
         gradient = pull.mul_(gamma).sum(0)
         return Around(value, gradient, curvature, log_gamma, gamma, slope, bend, noise)
+
+    def _far_odds(self, w: Tensor, z: Tensor) -> Tensor:
+        """What `_log_odds.log_odds` returns far out, where nothing overflows (k, n)."""
+        level, mean, std = self.level[:, None], self.mean[:, None], self.std[:, None]
+        size = z.abs()
+        odds = -size.masked_fill(level == -math.inf, math.inf)
+        for _ in range(2):  # relative to the nearest one, then to the most responsible of those
+            nearest = odds.argmax(0)
+            mean_r, std_r, z_r = self.mean[nearest], self.std[nearest], z.gather(0, nearest[None])
+            one = (std_r - std).div_(std).mul_((w - mean_r) / std_r)
+            other = (mean_r - mean).div_(std)
+            by_parts = one.abs().add_(other.abs()) <= size + z_r.abs()
+            gap = torch.where(by_parts, one.add_(other), z - z_r)
+            odds = level - gap.mul_(z + z_r).mul_(0.5).clamp_min_(-1e300)
+        return odds
 
     def chunks(self, w: Tensor) -> Iterator[tuple[slice, Evaluation]]:
         """`at`, chunk by chunk, in bounded memory."""
