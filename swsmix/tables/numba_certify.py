@@ -59,11 +59,11 @@ def split(
 ) -> Intervals | None:
     """See `taylor.split`."""
     named = start.numpy(), width.numpy(), sign.numpy()
-    where, found = _split(*_parameters(mixture), tolerance, *named, *ends, smallest)
-    if not where.shape[1]:
+    used, where, found = _split(*_parameters(mixture), tolerance, *named, *ends, smallest)
+    if not used:
         return None
-    starts, widths, signs = torch.from_numpy(where)
-    rows = torch.from_numpy(found)
+    starts, widths, signs = torch.from_numpy(where)[:, :used]
+    rows = torch.from_numpy(found)[:, :used]
     centre, radius, bend, rest, second, floor, size, noise = rows[:8]
     return Intervals(
         starts, widths, signs, centre, radius, bend, rows[8:], rest, second, floor, size, noise
@@ -313,7 +313,7 @@ def _float_of(bits):
 def _split(
     mixture, levels, scale, tolerance, starts, widths, signs, unit, begin, smallest
 ):  # fmt: skip
-    """Start, width and sign of the intervals, and their fields; none if they are too many."""
+    """How many intervals (0: too many), with their starts, widths and signs, and their fields."""
     room, used = 4088, 0  # no power of two: rows would share places in the cache
     where, found = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
     work, sums, out = np.empty((8, mixture.shape[1])), np.empty((4, _TOP)), np.empty(_FIELDS)
@@ -335,11 +335,15 @@ def _split(
             good = miss / slack <= 1 and noise / (tolerance / 16) <= 1  # a NaN is not
             if good or width <= smallest or start == 0:
                 if used == MAX_INTERVALS:
-                    return where[:, :0], found[:, :0]
+                    return 0, where, found
                 if used == room:
                     room *= 2
                     more, fields = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
-                    more[:, :used], fields[:, :used] = where, found
+                    for j in range(used):
+                        for n in range(3):
+                            more[n, j] = where[n, j]
+                        for n in range(_FIELDS):
+                            fields[n, j] = found[n, j]
                     where, found = more, fields
                 if not good:
                     out[3] = np.inf
@@ -357,7 +361,7 @@ def _split(
                 stack[height, 1] = width // parts
                 stack[height, 0] = start + part * (width // parts)
                 height += 1
-    return where[:, :used], found[:, :used]
+    return used, where, found
 
 
 @_compiled

@@ -34,14 +34,14 @@ def layout(intervals: Intervals, tolerance: float) -> Layout | None:
     names = torch.stack([intervals.start, intervals.width, intervals.sign]).numpy()
     bounds = (intervals.radius, intervals.floor, intervals.second)
     taylor, rest = intervals.taylor[3:].numpy(), intervals.rest.numpy()
-    absolute, shift, block, cells, where, certified = _layout(
+    used, absolute, shift, block, cells, where, certified = _layout(
         names, torch.stack(bounds).numpy(), taylor, rest, tolerance
     )
-    if not len(block):
+    if not used:
         return None
-    number, owner = torch.from_numpy(cells)
-    middle, stride, inner, slide, back, drift, ulp = torch.from_numpy(where)
-    held = torch.from_numpy(certified)
+    number, owner = torch.from_numpy(cells)[:, :used]
+    middle, stride, inner, slide, back, drift, ulp = torch.from_numpy(where)[:, :used]
+    held = torch.from_numpy(certified)[:used]
     runs = CellRuns(number, owner, middle, stride, inner, slide, back, drift, ulp, held)
     return Layout(torch.from_numpy(block), absolute, torch.from_numpy(shift), runs)
 
@@ -131,7 +131,8 @@ def _layout(names, bounds, taylor, rest, tolerance):
         # The floats below the intervals: all of them count as zero.
         runs[0, used], runs[1, used], certified[used] = 1 << (16 - shift[i]), i, rest[i] < np.inf
         where[0, used] = where[2, used] = -sign[i]
-        table[side : side + (width[i] >> 16)] = (cell << 5) | shift[i]
+        for b in range(width[i] >> 16):
+            table[side + b] = (cell << 5) | shift[i]
         cell += runs[0, used]
         used, i = used + 1, i + 1
         while i < num and sign[i] == sign[i - 1]:
@@ -157,8 +158,9 @@ def _layout(names, bounds, taylor, rest, tolerance):
             i = end
         # The floats beyond.
         runs[0, used], runs[1, used] = 1, i - 1
-        table[side + ((start[i - 1] + width[i - 1]) >> 16) : side + 32768] = (cell << 5) | 16
+        for b in range((start[i - 1] + width[i - 1]) >> 16, 32768):
+            table[side + b] = (cell << 5) | 16
         cell, used = cell + 1, used + 1
     if cell - 1 > MAX_CELLS:
-        table = table[:0]
-    return absolute, shift, table, runs[:, :used], where[:, :used], certified[:used]
+        used = 0
+    return used, absolute, shift, table, runs, where, certified
