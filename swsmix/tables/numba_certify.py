@@ -85,12 +85,9 @@ def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
 @inlined
 def _beyond(w, j, r, work, mixture):
     """The log of pi_j N_j relative to the component r, far out; see `_log_odds`."""
-    one = (
-        (w - mixture[_MEAN, r])
-        * ((mixture[_STD, r] - mixture[_STD, j]) / mixture[_STD, r])
-        / mixture[_STD, j]
-    )
-    other = (mixture[_MEAN, r] - mixture[_MEAN, j]) / mixture[_STD, j]
+    mean_r, std_r, std = mixture[_MEAN, r], mixture[_STD, r], mixture[_STD, j]
+    one = (w - mean_r) * ((std_r - std) / std_r) / std
+    other = (mean_r - mixture[_MEAN, j]) / std
     gap = work[_Z, j] - work[_Z, r]
     if abs(one) + abs(other) <= abs(work[_Z, j]) + abs(work[_Z, r]):
         gap = one + other
@@ -162,14 +159,6 @@ def _largest(work):
     return top
 
 
-@inlined
-def _find(work, top):
-    j = 0
-    while work[_ODDS, j] < top:
-        j += 1
-    return j
-
-
 @_compiled
 def _expand(w, radius, mixture, levels, work):
     """f, f' and a at a centre; the rows of `work` then describe the components.
@@ -185,7 +174,9 @@ def _expand(w, radius, mixture, levels, work):
     if top < FAR:
         _compare_far(w, work, mixture)
         top = _largest(work)
-    near = _find(work, top)
+    near = 0
+    while work[_ODDS, near] < top:
+        near += 1
     for j in range(num):
         work[_ODDS, j] -= top
         work[_GAMMA, j] = _exp(work[_ODDS, j])
@@ -194,21 +185,13 @@ def _expand(w, radius, mixture, levels, work):
     value = 0.5 * work[_Z, near] * work[_Z, near] - mixture[_LEVEL, near] + LOG_SQRT_2PI - log_total
     # Each component's own f' as a difference to the nearest one's, and in parts that do not cancel
     # far out; the smaller is exact.
-    mean_r, std_r, z_r, inverse_r = (
-        mixture[_MEAN, near],
-        mixture[_STD, near],
-        work[_Z, near],
-        mixture[_INVERSE, near],
-    )
+    mean_r, std_r = mixture[_MEAN, near], mixture[_STD, near]
+    z_r, inverse_r = work[_Z, near], mixture[_INVERSE, near]
     offset, pull_r = w - mean_r, z_r * inverse_r
     for j in range(num):
-        one = (
-            offset
-            * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
-            * (mixture[_INVERSE, j] + inverse_r)
-        )
-        other = (mean_r - mixture[_MEAN, j]) * mixture[_INVERSE, j] * mixture[_INVERSE, j]
-        mine = work[_Z, j] * mixture[_INVERSE, j]
+        inverse = mixture[_INVERSE, j]
+        one = offset * ((std_r - mixture[_STD, j]) * inverse * inverse_r) * (inverse + inverse_r)
+        other, mine = (mean_r - mixture[_MEAN, j]) * inverse * inverse, work[_Z, j] * inverse
         parts, whole = abs(one) + abs(other), abs(mine) + abs(pull_r)
         work[_SLOPE, j] = one + other if parts < whole else mine - pull_r
     for j in range(num):
@@ -216,7 +199,6 @@ def _expand(w, radius, mixture, levels, work):
     gradient, curvature, pull = _means(work, mixture)
     for j in range(num):
         work[_X, j] = (work[_SLOPE, j] - pull) * radius
-    for j in range(num):
         work[_Y, j] = (mixture[_PRECISION, j] - curvature) * radius * radius
     for j in range(num):
         steep = abs(work[_X, j])
@@ -275,12 +257,8 @@ def _certify(mixture, levels, scale, inner, outer, sign, work, sums, out):
     # Cumulants from moments, as in `taylor.certified`: those of the bounds are negated, so that
     # all terms add up.
     sums[_Q, 1], sums[_BOUND, 1] = 0.0, sums[_BOUND, 2]
-    sums[_LOG, 1], sums[_LOG_BOUND, 1], sums[_LOG, 2], sums[_LOG_BOUND, 2] = (
-        sums[_Q, 1],
-        sums[_BOUND, 1],
-        sums[_Q, 2],
-        sums[_BOUND, 2],
-    )
+    for n in range(1, 3):
+        sums[_LOG, n], sums[_LOG_BOUND, n] = sums[_Q, n], sums[_BOUND, n]
     for n in range(3, _TOP):
         exact, bounded = sums[_Q, n], sums[_BOUND, n]
         for k in range(1, n):
