@@ -77,8 +77,8 @@ TESTS |= {
 TESTS["training/ensemble/lbfgs.py"].append("tests/papers/test_papers_batch.py")
 TESTS |= {"tables/batch.py": ["tests/em/test_em_batches.py"]}
 _TABLES = (
-    "bits cell_histogram cells exact grid lookup numba_certify numba_cut numba_loops passes penalty"
-    " regions taylor"
+    "bits cell_histogram cells exact grid lookup numba_certify numba_cut numba_exp numba_loops"
+    " passes penalty regions taylor"
 )
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (

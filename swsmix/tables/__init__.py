@@ -35,6 +35,7 @@ The modules:
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
   them, torch's operations make the passes.
 - `numba_certify`, `numba_cut`: steps 1 and 2, compiled for a CPU: `taylor`'s bounds and the cells.
+- `numba_exp`: their exponential function.
 - `regions`: where each component is the most responsible.
 """
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled, inlined
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Ends, Intervals
 
@@ -24,11 +25,6 @@ assert _TOP == 8, "`_derivatives` writes them out"
 _FACTORIALS = np.array([float(math.factorial(n)) for n in range(_TOP)])
 _SHARES = 1 / _FACTORIALS
 _WAYS = np.array([[float(math.comb(n, k)) for k in range(_TOP)] for n in range(_TOP)])
-_LEAST = -708.0  # exp of less is zero here
-_E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12, _E13 = (
-    1.0 / math.factorial(n) for n in range(3, 14)
-)
-_LOG_2 = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # log 2 = their sum
 _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
 # Rows, of the mixture's parameters, of `work` (a number per component) and of the sums: views of
 # them would be counted, which takes as long as the arithmetic.
@@ -110,18 +106,6 @@ def _compare_far(w, work, mixture):
         work[_ODDS, j] = _beyond(w, j, best, work, mixture)
 
 
-@inlined
-def _exp(x):
-    """exp(x), x <= 700, to one unit of the last digit: unlike a library's, several x at a time."""
-    power = np.floor(max(x, _LEAST) * 1.4426950408889634 + 0.5)
-    rest = (max(x, _LEAST) - power * _LOG_2[0]) - power * _LOG_2[1]
-    high = (((_E13 * rest + _E12) * rest + _E11) * rest + _E10) * rest + _E9
-    high = (((high * rest + _E8) * rest + _E7) * rest + _E6) * rest + _E5
-    taylor = ((((high * rest + _E4) * rest + _E3) * rest + 0.5) * rest + 1.0) * rest + 1.0
-    scale = np.int64((np.int64(power) + np.int64(1023)) << np.int64(52)).view(np.float64)
-    return taylor * scale if x >= _LEAST else 0.0
-
-
 @_summed
 def _total_gamma(work):
     total = 0.0
@@ -179,7 +163,7 @@ def _expand(w, radius, mixture, levels, work):
         near += 1
     for j in range(num):
         work[_ODDS, j] -= top
-        work[_GAMMA, j] = _exp(work[_ODDS, j])
+        work[_GAMMA, j] = exp(work[_ODDS, j])
     total = _total_gamma(work)
     log_total = math.log(total)
     value = 0.5 * work[_Z, near] * work[_Z, near] - mixture[_LEVEL, near] + LOG_SQRT_2PI - log_total
@@ -204,7 +188,7 @@ def _expand(w, radius, mixture, levels, work):
         steep = abs(work[_X, j])
         t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
         exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
-        work[_MOST, j] = _exp(min(exponent, 500.0))
+        work[_MOST, j] = exp(min(exponent, 500.0))
     by_parts = value > -FAR
     for j in range(num):
         one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)

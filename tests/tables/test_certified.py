@@ -1,5 +1,7 @@
 """The compiled certification is the one of torch's operations, and keeps its layout of cells."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -118,6 +120,16 @@ def test_intervals_come_in_order_and_leave_no_gap(loops):
         start, width = cells.intervals.start[mine], cells.intervals.width[mine]
         assert start[0] == 0 and torch.equal(start[1:], (start + width)[:-1])
     assert (cells.intervals.sign.diff() >= 0).all()
+
+
+def test_the_compiled_exponential_is_exact_to_one_unit_of_the_last_digit():
+    numba = pytest.importorskip("numba")
+    from swsmix.tables.numba_exp import exp
+
+    compiled = numba.njit(lambda x: exp(x))
+    for x in torch.linspace(-708.0, 700.0, 10_001, dtype=torch.float64).tolist():
+        assert abs(compiled(x) - math.exp(x)) <= 2.0**-51 * math.exp(x)
+    assert compiled(-709.0) == 0.0 == compiled(-math.inf) and math.isnan(compiled(math.nan))
 
 
 @pytest.mark.parametrize("limit", [100, 2000])
