@@ -1,4 +1,4 @@
-"""The compiled loops over the weights: which are installed, and which fit given tensors."""
+"""The compiled loops: which are installed, and which fit given tensors."""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ def is_compiled_for(*tensors: Tensor) -> bool:
 def numba_sums() -> Any | None:
     """Numba's sums over a histogram (`numba_sums`), if numba is installed."""
     return _module("numba_sums") if is_compiled() else None
+
+
+def numba_certify() -> Any | None:
+    """Numba's certification (`numba_certify`), if numba is installed."""
+    return _module("numba_certify") if is_compiled() else None
 
 
 def numba_for_16(*tensors: Tensor) -> Any | None:

@@ -19,17 +19,11 @@ from swsmix.tables.cells import (
     refinement_for,
 )
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.taylor import ORDER, Intervals, ranges, split
+from swsmix.tables.taylor import ORDER, Intervals, ends, ranges, split
 
 MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
 _LOW = (16, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
-
-
-def _ends(start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest magnitude of intervals of floats."""
-    inner, outer = torch.stack([start, start + width - 1]).int().view(torch.float32).double()
-    return inner, outer
 
 
 def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
@@ -73,19 +67,17 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     They start as one interval around zero and half octaves up to 8 times the mixture's reach.
     None if there are too many.
     """
-    alive = mixture.mixing > 0
-    std, far = mixture.std[alive].min().item(), mixture.mean[alive].abs().max().item()
-    reach = far + 16 * mixture.std[alive].max().item()
+    std, widest, far = mixture.extent
+    reach = far + 16 * widest
     # f'' is at most (far / std^2)^2 in the middle of two components: f' is constant below 2^zero.
     zero = math.frexp(std * (std / max(far, std)) ** 2)[1] + 126 - 21
     zero = min(max(zero, 1), 250)
     top = min(max(math.frexp(reach)[1] + 126 + 4, zero + 1), 255)
-    halves = [0, *range(2 * zero, 2 * top + 1)]
-    edges = torch.tensor(halves, dtype=torch.int64, device="cpu") << 22
-    start, width = edges[:-1].repeat(2), edges.diff().repeat(2)
-    sign = torch.ones_like(start)
-    sign[: len(sign) // 2] = -1
-    return split(mixture, tolerance, start, width, sign, ends=_ends, smallest=_SMALLEST)
+    halves = 2 * (top - zero) + 1  # intervals of each sign
+    start = torch.arange(2 * zero - 1, 2 * top, dtype=torch.int64, device="cpu").repeat(2) << 22
+    width, sign = torch.full_like(start, 1 << 22), torch.ones_like(start)
+    start[::halves], width[::halves], sign[:halves] = 0, zero << 23, -1
+    return split(mixture, tolerance, start, width, sign, _SMALLEST)
 
 
 class _Blocks(NamedTuple):
@@ -135,7 +127,7 @@ def _geometry(intervals: Intervals, blocks: _Blocks, uncertified: Tensor) -> Cel
     mark[blocks.first[begins] + (rest >> blocks.shift[begins])] = 1
     owner = mark.cumsum(0) - 1
     away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
-    magnitudes = _ends(((away + blocks.start - 1) << blocks.low) + index * width, width)
+    magnitudes = ends(((away + blocks.start - 1) << blocks.low) + index * width, width)
     inner, outer = (end * (away > 0) for end in magnitudes)
     negative = home < blocks.number
     inner[negative], outer[negative] = -inner[negative], -outer[negative]

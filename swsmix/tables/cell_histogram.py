@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from swsmix.tables import backends
 from swsmix.tables.cells import PART, Cells
-from swsmix.tables.exact import Bends
+from swsmix.tables.exact import Around
 from swsmix.tables.scratch import chunk_on
-from swsmix.tables.taylor import ORDER
+from swsmix.tables.taylor import FACTORIALS, ORDER, exponential_derivatives
 
 # 2^22 numbers, each below 2^16, sum to less than 2^38: their count fits above that, in one int64.
 PACKED, COUNT = 1 << 22, 38
@@ -126,32 +124,28 @@ class CellHistogram:
         """
         intervals, mixture = self.cells.intervals, self.cells.mixture
         moments = powers.new_zeros(3, len(mixture.mean))
-        for part, p in mixture.chunks(intervals.centre[used]):
-            bends = mixture.bends(intervals.centre[used][part], p)
-            r, offset = intervals.radius[used][part], intervals.centre[used][part, None]
-            offset, gamma = offset - mixture.mean, p.log_gamma.exp_()
-            if numba := backends.numba_sums():
-                numba.add_moments_(moments, gamma, bends, offset, r, powers[:, part])
-            else:
-                _add_moments_(moments, gamma, bends, offset, r[:, None], powers[:, part, None])
+        centres, radii = intervals.centre[used], intervals.radius[used]
+        numba = backends.numba_sums()
+        for start in range(0, len(used), mixture.rows):
+            part = slice(start, start + mixture.rows)
+            p, offset = mixture.around(centres[part]), centres[part] - mixture.mean[:, None]
+            add_ = numba.add_moments_ if numba else _add_moments_
+            add_(moments, p, offset, radii[part], powers[:, part])
         return moments
 
 
-def _add_moments_(
-    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, r: Tensor, powers: Tensor
-) -> None:
-    gone = gamma < 1e-100
-    x, y = (each.masked_fill_(gone, 0.0) for each in (bends.slope * r, bends.bend * r * r))
-    sums = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
-    before, now = torch.zeros_like(x), torch.ones_like(x)
-    for n in range(ORDER + 1):
-        for m in range(3):
-            sums[m].addcmul_(now, powers[n + m], value=1 / math.factorial(n))
-        before, now = now, -torch.addcmul(x * now, y, before, value=n)
-    zeroth, first, second = sums[0], sums[1] * r, sums[2] * r * r
-    moments[0] += (gamma * zeroth).sum(0)
-    moments[1] += (gamma * (offset * zeroth + first)).sum(0)
-    moments[2] += (gamma * (offset * (offset * zeroth + 2 * first) + second)).sum(0)
+def _add_moments_(moments: Tensor, p: Around, offset: Tensor, r: Tensor, powers: Tensor) -> None:
+    """Add the moments of the weights in some intervals, whose centres are offset from the means."""
+    x, y, gamma = -p.slope * r, -p.bend * (r * r), p.gamma
+    gone = gamma < 1e-100  # slopes and bends may overflow
+    x, y = x.masked_fill_(gone, 0.0), y.masked_fill_(gone, 0.0)
+    h = exponential_derivatives(x, y, gamma)[: ORDER + 1]
+    h /= FACTORIALS[:-1, None, None]
+    # sums[m] = sum_n h_n / n! * sum_i s_i^(n + m) / q
+    zeroth, first, second = ((h * powers[m : m + ORDER + 1, None]).sum(0) * r**m for m in range(3))
+    moments[0] += zeroth.sum(1)
+    moments[1] += (offset * zeroth + first).sum(1)
+    moments[2] += (offset * (offset * zeroth + 2 * first) + second).sum(1)
 
 
 def least_for(histogram: CellHistogram | None) -> int:

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from swsmix._log_odds import FAR, LARGE, log_odds, standardised
+from swsmix._log_odds import FAR, LARGE, LOG_SQRT_2PI, log_odds, standardised
 from swsmix.tables import backends
 from swsmix.tables.threads import one_thread_for_torch
 
@@ -100,12 +100,17 @@ class Evaluation(NamedTuple):
     log_gamma: Tensor  # log responsibilities (n, k)
 
 
-class Bends(NamedTuple):
-    """How the components differ around some weights."""
+class Around(NamedTuple):
+    """The mixture's functions at some weights, and how the components differ around them."""
 
-    slope: Tensor  # x: each component's own f', minus its mean under gamma (n, k)
-    bend: Tensor  # y: each component's own f'', minus its mean under gamma (n, k)
-    noise: Tensor  # delta: how far rounding can carry log gamma (n, k)
+    value: Tensor  # f (n,)
+    gradient: Tensor  # f' (n,)
+    curvature: Tensor  # a (n,)
+    log_gamma: Tensor  # log responsibilities (k, n)
+    gamma: Tensor  # responsibilities (k, n)
+    slope: Tensor  # x: each component's own f', minus its mean under gamma (k, n)
+    bend: Tensor  # y: each component's own f'', minus its mean under gamma (k, n)
+    noise: Tensor  # delta: how far rounding can carry log gamma (k, n)
 
 
 class ExactMixture:
@@ -134,12 +139,20 @@ class ExactMixture:
 
     @functools.cached_property
     def as_array(self) -> NDArray[np.float64]:
-        """Level, mean, 1 / std and precision (4, k): for the processor's loops."""
-        rows = torch.stack([self.level, self.mean, 1 / self.std, self.precision])
-        return cast("NDArray[np.float64]", rows.numpy())
+        """Level, mean, std, 1 / std and precision (5, k): for the processor's loops."""
+        rows = (self.level, self.mean, self.std, 1 / self.std, self.precision)
+        return cast("NDArray[np.float64]", torch.stack(rows).numpy())
 
     @functools.cached_property
-    def _levels(self) -> float:
+    def extent(self) -> tuple[float, float, float]:
+        """The smallest and largest std, and the largest |mu|, of the live components."""
+        parts = zip(*(each.tolist() for each in (self.mixing, self.mean, self.std)), strict=True)
+        live = [(std, abs(mean)) for mixing, mean, std in parts if mixing > 0]
+        stds, means = zip(*live, strict=True)
+        return min(stds), max(stds), max(means)
+
+    @functools.cached_property
+    def levels(self) -> float:
         """L: how large the logarithms of live components are."""
         live = self.mixing > 0
         sizes = self.mixing[live].log().abs() + self.std[live].log().abs()
@@ -148,7 +161,7 @@ class ExactMixture:
     @functools.cached_property
     def rounding(self) -> float:
         """The bound of f's error for one weight, relative to 1 + |f|; derived above."""
-        return 2.0**-49 * (1.0 + 2.0 * self._levels + math.log(len(self.mean)))
+        return 2.0**-49 * (1.0 + 2.0 * self.levels + math.log(len(self.mean)))
 
     def __reduce__(self) -> tuple[type[ExactMixture], tuple[Tensor, ...]]:
         """For copies and pickles: the mixture alone."""
@@ -193,28 +206,62 @@ class ExactMixture:
         bounded = (gamma * pull.clamp(-_MOST, _MOST)).sum(1)  # where opposite infinities meet
         return torch.where(gradient.isnan(), bounded, gradient)
 
-    def bends(self, w: Tensor, p: Evaluation) -> Bends:
-        """How the components differ around weights (n,), for finite stds that are not extreme."""
-        w, gamma = w.double()[:, None], p.log_gamma.exp()
-        nearest = p.log_gamma.argmax(1)
-        mean, std = self.mean[nearest, None], self.std[nearest, None]
-        offset, z = w - mean, (w - self.mean) / self.std
-        inverse = (std - self.std) / self.std / std  # 1 / sigma_j - 1 / sigma_r
+    def around(self, w: Tensor) -> Around:
+        """How the components differ around finite weights (n,), for stds that are not extreme.
+
+        The longest axis last, which is the fastest.
+        """
+        w, mean, std = w.double(), self.mean[:, None], self.std[:, None]
+        inverse = 1 / std
+        z = (w - mean).div_(std)
+        odds = torch.addcmul(self.level[:, None], z, z, value=-0.5)
+        top, nearest = odds.max(0)
+        if bool((far := top < FAR).any()):  # there the squares lose their differences
+            odds[:, far] = self._far_odds(w[far], z[:, far])
+            top, nearest = odds.max(0)
+        log_gamma = odds.sub_(top)
+        gamma = log_gamma.exp()
+        total = gamma.sum(0)
+        gamma /= total
+        log_gamma -= (log_total := total.log())
+        mean_r, std_r = self.mean[nearest], self.std[nearest]
+        offset, inverse_r = w - mean_r, 1 / std_r
+        z_r = offset / std_r
+        value = (0.5 * z_r * z_r).sub_(self.level[nearest] - LOG_SQRT_2PI).sub_(log_total)
         # Each as a difference, and in parts that do not cancel far out; the smaller is exact.
-        one, other = offset * inverse, (mean - self.mean) / self.std
-        parts, whole = one.abs() + other.abs(), z.abs() + (offset / std).abs()
-        reach = torch.minimum(parts, whole) * whole
-        squares = z.square() + (offset / std).square()
-        noise = torch.where(p.value[:, None] > -FAR, reach, squares)
-        pull, pull_r = z / self.std, offset / std / std
-        one, other = one * (1 / self.std + 1 / std), other / self.std
-        parts, whole = one.abs() + other.abs(), pull.abs() + pull_r.abs()
-        slope = torch.where(parts < whole, one + other, pull - pull_r)
-        return Bends(
-            slope - (gamma * slope).sum(1, True),
-            self.precision - p.curvature[:, None],
-            2.0**-50 * (0.5 * noise + self._levels),
-        )
+        one = (std_r - std).mul_(inverse).mul_(offset * inverse_r)  # offset (1 / sigma_j - 1 / ..)
+        other = (mean_r - mean).mul_(inverse)
+        size, size_r = z.abs(), z_r.abs()
+        whole = size + size_r
+        reach = torch.minimum(one.abs().add_(other.abs()), whole).mul_(whole)
+        if bool((value <= -FAR).any()):
+            reach = torch.where(value > -FAR, reach, size.square_().add_(z_r.square()))
+        noise = reach.add_(2.0 * self.levels).mul_(2.0**-51)
+        pull, pull_r = z.mul_(inverse), z_r * inverse_r
+        one.mul_(inverse + inverse_r)
+        other.mul_(inverse)
+        by_parts = one.abs().add_(other.abs()) < pull.abs().add_(pull_r.abs())
+        slope = torch.where(by_parts, one.add_(other), pull - pull_r)
+        slope -= (gamma * slope).sum(0)
+        curvature = self.precision @ gamma
+        bend = self.precision[:, None] - curvature
+        gradient = pull.mul_(gamma).sum(0)
+        return Around(value, gradient, curvature, log_gamma, gamma, slope, bend, noise)
+
+    def _far_odds(self, w: Tensor, z: Tensor) -> Tensor:
+        """What `_log_odds.log_odds` returns far out, where nothing overflows (k, n)."""
+        level, mean, std = self.level[:, None], self.mean[:, None], self.std[:, None]
+        size = z.abs()
+        odds = -size.masked_fill(level == -math.inf, math.inf)
+        for _ in range(2):  # relative to the nearest one, then to the most responsible of those
+            nearest = odds.argmax(0)
+            mean_r, std_r, z_r = self.mean[nearest], self.std[nearest], z.gather(0, nearest[None])
+            one = (std_r - std).div_(std).mul_((w - mean_r) / std_r)
+            other = (mean_r - mean).div_(std)
+            by_parts = one.abs().add_(other.abs()) <= size + z_r.abs()
+            gap = torch.where(by_parts, one.add_(other), z - z_r)
+            odds = level - gap.mul_(z + z_r).mul_(0.5).clamp_min_(-1e300)
+        return odds
 
     def chunks(self, w: Tensor) -> Iterator[tuple[slice, Evaluation]]:
         """`at`, chunk by chunk, in bounded memory."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.numba_loops import compiled, exp, summed
+from swsmix.tables.numba_exp import exp
+from swsmix.tables.numba_loops import compiled
 
 _BLOCK = 64  # weights at a time: what is kept of them stays in the cache
 
@@ -55,6 +56,11 @@ def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
     return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((5, _BLOCK))
 
 
+def _summed(function: Any) -> Any:
+    # Sums in any order; what is left out never comes here.
+    return compiled(function, fast={"contract", "reassoc", "nsz"})
+
+
 # Each of these loops is over the weights of a block, for one component: the processor takes several
 # weights at a time.
 
@@ -81,7 +87,7 @@ def _add_pull(z, gamma, inverse, precision, slope, a):
         a[i] += gamma[i] * precision
 
 
-@summed
+@_summed
 def _add_moments(gamma, share, x, mean, moments):
     count, first, second = 0.0, 0.0, 0.0
     for i in range(len(gamma)):
@@ -104,7 +110,7 @@ def _responsible(w, mixture, z, gamma, x, top, total):
         x[i] = w[i] if abs(w[i]) < np.inf else np.inf
         top[i], total[i] = -np.inf, 0.0
     for j in range(len(gamma)):
-        _compare(x, mixture[1, j], mixture[2, j], mixture[0, j], z[j], gamma[j], top)
+        _compare(x, mixture[1, j], mixture[3, j], mixture[0, j], z[j], gamma[j], top)
     for i in range(len(w)):
         top[i] = top[i] if top[i] >= FAR else np.nan
     for j in range(len(gamma)):
@@ -118,7 +124,7 @@ def _pull(w, mixture, z, gamma, rows):
     _responsible(w, mixture, z, gamma, x, top, total)
     slope[:], a[:] = 0.0, 0.0
     for j in range(len(gamma)):
-        _add_pull(z[j], gamma[j], mixture[2, j], mixture[3, j], slope, a)
+        _add_pull(z[j], gamma[j], mixture[3, j], mixture[4, j], slope, a)
     for i in range(len(w)):
         nothing = top[i] - top[i]
         slope[i] = slope[i] / total[i] + nothing

@@ -10,7 +10,6 @@ The weights for which no piece is certified are left out: the functions return t
 from __future__ import annotations
 
 import inspect
-import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -29,46 +28,19 @@ _ONE = 1 << COUNT
 LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
 
 
-def compiled(function: Any, fast: frozenset[str] = frozenset()) -> Any:
-    """A loop that holds no lock of Python's."""
+def compiled(function: Any, fast: bool | set[str] = False) -> Any:
+    """The function, compiled and kept on disk."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fast)}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fast)(function)
     except RuntimeError:  # no folder that can be written keeps what is compiled
-        return numba.njit(**options)(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
 
 
-def summed(function: Any) -> Any:
-    """A loop over components, several at a time: sums in any order, and no NaN."""
-    return compiled(function, frozenset({"contract", "reassoc", "nnan", "nsz"}))
-
-
-def _inlined(function: Any) -> Any:
-    return numba.njit(error_model="numpy")(inspect.unwrap(function))
-
-
-_LEAST = -708.0  # exp of less is zero here
-_E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12, _E13 = (
-    1.0 / math.factorial(n) for n in range(3, 14)
-)
-_LOG_2 = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # log 2 = their sum
-
-
-@_inlined
-def exp(x):
-    """The exponential of x <= 700, to one unit of the last digit.
-
-    Unlike a library's, it takes several numbers at a time.
-    """
-    power = np.floor(max(x, _LEAST) * 1.4426950408889634 + 0.5)
-    rest = (max(x, _LEAST) - power * _LOG_2[0]) - power * _LOG_2[1]
-    high = (((_E13 * rest + _E12) * rest + _E11) * rest + _E10) * rest + _E9
-    high = (((high * rest + _E8) * rest + _E7) * rest + _E6) * rest + _E5
-    taylor = ((((high * rest + _E4) * rest + _E3) * rest + 0.5) * rest + 1.0) * rest + 1.0
-    scale = np.int64((np.int64(power) + np.int64(1023)) << np.int64(52)).view(np.float64)
-    return taylor * scale if x >= _LEAST else 0.0
+def inlined(function: Any) -> Any:
+    """The function, compiled into those that call it."""
+    return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
 
 
 def write_gradient_(
@@ -222,7 +194,7 @@ def _address(cells: Cells) -> tuple[Any, ...]:
     return cells.address.block.numpy(), np.int64(cells.address.low)
 
 
-@_inlined
+@inlined
 def _find(raw, block, low):
     """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
     bits = np.int64(raw)
@@ -230,13 +202,13 @@ def _find(raw, block, low):
     return entry >> np.int64(5), bits & ((np.int64(1) << low) - np.int64(1)), entry & np.int64(31)
 
 
-@_inlined
+@inlined
 def _cell(first, rest, shift):
     part = rest >> shift
     return np.uint64(first + part), np.float32(rest - (part << shift))
 
 
-@_inlined
+@inlined
 def _cubic(pieces, cell, x):
     low, high = pieces[np.uint64(2) * cell], pieces[np.uint64(2) * cell + np.uint64(1)]
     return low.real + x * (low.imag + x * (high.real + x * high.imag))

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from swsmix.tables.cells import PART, Cells
-from swsmix.tables.exact import Bends
+from swsmix.tables.exact import Around
 from swsmix.tables.numba_loops import compiled
 from swsmix.tables.taylor import ORDER
 
@@ -38,21 +38,17 @@ def powers(
     return value, out.T, missing
 
 
-def add_moments_(
-    moments: Tensor, gamma: Tensor, bends: Bends, offset: Tensor, radius: Tensor, powers: Tensor
-) -> None:
+def add_moments_(moments: Tensor, p: Around, offset: Tensor, r: Tensor, powers: Tensor) -> None:
     """Add the moments of the weights in some intervals.
 
     Args:
         moments: changed in place (3, k).
-        gamma: the responsibilities at the intervals' centres (t, k).
-        bends: how the components differ there.
-        offset: the centres less the means (t, k).
-        radius: the intervals' radii (t,).
+        p: the mixture around the intervals' centres.
+        offset: the centres less the means (k, t).
+        r: the intervals' radii (t,).
         powers: the sums of s^n / q (ORDER + 3, t).
     """
-    pairs = bends.slope, bends.bend
-    _add_moments(moments.numpy(), *_numpy(gamma, *pairs, offset, radius, powers.T))
+    _add_moments(moments.numpy(), *_numpy(p.gamma, p.slope, p.bend, offset, r, powers.T))
 
 
 def _numpy(*tensors: Tensor) -> tuple[Any, ...]:
@@ -89,13 +85,12 @@ def _powers(count, first, second, certified, owner, inner, ulp, width, fine, tay
 
 @compiled
 def _add_moments(moments, gamma, slope, bend, offset, radius, powers):
-    for i in range(gamma.shape[0]):
-        r = radius[i]
-        for j in range(gamma.shape[1]):
-            g, d = gamma[i, j], offset[i, j]
+    for j in range(gamma.shape[0]):
+        for i in range(gamma.shape[1]):
+            r, g, d = radius[i], gamma[j, i], offset[j, i]
             if g < 1e-100:  # slopes and bends may overflow
                 continue
-            x, y = slope[i, j] * r, bend[i, j] * r * r
+            x, y = slope[j, i] * r, bend[j, i] * r * r
             before, now, factorial = 0.0, 1.0, 1.0
             zeroth, first, second = 0.0, 0.0, 0.0
             for n in range(ORDER + 1):

@@ -1,0 +1,350 @@
+"""The certification of `taylor` on a CPU, compiled by numba (if it is installed).
+
+The same formulas, one interval at a time and without temporary tensors: components whose bound on
+gamma underflows are left out, and intervals are split depth first, so that they come out in order.
+Stds lie between 1e-70 and 1e70 and centres within float32, so that no z overflows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix._log_odds import FAR, LOG_SQRT_2PI
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.numba_exp import exp
+from swsmix.tables.numba_loops import compiled, inlined
+from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Intervals
+
+_TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
+assert _TOP == 8, "`_derivatives` writes them out"
+_FACTORIALS = np.array([float(math.factorial(n)) for n in range(_TOP)])
+_SHARES = 1 / _FACTORIALS
+_WAYS = np.array([[float(math.comb(n, k)) for k in range(_TOP)] for n in range(_TOP)])
+_FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
+# Rows, of the mixture's parameters, of `work` (a number per component) and of the sums: views of
+# them would be counted, which takes as long as the arithmetic.
+_LEVEL, _MEAN, _STD, _INVERSE, _PRECISION = range(5)
+_Z, _ODDS, _SLOPE, _GAMMA, _X, _Y, _MOST, _NOISE = range(8)
+_Q, _BOUND, _LOG, _LOG_BOUND = range(4)
+_A, _A_BOUND = 2, 3
+_STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
+
+
+def _compiled(function: Any) -> Any:
+    return compiled(function, fast={"contract"})  # x * y + z in one rounding
+
+
+def _summed(function: Any) -> Any:
+    # Sums in any order. NaN stays NaN: then nothing is certified.
+    return compiled(function, fast={"contract", "reassoc", "nsz"})
+
+
+def split(
+    mixture: ExactMixture,
+    tolerance: float,
+    start: Tensor,
+    width: Tensor,
+    sign: Tensor,
+    smallest: int,
+) -> Intervals | None:
+    """See `taylor.split`."""
+    named = start.numpy(), width.numpy(), sign.numpy()
+    used, where, found = _split(*_parameters(mixture), tolerance, *named, smallest)
+    if not used:
+        return None
+    starts, widths, signs = torch.from_numpy(where)[:, :used]
+    rows = torch.from_numpy(found)[:, :used]
+    centre, radius, bend, rest, second, floor, size, noise = rows[:8]
+    return Intervals(
+        starts, widths, signs, centre, radius, bend, rows[8:], rest, second, floor, size, noise
+    )
+
+
+def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tensor, Tensor]:
+    """See `taylor.curvature`."""
+    centre, radius = intervals.centre.contiguous().numpy(), intervals.radius.contiguous().numpy()
+    rows = torch.from_numpy(_curvature(*_parameters(mixture), centre, radius))
+    return rows[:-2], rows[-2], rows[-1]
+
+
+def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
+    return mixture.as_array, mixture.levels, float(mixture.scale)
+
+
+@inlined
+def _beyond(w, j, r, work, mixture):
+    """The log of pi_j N_j relative to the component r, far out; see `_log_odds`."""
+    mean_r, std_r, std = mixture[_MEAN, r], mixture[_STD, r], mixture[_STD, j]
+    one = (w - mean_r) * ((std_r - std) / std_r) / std
+    other = (mean_r - mixture[_MEAN, j]) / std
+    gap = work[_Z, j] - work[_Z, r]
+    if abs(one) + abs(other) <= abs(work[_Z, j]) + abs(work[_Z, r]):
+        gap = one + other
+    return mixture[_LEVEL, j] - max(0.5 * gap * (work[_Z, j] + work[_Z, r]), -1e300)
+
+
+@_compiled
+def _compare_far(w, work, mixture):
+    """The odds far out, where the squares of z lose their differences; see `_log_odds`."""
+    r, closest = 0, np.inf
+    for j in range(work.shape[1]):
+        if mixture[_LEVEL, j] > -np.inf and abs(work[_Z, j]) < closest:
+            r, closest = j, abs(work[_Z, j])
+    best, top = r, -np.inf
+    for j in range(work.shape[1]):
+        odd = _beyond(w, j, r, work, mixture)
+        if odd > top:
+            best, top = j, odd
+    for j in range(work.shape[1]):
+        work[_ODDS, j] = _beyond(w, j, best, work, mixture)
+
+
+@_summed
+def _total_gamma(work):
+    total = 0.0
+    for j in range(work.shape[1]):
+        total += work[_GAMMA, j]
+    return total
+
+
+@_summed
+def _means(work, mixture):
+    gradient = curvature = pull = 0.0
+    for j in range(work.shape[1]):
+        gradient += work[_GAMMA, j] * (work[_Z, j] * mixture[_INVERSE, j])
+        curvature += work[_GAMMA, j] * mixture[_PRECISION, j]
+        pull += work[_GAMMA, j] * work[_SLOPE, j]
+    return gradient, curvature, pull
+
+
+@_summed
+def _swing_and_noise(work, slack):
+    swing = rounding = 0.0
+    for j in range(work.shape[1]):
+        if work[_MOST, j] != 0.0:
+            steep, bent = abs(work[_X, j]), abs(work[_Y, j])
+            swing += work[_MOST, j] * bent * (steep + bent + slack)
+            rounding += work[_MOST, j] * (steep + bent) * work[_NOISE, j]
+    return swing, rounding
+
+
+@_summed
+def _largest(work):
+    top = work[_ODDS, 0]
+    for j in range(work.shape[1]):
+        top = max(top, work[_ODDS, j])
+    return top
+
+
+@_compiled
+def _expand(w, radius, mixture, levels, work):
+    """f, f' and a at a centre; the rows of `work` then describe the components.
+
+    They are gamma, slope and bend in units of the radius, the bound on gamma, and how far rounding
+    can carry log gamma.
+    """
+    num = work.shape[1]
+    for j in range(num):
+        work[_Z, j] = (w - mixture[_MEAN, j]) / mixture[_STD, j]
+        work[_ODDS, j] = mixture[_LEVEL, j] - 0.5 * work[_Z, j] * work[_Z, j]
+    top = _largest(work)
+    if top < FAR:
+        _compare_far(w, work, mixture)
+        top = _largest(work)
+    near = 0
+    while work[_ODDS, near] < top:
+        near += 1
+    for j in range(num):
+        work[_ODDS, j] -= top
+        work[_GAMMA, j] = exp(work[_ODDS, j])
+    total = _total_gamma(work)
+    log_total = math.log(total)
+    value = 0.5 * work[_Z, near] * work[_Z, near] - mixture[_LEVEL, near] + LOG_SQRT_2PI - log_total
+    # Each component's own f' as a difference to the nearest one's, and in parts that do not cancel
+    # far out; the smaller is exact.
+    mean_r, std_r = mixture[_MEAN, near], mixture[_STD, near]
+    z_r, inverse_r = work[_Z, near], mixture[_INVERSE, near]
+    offset, pull_r = w - mean_r, z_r * inverse_r
+    for j in range(num):
+        inverse = mixture[_INVERSE, j]
+        one = offset * ((std_r - mixture[_STD, j]) * inverse * inverse_r) * (inverse + inverse_r)
+        other, mine = (mean_r - mixture[_MEAN, j]) * inverse * inverse, work[_Z, j] * inverse
+        parts, whole = abs(one) + abs(other), abs(mine) + abs(pull_r)
+        work[_SLOPE, j] = one + other if parts < whole else mine - pull_r
+    for j in range(num):
+        work[_GAMMA, j] /= total
+    gradient, curvature, pull = _means(work, mixture)
+    for j in range(num):
+        work[_X, j] = (work[_SLOPE, j] - pull) * radius
+        work[_Y, j] = (mixture[_PRECISION, j] - curvature) * radius * radius
+    for j in range(num):
+        steep = abs(work[_X, j])
+        t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
+        exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
+        work[_MOST, j] = exp(min(exponent, 500.0))
+    by_parts = value > -FAR
+    for j in range(num):
+        one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
+        other = (mean_r - mixture[_MEAN, j]) * mixture[_INVERSE, j]
+        whole = abs(work[_Z, j]) + abs(z_r)
+        reach = min(abs(one) + abs(other), whole) * whole
+        squares = work[_Z, j] * work[_Z, j] + z_r * z_r
+        work[_NOISE, j] = 2.0**-50 * (0.5 * (reach if by_parts else squares) + levels)
+    return value, gradient, curvature
+
+
+@_summed
+def _derivatives(work, row, bound, sums, out):
+    """The sums of weight h_n, h_n the n-th derivative of exp(-x t - y t^2 / 2) at 0.
+
+    For a bound, of exp((|x| + |y|) t + |y| t^2 / 2). Written out, so that the processor takes
+    several components at a time. Where weights underflow, powers may still overflow.
+    """
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    for j in range(work.shape[1]):
+        h0, u, v = work[row, j], -work[_X, j], -work[_Y, j]
+        if bound:
+            v = abs(work[_Y, j])
+            u = abs(work[_X, j]) + v
+        if h0 == 0.0:
+            u = v = 0.0
+        h1 = u * h0
+        h2 = u * h1 + v * h0
+        h3 = u * h2 + 2.0 * v * h1
+        h4 = u * h3 + 3.0 * v * h2
+        h5 = u * h4 + 4.0 * v * h3
+        h6 = u * h5 + 5.0 * v * h4
+        h7 = u * h6 + 6.0 * v * h5
+        s0, s1, s2, s3 = s0 + h0, s1 + h1, s2 + h2, s3 + h3
+        s4, s5, s6, s7 = s4 + h4, s5 + h5, s6 + h6, s7 + h7
+    sums[out, 0], sums[out, 1], sums[out, 2], sums[out, 3] = s0, s1, s2, s3
+    sums[out, 4], sums[out, 5], sums[out, 6], sums[out, 7] = s4, s5, s6, s7
+
+
+@_compiled
+def _certify(mixture, levels, scale, inner, outer, sign, work, sums, out):
+    """The fields of one interval, in `out`: as in `Intervals`, with the polynomial last.
+
+    Also its bounds: `rest`, what it is measured by, and `noise`.
+    """
+    centre, r = sign * (inner + outer) / 2, (outer - inner) / 2
+    value, gradient, curvature = _expand(centre, r, mixture, levels, work)
+    _derivatives(work, _GAMMA, False, sums, _Q)
+    _derivatives(work, _MOST, True, sums, _BOUND)
+    # Cumulants from moments, as in `taylor.certified`: those of the bounds are negated, so that
+    # all terms add up.
+    sums[_Q, 1], sums[_BOUND, 1] = 0.0, sums[_BOUND, 2]
+    for n in range(1, 3):
+        sums[_LOG, n], sums[_LOG_BOUND, n] = sums[_Q, n], sums[_BOUND, n]
+    for n in range(3, _TOP):
+        exact, bounded = sums[_Q, n], sums[_BOUND, n]
+        for k in range(1, n):
+            exact -= _WAYS[n - 1, k - 1] * (sums[_LOG, k] * sums[_Q, n - k])
+            bounded += _WAYS[n - 1, k - 1] * (sums[_LOG_BOUND, k] * sums[_BOUND, n - k])
+        sums[_LOG, n], sums[_LOG_BOUND, n] = exact, bounded
+    bend = curvature * r * r
+    second = bend + sums[_BOUND, 2]
+    swing, rounding = _swing_and_noise(work, sums[_BOUND, 1])
+    floor = math.sqrt(max((bend - swing) / (r * r), scale * scale))
+    floor += max(abs(gradient) - second / r, 0.0)
+    size = 1.0 + max(abs(value) - abs(gradient * r) - second, 0.0)
+    noise = rounding / r / floor
+    rest = sums[_LOG_BOUND, ORDER + 1]
+    out[0], out[1], out[2], out[3] = centre, r, bend, rest
+    out[4], out[5], out[6], out[7] = second, floor, size, noise
+    out[8], out[9] = value, gradient * r
+    for n in range(2, ORDER + 1):
+        out[8 + n] = -sums[_LOG, n] * _SHARES[n]
+    out[10] += bend / 2
+    return rest / min(r * floor / (ORDER + 1), size), noise
+
+
+@inlined
+def _float_of(bits):
+    return np.float64(np.int32(bits).view(np.float32))
+
+
+@_compiled
+def _split(
+    mixture, levels, scale, tolerance, starts, widths, signs, smallest
+):  # fmt: skip
+    """How many intervals (0: too many), with their starts, widths and signs, and their fields."""
+    room, used = 4088, 0  # no power of two: rows would share places in the cache
+    where, found = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
+    work, sums, out = np.empty((8, mixture.shape[1])), np.empty((4, _TOP)), np.empty(_FIELDS)
+    stack = np.empty((_STACK, 2), np.int64)
+    slack = tolerance / 8 * _FACTORIALS[ORDER + 1]
+    for i in range(starts.shape[0]):
+        stack[0, 0], stack[0, 1] = starts[i], widths[i]
+        height = 1
+        while height:
+            height -= 1
+            start, width = stack[height, 0], stack[height, 1]
+            inner, outer = _float_of(start), _float_of(start + width - 1)
+            miss, noise = _certify(mixture, levels, scale, inner, outer, signs[i], work, sums, out)
+            excess = max(miss / slack, noise / (tolerance / 16))
+            good = miss / slack <= 1 and noise / (tolerance / 16) <= 1  # a NaN is not
+            if good or width <= smallest or start == 0:
+                if used == MAX_INTERVALS:
+                    return 0, where, found
+                if used == room:
+                    room *= 2
+                    more, fields = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
+                    for j in range(used):
+                        for n in range(3):
+                            more[n, j] = where[n, j]
+                        for n in range(_FIELDS):
+                            fields[n, j] = found[n, j]
+                    where, found = more, fields
+                if not good:
+                    out[3] = np.inf
+                where[0, used], where[1, used], where[2, used] = start, width, signs[i]
+                for n in range(_FIELDS):
+                    found[n, used] = out[n]
+                used += 1
+                continue
+            power = 4
+            for least in range(3, 0, -1):
+                if excess <= 2.0 ** (ORDER * least):
+                    power = least
+            parts = min(1 << power, width // smallest)
+            for part in range(parts - 1, -1, -1):
+                stack[height, 1] = width // parts
+                stack[height, 0] = start + part * (width // parts)
+                height += 1
+    return used, where, found
+
+
+@_compiled
+def _curvature(mixture, levels, scale, centre, radius):
+    """The rows that `taylor.curvature` returns (ORDER + 3, t)."""
+    rows = np.empty((ORDER + 3, centre.shape[0]))
+    work, sums = np.empty((8, mixture.shape[1])), np.empty((4, _TOP))
+    for i in range(centre.shape[0]):
+        r = radius[i]
+        _, _, curvature = _expand(centre[i], r, mixture, levels, work)
+        _derivatives(work, _GAMMA, False, sums, _Q)
+        _derivatives(work, _MOST, True, sums, _BOUND)
+        for j in range(work.shape[1]):
+            work[_GAMMA, j] *= work[_Y, j]
+            work[_MOST, j] *= abs(work[_Y, j])
+        _derivatives(work, _GAMMA, False, sums, _A)
+        _derivatives(work, _MOST, True, sums, _A_BOUND)
+        sums[_BOUND, 1] = sums[_BOUND, 2]
+        for n in range(1, _TOP):
+            a, bound = sums[_A, n], sums[_A_BOUND, n]
+            for k in range(n):
+                a -= _WAYS[n, k] * (sums[_A, k] * sums[_Q, n - k])
+                bound += _WAYS[n, k] * (sums[_A_BOUND, k] * sums[_BOUND, n - k])
+            sums[_A, n], sums[_A_BOUND, n] = a, bound
+        bend = curvature * r * r
+        for n in range(ORDER + 1):
+            rows[n, i] = ((bend if n == 0 else 0.0) + sums[_A, n] / _FACTORIALS[n]) / (r * r)
+        rows[ORDER + 1, i] = sums[_A_BOUND, ORDER + 1] / (r * r)
+        rows[ORDER + 2, i] = max(bend - sums[_A_BOUND, 1], scale * scale * r * r) / (r * r)
+    return rows

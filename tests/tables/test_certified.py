@@ -1,0 +1,150 @@
+"""The compiled certification is the one of torch's operations, and keeps its layout of cells."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from swsmix.tables.grid import grid_cells
+from tabulated import MIXTURES, every_mixture, twin
+
+from swsmix import tables
+from swsmix.tables import bits, taylor
+from swsmix.tables.bits import bit_cells
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.taylor import FACTORIALS, ORDER, Ends, certified
+
+pytest.importorskip("numba")
+CPU = torch.device("cpu")
+
+
+def both(mixture, cut, tolerance=1e-5):
+    """The cells that compiled loops cut, and those that torch's operations do."""
+    compiled = cut(ExactMixture(*mixture), tolerance, CPU)
+    with tables.uncompiled():
+        return compiled, cut(ExactMixture(*mixture), tolerance, CPU)
+
+
+def at_middles(cells):
+    """f' and a in the middle of each cell, by its lines (cells, 2)."""
+    runs, (index, run) = cells.runs, cells.place
+    coordinate = -(runs.back[run] + index * runs.drift[run]) / runs.ulp[run]
+    lines = cells.both_lines.double()
+    return lines[:, ::2] + lines[:, 1::2] * coordinate.nan_to_num(0.0)[:, None]
+
+
+def assert_same(compiled, plain):
+    assert (compiled is None) == (plain is None)
+    if plain is None:
+        return
+    for name in ("start", "width", "sign", "centre", "radius"):
+        assert torch.equal(getattr(compiled.intervals, name), getattr(plain.intervals, name)), name
+    for name, one in compiled.runs._asdict().items():
+        other = getattr(plain.runs, name)
+        if one.dtype == torch.float64:
+            assert torch.allclose(one, other, rtol=0.0, atol=1e-12), name
+        else:
+            assert torch.equal(one, other), name
+    assert torch.equal(compiled.certified, plain.certified)
+    with tables.uncompiled():  # curvature in torch's operations
+        expected = plain.error
+    for bound, wanted in zip(compiled.error, expected, strict=True):
+        assert abs(bound - wanted) <= 1e-9 * wanted
+    with tables.uncompiled():
+        lines = at_middles(plain)
+    difference = (at_middles(compiled) - lines)[plain.certified].abs()
+    slope, a = lines[plain.certified].unbind(1)
+    assert (difference[:, 0] <= 4e-6 * (slope.abs() + a.abs().sqrt())).all()
+    assert (difference[:, 1] <= expected.curvature * a).all()
+
+
+@every_mixture
+@pytest.mark.parametrize("cut", [bit_cells, grid_cells])
+def test_compiled_and_uncompiled_cells_are_the_same(mixture, cut):
+    compiled, plain = both(mixture, cut)
+    assert_same(compiled, plain)
+    if plain is not None and cut is bit_cells:
+        assert torch.equal(compiled.address.block, plain.address.block)
+        assert compiled.address.absolute == plain.address.absolute
+
+
+def components(k):
+    return st.tuples(
+        st.lists(st.floats(0, 12), min_size=k, max_size=k),
+        st.lists(st.floats(-1, 1, width=32), min_size=k, max_size=k),
+        st.lists(st.floats(-6, 1), min_size=k, max_size=k),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 17).flatmap(components))
+def test_compiled_and_uncompiled_cells_of_any_mixture_are_the_same(parts):
+    rarity, mean, log_std = (torch.tensor(each, dtype=torch.float64) for each in parts)
+    mixture = (10**-rarity) / (10**-rarity).sum(), mean, 10**log_std
+    for cut in (bit_cells, grid_cells):
+        assert_same(*both(mixture, cut))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("std", [1e-60, 1e-30, 1e30])
+def test_extreme_stds_have_finite_bounds_or_no_certified_cells(std, compiled):
+    mixture = torch.tensor([[0.5, 0.5], [0.0, 0.3], [1.0, std]], dtype=torch.float64)
+    one, other = both(mixture, bit_cells)
+    cells = one if compiled else other
+    if cells is not None:
+        kept = ~cells.intervals.rest.isinf()
+        assert all(row[..., kept].isfinite().all() for row in cells.intervals)
+
+
+@pytest.mark.parametrize("name", ["hard", "spiked", "dead"])
+def test_a_polynomial_is_within_its_bound_all_over_its_interval(name):
+    """Both ways, against the formulas themselves, at the ends and between."""
+    mixture = tuple(each.double() for each in MIXTURES[name])
+    for loops in both(mixture, bit_cells):
+        at = loops.intervals
+        for s in (-1.0, -0.5, 0.3, 1.0):
+            value, gradient, curvature, _ = twin(at.centre + s * at.radius, *mixture)
+            powers = s ** torch.arange(ORDER + 1, dtype=torch.float64)
+            error = (powers @ at.taylor - value).abs()
+            bound = at.rest / FACTORIALS[ORDER + 1] * abs(s) ** (ORDER + 1)
+            near = (value.abs() < 1e3) & (at.start > 0)
+            assert (error <= bound + 1e-11 * (1 + value.abs()))[near].all()
+
+
+@pytest.mark.parametrize("loops", ["compiled", "uncompiled"])
+def test_intervals_come_in_order_and_leave_no_gap(loops):
+    cells = both(MIXTURES["hard"], bit_cells)[loops == "uncompiled"]
+    for sign in (-1, 1):
+        mine = cells.intervals.sign == sign
+        start, width = cells.intervals.start[mine], cells.intervals.width[mine]
+        assert start[0] == 0 and torch.equal(start[1:], (start + width)[:-1])
+    assert (cells.intervals.sign.diff() >= 0).all()
+
+
+def test_the_compiled_exponential_is_exact_to_one_unit_of_the_last_digit():
+    numba = pytest.importorskip("numba")
+    from swsmix.tables.numba_exp import exp
+
+    compiled = numba.njit(lambda x: exp(x))
+    for x in torch.linspace(-708.0, 700.0, 10_001, dtype=torch.float64).tolist():
+        assert abs(compiled(x) - math.exp(x)) <= 2.0**-51 * math.exp(x)
+    assert compiled(-709.0) == 0.0 == compiled(-math.inf) and math.isnan(compiled(math.nan))
+
+
+@pytest.mark.parametrize("limit", [100, 2000])
+def test_too_many_intervals_are_none(limit, monkeypatch):
+    monkeypatch.setattr(taylor, "MAX_INTERVALS", limit)
+    with tables.uncompiled():
+        assert (bits._intervals(ExactMixture(*MIXTURES["hard"]), 1e-5) is None) == (limit < 2050)
+
+
+def test_the_bounds_of_intervals_are_those_that_their_polynomials_were_given():
+    mixture = ExactMixture(*MIXTURES["hard"])
+    found = bits._intervals(mixture, 1e-5)
+    again = certified(mixture, found.start, found.width, found.sign, Ends())
+    kept = ~found.rest.isinf()
+    for name in ("bend", "second", "floor", "size"):
+        torch.testing.assert_close(
+            getattr(found, name)[kept], getattr(again, name)[kept], rtol=1e-9, atol=0.0
+        )
