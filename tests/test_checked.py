@@ -11,7 +11,9 @@ from swsmix.compression.codebooks import mixture_of_values
 
 
 @checked.checked
-def scaled(w: Float[torch.Tensor, "n m"], scale: Float[torch.Tensor, " m"]) -> "Float[torch.Tensor, 'n m']":
+def scaled(
+    w: Float[torch.Tensor, "n m"], scale: Float[torch.Tensor, " m"]
+) -> "Float[torch.Tensor, 'n m']":
     return (w * scale)[:: 2 if (scale < 0).any() else 1]
 
 

@@ -101,7 +101,7 @@ def test_every_figure_is_in_the_papers_list_and_the_other_way_round():
 
 @pytest.mark.slow
 def test_the_quick_run_finishes_and_points_the_right_way(tmp_path):
-    said = reproduce("nowlan1992", "--quick", "--out", tmp_path)
+    said = reproduce("nowlan1992", "--quick", "--jobs", 1, "--out", tmp_path)
     assert "soft-sharing minus back-propagation: +" in said
     pictures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     slow = {n for n in figures.DRAWINGS if n.startswith("bayes-")} | {"sunspots-validation"}

@@ -91,7 +91,9 @@ def goes_on(checkout):
     (checkout / "mended").touch()
     ((*rest,),) = runpy.run_path(checkout / "papers/fake/run.py")["stages"](None, 1, quick=False)
     assert runner.run_units(rest, results, 1) == 2
-    assert [line["name"] for line in units.read_table(results / "table.jsonl").values()] == [*"abcd"]
+    assert [line["name"] for line in units.read_table(results / "table.jsonl").values()] == [
+        *"abcd"
+    ]
 
 
 def by_a_terminal(process):
