@@ -1,11 +1,11 @@
 """The checks of `checked` at work: a wrong type, shape or size of an axis in swsmix is an error."""
 
+import checked
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float
 
-import checked
 from swsmix import GaussianMixture, plots
 from swsmix.compression.codebooks import mixture_of_values
 
