@@ -23,6 +23,17 @@ def twice(w: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
     return torch.cat([w[:1], w[1:]])
 
 
+@checked.checked
+def either(w: Float[torch.Tensor, " n"] | None, other: Float[torch.Tensor, " n"] | None):
+    return w is None or other is None
+
+
+def test_an_axis_has_one_size_where_there_may_be_no_tensor():
+    assert either(torch.ones(2), None) and not either(torch.ones(3), torch.ones(3))
+    with pytest.raises(BeartypeCallHintViolation):
+        either(torch.ones(2), torch.ones(3))
+
+
 def test_an_axis_has_one_size_in_a_call_and_may_have_another_in_the_next_and_inside():
     assert scaled(torch.ones(4, 3), torch.ones(3)).shape == (4, 3)
     assert scaled(torch.ones(5, 2), torch.ones(2)).shape == (5, 2)

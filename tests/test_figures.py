@@ -88,9 +88,7 @@ def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path, 
                 layer.weight.copy_(0.05 * torch.randn(layer.weight.shape, generator=generator))
         return nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1])
 
-    monkeypatch.setitem(
-        targets.NETS, "lenet-300-100", (small, *targets.NETS["lenet-300-100"][1:])
-    )
+    monkeypatch.setitem(targets.NETS, "lenet-300-100", (small, *targets.NETS["lenet-300-100"][1:]))
     targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
     rows = targets.read(tmp_path / "targets.jsonl")
     assert tuple(row["unit"] for row in rows) == targets.UNITS
