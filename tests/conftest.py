@@ -6,15 +6,15 @@ import shutil
 import signal
 from pathlib import Path
 
+import checked
 import hypothesis
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 # They hold no examples to run, and when several are collected as modules their names clash.
 collect_ignore_glob = ["*conftest.py"]
 
-hook = install_import_hook("swsmix", "beartype.beartype")  # before anything imports swsmix
+checked.install()  # before anything imports swsmix
 
 # A property is tried on the same cases in every run, so that a failure is about the change at
 # hand. `--hypothesis-profile default --hypothesis-seed 7` searches elsewhere.

@@ -232,15 +232,19 @@ def _save_figures(
     columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("")
-        for picture in draw_figures(inspection):
-            bar.update(task, description=visible(picture.name))
-            if form is not None:
-                name = f"{file_name(picture.name)}.{form.value}"
-                plots.save(picture.figure, out / name)
-                written.append(name)
-            yield picture
-            del picture
-            gc.collect()  # a figure has reference cycles, and would stay in memory
+        gc.freeze()  # what was there before is no figure, and looking through it takes long
+        try:
+            for picture in draw_figures(inspection):
+                bar.update(task, description=visible(picture.name))
+                if form is not None:
+                    name = f"{file_name(picture.name)}.{form.value}"
+                    plots.save(picture.figure, out / name)
+                    written.append(name)
+                yield picture
+                del picture
+                gc.collect()  # a figure has reference cycles, and would stay in memory
+        finally:
+            gc.unfreeze()
 
 
 def _check_history(checkpoint: Any, *, chosen: bool) -> None:

@@ -157,11 +157,18 @@ def _text_width(text: str, font: FontProperties) -> float:
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 0.95
 
 
+def lay_out(figure: Figure) -> None:
+    """Place the panels as a drawing does, without drawing them, which takes twice as long."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+
+
 def settle(figure: Figure) -> None:
     """Lay the figure out and fix it: a constrained layout moves a little with every drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
-        figure.draw_without_rendering()
+        lay_out(figure)
+        lay_out(figure)
         figure.set_layout_engine("none")
 
 

@@ -27,6 +27,7 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
+    lay_out,
     make_panels,
     shortened_to_width,
     space_ticks,
@@ -171,7 +172,7 @@ def layers(
         panel.set_xlabel("weight")
     for panel in panels[::columns] if ax is None else panels:
         panel.set_ylabel("density")
-    figure.draw_without_rendering()  # the layout sets the panels' widths
+    lay_out(figure)  # which sets the panels' widths
     for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"

@@ -30,6 +30,7 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
+    lay_out,
     make_panels,
     num_columns,
     space_ticks,
@@ -236,7 +237,7 @@ def before_after(
     _margin_histogram(main, before, xlim, "vertical")
     _margin_histogram(main, after, ylim, "horizontal")
     if ax is None:
-        figure.draw_without_rendering()  # the margins narrow the panel
+        lay_out(figure)  # the margins narrow the panel
     space_ticks(main)
     return figure
 

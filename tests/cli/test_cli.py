@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -7,6 +6,7 @@ import time
 
 import pytest
 import torch
+from commands import MAIN, ended, run
 from typer.testing import CliRunner
 
 from swsmix import codec, load_run
@@ -14,23 +14,6 @@ from swsmix._labels import file_name
 from swsmix.cli import app
 
 QUICK = ["train", "--epochs", "3", "--no-baseline"]
-
-
-def run(*arguments, fails=None):
-    """The command line in a process of its own, as a user has it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "swsmix", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-        check=False,
-    )
-    if fails is None:
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert fails in done.stderr
-    return done.stderr
 
 
 def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
@@ -285,15 +268,10 @@ from swsmix import bayes
 def sample(*_, **__):
     raise KeyboardInterrupt
 bayes.sample = sample
-from swsmix.cli import main
-main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", interrupted, *QUICK, "--posterior", "nuts", "--out", str(out)],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    said = " ".join(done.stderr.split())  # lines are broken where the path's length says
-    assert done.returncode == 130 and "its posterior is not" in said, said
+    code, said = ended(*QUICK, "--posterior", "nuts", "--out", out, program=interrupted + MAIN)
+    said = " ".join(said.split())  # lines are broken where the path's length says
+    assert code == 130 and "its posterior is not" in said, said
     assert "soft weight-sharing" in json.loads((out / "results.json").read_text())["rows"]
     assert (out / "clusters.png").is_file() and not (out / "posterior.safetensors").exists()
 
@@ -303,15 +281,12 @@ def test_a_variational_posterior_too(tmp_path):
 
     out = tmp_path / "run"
     fewer = """
-import sys
 from swsmix import bayes
 fit_guide = bayes.fit_guide
 bayes.fit_guide = lambda *a, **o: fit_guide(*a, **o | {"epochs": 20})
-from swsmix.cli import main
-main()
 """
-    sampled = ["--posterior", "svi", "--draws", "70", "--quiet", "--out", str(out)]
-    subprocess.run([sys.executable, "-c", fewer, *QUICK, *sampled], check=True)
+    sampled = ["--posterior", "svi", "--draws", 70, "--quiet", "--out", out]
+    run(*QUICK, *sampled, program=fewer + MAIN)
     facts = json.loads((out / "results.json").read_text())["facts"]
     assert facts["posterior draws"] == 70 and "divergences" not in facts
     assert 0.0 <= facts["test targets in the 90 % interval (%)"] <= 100.0

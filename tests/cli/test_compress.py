@@ -2,8 +2,9 @@ import re
 
 import pytest
 import torch
+from commands import run
 from safetensors.torch import load_file, save_file
-from test_cli import QUICK, run
+from test_cli import QUICK
 
 from swsmix import MixturePrior, fit, load_run
 from swsmix.cli import compress as command

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swsmix.problems.reproduction import units
+from swsmix.problems.reproduction import runner, units
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,14 +86,14 @@ def started(checkout, jobs):
 def goes_on(checkout):
     """The next run finds no litter and does the rest."""
     assert sorted(p.name for p in (checkout / "scratch").iterdir()) == ["a", "b"]
-    table = checkout / "out/results/table.jsonl"
-    assert [*units.read_table(table)] == ["a", "b"]
+    results = checkout / "out/results"
+    assert [*units.read_table(results / "table.jsonl")] == ["a", "b"]
     (checkout / "mended").touch()
-    program = [sys.executable, str(checkout / "papers/fake/run.py")]
-    command = [*program, "--jobs", "1", "--out", str(checkout / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line["name"] for line in units.read_table(table).values()] == [*"abcd"]
+    ((*rest,),) = runpy.run_path(checkout / "papers/fake/run.py")["stages"](None, 1, quick=False)
+    assert runner.run_units(rest, results, 1) == 2
+    assert [line["name"] for line in units.read_table(results / "table.jsonl").values()] == [
+        *"abcd"
+    ]
 
 
 def by_a_terminal(process):

@@ -220,14 +220,14 @@ def test_what_collapses_at_tau_1_does_not_without_a_schedule(method, k):
     for name, schedule in {"tau = 1": Schedule(em_every=1), "by itself": None}.items():
         net, train, test = separable()
         prior = MixturePrior(net, k)
-        options = {"optimizer": method, "epochs": 15, "iterations": 25, "progress": False}
+        options = {"optimizer": method, "epochs": 8, "iterations": 25, "progress": False}
         loss = nn.BCEWithLogitsLoss()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PriorWarning)
             history = fit(net, loss, train, prior=prior, schedule=schedule, **options)
         wrong = ((net(test[0]) > 0) != (test[1] > 0.5)).double().mean().item()
         ends[name] = wrong, history.scalars["tau"]
-    assert ends["tau = 1"][0] > 0.4 and ends["tau = 1"][1] == [1.0] * 16
+    assert ends["tau = 1"][0] > 0.4 and ends["tau = 1"][1] == [1.0] * 9
     assert ends["by itself"][0] < 0.3
     size = sum(p.numel() for p in net.parameters() if p.ndim > 1)
     assert ends["by itself"][1][:3] == [0.0] * 2 + ends["by itself"][1][2:3]
@@ -257,8 +257,7 @@ def test_the_posterior_has_tau_1_from_the_first_round():
 
 @METHOD
 @pytest.mark.parametrize("mode", ["em", "gradient"])
-@pytest.mark.parametrize("pause", [1, 3, 6])
-def test_an_entry_is_resumed_bit_for_bit(method, mode, pause, tmp_path):
+def test_an_entry_is_resumed_bit_for_bit_before_in_and_after_it(method, mode, tmp_path):
     def go(epochs, path, resume=False):
         net, train, _ = separable()
         prior = MixturePrior(net, 3, mode=mode)
@@ -269,9 +268,10 @@ def test_an_entry_is_resumed_bit_for_bit(method, mode, pause, tmp_path):
         return [*net.parameters(), *prior.state_dict().values()], history.scalars["tau"]
 
     whole, taus_of_whole = go(9, tmp_path / "whole")
-    go(pause, tmp_path / "paused")
-    resumed, taus_of_resumed = go(9, tmp_path / "paused", resume=True)
-    assert taus_of_whole == taus_of_resumed and taus_of_whole[-1] > 0.0
+    for epochs in (1, 3, 6, 9):
+        resumed, taus_of_resumed = go(epochs, tmp_path / "paused", resume=epochs > 1)
+        assert taus_of_whole[: epochs + 1] == taus_of_resumed
+    assert taus_of_whole[-1] > 0.0
     for a, b in zip(whole, resumed, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)  # no EM step: nan
 

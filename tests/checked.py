@@ -1,0 +1,69 @@
+"""Types and shapes of every call into swsmix are checked, at half the price of jaxtyping's own way.
+
+jaxtyping's import hook decorates every function so that its arguments are bound, checked, and
+checked again with what is returned; that took more than half of the tests' time. Here beartype
+checks each call once, and only annotations that name axes get a table of the axes' sizes.
+"""
+
+import dataclasses
+import functools
+import inspect
+import typing
+
+import jaxtyping
+from beartype import beartype
+from jaxtyping import AbstractArray, install_import_hook
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def install():
+    """Check what is imported from swsmix from now on."""
+    jaxtyping.jaxtyped = _decorator  # this is what the hook decorates with
+    install_import_hook("swsmix", "beartype.beartype")
+
+
+def _decorator(fn="context", *, typechecker=None):
+    if fn == "context":
+        return checked if typechecker is not None else _jaxtyped("context")
+    return _jaxtyped(fn, typechecker=typechecker)
+
+
+def checked(thing):
+    """A function or a dataclass whose calls are checked."""
+    if inspect.isclass(thing):
+        if dataclasses.is_dataclass(thing) and "__init__" in vars(thing):
+            thing.__init__ = checked(thing.__init__)
+        return thing
+    written = thing.__annotations__
+    hints = {name: _hint(each, thing.__globals__) for name, each in written.items()}
+    thing.__annotations__ = hints
+    try:
+        cheap = beartype(thing)
+    finally:
+        thing.__annotations__ = written
+    if cheap is thing or not any(map(_names_axes, hints.values())):
+        return cheap
+
+    @functools.wraps(thing)
+    def wrapper(*args, **kwargs):
+        __tracebackhide__ = True
+        with _jaxtyped("context"):
+            return cheap(*args, **kwargs)
+
+    return wrapper
+
+
+def _hint(written, names):
+    """What an annotation in quotes means; Any if it names what is imported for type checkers."""
+    holder = type("holder", (), {"__annotations__": {"it": written}})
+    try:
+        return typing.get_type_hints(holder, names, include_extras=True)["it"]
+    except Exception:
+        return typing.Any
+
+
+def _names_axes(hint):
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return True
+    return any(map(_names_axes, typing.get_args(hint)))
