@@ -5,14 +5,13 @@ variable. They are tabulated once per mixture and looked up once per weight.
 
 1. **Certify.** The real line is split into intervals. On each, a Taylor polynomial of f has a
    proven error bound.
-2. **Cut.** The intervals are cut into cells. In a cell, f' and the curvature a are straight lines.
-3. **Address.** A soft mixture has cells of one width, and a multiplication finds them. A hard one
-   has cells named by the bits of the float itself: log-spaced around zero, where a pruned network's
-   spike sits, and down to single floats, where nothing is left to approximate.
-4. **Look up.** A weight costs a few integer operations and one or two reads, in cache-sized chunks:
-   no memory grows with N.
+2. **Cut.** The intervals are cut into cells. In a cell, f' and the curvature a are cubics.
+3. **Address.** The bits of the float itself name its cell: log-spaced around zero, where a pruned
+   network's spike sits, and down to single floats, where nothing is left to approximate.
+4. **Look up.** A weight costs a few integer operations and two or three reads, in cache-sized
+   chunks: no memory grows with N.
 5. **Count.** The value and the EM moments need only the number, the sum and the sum of squares of
-   the weights in each cell: a histogram, then (intervals x K) work.
+   the weights in each part of a cell: a histogram, then (intervals x K) work.
 
 The mathematics is in float64 and log space, the arithmetic per weight in float32. Weights in 16
 bits have tables of all their 65,536 values. These are evaluated exactly, a chunk at a time: few
@@ -27,14 +26,18 @@ The modules:
 - `penalty`: `neg_log_prior`, a differentiable function of the weights and the mixture.
 - `exact`: the mixture's functions in float64, without tables.
 - `taylor`: certified Taylor polynomials of f and a, interval by interval.
-- `cells`: the lines of f' and a in each cell, and their error bounds.
-- `grid`, `bits`: the two kinds of cells and how a weight finds its own.
+- `cutting`: from a mixture's intervals to its cells.
+- `cells`: the cubics of f' and a in each cell, and their error bounds.
+- `address`: the way from a float to its cell.
 - `cell_histogram`: sums over the weights of each cell, which give the value and the moments.
-- `scratch`: chunks of weights and scratch memory.
+- `fingerprint`: whether weights are those of before, so that one pass over them serves several.
+- `scratch`: chunks of weights and scratch memory; `arrays`: tensors as numpy arrays.
 - `threads`: ranges of many weights, on as many threads as torch has.
 - `backends`: which compiled loops are installed; `uncompiled` switches them off.
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
-  them, torch's operations make the passes. `numba_sums`: from a histogram to value and moments.
+  them, torch's operations make the passes.
+- `numba_certify`, `numba_sums`, `numba_exact`: step 1, step 5 and the exact evaluation of few
+  weights, compiled for a CPU; `numba_exp`: their exponential function.
 - `regions`: where each component is the most responsible.
 """
 

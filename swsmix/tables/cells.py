@@ -228,7 +228,15 @@ def _economised(rows: list[Tensor], half: Tensor) -> list[Tensor]:
     rows = list(rows)
     while len(rows) > 4:
         top, n = rows.pop(), len(rows)
-        chebyshev = np.polynomial.chebyshev.cheb2poly([0.0] * n + [1.0]) / 2.0 ** (n - 1)
-        for m in range(n % 2, n, 2):
-            rows[m] = torch.addcmul(rows[m], top, half ** (n - m), value=-float(chebyshev[m]))
+        for m, factor in _CHEBYSHEV[n].items():
+            rows[m] = torch.addcmul(rows[m], top, half ** (n - m), value=-factor)
     return rows
+
+
+def _monic(n: int) -> dict[int, float]:
+    """The lower coefficients of T_n / 2^(n - 1), which begins with s^n."""
+    chebyshev = np.polynomial.chebyshev.cheb2poly([0.0] * n + [1.0]) / 2.0 ** (n - 1)
+    return {m: float(chebyshev[m]) for m in range(n % 2, n, 2)}
+
+
+_CHEBYSHEV = {n: _monic(n) for n in range(4, ORDER + 1)}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
+from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled
@@ -25,14 +26,14 @@ _BLOCK = 64  # weights at a time: what is kept of them stays in the cache
 def slopes(mixture: ExactMixture, w: Tensor) -> Tensor:
     """The gradient f' and the curvature a (2, n) of flat weights, in float64."""
     out = torch.empty(2, len(w), dtype=torch.float64, device="cpu")
-    _slopes(w.numpy(), *_parameters(mixture), out.numpy())
+    _slopes(array(w), *_parameters(mixture), out.numpy())
     return out
 
 
 def sums(mixture: ExactMixture, w: Tensor) -> tuple[Tensor, Tensor, bool]:
     """The value and the moments (3, k) of flat weights, and whether some were left out."""
     moments = torch.zeros(3, len(mixture.mean), dtype=torch.float64, device="cpu")
-    value, left_out = _sums(w.numpy(), *_parameters(mixture), moments.numpy())
+    value, left_out = _sums(array(w), *_parameters(mixture), moments.numpy())
     return moments.new_tensor(value), moments, left_out
 
 
@@ -40,15 +41,15 @@ def proximal_(
     mixture: ExactMixture, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
 ) -> Tensor:
     """The proximal step of flat weights, in place; returns the indices of those left out."""
-    squares, left_out = None if second is None else second.numpy(), np.empty(len(w), np.int64)
+    squares, left_out = None if second is None else array(second), np.empty(len(w), np.int64)
     parameters = _parameters(mixture)
-    number = _proximal(w.numpy(), at.numpy(), squares, rate, eps, *parameters, left_out)
+    number = _proximal(array(w), array(at), squares, rate, eps, *parameters, left_out)
     return torch.from_numpy(left_out[:number])
 
 
 def scrambled(bits: Tensor, one: int, two: int) -> int:
     """The sum over flat integers that `fingerprint` describes, with its two factors."""
-    return int(_scrambled(bits.numpy(), np.int64(one), np.int64(two)))
+    return int(_scrambled(array(bits), np.int64(one), np.int64(two)))
 
 
 def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix.tables.arrays import array
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.threads import over_ranges
@@ -55,7 +56,7 @@ def write_gradient_(
     With a histogram, the weights are added to it in the same pass.
     """
     factor = None if scale is None else np.float32(scale)
-    left_out = _look_up(cells, w, histogram, target.numpy(), factor)
+    left_out = _look_up(cells, w, histogram, array(target), factor)
     return gaps(cells, w) if left_out else _joined([])
 
 
@@ -67,7 +68,7 @@ def count_(histogram: CellHistogram, w: Tensor) -> None:
 def _look_up(
     cells: Cells, w: Tensor, histogram: CellHistogram | None, target: Any, scale: Any
 ) -> int:
-    raw, where, lock = w.numpy().view(np.int32), _address(cells), threading.Lock()
+    raw, where, lock = array(w).view(np.int32), _address(cells), threading.Lock()
     pieces = None if target is None else _pairs(cells.pieces)
     left = np.int64(PART + cells.fine)
 
@@ -91,7 +92,7 @@ def _look_up(
 
 def gaps(cells: Cells, w: Tensor) -> Tensor:
     """The indices of the flat weights for which no piece is certified."""
-    raw, pieces, where = w.numpy().view(np.int32), _pairs(cells.pieces), _address(cells)
+    raw, pieces, where = array(w).view(np.int32), _pairs(cells.pieces), _address(cells)
 
     def loop(part: slice, out: Any) -> tuple[int, int]:
         done: tuple[int, int] = _gaps(raw[part], pieces, out, *where)
@@ -104,9 +105,9 @@ def proximal_(
     cells: Cells, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
 ) -> Tensor:
     """Make the proximal step, t = rate / (sqrt(second) + eps) or the rate; flat float32 tensors."""
-    values, places, where = w.numpy(), at.numpy(), _address(cells)
+    values, places, where = array(w), array(at), _address(cells)
     raw = places.view(np.int32)
-    squares = None if second is None else second.numpy()
+    squares = None if second is None else array(second)
     pieces = _pairs(cells.pieces), _pairs(cells.curvature_pieces)
     numbers = np.float32(rate), np.float32(eps)
 
@@ -149,7 +150,7 @@ def write_gradient_16_(
         count: how many weights have which bits (65536,), to be added to, or None.
     """
     raw, factor = _bits_16(w), None if scale is None else np.float32(scale)
-    out = target.numpy() if target.dtype == torch.float32 else _bits_16(target)
+    out = array(target) if target.dtype == torch.float32 else _bits_16(target)
     if scale is None and target.dtype != torch.float32:
         slopes = slopes.to(target.dtype).view(torch.int16)
     table = slopes.numpy().view(out.dtype) if scale is None else slopes.numpy()
@@ -182,7 +183,7 @@ def count_16_(count: Tensor, w: Tensor) -> None:
 
 
 def _bits_16(w: Tensor) -> Any:
-    return w.view(torch.int16).numpy().view(np.uint16)
+    return array(w.view(torch.int16)).view(np.uint16)
 
 
 def _pairs(pieces: Tensor) -> Any:

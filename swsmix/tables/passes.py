@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from swsmix.tables import backends
-from swsmix.tables.bits import bit_cells
 from swsmix.tables.cell_histogram import CellHistogram, least_for
 from swsmix.tables.cells import Cells, ErrorBounds
+from swsmix.tables.cutting import cut
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch, chunk_on
 from swsmix.tables.threads import over_ranges
@@ -45,7 +45,7 @@ class Passes:
         mixture, (least, most) = self.mixture, self.mixture.std.aminmax()
         if not self.tolerance or least < _NARROWEST or most > 1.0 / _NARROWEST:
             return None
-        return bit_cells(mixture.cpu(), self.tolerance, mixture.mean.device)
+        return cut(mixture.cpu(), self.tolerance, mixture.mean.device)
 
     def error(self) -> ErrorBounds:
         """The worst bounds of all cells; without cells, those of rounding."""

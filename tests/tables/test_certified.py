@@ -6,20 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from swsmix.tables.grid import grid_cells
 from tabulated import MIXTURES, every_mixture, twin
 
 from swsmix import tables
-from swsmix.tables import bits, taylor
-from swsmix.tables.bits import bit_cells
+from swsmix.tables import cutting, taylor
+from swsmix.tables.cutting import cut
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.taylor import FACTORIALS, ORDER, Ends, certified
+from swsmix.tables.taylor import FACTORIALS, ORDER, certified
 
 pytest.importorskip("numba")
 CPU = torch.device("cpu")
 
 
-def both(mixture, cut, tolerance=1e-5):
+def both(mixture, tolerance=1e-5):
     """The cells that compiled loops cut, and those that torch's operations do."""
     compiled = cut(ExactMixture(*mixture), tolerance, CPU)
     with tables.uncompiled():
@@ -27,11 +26,11 @@ def both(mixture, cut, tolerance=1e-5):
 
 
 def at_middles(cells):
-    """f' and a in the middle of each cell, by its lines (cells, 2)."""
-    runs, (index, run) = cells.runs, cells.place
-    coordinate = -(runs.back[run] + index * runs.drift[run]) / runs.ulp[run]
-    lines = cells.both_lines.double()
-    return lines[:, ::2] + lines[:, 1::2] * coordinate.nan_to_num(0.0)[:, None]
+    """f' and a in the middle of each cell, by its cubics (cells, 2)."""
+    x = 0.5 * (cells.geometry.width - 1).double()
+    powers = torch.stack([x**n for n in range(4)], 1)
+    tables_of_both = cells.pieces, cells.curvature_pieces
+    return torch.stack([(pieces.double() * powers).sum(1) for pieces in tables_of_both], 1)
 
 
 def assert_same(compiled, plain):
@@ -40,8 +39,8 @@ def assert_same(compiled, plain):
         return
     for name in ("start", "width", "sign", "centre", "radius"):
         assert torch.equal(getattr(compiled.intervals, name), getattr(plain.intervals, name)), name
-    for name, one in compiled.runs._asdict().items():
-        other = getattr(plain.runs, name)
+    for name, one in compiled.geometry._asdict().items():
+        other = getattr(plain.geometry, name)
         if one.dtype == torch.float64:
             assert torch.allclose(one, other, rtol=0.0, atol=1e-12), name
         else:
@@ -52,21 +51,19 @@ def assert_same(compiled, plain):
     for bound, wanted in zip(compiled.error, expected, strict=True):
         assert abs(bound - wanted) <= 1e-9 * wanted
     with tables.uncompiled():
-        lines = at_middles(plain)
-    difference = (at_middles(compiled) - lines)[plain.certified].abs()
-    slope, a = lines[plain.certified].unbind(1)
+        cubics = at_middles(plain)
+    difference = (at_middles(compiled) - cubics)[plain.certified].abs()
+    slope, a = cubics[plain.certified].unbind(1)
     assert (difference[:, 0] <= 4e-6 * (slope.abs() + a.abs().sqrt())).all()
     assert (difference[:, 1] <= expected.curvature * a).all()
 
 
 @every_mixture
-@pytest.mark.parametrize("cut", [bit_cells, grid_cells])
-def test_compiled_and_uncompiled_cells_are_the_same(mixture, cut):
-    compiled, plain = both(mixture, cut)
+def test_compiled_and_uncompiled_cells_are_the_same(mixture):
+    compiled, plain = both(mixture)
     assert_same(compiled, plain)
-    if plain is not None and cut is bit_cells:
-        assert torch.equal(compiled.address.block, plain.address.block)
-        assert compiled.address.absolute == plain.address.absolute
+    assert torch.equal(compiled.address.block, plain.address.block)
+    assert (compiled.address.low, compiled.fine) == (plain.address.low, plain.fine)
 
 
 def components(k):
@@ -82,15 +79,14 @@ def components(k):
 def test_compiled_and_uncompiled_cells_of_any_mixture_are_the_same(parts):
     rarity, mean, log_std = (torch.tensor(each, dtype=torch.float64) for each in parts)
     mixture = (10**-rarity) / (10**-rarity).sum(), mean, 10**log_std
-    for cut in (bit_cells, grid_cells):
-        assert_same(*both(mixture, cut))
+    assert_same(*both(mixture))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("std", [1e-60, 1e-30, 1e30])
 def test_extreme_stds_have_finite_bounds_or_no_certified_cells(std, compiled):
     mixture = torch.tensor([[0.5, 0.5], [0.0, 0.3], [1.0, std]], dtype=torch.float64)
-    one, other = both(mixture, bit_cells)
+    one, other = both(mixture)
     cells = one if compiled else other
     if cells is not None:
         kept = ~cells.intervals.rest.isinf()
@@ -101,7 +97,7 @@ def test_extreme_stds_have_finite_bounds_or_no_certified_cells(std, compiled):
 def test_a_polynomial_is_within_its_bound_all_over_its_interval(name):
     """Both ways, against the formulas themselves, at the ends and between."""
     mixture = tuple(each.double() for each in MIXTURES[name])
-    for loops in both(mixture, bit_cells):
+    for loops in both(mixture):
         at = loops.intervals
         for s in (-1.0, -0.5, 0.3, 1.0):
             value, gradient, curvature, _ = twin(at.centre + s * at.radius, *mixture)
@@ -114,7 +110,7 @@ def test_a_polynomial_is_within_its_bound_all_over_its_interval(name):
 
 @pytest.mark.parametrize("loops", ["compiled", "uncompiled"])
 def test_intervals_come_in_order_and_leave_no_gap(loops):
-    cells = both(MIXTURES["hard"], bit_cells)[loops == "uncompiled"]
+    cells = both(MIXTURES["hard"])[loops == "uncompiled"]
     for sign in (-1, 1):
         mine = cells.intervals.sign == sign
         start, width = cells.intervals.start[mine], cells.intervals.width[mine]
@@ -136,13 +132,13 @@ def test_the_compiled_exponential_is_exact_to_one_unit_of_the_last_digit():
 def test_too_many_intervals_are_none(limit, monkeypatch):
     monkeypatch.setattr(taylor, "MAX_INTERVALS", limit)
     with tables.uncompiled():
-        assert (bits._intervals(ExactMixture(*MIXTURES["hard"]), 1e-5) is None) == (limit < 2050)
+        assert (cutting._intervals(ExactMixture(*MIXTURES["hard"]), 1e-5) is None) == (limit < 2050)
 
 
 def test_the_bounds_of_intervals_are_those_that_their_polynomials_were_given():
     mixture = ExactMixture(*MIXTURES["hard"])
-    found = bits._intervals(mixture, 1e-5)
-    again = certified(mixture, found.start, found.width, found.sign, Ends())
+    found = cutting._intervals(mixture, 1e-5)
+    again = certified(mixture, found.start, found.width, found.sign)
     kept = ~found.rest.isinf()
     for name in ("bend", "second", "floor", "size"):
         torch.testing.assert_close(

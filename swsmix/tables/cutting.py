@@ -26,11 +26,11 @@ _LOW = (16, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
 
 
-def bit_cells(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
-    """The cells of a mixture, addressed by bits.
+def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
+    """The cells of a mixture.
 
     Tiny floats share one cell; so do huge ones, infinities and NaN. In the latter cell, and where
-    no polynomial meets the tolerance, no line is certified.
+    no polynomial meets the tolerance, no cubic is certified.
 
     Args:
         mixture: the mixture, on the CPU.
