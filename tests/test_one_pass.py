@@ -95,9 +95,11 @@ def test_the_gradient_is_the_same_from_a_shared_pass(mode, dtype):
     penalty = prior.penalty()  # of the same weights: the pass before
     again = torch.autograd.grad(3.0 * penalty, wanted, retain_graph=True)
     once_more = torch.autograd.grad(3.0 * penalty, wanted)
-    for one, other, third in zip(first, again, once_more, strict=True):
+    prior.last_passes.clear()
+    fresh = torch.autograd.grad(3.0 * prior.penalty(), wanted)
+    for one, other, third, alone in zip(first, again, once_more, fresh, strict=True):
         assert torch.allclose(3.0 * one, other, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5)
-        assert torch.equal(other, third)
+        assert torch.equal(other, third) and torch.equal(other, alone)
 
 
 def test_the_gradient_of_a_new_pass_can_be_asked_for_twice():

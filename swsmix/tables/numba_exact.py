@@ -1,9 +1,8 @@
 """The exact evaluation of few weights on a CPU, compiled by numba (if it is installed).
 
-The formulas of `exact`, a block of weights at a time and without temporary tensors. z is multiplied
-by 1 / sigma, not divided by sigma: off by 3 u |z|, where the bounds there allow for more than twice
-the 2 u |z| of a division. Weights that are not finite, and those so far out that components must be
-compared by differences, are left to `exact`: their results are NaN.
+The formulas of `exact`, a block of weights at a time and without temporary tensors. Weights that are
+not finite, and those so far out that components must be compared by differences, are left to
+`exact`: their results are NaN.
 """
 
 from __future__ import annotations
@@ -67,9 +66,9 @@ def _summed(function: Any) -> Any:
 
 
 @compiled
-def _compare(x, mean, inverse, level, z, odds, top):
+def _compare(x, mean, std, level, z, odds, top):
     for i in range(len(x)):
-        z[i] = (x[i] - mean) * inverse
+        z[i] = (x[i] - mean) / std
         odds[i] = level - 0.5 * z[i] * z[i]
         top[i] = odds[i] if odds[i] > top[i] else top[i]
 
@@ -111,7 +110,7 @@ def _responsible(w, mixture, z, gamma, x, top, total):
         x[i] = w[i] if abs(w[i]) < np.inf else np.inf
         top[i], total[i] = -np.inf, 0.0
     for j in range(len(gamma)):
-        _compare(x, mixture[1, j], mixture[3, j], mixture[0, j], z[j], gamma[j], top)
+        _compare(x, mixture[1, j], mixture[2, j], mixture[0, j], z[j], gamma[j], top)
     for i in range(len(w)):
         top[i] = top[i] if top[i] >= FAR else np.nan
     for j in range(len(gamma)):

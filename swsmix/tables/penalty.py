@@ -39,13 +39,12 @@ class _NegLogPrior(torch.autograd.Function):
         slope = None
         if ctx.needs_input_grad[2]:
             slope, ctx.slope = ctx.slope, None  # used up: it is scaled where it lies
-            if slope is not None:
-                slope.mul_(upstream.to(slope))
-            elif isinstance(ctx.tables, BatchTables):
-                slope = upstream.to(w) * ctx.tables.gradient(w)
-            else:  # weights in 16 bits, or a second time
+            if w.dtype.itemsize == 2:
                 slope = torch.zeros_like(w)
                 ctx.tables.add_gradient_(slope, w, float(upstream))
+            else:  # made again, it is the same to the last bit
+                slope = ctx.tables.gradient(w) if slope is None else slope
+                slope.mul_(upstream.to(slope))
         parts = (
             -count / torch.where(mixing > 0, mixing, math.inf).double(),
             -first / std.double() ** 2,
