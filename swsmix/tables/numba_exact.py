@@ -1,7 +1,7 @@
 """The exact evaluation of few weights on a CPU, compiled by numba (if it is installed).
 
-The formulas of `exact`, a block of weights at a time and without temporary tensors. Weights that are
-not finite, and those so far out that components must be compared by differences, are left to
+The formulas of `exact`, a block of weights at a time and without temporary tensors. Weights that
+are not finite, and those so far out that components must be compared by differences, are left to
 `exact`: their results are NaN.
 """
 
@@ -20,6 +20,7 @@ from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled
 
 _BLOCK = 64  # weights at a time: what is kept of them stays in the cache
+_TERMS = 16  # components that are summed by themselves, lest hundreds of roundings add up
 
 
 def slopes(mixture: ExactMixture, w: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def scrambled(bits: Tensor, one: int, two: int) -> int:
 
 def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
     k = len(mixture.mean)
-    return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((5, _BLOCK))
+    return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((7, _BLOCK))
 
 
 def _summed(function: Any) -> Any:
@@ -101,11 +102,19 @@ def _add_moments(gamma, share, x, mean, moments):
 
 
 @compiled
-def _responsible(w, mixture, z, gamma, x, top, total):
+def _flush(part, total):
+    for i in range(len(part)):
+        total[i] += part[i]
+        part[i] = 0.0
+
+
+@compiled
+def _responsible(w, mixture, z, gamma, x, top, total, part):
     """Of a block of weights: z, gamma not yet divided by their sum, the sum, and the divisor's log.
 
     The latter is NaN for weights that have to be left out.
     """
+    part[:] = 0.0
     for i in range(len(w)):
         x[i] = w[i] if abs(w[i]) < np.inf else np.inf
         top[i], total[i] = -np.inf, 0.0
@@ -114,17 +123,24 @@ def _responsible(w, mixture, z, gamma, x, top, total):
     for i in range(len(w)):
         top[i] = top[i] if top[i] >= FAR else np.nan
     for j in range(len(gamma)):
-        _exponentiate(gamma[j], top, total)
+        _exponentiate(gamma[j], top, part)
+        if j % _TERMS == _TERMS - 1 or j == len(gamma) - 1:
+            _flush(part, total)
 
 
 @compiled
 def _pull(w, mixture, z, gamma, rows):
     """The slope and the curvature of a block of weights; NaN for those that are left out."""
-    x, top, total, slope, a = rows[0], rows[1], rows[2], rows[3], rows[4]
-    _responsible(w, mixture, z, gamma, x, top, total)
-    slope[:], a[:] = 0.0, 0.0
+    x, top, total, slope, a, part, part_a = (
+        rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
+    )  # fmt: skip
+    _responsible(w, mixture, z, gamma, x, top, total, part)
+    slope[:], a[:], part_a[:] = 0.0, 0.0, 0.0
     for j in range(len(gamma)):
-        _add_pull(z[j], gamma[j], mixture[3, j], mixture[4, j], slope, a)
+        _add_pull(z[j], gamma[j], mixture[3, j], mixture[4, j], part, part_a)
+        if j % _TERMS == _TERMS - 1 or j == len(gamma) - 1:
+            _flush(part, slope)
+            _flush(part_a, a)
     for i in range(len(w)):
         nothing = top[i] - top[i]
         slope[i] = slope[i] / total[i] + nothing
@@ -159,10 +175,10 @@ def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows, left_out):
 
 @compiled
 def _sums(w, mixture, z, gamma, rows, moments):
-    value, x, top, total = 0.0, rows[0], rows[1], rows[2]
+    value, x, top, total, own = 0.0, rows[0], rows[1], rows[2], rows[5]
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
-        _responsible(part, mixture, z, gamma, x, top, total)
+        _responsible(part, mixture, z, gamma, x, top, total, own)
         for i in range(len(part)):
             if top[i] != top[i]:
                 return value, True
