@@ -49,8 +49,8 @@ class Refinement(NamedTuple):
     cubic: Tensor  # the error of one cubic piece, relative to the floor
     rounding: Tensor  # of float32 numbers across the interval, relative to the floor
     third: Tensor  # bound on |f'''| r^3
-    by_value: Tensor  # the number of parts that the value asks for
     parts: Tensor  # log2 of the number of parts
+    fine: int  # log2 of the parts of such a part in which the sums count weights
 
 
 def _bound(taylor: Tensor, rest: Tensor, order: int) -> Tensor:
@@ -71,11 +71,15 @@ def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
     cubic = _bound(*_f(intervals), 5) / (170 * radius * floor)
     swing = 2 * intervals.second + 2 * third + 1.5 * _bound(*_f(intervals), 4)
     rounding = swing / (radius * floor) * 2.0**-21
+    least = torch.maximum((cubic * (4 / tolerance)) ** 0.25, rounding * (8 / tolerance))
     by_value = (third / intervals.size * (8 / tolerance)) ** (1 / 3)
-    parts = torch.maximum((cubic * (4 / tolerance)) ** 0.25, rounding * (8 / tolerance))
-    parts = torch.maximum(parts, by_value * 2.0**-FINE)
-    parts = parts.clamp_min(1.0).log2().ceil().nan_to_num(0.0, 0.0, 0.0)
-    return Refinement(cubic, rounding, third, by_value, parts)
+    options = []
+    for fine in range(FINE + 1):  # to make a cell costs about as much as to sum over eight parts
+        parts = torch.maximum(least, by_value * 2.0**-fine).clamp_min(1.0)
+        parts = parts.log2().ceil().nan_to_num(0.0, 0.0, 0.0)
+        options.append((float(torch.exp2(parts).sum()) * (2.0**fine + 8.0), fine, parts))
+    _, fine, parts = min(options, key=lambda option: option[0])
+    return Refinement(cubic, rounding, third, parts, fine)
 
 
 def _f(intervals: Intervals) -> tuple[Tensor, Tensor]:
@@ -98,7 +102,6 @@ class CellErrors(NamedTuple):
     gradient: Tensor  # error of f', relative to |f'| + sqrt(a)
     value: Tensor  # error of f, relative to 1 + |f|
     part: Tensor  # the largest share of the interval that a cell takes
-    fine: int  # log2 of the parts of a cell in which the sums count weights
 
 
 class Cells:
@@ -113,6 +116,7 @@ class Cells:
         address: the way from a weight to its cell.
         geometry: where the cells lie.
         errors: what is certified about them.
+        fine: log2 of the parts of a cell in which the sums count weights.
         device: where the weights are.
     """
 
@@ -123,6 +127,7 @@ class Cells:
         address: Address,
         geometry: CellGeometry,
         errors: CellErrors,
+        fine: int,
         device: torch.device,
     ) -> None:
         self.mixture, self.intervals, self.address = mixture, intervals, address
@@ -132,7 +137,7 @@ class Cells:
             torch.stack([errors.gradient + 2.0**-21, errors.value + mixture.rounding]),
             errors.part,
         )
-        self.fine = errors.fine
+        self.fine = fine
         order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self.pieces = self._pieces(intervals.taylor[1:] * order / intervals.radius)
 

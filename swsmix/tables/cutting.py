@@ -10,7 +10,6 @@ from torch import Tensor
 
 from swsmix.tables.address import MOST, Address
 from swsmix.tables.cells import (
-    FINE,
     PART,
     CellErrors,
     CellGeometry,
@@ -21,7 +20,7 @@ from swsmix.tables.cells import (
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import ORDER, Intervals, ends, ranges, split
 
-MAX_CELLS = 1 << 21  # a harder mixture is evaluated directly
+MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
 _LOW = (16, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
 
@@ -47,9 +46,12 @@ def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells 
     shift = intervals.width.double().log2().floor() - needed.parts
     uncertified = intervals.rest.isinf() | (shift < 2)
     intervals.rest.masked_fill_(uncertified, math.inf)
-    shift = shift.masked_fill_(uncertified, 6.0).long()
-    blocks = min((_blocks(intervals, shift, low) for low in _LOW), key=lambda each: each.cost)
-    if int(blocks.first[-1]) > MAX_CELLS:
+    # A part has at most as many floats as the histogram has numbers.
+    most = PART + needed.fine
+    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(most).long()
+    options = (_blocks(intervals, shift, low, most) for low in _LOW)
+    blocks = min(options, key=lambda each: each.cost)
+    if int(blocks.first[-1]) << needed.fine > MAX_PARTS:
         return None
     return Cells(
         mixture,
@@ -57,6 +59,7 @@ def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells 
         Address(blocks.packed().to(device), blocks.low),
         _geometry(intervals, blocks, uncertified),
         _errors(intervals, needed, blocks),
+        needed.fine,
         device,
     )
 
@@ -103,8 +106,11 @@ class _Blocks(NamedTuple):
         return torch.cat([entries[magnitude], entries[magnitude + self.number]])
 
 
-def _blocks(intervals: Intervals, shift: Tensor, low: int) -> _Blocks:
-    """The blocks that the intervals need, each with the smallest shift of its intervals."""
+def _blocks(intervals: Intervals, shift: Tensor, low: int, most: int) -> _Blocks:
+    """The blocks that the intervals need, each with the smallest shift of its intervals.
+
+    What is beyond them has the largest shift there may be.
+    """
     begin = intervals.start
     start = int(begin[begin > 0].min()) >> low
     number = (int((begin + intervals.width).max()) >> low) - start + 2
@@ -114,7 +120,7 @@ def _blocks(intervals: Intervals, shift: Tensor, low: int) -> _Blocks:
     shifts.scatter_reduce_(0, block, shift.clamp_max(low), "amin")
     blocks = torch.arange(2 * number, dtype=torch.int64, device="cpu")
     shifts = shifts[torch.where(shifts <= low, blocks, 0).cummax(0).values]
-    shifts[number - 1 :: number] = low
+    shifts[number - 1 :: number] = min(low, most)
     cells = 1 << (low - shifts)
     return _Blocks(low, start, number, shifts, cells.cumsum(0) - cells, block)
 
@@ -143,15 +149,11 @@ def _errors(intervals: Intervals, needed: Refinement, blocks: _Blocks) -> CellEr
     """The certified errors of the cells in each interval."""
     shift = blocks.shift[blocks.of_interval]
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
-    asked = (needed.by_value * part)[intervals.start > 0]
-    asked = asked.nan_to_num(1.0, 1.0, 1.0).clamp(1.0, 2.0**FINE)
-    # A part has at most as many floats as the histogram has numbers.
-    fine = max(math.ceil(math.log2(float(asked.max()))), int(blocks.shift.max()) - PART)
     rest = intervals.rest / math.factorial(ORDER + 1)
     gradient = needed.cubic * part**4 + needed.rounding * part
     gradient = gradient + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
-    value = (needed.third * (part * 2.0**-fine) ** 3 + rest) / intervals.size
+    value = (needed.third * (part * 2.0**-needed.fine) ** 3 + rest) / intervals.size
     tiny = intervals.start == 0  # its floats count as zero
     gradient[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
     value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
-    return CellErrors(gradient, value, torch.where(tiny, 1.0, part), fine)
+    return CellErrors(gradient, value, torch.where(tiny, 1.0, part))
