@@ -37,7 +37,7 @@ def flattened(target: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
     strides = target.stride()
     order = sorted(range(len(strides)), key=lambda d: -strides[d])
     views = [each.detach().permute(order) for each in (target, *others)]
-    flat = [view.reshape(-1) for view in views]
+    flat = [view.reshape(-1).contiguous() for view in views]  # every second one is a view, too
     yield flat
     if flat[0].data_ptr() != target.data_ptr():  # a copy, because its memory has gaps
         views[0].copy_(flat[0].view(views[0].shape))
