@@ -173,7 +173,9 @@ def page(rows: Rows) -> str:
          "responsibilities on top. scikit-learn makes one EM step, without value or gradient. "
          "N x K methods are not run beyond N K = 6.5e7. Error: relative L2 of the gradient."],
         public(rows),
-        [f"Extra bytes per weight at the peak, N = 1e6, K = 17: {', '.join(memory)}."]
+        [f"Extra bytes per weight at the peak, N = 1e6, K = 17: {', '.join(memory)} (0: "
+            "no more than smaller calls had used before)."
+        ]
         if memory else [],
         [*rest],
         ["## The tables"],

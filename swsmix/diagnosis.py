@@ -203,9 +203,9 @@ def findings(prior: MixturePrior, group: str, *, annealed: bool = False) -> list
         The findings.
     """
     state = prior._state(group)
-    size = sum(p.numel() for p in prior.parameters_of(group).values())
     count = state.running_count
-    if count.isnan().any():
+    if count.isnan().any():  # before the first EM step
+        size = sum(p.numel() for p in prior.parameters_of(group).values())
         count = state.mixture.mixing.double() * size
     found = diagnose(state.mixture, count, state.start_std.item(), prior.held.get(group, 0.0))
     idle = [f for f in found if f.kind in ("starved", "duplicate")]
@@ -223,7 +223,7 @@ def _sample(prior: MixturePrior, group: str) -> Tensor:
 
 
 def _odd(size: int, most: int) -> int:
-    """A stride that takes about so many weights, odd, so that it meets all columns of a matrix."""
+    """A stride that takes about so many weights, odd, to meet all columns of a matrix."""
     return max(1, size // most) | 1
 
 
@@ -266,9 +266,9 @@ class Watch:
             before: name -> the weights before the step.
             scale: that of the gradients.
         """
-        held = self.prior.held
-        followed = [] if self._late else [m for m in members if m[2] not in held and m[0] in before]
-        if not followed:
+        judged = self.prior.held
+        followed = [m for m in members if m[2] not in judged and m[0] in before]
+        if self._late or not followed:
             return
         # What is made in inference mode could never change again; to leave it turns gradients on.
         with torch.inference_mode(False), torch.no_grad():
@@ -280,8 +280,7 @@ class Watch:
                 now, old, g = (
                     t.reshape(-1)[::every].float() for t in (_shards.local(p), before[name], grad)
                 )
-                # Rows: the start, the moves so far, the data's steps, their squares, its gradients,
-                # their number.
+                # Rows: the start, the moves so far, the data's steps, squares, gradients, number.
                 start = torch.stack([old, *[torch.zeros_like(old)] * 5])
                 seen = self._seen.setdefault(group, {}).setdefault(name, start)
                 seen[1] = old - seen[0]
