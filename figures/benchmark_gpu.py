@@ -8,6 +8,7 @@ nothing.
 """
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import sys
@@ -16,16 +17,16 @@ from pathlib import Path
 
 import torch
 import training_cost
-from benchmark import differentiable, full_direct, full_tables, mixture_of, naive, torch_mixture
+from peers import differentiable, full_direct, full_tables, mixture_of, naive, torch_mixture
 
 from swsmix import tables
 
 FIGURES = Path(__file__).parent
 MAX_NAIVE = 5e8  # N x K beyond which the N x K methods are not run (some 15 GB)
-NETS = [
-    training_cost.LENET,
-    ("ResNet-18, batch 64", training_cost.resnet_18, (64, 3, 32, 32), 100, 5),
-]
+RESNET = dataclasses.replace(
+    training_cost.RESNET, name="ResNet-18, batch 64", steps=100, em_every=10
+)
+NETS = [training_cost.LENET, RESNET]
 
 
 def now():
@@ -103,7 +104,8 @@ def main() -> None:
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     nets = NETS[:1] if arguments.quick else NETS
-    lines += ["", *training_cost.lines(nets, device="cuda", now=now)]
+    steps = {net.name: training_cost.measure(net, device="cuda", now=now) for net in nets}
+    lines += ["", *training_cost.table(steps)]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmark-gpu.md").write_text("\n".join(lines) + "\n")
 

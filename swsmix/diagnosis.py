@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from swsmix import _shards
-from swsmix.em import HyperPrior, Moments, log_hyper_prior
+from swsmix.em import HyperPrior, log_hyper_prior
 from swsmix.mixture import GaussianMixture
 from swsmix.schedule import Schedule
 from swsmix.start.cell_em import e_step_on_cells, fit_cells_
@@ -203,9 +203,10 @@ def findings(prior: MixturePrior, group: str, *, annealed: bool = False) -> list
         The findings.
     """
     state = prior._state(group)
-    running: Moments | None = state.running
-    size = sum(p.numel() for p in prior.parameters_of(group).values())
-    count = state.mixture.mixing.double() * size if running is None else running.count
+    count = state.running_count
+    if count.isnan().any():  # before the first EM step
+        size = sum(p.numel() for p in prior.parameters_of(group).values())
+        count = state.mixture.mixing.double() * size
     found = diagnose(state.mixture, count, state.start_std.item(), prior.held.get(group, 0.0))
     idle = [f for f in found if f.kind in ("starved", "duplicate")]
     judged = not (prior.mode != "em" or prior.moves or annealed) and int(state.steps) >= _SETTLED
@@ -222,7 +223,7 @@ def _sample(prior: MixturePrior, group: str) -> Tensor:
 
 
 def _odd(size: int, most: int) -> int:
-    """A stride that takes about so many weights, odd, so that it meets all columns of a matrix."""
+    """A stride that takes about so many weights, odd, to meet all columns of a matrix."""
     return max(1, size // most) | 1
 
 
@@ -252,7 +253,6 @@ class Watch:
         self._seen: dict[str, dict[str, Tensor]] = {}  # group -> tensor -> see `see`
         self._said: set[tuple[str, Kind]] = set()
 
-    @torch.no_grad()
     def see(
         self,
         members: Sequence[tuple[str, nn.Parameter, str]],
@@ -266,11 +266,13 @@ class Watch:
             before: name -> the weights before the step.
             scale: that of the gradients.
         """
+        judged = self.prior.held
+        followed = [m for m in members if m[2] not in judged and m[0] in before]
+        if self._late or not followed:
+            return
         # What is made in inference mode could never change again; to leave it turns gradients on.
         with torch.inference_mode(False), torch.no_grad():
-            for name, p, group in members:
-                if self._late or group in self.prior.held or name not in before:
-                    continue
+            for name, p, group in followed:
                 grad = None if p.grad is None else _shards.local(p.grad)
                 if grad is None or grad.layout != torch.strided:
                     continue
@@ -278,8 +280,7 @@ class Watch:
                 now, old, g = (
                     t.reshape(-1)[::every].float() for t in (_shards.local(p), before[name], grad)
                 )
-                # Rows: the start, the moves so far, the data's steps, their squares, its gradients,
-                # their number.
+                # Rows: the start, the moves so far, the data's steps, squares, gradients, number.
                 start = torch.stack([old, *[torch.zeros_like(old)] * 5])
                 seen = self._seen.setdefault(group, {}).setdefault(name, start)
                 seen[1] = old - seen[0]

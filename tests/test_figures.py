@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,41 @@ def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path, 
     assert rows[-1]["size_bytes"] <= asked or "not_met" in rows[-1]
     targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
     assert targets.read(tmp_path / "targets.jsonl") == rows
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAMS[0].parent))
+    return importlib.import_module("benchmark")
+
+
+def test_the_methods_of_the_benchmark_take_turns_within_each_round(benchmark):
+    calls, now = [], [0.0]
+
+    def call(name, seconds):
+        calls.append(name)
+        now[0] += seconds
+
+    slow, fast = (lambda: call("slow", 1.0)), (lambda: call("fast", 0.1))
+    found = benchmark.measure({"slow": slow, "fast": fast}, 9, 4.5, now=lambda: now[0])
+    assert "".join(name[0] for name in calls[-14:]) == "sffsffsffsffsf"
+    measured = [None if each is None else round(each, 9) for each in found["slow"]]
+    assert measured == [1.0, None] * 4 + [1.0]  # sits out, since 9 s are above the budget
+    assert [round(each, 9) for each in found["fast"]] == [0.1] * 9
+
+
+def test_ratios_of_the_benchmark_are_of_the_rounds_in_which_both_were_measured(benchmark):
+    one, other = {"seconds": [4.0, None, 9.0]}, {"seconds": [2.0, 1.0, 3.0]}
+    assert benchmark.benchmark_page.ratios(one, other) == [2.0, 3.0]
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_and_draws(benchmark, tmp_path):
+    command = [sys.executable, benchmark.__file__, "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "coremltools" in text or "DKM" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1e5 | 17 | naive |")]
+    assert "| 1 (1 to 1) |" in row  # against itself
+    assert "| MLP of 800 weights" in text and "not measured" in text  # the large sizes
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000

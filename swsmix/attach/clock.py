@@ -27,6 +27,8 @@ def advance_(
     """
     if prior.mode == "em" and schedule.em_at(tick):
         (em_step_ or prior.em_step_)(schedule.em_rate)
+    if schedule.std_start is None:
+        return
     for group, mixture in prior.mixtures.items():
         cap = schedule.std_cap_at(tick, group)
         if cap is not None and (schedule.anneals_at(tick) or prior.mode == "gradient"):

@@ -59,6 +59,7 @@ def step_(
         The names of the tensors that stayed because their effective step is not known, or not
         finite.
     """
+    formula = _EFFECTIVE_STEPS.get(_step_function(optimizer))
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     parts: dict[str, list[tuple[Tensor, Tensor, Step]]] = {}
     rounded, unknown = [], []
@@ -66,7 +67,7 @@ def step_(
         if name not in before:
             continue
         w, old = _shards.local(p).detach(), before[name]
-        step = effective_step(optimizer, optimizer.state.get(p, {}), settings[id(p)])
+        step = _by_formula(formula, optimizer.state.get(p, {}), settings[id(p)])
         if step is None:
             unknown.append(name)
             continue
@@ -128,7 +129,12 @@ def effective_step(
     Returns:
         The step; None where it is not known, or not finite (a momentum of 1).
     """
-    formula = _EFFECTIVE_STEPS.get(_step_function(optimizer))
+    return _by_formula(_EFFECTIVE_STEPS.get(_step_function(optimizer)), state, settings)
+
+
+def _by_formula(
+    formula: Callable[..., Step] | None, state: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Step | None:
     if formula is None:
         return None
     try:

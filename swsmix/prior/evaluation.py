@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def check_weights(prior: MixturePrior, group: str) -> None:
                 f"{name} is on {w.device}, its mixture on {device}: call "
                 f"prior.to({str(w.device)!r})"
             )
-        if w.numel() and not torch.isfinite(w.detach().sum()):
+        if w.numel() and not math.isfinite(w.detach().sum().item()):
             bad = int((~torch.isfinite(w)).sum())
             if bad:
                 raise ValueError(

@@ -225,12 +225,12 @@ class MixturePrior(nn.Module):
         mixture, built = self._state(group).mixture, self._tables.get(group)
         # The values decide, not the tensors' version counters: `.data`, inference mode and
         # copies go past those.
-        with torch.no_grad(), torch.inference_mode(False):
-            now = mixture.mixing, mixture.mean, mixture.std
-            if built is None or not all(map(_is_same, now, built[0])):
+        now = mixture.mixing, mixture.mean, mixture.std
+        if built is None or not all(map(_is_same, now, built[0])):
+            with torch.no_grad(), torch.inference_mode(False):
                 kept = tuple(value.detach().clone() for value in now)
-                built = self._tables[group] = kept, tables.build(*now)
-            return built[1]
+                built = self._tables[group] = kept, tables.build(*kept)
+        return built[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the tables, which are large and quickly made again."""
@@ -454,5 +454,4 @@ class MixturePrior(nn.Module):
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    alike = (one.dtype, one.device) == (other.dtype, other.device)
-    return alike and torch.equal(one, other)
+    return one.dtype == other.dtype and one.device == other.device and one.equal(other)

@@ -16,16 +16,16 @@ _TYPES = {
 
 
 class _Memory:
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, shape: tuple[int, ...]) -> None:
         self.tensor = tensor  # the array keeps this object, and so the memory
         self.__array_interface__ = {
-            "data": (tensor.data_ptr(), False), "shape": tuple(tensor.shape),
+            "data": (tensor.data_ptr(), False), "shape": shape,
             "typestr": _TYPES[tensor.dtype], "version": 3,
         }  # fmt: skip
 
 
-def array(tensor: Tensor) -> NDArray[Any]:
-    """A contiguous tensor of the CPU as an array of the same memory.
+def array(tensor: Tensor, *, flat: bool = False) -> NDArray[Any]:
+    """A contiguous tensor of the CPU as an array of the same memory, or as a flat one.
 
     Not `Tensor.numpy`, after which torch never gives the memory back: FSDP, which does that with
     gathered weights, would fail.
@@ -41,6 +41,7 @@ def array(tensor: Tensor) -> NDArray[Any]:
     """
     if not tensor.is_contiguous():
         raise ValueError("the array of a tensor with gaps would be a copy")
+    shape = (tensor.numel(),) if flat else tuple(tensor.shape)
     if not tensor.numel():  # which has no address
-        return np.empty(tuple(tensor.shape), dtype=_TYPES[tensor.dtype])
-    return np.asarray(_Memory(tensor))
+        return np.empty(shape, dtype=_TYPES[tensor.dtype])
+    return np.asarray(_Memory(tensor, shape))

@@ -50,7 +50,7 @@ def eager(method: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        if "torch._dynamo" not in sys.modules:  # then nothing is being compiled
+        if not torch.compiler.is_compiling():
             return method(*args, **kwargs)
         if disabled:
             found = disabled[0]
@@ -125,6 +125,7 @@ class ExactMixture:
         self.mixing, self.mean, self.std = (
             t.detach().double().clone() for t in (mixing, mean, std)
         )
+        self.size = len(self.mean)  # K
         self.level = self.mixing.log() - self.std.log()
         self.precision = (1 / self.std / self.std).clamp_max_(_MOST)  # 0 times inf is nan
         self.scale = 1 / torch.where(self.mixing > 0, self.std, 0.0).max()  # of the widest
@@ -288,12 +289,19 @@ class ExactMixture:
     def sums(self, w: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The value and the moments (3, k) of weights (n,), each counted `mass` times."""
         if mass is None and (numba := backends.numba_exact_for(w)):
-            total, found, left_out = numba.sums(self, w)
-            if not left_out:
-                return total, found
+            value, moments, left_out = numba.sums(self, w)
+            if len(left_out):
+                more = self._sums(w[left_out], among=len(w))
+                value, moments = value + more[0], moments + more[1]
+            return value, moments
+        return self._sums(w, mass)
+
+    def _sums(
+        self, w: Tensor, mass: Tensor | None = None, among: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         mass = self.mean.new_ones(()).expand(len(w)) if mass is None else mass
         if bad := int(mass[~w.isfinite()].sum()):
-            total = int(mass.sum())
+            total = int(mass.sum()) if among is None else among
             raise ValueError(
                 f"weights must be finite; got {bad} infinite or NaN ones among {total}"
             )

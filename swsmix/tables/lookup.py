@@ -171,6 +171,8 @@ class Tables:
         """
         together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
         for w, at, step in parts:
+            if self._passes.is_small(w) and self._few_proximal_(w, at, step, scale):
+                continue
             if w.numel() >= SMALL or backends.is_compiled_for(w, at):
                 self._proximal_(w, at, step, scale)
                 continue
@@ -185,6 +187,19 @@ class Tables:
             parts_moved = moved.split([len(flat) for flat in targets])
             for (w, _), part in zip(small, parts_moved, strict=True):
                 write_flat_(w, part)
+
+    def _few_proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> bool:
+        """The proximal step of few weights without views of them; False if it was not made."""
+        second, rate, eps = step if isinstance(step, Adaptive) else (None, step, 0.0)
+        tensors = (w, at) if second is None else (w, at, second)
+        numba = backends.numba_exact_for(*tensors)
+        if numba is None or not all(each.is_contiguous() for each in tensors):
+            return False
+        left = numba.proximal_(self._passes.mixture, w, at, second, rate * scale, eps)
+        if len(left):
+            flat = [each.detach().view(-1) for each in tensors]
+            self._passes.proximal_exactly_(left, *flat, rate=rate * scale, eps=eps)
+        return True
 
     def _proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> None:
         second = step.second if isinstance(step, Adaptive) else None

@@ -26,35 +26,41 @@ _TERMS = 16  # components that are summed by themselves, lest hundreds of roundi
 def slopes(mixture: ExactMixture, w: Tensor) -> Tensor:
     """The gradient f' and the curvature a (2, n) of flat weights, in float64."""
     out = torch.empty(2, len(w), dtype=torch.float64, device="cpu")
-    _slopes(array(w), *_parameters(mixture), out.numpy())
+    _slopes(array(w), mixture.as_array, out.numpy())
     return out
 
 
-def sums(mixture: ExactMixture, w: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The value and the moments (3, k) of flat weights, and whether some were left out."""
+def sums(mixture: ExactMixture, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The value and the moments (3, k) of flat weights, and the indices of those left out."""
     moments = torch.zeros(3, len(mixture.mean), dtype=torch.float64, device="cpu")
-    value, left_out = _sums(array(w), *_parameters(mixture), moments.numpy())
-    return moments.new_tensor(value), moments, left_out
+    left_out = np.empty(len(w), np.int64)
+    value, number = _sums(array(w), mixture.as_array, moments.numpy(), left_out)
+    return moments.new_tensor(value), moments, torch.from_numpy(left_out[:number])
+
+
+def write_gradient_(
+    mixture: ExactMixture, target: Tensor, w: Tensor, scale: float | None
+) -> Tensor:
+    """Write f' of flat weights or, with a scale, add scale * f'; the indices of those left out."""
+    left_out = np.empty(len(w), np.int64)
+    number = _write_gradient(array(target), array(w), scale, mixture.as_array, left_out)
+    return torch.from_numpy(left_out[:number])
 
 
 def proximal_(
     mixture: ExactMixture, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
 ) -> Tensor:
-    """The proximal step of flat weights, in place; returns the indices of those left out."""
-    squares, left_out = None if second is None else array(second), np.empty(len(w), np.int64)
-    parameters = _parameters(mixture)
-    number = _proximal(array(w), array(at), squares, rate, eps, *parameters, left_out)
+    """The proximal step of weights, in place; returns the flat indices of those left out."""
+    squares = None if second is None else array(second, flat=True)
+    weights, where = array(w, flat=True), array(at, flat=True)
+    left_out = np.empty(len(weights), np.int64)
+    number = _proximal(weights, where, squares, rate, eps, mixture.as_array, left_out)
     return torch.from_numpy(left_out[:number])
 
 
 def scrambled(bits: Tensor, one: int, two: int) -> int:
     """The sum over flat integers that `fingerprint` describes, with its two factors."""
     return int(_scrambled(array(bits), np.int64(one), np.int64(two)))
-
-
-def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
-    k = len(mixture.mean)
-    return mixture.as_array, np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((7, _BLOCK))
 
 
 def _summed(function: Any) -> Any:
@@ -148,7 +154,15 @@ def _pull(w, mixture, z, gamma, rows):
 
 
 @compiled
-def _slopes(w, mixture, z, gamma, rows, out):
+def _scratch(mixture):
+    """Memory for z and gamma (k, block), and for seven numbers per weight of a block."""
+    k = mixture.shape[1]
+    return np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((7, _BLOCK))
+
+
+@compiled
+def _slopes(w, mixture, out):
+    z, gamma, rows = _scratch(mixture)
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
         _pull(part, mixture, z, gamma, rows)
@@ -157,7 +171,27 @@ def _slopes(w, mixture, z, gamma, rows, out):
 
 
 @compiled
-def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows, left_out):
+def _write_gradient(target, w, scale, mixture, left_out):
+    z, gamma, rows = _scratch(mixture)
+    number = 0
+    for start in range(0, len(w), _BLOCK):
+        part = w[start : start + _BLOCK]
+        _pull(part, mixture, z, gamma, rows)
+        for i in range(len(part)):
+            slope = rows[3, i]
+            if slope != slope:
+                left_out[number] = start + i
+                number += 1
+            elif scale is None:
+                target[start + i] = slope
+            else:
+                target[start + i] += scale * slope
+    return number
+
+
+@compiled
+def _proximal(w, at, second, rate, eps, mixture, left_out):
+    z, gamma, rows = _scratch(mixture)
     number = 0
     for start in range(0, len(w), _BLOCK):
         part = at[start : start + _BLOCK]
@@ -174,19 +208,23 @@ def _proximal(w, at, second, rate, eps, mixture, z, gamma, rows, left_out):
 
 
 @compiled
-def _sums(w, mixture, z, gamma, rows, moments):
-    value, x, top, total, own = 0.0, rows[0], rows[1], rows[2], rows[5]
+def _sums(w, mixture, moments, left_out):
+    z, gamma, rows = _scratch(mixture)
+    value, number, x, top, total, own = 0.0, 0, rows[0], rows[1], rows[2], rows[5]
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
         _responsible(part, mixture, z, gamma, x, top, total, own)
         for i in range(len(part)):
             if top[i] != top[i]:
-                return value, True
+                left_out[number] = start + i
+                number += 1
+                x[i], total[i], gamma[:, i] = 0.0, 0.0, 0.0
+                continue
             value -= top[i] + np.log(total[i]) - LOG_SQRT_2PI
             total[i] = 1.0 / total[i]
         for j in range(len(gamma)):
             _add_moments(gamma[j, : len(part)], total, x, mixture[1, j], moments[:, j])
-    return value, False
+    return value, number
 
 
 @compiled

@@ -52,12 +52,13 @@ class Passes:
         rounding = ErrorBounds(2.0**-23, self.mixture.rounding, 2.0**-23)
         return ErrorBounds(*map(max, rounding, self.cells.error)) if self.cells else rounding
 
-    def _is_small(self, w: Tensor) -> bool:
+    def is_small(self, w: Tensor) -> bool:
+        """Whether the weights are so few that they are evaluated exactly."""
         limit = DIRECT if w.device.type == "cpu" else 16 * DIRECT  # a GPU takes it in one go
-        return w.numel() * len(self.mixture.mean) <= limit
+        return w.numel() * self.mixture.size <= limit
 
     def _cells_for(self, w: Tensor) -> Cells | None:
-        if self._is_small(w) or w.dtype != torch.float32:
+        if self.is_small(w) or w.dtype != torch.float32:
             return None
         return self.cells
 
@@ -91,7 +92,7 @@ class Passes:
                 yield part, *cells.slopes(w[part], place, scratch, self.mixture.slopes)
                 if histogram:
                     histogram.add_(*place)
-            elif w.dtype.itemsize == 2 and (w.is_cuda or not self._is_small(w)):
+            elif w.dtype.itemsize == 2 and (w.is_cuda or not self.is_small(w)):
                 # On a GPU, to evaluate a few exactly would wait for it.
                 bits = w[part].view(torch.uint16).long()
                 slopes = self._by_bits(w.dtype)[: 1 + curvature]
@@ -115,7 +116,7 @@ class Passes:
             work(start, stop, mine)
             return mine
 
-        if w.device.type != "cpu" or self._is_small(w):
+        if w.device.type != "cpu" or self.is_small(w):
             work(0, len(w), histogram)
             return
         if w.dtype.itemsize == 2:
@@ -138,10 +139,12 @@ class Passes:
             return None
         if cells and (numba := backends.numba_for(target, w)):
             gaps: Tensor = numba.write_gradient_(cells, target, w, scale, histogram)
-            if len(gaps):
-                slope = self.mixture.slopes(w[gaps])[0].float()
-                target[gaps] = slope if scale is None else target[gaps] + scale * slope
+            self._write_exactly_(gaps, target, w, scale)
             return gaps
+        if self.is_small(w) and (numba := backends.numba_exact_for(target, w)):
+            left = numba.write_gradient_(self.mixture, target, w, scale)
+            self._write_exactly_(left, target, w, scale)
+            return None
         if numba := self._numba_16(target, w, scale):
             numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
             return None
@@ -156,10 +159,18 @@ class Passes:
         self._over_ranges(w, work, histogram)
         return None
 
+    def _write_exactly_(
+        self, which: Tensor, target: Tensor, w: Tensor, scale: float | None
+    ) -> None:
+        """Write f', or add scale * f', of the weights at some indices, evaluated exactly."""
+        if len(which):
+            slope = self.mixture.slopes(w[which])[0].to(target.dtype)
+            target[which] = slope if scale is None else target[which] + scale * slope
+
     def _numba_16(self, target: Tensor, w: Tensor, scale: float | None) -> Any | None:
         """Numba's loops, if they can handle many weights in 16 bits, and this target."""
         types = {torch.float32, w.dtype if scale is None else torch.bfloat16}
-        many = w.dtype.itemsize == 2 and not self._is_small(w)
+        many = w.dtype.itemsize == 2 and not self.is_small(w)
         return backends.numba_for_16(target, w) if many and target.dtype in types else None
 
     def _by_bits(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -254,8 +265,22 @@ class Passes:
             self._over_ranges(at, work)
             return
         if len(gaps):
-            slope, a = self.mixture.slopes(at[gaps])
-            w[gaps] = step_(w[gaps], at[gaps], slope, a, None if second is None else second[gaps])
+            self.proximal_exactly_(gaps, *tensors, rate=rate, eps=eps)
+
+    def proximal_exactly_(
+        self,
+        which: Tensor,
+        w: Tensor,
+        at: Tensor,
+        second: Tensor | None = None,
+        *,
+        rate: float,
+        eps: float,
+    ) -> None:
+        """`proximal_` of the weights at some indices, evaluated exactly."""
+        slope, a = self.mixture.slopes(at[which])
+        squares = None if second is None else second[which]
+        w[which] = _proximal_step_(w[which], at[which], slope, a, squares, rate, eps)
 
 
 def _proximal_step_(

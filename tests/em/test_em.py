@@ -7,7 +7,7 @@ from em_starts import HYPERS, converged, objective, start
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from swsmix import GaussianMixture, HyperPrior, e_step, initial_mixture, m_step_
-from swsmix.em import fit_mixture_, log_hyper_prior
+from swsmix.em import Moments, fit_mixture_, log_hyper_prior, steps
 
 
 def test_em_stops_where_it_stands_still():
@@ -18,12 +18,12 @@ def test_em_stops_where_it_stands_still():
 
 def test_when_a_mixture_stands_still_does_not_depend_on_the_unit_of_the_weights():
     w = torch.randn(500, generator=torch.Generator().manual_seed(0)).double() ** 3
-    steps = set()
+    taken = set()
     for unit in (2.0**-20, 1.0, 2.0**20):
         start = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.3 * unit, 2.0 * unit]]).double()
         mixture = GaussianMixture(*start)
-        steps.add(fit_mixture_(mixture, unit * w, None, tolerance=1e-4))
-    assert len(steps) == 1 and 5 < steps.pop() < 500
+        taken.add(fit_mixture_(mixture, unit * w, None, tolerance=1e-4))
+    assert len(taken) == 1 and 5 < taken.pop() < 500
 
 
 def test_one_component_outside_the_range_of_a_hyper_prior_is_refused():
@@ -231,3 +231,19 @@ def test_em_is_refused_on_a_trainable_mixture_and_on_moments_that_are_not_finite
     assert torch.equal(mixture.mean, before)
     with pytest.raises(TypeError, match="trainable"):
         m_step_(mixture.trainable_(), e_step(start(), cases.weights()), HyperPrior())
+
+
+@pytest.mark.parametrize("hyper", [None, HyperPrior(mean_count=2.0, std=0.01)])
+@pytest.mark.parametrize("shape", [(5,), (3, 5)])
+def test_the_m_step_in_numpy_is_that_in_torch_to_the_last_bit(hyper, shape):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(7, *shape, generator=generator, dtype=torch.float64)
+    pins = torch.arange(5).expand(shape)
+    mixture = GaussianMixture(
+        (values[0] / values[0].sum(-1, keepdim=True)).float(), values[1].float(), values[2].float(),
+        pinned_mean=pins == 0, pinned_mixing=pins == 1, pinned_std=pins == 2,
+    )  # fmt: skip
+    moments = Moments(values[3], 100.0 * values[4] * (pins != 3), values[5], values[6])
+    ours = map(torch.from_numpy, steps._maximised(np, mixture, moments, hyper))
+    for one, other in zip(ours, steps._maximised(torch, mixture, moments, hyper), strict=True):
+        assert torch.equal(one, other)

@@ -14,6 +14,7 @@ import torch
 
 from swsmix import GaussianMixture, e_step, tables
 from swsmix.em import HyperPrior, m_step_
+from swsmix.tables import backends
 from swsmix.tables.exact import ExactMixture, eager
 from swsmix.tables.regions import decision_regions
 
@@ -270,3 +271,26 @@ def test_the_noise_of_bends_bounds_what_rounding_makes_of_a_difference_of_square
         nearest = z.gather(1, p.log_gamma.argmax(1, keepdim=True))
         least = 2.0**-50 * (0.5 * (z.square() - nearest.square()).abs() + mixture.levels)
         assert (least * (1 - 1e-9) <= mixture.around(w).noise.T).all()
+
+
+def test_sums_of_weights_far_from_all_components_join_those_of_the_others(monkeypatch):
+    exactly, sums = [], ExactMixture._sums
+    monkeypatch.setattr(
+        ExactMixture,
+        "_sums",
+        lambda self, w, *a, **k: exactly.append(len(w)) or sums(self, w, *a, **k),
+    )
+    mixture = ExactMixture(
+        *torch.tensor([[0.5, 0.5], [0.0, 1.0], [1e-3, 2e-3]], dtype=torch.float64)
+    )
+    near = torch.cat([torch.linspace(-3e-3, 3e-3, 90), 1.0 + torch.linspace(-5e-3, 5e-3, 100)])
+    w = torch.cat([near, torch.tensor([0.4, -7.0, 30.0])]).double()[torch.arange(193) * 7 % 193]
+    value, moments = mixture.sums(w)
+    if backends.is_compiled():
+        assert exactly == [3]
+    with backends.uncompiled():
+        expected, others = mixture.sums(w)
+    torch.testing.assert_close(value, expected, rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(moments, others, rtol=1e-11, atol=1e-15)
+    with pytest.raises(ValueError, match="got 2 infinite or NaN ones among 193"):
+        mixture.sums(torch.where(w > 5.0, math.nan, torch.where(w < -5.0, -math.inf, w)))
