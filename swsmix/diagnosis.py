@@ -103,6 +103,7 @@ describe too much: use method='auto', which moves them, or fewer components
         return f"{self.kind} ({self.value:.3g})"
 
 
+@np.errstate(all="ignore")
 @torch.no_grad()
 def diagnose(
     mixture: GaussianMixture, count: Float[Tensor, " k"], start_std: float, held: float = 0.0

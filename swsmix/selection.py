@@ -115,17 +115,14 @@ def resolve(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
         ValueError: if the network no longer has a parameter of that name, or two of them have
             become one.
     """
-    found, missing = {}, []
-    for name in names:
-        p = _parameter(model, name)
-        if p is None:
-            missing.append(name)
-        else:
-            found[name] = p
-    if missing:
-        there = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    names = list(names)
+    found = {name: p for name in names if (p := _parameter(model, name)) is not None}
+    if len(found) < len(names):  # FSDP's wrappers have names of their own for their parts
+        there = dict(model.named_parameters(remove_duplicate=False))
+        found = {name: there[name] for name in names if name in there}
+    if missing := [name for name in names if name not in found]:
         raise ValueError(
-            f"the model no longer has the parameters {missing}; it has {there}. Undo "
+            f"the model no longer has the parameters {missing}; it has {list(there)}. Undo "
             "what replaced them (a parametrization, weight_norm, pruning), or make the prior again"
         )
     if len(set(map(id, found.values()))) < len(found):

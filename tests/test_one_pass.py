@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from swsmix import MixturePrior
+from swsmix import MixturePrior, tables
 from swsmix.tables import Tables
 
 
@@ -74,6 +74,40 @@ def test_weights_that_changed_in_any_way_are_passed_over_again(change):
     change(net[0].weight)
     after = prior.penalty()
     assert after == copy.deepcopy(prior).penalty() != before  # the copy has no pass to share
+
+
+def test_zeros_that_go_are_noticed():
+    net, prior = prior_of()
+    net[0].weight.data[5:] = 0.0
+    prior.penalty()
+    net[0].weight = nn.Parameter(net[0].weight.detach()[:5].clone())
+    assert sum(m.count.sum() for m in prior.evaluate().moments.values()).round() == 150 + 200
+
+
+def test_a_pass_in_inference_mode_serves_training_too(passes):
+    net, prior = prior_of()
+    with torch.inference_mode():
+        before = prior.evaluate().penalty
+    penalty = prior.penalty()
+    penalty.backward()
+    assert penalty.detach() == before and net[0].weight.grad.isfinite().all()
+    assert passes == ["value_and_moments", "gradient"]
+
+
+def test_what_is_kept_of_a_pass_is_no_part_of_a_graph():
+    net, prior = prior_of()
+    net.double()
+    prior.penalty()
+    for last in prior.last_passes.values():
+        assert not any(each.value.requires_grad for each in last.sums)
+
+
+def test_weights_in_16_bits_of_a_batch_have_gradients():
+    pi, mu, sd = torch.full((2, 3), 1 / 3), torch.randn(2, 3), torch.ones(2, 3)
+    w = torch.randn(2, 50).half().requires_grad_()
+    tables.neg_log_prior(w, pi, mu, sd).sum().backward()
+    exact = tables.BatchTables(pi, mu, sd).gradient(w.detach().double())
+    assert torch.allclose(w.grad.double(), exact, atol=2e-3)
 
 
 def test_a_mixture_that_changed_is_passed_over_again(passes):

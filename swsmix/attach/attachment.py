@@ -109,7 +109,8 @@ class Attachment:
         self.tick = 0
         self._waiting = set(map(id, self._optimizers))
         self._before: dict[str, Tensor] = {}
-        self._moving: list[tuple[str, nn.Parameter, str]] = []  # what `_held` said of _before
+        # What `_held` said when _before was taken, by optimiser.
+        self._moving: dict[int, list[tuple[str, nn.Parameter, str]]] = {}
         self._kept: dict[str, Tensor] = {}  # the memory of _before, for the next step
         self._joint: dict[int, Tensor] = {}
         self.diagnosis = Watch(prior)
@@ -182,7 +183,7 @@ class Attachment:
             handle.remove()
         self._watch.remove()
         self._before.clear()
-        self._moving = []
+        self._moving.clear()
         self._kept.clear()
         _LIVE.discard(self)
 
@@ -269,8 +270,8 @@ class Attachment:
             self._add_gradient(optimizer, strength * _optimizers.scale(optimizer))
             return
         # gamma belongs to the weights before the step; only then is the fixed point exact.
-        self._moving = self._held(optimizer)
-        for name, p, _ in self._moving:
+        held = self._moving[id(optimizer)] = self._held(optimizer)
+        for name, p, _ in held:
             if p.grad is None:
                 continue  # the optimiser does not move it and has no step size for it
             w, kept = _shards.local(p).detach(), self._kept.get(name)
@@ -287,12 +288,11 @@ class Attachment:
             return
         if self._before:
             strength = self.tau / self.num_data
-            held = self._moving
+            held = self._moving.pop(id(optimizer))
             self.diagnosis.see(held, self._before, _optimizers.scale(optimizer))
             rounding = None if self.entry is None else self.tick
             unknown = proximal.step_(self.prior, optimizer, held, self._before, strength, rounding)
             self._before.clear()
-            self._moving = []
             if unknown:
                 self._fall_back(optimizer, unknown)
         self._waiting.discard(id(optimizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from swsmix import _shards, tables
 from swsmix.em import Moments, variational
 from swsmix.em.variational import Variance
 from swsmix.tables import Full, Sums, Tables
+from swsmix.tables.exact import eager
 
 if TYPE_CHECKING:
     from swsmix.prior.mixture_prior import MixturePrior
@@ -50,8 +52,8 @@ def penalty_of(tau: Mapping[str, float], terms: Mapping[str, Mapping[str, Tensor
 class LastPass:
     """What a pass over a group's weights found: good for these weights under these tables."""
 
-    tables: Tables
-    weights: int  # their fingerprint
+    tables: weakref.ref[Tables]
+    weights: tuple[Any, ...]  # their fingerprint, and the pieces' sizes and types
     sums: list[Sums]  # of each piece
 
 
@@ -63,7 +65,7 @@ def nll(prior: MixturePrior, group: str) -> Tensor:
     for shards, parts in pieces:
         # A mixture is everyone's: its gradient (mode "gradient") comes from all shards.
         pi, mu, sigma = (_shards.sum_gradient_over(t, shards) for t in (m.mixing, m.mean, m.std))
-        known = _passes_over(prior, group, parts)
+        known = _passes_over(prior, group, shards, parts)
         values = [
             tables.neg_log_prior(w, pi, mu, sigma, table, each)
             for w, each in zip(parts, known, strict=True)
@@ -82,7 +84,7 @@ def nll_and_moments(prior: MixturePrior, group: str) -> tuple[Tensor, Moments]:
     nll, total = mean.new_zeros(()), mean.new_zeros(3, len(mean), dtype=torch.float64)
     for shards, parts in _pieces(prior, group):
         values, sums = [], torch.zeros_like(total)
-        for w, known in zip(parts, _passes_over(prior, group, parts), strict=True):
+        for w, known in zip(parts, _passes_over(prior, group, shards, parts), strict=True):
             values.append(known.value.to(torch.promote_types(w.dtype, mean.dtype)))
             sums += torch.stack(known.moments)
         # Each process has seen its shard only.
@@ -91,18 +93,23 @@ def nll_and_moments(prior: MixturePrior, group: str) -> tuple[Tensor, Moments]:
     return nll, Moments(mean.double(), *total)
 
 
-def _passes_over(prior: MixturePrior, group: str, parts: list[Tensor]) -> list[Full | Sums]:
+@eager
+def _passes_over(
+    prior: MixturePrior, group: str, shards: tuple[Any, ...], parts: list[Tensor]
+) -> list[Full | Sums]:
     """What the tables give for flat weights, from the last pass if they are the same weights.
 
     So `penalty`, its gradient, the EM step and reports that follow each other share one pass.
     """
-    table, last = prior.tables_of(group), prior.last_passes.get(group)
-    weights = tables.fingerprint(parts)
-    if last is not None and (last.tables, last.weights) == (table, weights):
+    table, last = prior.tables_of(group), prior.last_passes.get((group, shards))
+    weights = tables.fingerprint(parts), *((len(w), w.dtype) for w in parts)
+    if last is not None and last.tables() is table and last.weights == weights:
         return list(last.sums)
-    found = [tables.one_pass(table, w) for w in parts]
+    # What is made in inference mode could not be used outside of it.
+    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        found = [tables.one_pass(table, w) for w in parts]
     sums = [Sums(each.value, each.moments) for each in found]
-    prior.last_passes[group] = LastPass(table, weights, sums)
+    prior.last_passes[group, shards] = LastPass(weakref.ref(table), weights, sums)
     return found
 
 

@@ -97,7 +97,7 @@ class MixturePrior(nn.Module):
         self.moves = mode == "em" and method == "auto" and initial is None
         # The tables of each mixture, with the values that they were built from.
         self._tables: dict[str, tuple[tuple[Tensor, ...], Tables]] = {}
-        self.last_passes: dict[str, evaluation.LastPass] = {}
+        self.last_passes: dict[tuple[Any, ...], evaluation.LastPass] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
         self.tau = {group: for_group(tau, group, "tau") for group in self.selection.groups}

@@ -15,8 +15,8 @@ from swsmix.tables.exact import run_isolated
 from swsmix.tables.scratch import chunk_on
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Odd numbers without pattern (the golden ratio; Steele, Lea & Flood 2014), as signed integers.
-_ONE, _TWO = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
+# The mixer of Steele, Lea & Flood (2014), "SplitMix", in signed integers.
+FACTORS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 
 
 @run_isolated
@@ -24,7 +24,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     """A sum over the weights of their scrambled bits, modulo 2^64, in O(N).
 
     Sums over the weights, such as R and the moments, are the same if it is: which weight is which
-    does not matter to it. Other weights have the same one with a chance of 2^-64.
+    does not matter to it. Other weights have the same one with a chance of about 2^-64.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0, 3.0])
@@ -33,14 +33,17 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
         >>> fingerprint([w]) == fingerprint([w - torch.tensor([0.5, -0.5, 0.0])])
         False
     """
-    total = 0
+    total, sums = 0, []
     for w in tensors:
         bits = w.detach().reshape(-1).view(_BITS[w.dtype.itemsize])
         if numba := backends.numba_exact_for(w):
-            total += numba.scrambled(bits, _ONE, _TWO)
+            total += numba.scrambled(bits)
             continue
         for part in bits.split(chunk_on(w.device)):
-            x = part.long() * _ONE
-            x ^= x >> 29
-            total += int((x * _TWO).sum())
+            x = part.long() + 1  # so that zeros count
+            for shift, factor in FACTORS:
+                x ^= x >> shift
+                x *= factor
+            sums.append((x ^ (x >> 31)).sum())
+    total += sum(int(each) for each in sums)  # at the end: a GPU need not be waited for before
     return total % (1 << 64)

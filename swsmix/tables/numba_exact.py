@@ -16,10 +16,12 @@ from torch import Tensor
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.fingerprint import FACTORS
 from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled
 
 _BLOCK = 64  # weights at a time: what is kept of them stays in the cache
+_MANY = 1 << 14  # weights that are summed by themselves
 _TERMS = 16  # components that are summed by themselves, lest hundreds of roundings add up
 
 
@@ -58,9 +60,10 @@ def proximal_(
     return torch.from_numpy(left_out[:number])
 
 
-def scrambled(bits: Tensor, one: int, two: int) -> int:
-    """The sum over flat integers that `fingerprint` describes, with its two factors."""
-    return int(_scrambled(array(bits), np.int64(one), np.int64(two)))
+def scrambled(bits: Tensor) -> int:
+    """The sum over flat integers that `fingerprint` describes."""
+    factors = [number for pair in FACTORS for number in map(np.int64, pair)]
+    return int(_scrambled(array(bits), *factors))
 
 
 def _summed(function: Any) -> Any:
@@ -209,8 +212,11 @@ def _proximal(w, at, second, rate, eps, mixture, left_out):
 
 @compiled
 def _sums(w, mixture, moments, left_out):
+    # The roundings of millions do not add up: `lost` is what the value has lost by them (Kahan
+    # 1965), and the moments are those of many blocks at a time.
     z, gamma, rows = _scratch(mixture)
-    value, number, x, top, total, own = 0.0, 0, rows[0], rows[1], rows[2], rows[5]
+    number, x, top, total, own = 0, rows[0], rows[1], rows[2], rows[5]
+    value, lost, few = 0.0, 0.0, np.zeros_like(moments)
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
         _responsible(part, mixture, z, gamma, x, top, total, own)
@@ -220,17 +226,25 @@ def _sums(w, mixture, moments, left_out):
                 number += 1
                 x[i], total[i], gamma[:, i] = 0.0, 0.0, 0.0
                 continue
-            value -= top[i] + np.log(total[i]) - LOG_SQRT_2PI
+            term = LOG_SQRT_2PI - top[i] - np.log(total[i]) - lost
+            larger = value + term
+            lost = (larger - value) - term
+            value = larger
             total[i] = 1.0 / total[i]
         for j in range(len(gamma)):
-            _add_moments(gamma[j, : len(part)], total, x, mixture[1, j], moments[:, j])
+            _add_moments(gamma[j, : len(part)], total, x, mixture[1, j], few[:, j])
+        if start % _MANY == _MANY - _BLOCK or start + _BLOCK >= len(w):
+            moments += few
+            few[:] = 0.0
     return value, number
 
 
 @compiled
-def _scrambled(bits, one, two):
+def _scrambled(bits, shift, factor, other, last):
     total = np.int64(0)
     for i in range(len(bits)):
-        x = np.int64(bits[i]) * one
-        total += (x ^ (x >> np.int64(29))) * two
+        x = np.int64(bits[i]) + np.int64(1)
+        x = (x ^ (x >> shift)) * factor
+        x = (x ^ (x >> other)) * last
+        total += x ^ (x >> np.int64(31))
     return total

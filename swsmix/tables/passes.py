@@ -22,7 +22,8 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch, chunk_on
 from swsmix.tables.threads import over_ranges
 
-_NARROWEST = 1e-70  # the cells' bounds hold powers of the stds
+_WIDEST = 1e70  # the cells' bounds hold powers of the stds
+_NARROWEST = 1e-18  # the curvature 1 / sigma^2 of a cell is a float32
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
 
 
@@ -43,7 +44,7 @@ class Passes:
     def cells(self) -> Cells | None:
         """The cells, if there are not too many."""
         mixture, (least, most) = self.mixture, self.mixture.std.aminmax()
-        if not self.tolerance or least < _NARROWEST or most > 1.0 / _NARROWEST:
+        if not self.tolerance or least < _NARROWEST or most > _WIDEST:
             return None
         return cut(mixture.cpu(), self.tolerance, mixture.mean.device)
 

@@ -28,7 +28,8 @@ class _NegLogPrior(torch.autograd.Function):
     ) -> Tensor:
         ctx.tables, ctx.slope = tables, getattr(known, "gradient", None)
         ctx.save_for_backward(w, mixing, mean, std, *known.moments)
-        return known.value.to(torch.promote_types(w.dtype, mean.dtype))
+        # A copy: what is returned becomes a part of the graph.
+        return known.value.to(torch.promote_types(w.dtype, mean.dtype), copy=True)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -39,7 +40,7 @@ class _NegLogPrior(torch.autograd.Function):
         slope = None
         if ctx.needs_input_grad[2]:
             slope, ctx.slope = ctx.slope, None  # used up: it is scaled where it lies
-            if w.dtype.itemsize == 2:
+            if w.dtype.itemsize == 2 and isinstance(ctx.tables, Tables):
                 slope = torch.zeros_like(w)
                 ctx.tables.add_gradient_(slope, w, float(upstream))
             else:  # made again, it is the same to the last bit

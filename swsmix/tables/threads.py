@@ -68,7 +68,9 @@ def over_ranges(n: int, work: Callable[[int, int], T], least: int = 0) -> list[T
     try:
         with contextlib.suppress(RuntimeError):  # where Python ends, no thread can be started
             pool = _pool(threads - 1)
-            futures.extend(pool.submit(alike, *each) for each in others)
+            for each in others:
+                context = contextvars.copy_context()  # which says what is compiled
+                futures.append(pool.submit(lambda c, ends: c.run(alike, *ends), context, each))
         first = work(*own)
     finally:  # after an error and an interrupt too, nothing goes on writing
         wait(futures)

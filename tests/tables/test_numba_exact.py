@@ -82,3 +82,11 @@ def test_several_tensors_move_as_each_does_by_itself():
     for compiled, plain, one in zip(*both(together), alone, strict=True):
         assert torch.equal(compiled, one)
         assert torch.allclose(plain, one, rtol=1e-6)
+
+
+def test_the_value_of_millions_of_weights_keeps_its_bound():
+    table = tables.direct(torch.ones(1), torch.zeros(1), torch.ones(1))
+    w = torch.full((3_000_000,), 1.7, dtype=torch.float64)
+    exact = 0.5 * 1.7**2 + 0.5 * math.log(2 * math.pi)
+    assert abs(float(table.value(w)) / len(w) - exact) <= table.error.value * (1 + exact)
+    assert abs(float(table.moments(w)[2]) / len(w) - 1.7**2) <= 1e-13

@@ -246,8 +246,15 @@ def test_an_uncertified_interval_has_one_part():
     assert (parts[:2] > 0).all() and parts.isfinite().all()
 
 
-@pytest.mark.parametrize("std", [0.9e-70, 1.1e70])
+@pytest.mark.parametrize("std", [0.9e-18, 1.1e70])
 def test_stds_whose_powers_no_bound_can_hold_have_no_cells(std):
     mixture = torch.tensor([[0.5, 0.5], [0.0, 0.1], [1.0, std]], dtype=torch.float64)
     passes = tables.build(*mixture)._passes
     assert passes.cells is None
+
+
+def test_the_proximal_step_is_finite_where_the_curvature_leaves_float32():
+    w = 1e-3 * torch.randn(200_000)
+    table = tables.build(torch.tensor([0.5, 0.5]), torch.zeros(2), torch.tensor([1.0, 1e-20]))
+    table.proximal_(w, w.clone(), 1e-3, 1e-3)
+    assert w.isfinite().all()

@@ -239,3 +239,12 @@ def test_threads_work_after_a_fork_and_where_python_ends():
         [sys.executable, "-c", ENDING], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.split("\n")[:2] == ["fork True", "end True"], done.stderr
+
+
+def test_threads_make_the_passes_of_the_context_that_asked():
+    torch.set_num_threads(2)
+    w, table = weights_of(MIXTURES["typical"], N).double(), tables.build(*MIXTURES["typical"])
+    with tables.uncompiled():
+        both = table.gradient(w)
+        torch.set_num_threads(1)
+        assert torch.equal(table.gradient(w), both)
