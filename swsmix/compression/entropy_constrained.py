@@ -163,7 +163,14 @@ def step_of(lam: float) -> float:
     return math.sqrt(6.0 * lam / math.log(2.0))
 
 
-def fit(weights: Histogram, lam: float, *, zero: bool = False, value_bits: float = 0.0) -> Codebook:
+def fit(
+    weights: Histogram,
+    lam: float,
+    *,
+    zero: bool = False,
+    value_bits: float = 0.0,
+    start: Codebook | None = None,
+) -> Codebook:
     """The values that minimise squared error + lambda * bits, from a uniform grid.
 
     The grid spans all weights, so that none is clipped. Values move to the means of their weights,
@@ -175,6 +182,7 @@ def fit(weights: Histogram, lam: float, *, zero: bool = False, value_bits: float
         lam: lambda, the squared error that a bit is worth, in squared units of the weights.
         zero: one value is exactly 0, and stays.
         value_bits: what a value costs in the codebook, in bits.
+        start: values to begin with, instead of the grid; none is added to them.
 
     Returns:
         The values with their code lengths under the order-0 entropy.
@@ -190,22 +198,30 @@ def fit(weights: Histogram, lam: float, *, zero: bool = False, value_bits: float
     if not 0.0 < lam < math.inf:
         raise ValueError(f"lambda must be positive and finite; got {lam}")
     sums = _Sums.of(weights)
-    mean = sums.mean
-    # No finer than the cells, nor so coarse that squares leave the doubles.
-    finest = 2.0 * float(np.median(np.diff(mean))) if len(mean) > _FINE // 16 else 0.0
-    finest = max(finest, 2.0**-45 * float(np.abs(mean).max()))
-    step = min(max(step_of(lam), finest), 4.0 * weights.spread)
-    values = np.unique(np.round(mean / step) * step)
-    if zero:
-        values = np.union1d(values, [0.0])
+    if start is None:
+        values = _grid(weights, lam)
+        values = np.union1d(values, [0.0]) if zero else values
+        bits = np.zeros(len(values))
+    else:
+        values, bits = start.values.numpy(), start.bits.numpy()
     pinned = (values == 0.0) & zero
-    bits = np.zeros(len(values))
     while True:
         values, bits, cells, pinned = _settle(sums, values, bits, pinned, lam)
         goes = _not_worth_it(sums, values, bits, cells, pinned, lam, value_bits)
         if not goes.any():
             return Codebook(torch.from_numpy(values), torch.from_numpy(bits), lam)
         values, bits, pinned = values[~goes], bits[~goes], pinned[~goes]
+
+
+def _grid(weights: Histogram, lam: float) -> Array:
+    """The values of a uniform grid that are the nearest to some weight."""
+    mean = weights.mean.numpy()
+    # No finer than the cells, nor so coarse that squares leave the doubles.
+    finest = 2.0 * float(np.median(np.diff(mean))) if len(mean) > _FINE // 16 else 0.0
+    finest = max(finest, 2.0**-45 * float(np.abs(mean).max()))
+    step = min(max(step_of(lam), finest), 4.0 * weights.spread)
+    found: Array = np.unique(np.round(mean / step) * step)
+    return found
 
 
 class _Sums(NamedTuple):

@@ -10,27 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from swsmix._histogram import chunks, few_values
 from swsmix._progress import watched
 from swsmix.codec import encode
-from swsmix.compression.entropy_constrained import Codebook, Histogram, fit, histogram
+from swsmix.compression.entropy_constrained import Codebook, fit
+from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.snap import Quantized
 
-MIN_WEIGHTS = 64  # a smaller tensor stays as it is: its codebook would cost what it saves
-DEFAULT_LOSS = 0.005
+DEFAULT_LOSS = 0.004
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
 _VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
-_SPIKE = 0.05  # a share of exact zeros that makes zero a value
 _MANY = 64  # tensors, whose histograms are coarser to fit into memory
-_FEW = 64  # values
-_CHUNK = 1 << 20
 _SEARCHES = 60  # lambdas tried at most to meet what was asked
+_LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
+_REACH = 20.0  # values of one lambda serve others, down to this part of it
 _WITHIN = 5e-4  # how near, as a logarithm
 _FILES = 8  # files made at most to meet a size
 _GAUSSIAN = math.pi * math.e / 6.0  # D 2^(2R) / variance of scalar quantisation at high rates
@@ -83,38 +79,6 @@ class Outcome(NamedTuple):
     loss: float
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """A tensor to be quantised, under all names that it has.
-
-    Attributes:
-        names: its names.
-        tensor: the tensor.
-        weights: its histogram, in units.
-        few: whether the histogram has a cell for each of its few values.
-        zero: whether one of its values is to be exactly 0.
-    """
-
-    names: list[str]
-    tensor: Tensor
-    weights: Histogram
-    few: bool
-    zero: bool
-
-    @property
-    def variance(self) -> float:
-        """The sum of squares about the mean."""
-        size, mean = self.weights
-        centre = (size @ mean) / size.sum()
-        return float(size @ (mean - centre).square())
-
-    @property
-    def entropy(self) -> float:
-        """Bits per weight of the cells."""
-        share = self.weights.size / self.weights.size.sum()
-        return float(-(share @ share.log2())) + 0.0
-
-
 class Network:
     """The weight matrices of a state_dict, surveyed once, for any lambda.
 
@@ -138,12 +102,11 @@ class Network:
                 raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
         # Squares of weights stay far inside the doubles.
         self.unit = 2.0 ** math.floor(math.log2(max(ends))) if any(ends) else 1.0
-        self.matrices: list[_Matrix] = []
+        self.matrices: list[Matrix] = []
         cells = 1 << (16 if len(chosen) <= _MANY else 14)
         for name, t in watched(chosen.items(), "quantising", shown=progress):
-            weights, few = _survey(t, self.unit, cells)
-            matrix = _Matrix([name], t, weights, few, zero or weights.zeros >= _SPIKE)
-            if tied := [m for m in self.matrices if _is_tied(m, matrix)]:
+            matrix = Matrix.of(name, t, self.unit, cells, zero=zero)
+            if tied := [m for m in self.matrices if m.is_tied(matrix)]:
                 tied[0].names.append(name)
             else:
                 self.matrices.append(matrix)
@@ -153,20 +116,24 @@ class Network:
         """The number of weights to be quantised, tied ones once."""
         return sum(m.tensor.numel() for m in self.matrices)
 
-    def at(self, lam: float, *, exact: tuple[bool, ...] = ()) -> Outcome:
+    def at(
+        self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
+    ) -> Outcome:
         """The best codebooks where a bit is worth lambda.
 
         Args:
             lam: lambda, in units of the network squared.
             exact: which tensors keep all their values.
+            start: values to begin with.
         """
+        before = start.books if start else (None,) * len(self.matrices)
         books, bits, error, variance = list[Codebook | None](), 0.0, 0.0, 0.0
-        for m, keep in zip(self.matrices, exact or (False,) * len(self.matrices), strict=True):
-            if keep:
+        for i, m in enumerate(self.matrices):
+            if exact and exact[i]:
                 books.append(None)
                 bits += m.tensor.numel() * m.entropy
                 continue
-            book = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS)
+            book = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
             more_bits, more_error = book.outcome(m.weights)
             books.append(book)
             bits, error, variance = bits + more_bits, error + more_error, variance + m.variance
@@ -240,8 +207,7 @@ class Network:
         """Name -> codebook and index, in the order of the state_dict."""
         made = {}
         for m, book in zip(self.matrices, found.books, strict=True):
-            quantized = _exactly(m) if book is None else _quantize(m, book, self.unit)
-            made.update(dict.fromkeys(m.names, quantized))
+            made.update(dict.fromkeys(m.names, m.quantized(book, self.unit)))
         return {name: made[name] for name in self.state if name in made}
 
     def _range(self) -> tuple[float, float]:
@@ -258,113 +224,47 @@ class Network:
         exact: tuple[bool, ...] = (),
     ) -> Outcome:
         """The outcome where `excess`, a logarithm, is just below 0; it rises or falls in lambda."""
-        good, bad = map(math.log, self._range())
-        if not rises:
-            good, bad = bad, good
-        best, other = (self.at(math.exp(x), exact=exact) for x in (good, bad))
-        if excess(other) <= 0.0:
-            return other
-        slack, over = excess(best), excess(other)
+        fine, coarse = (self.at(lam, exact=exact) for lam in self._range())
+        good, bad = (fine, coarse) if rises else (coarse, fine)
+        if excess(bad) <= 0.0:
+            return bad
+        good, bad = self._between(excess, good, bad, exact)
+        if excess(good) >= -_LEAP or not math.isfinite(excess(good)):
+            return good
+        # A leap: two sets of values cost the same at this lambda, and none lies between. The
+        # coarser ones at smaller lambdas do.
+        coarse = bad if rises else good
+        fine = self.at(coarse.lam / _REACH, exact=exact, start=coarse)
+        first, second = (fine, coarse) if rises else (coarse, fine)
+        if excess(first) > 0.0 or excess(second) <= 0.0:
+            return good
+        found, _ = self._between(excess, first, second, exact, coarse)
+        return found if excess(found) > excess(good) else good
+
+    def _between(
+        self,
+        excess: Callable[[Outcome], float],
+        good: Outcome,
+        bad: Outcome,
+        exact: tuple[bool, ...],
+        start: Outcome | None = None,
+    ) -> tuple[Outcome, Outcome]:
+        """The last outcome that is good enough between two, and the first that is not."""
+        slack, over = excess(good), excess(bad)
         for step in range(_SEARCHES):
-            if slack >= -2.0 * _WITHIN or abs(bad - good) < 1e-6:
+            x, y = math.log(good.lam), math.log(bad.lam)
+            if slack >= -2.0 * _WITHIN or abs(y - x) < 1e-4:
                 break
             share = 0.5
             if step % 3 < 2 and math.isfinite(slack):  # both are nearly straight in log lambda
                 share = min(max((-_WITHIN - slack) / (over - slack), 0.01), 0.99)
-            x = good + share * (bad - good)
-            found = self.at(math.exp(x), exact=exact)
+            found = self.at(math.exp(x + share * (y - x)), exact=exact, start=start)
             if excess(found) <= 0.0:
-                good, best, slack = x, found, excess(found)
+                good, slack = found, excess(found)
             else:
-                bad, over = x, excess(found)
-        return best
-
-
-def is_quantised(t: Tensor) -> bool:
-    """Whether a tensor is a matrix of enough weights; 8-bit floats stay as they are."""
-    wide = t.is_floating_point() and t.element_size() >= 2
-    return wide and t.ndim >= 2 and t.numel() >= MIN_WEIGHTS
+                bad, over = found, excess(found)
+        return good, bad
 
 
 def _log_ratio(is_: float, wanted: float) -> float:
     return math.log(is_ / wanted) if is_ > 0.0 else -math.inf
-
-
-def _survey(t: Tensor, unit: float, cells: int) -> tuple[Histogram, bool]:
-    """The weights in units as cells, and whether these are their few values."""
-    flat = [t.reshape(-1)]
-    values = few_values(flat, min(_FEW, t.numel() // 8))
-    if values is None:
-        size, mean = histogram(flat, cells)
-        return Histogram(size, mean / unit), False
-    size = torch.zeros(len(values), dtype=torch.float64, device="cpu")
-    for part in chunks(flat):
-        size += torch.bincount(torch.searchsorted(values, part.double()), minlength=len(values))
-    return Histogram(size, values / unit), True
-
-
-def _is_tied(a: _Matrix, b: _Matrix) -> bool:
-    """Whether two tensors are equal; their histograms tell nearly all others apart."""
-    return (
-        a.tensor.shape == b.tensor.shape
-        and a.tensor.dtype == b.tensor.dtype
-        and a.tensor.device == b.tensor.device
-        and all(torch.equal(x, y) for x, y in zip(a.weights, b.weights, strict=True))
-        and torch.equal(a.tensor, b.tensor)
-    )
-
-
-def _exactly(m: _Matrix) -> Quantized:
-    """A tensor of few values as it is."""
-    values = few_values([m.tensor.reshape(-1)], _FEW)
-    assert values is not None
-    codebook = values.to(m.tensor.device, m.tensor.dtype)
-    index = torch.searchsorted(codebook, m.tensor.contiguous(), out_int32=True)
-    return Quantized(codebook, index)
-
-
-def _quantize(m: _Matrix, book: Codebook, unit: float) -> Quantized:
-    """A tensor by a codebook in units, rounded as far as the file gains by it."""
-    book, codebook = _rounded(m, book, unit)
-    chosen, cuts = book.boundaries()
-    codebook = codebook[chosen]
-    w = m.tensor.reshape(-1)
-    exact = torch.float64 if w.dtype == torch.float64 else torch.float32
-    ends = _down(cuts * unit, exact).to(w.device)
-    index = torch.empty(len(w), dtype=torch.int32, device=w.device)
-    used = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
-    for start in range(0, len(w), _CHUNK):
-        part = torch.bucketize(w[start : start + _CHUNK].to(exact), ends, out_int32=True)
-        index[start : start + _CHUNK] = part
-        used += torch.bincount(part, minlength=len(chosen)).cpu()
-    kept = used > 0
-    if not kept.all():
-        number = (kept.cumsum(0) - 1).int().to(w.device)
-        index, codebook = number[index], codebook[kept]
-    return Quantized(codebook.to(w.device), index.view(m.tensor.shape))
-
-
-def _rounded(m: _Matrix, book: Codebook, unit: float) -> tuple[Codebook, Tensor]:
-    """The codebook with values that the tensor's type holds, or float16 where that pays.
-
-    A value that rounds by e costs n e^2 and saves 16 bits or more, worth lambda each; codebooks of
-    exact values are left as they are. Values that round to one share their weights.
-    """
-    values = (book.values * unit).to(m.tensor.dtype)
-    if m.tensor.element_size() > 2 and book.outcome(m.weights)[1] > 0.0:
-        short = values.to(torch.float16)
-        error = (short.double() / unit - book.values).square() @ torch.exp2(-book.bits)
-        saved = 8.0 * (m.tensor.element_size() - 2) * len(values) * book.lam
-        if m.tensor.numel() * error.item() < saved:
-            values = short.to(m.tensor.dtype)
-    values, same = values.unique(return_inverse=True)
-    share = torch.zeros(len(values), dtype=torch.float64, device="cpu")
-    share.index_add_(0, same, torch.exp2(-book.bits))
-    return Codebook(values.double() / unit, (-torch.log2(share)).clamp_min(0.0), book.lam), values
-
-
-def _down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest numbers of a type that are no larger, so that w <= x is the same for them."""
-    near = x.to(dtype)
-    below = torch.nextafter(near, torch.full_like(near, -math.inf))
-    return torch.where(near.double() > x, below, near)
