@@ -9,7 +9,7 @@ relative distortion, or the size of the whole file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -30,6 +30,24 @@ _REACH = 20.0  # values of one lambda serve others, down to this part of it
 _WITHIN = 5e-4  # how near, as a logarithm
 _FILES = 8  # files made at most to meet a size
 _GAUSSIAN = math.pi * math.e / 6.0  # D 2^(2R) / variance of scalar quantisation at high rates
+
+
+class Point(NamedTuple):
+    """A file of some distortion: bytes, bits per weight, relative distortion."""
+
+    size: int
+    bits: float
+    loss: float
+
+
+def rate_curve(network: Network, losses: Sequence[float] = CURVE) -> list[Point]:
+    """Size against distortion, of the whole files, from the largest to the smallest."""
+    points = []
+    for loss in losses:
+        found = network.for_loss(loss)
+        size = len(encode(network.state_of(network.quantized(found))))
+        points.append(Point(size, found.bits, found.loss))
+    return points
 
 
 def check_asked(
