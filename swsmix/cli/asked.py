@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20}
 _UNITS["gib"] = 2**30
@@ -32,16 +31,17 @@ def _bytes(number: str, unit: str) -> int:
     return int(float(number) * _UNITS[unit])
 
 
-def check_one(asked: Mapping[str, object], *, lossless: bool, curve: bool) -> str:
+def check_one(*, lossless: bool, curve: bool, **asked: object) -> str:
     """The one option that is given, or nothing.
 
     Raises:
         ValueError: if more than one is given, or one that --lossless leaves no room for.
     """
-    given = [name for name, value in asked.items() if value is not None]
+    options = {f"--{name}": value for name, value in asked.items()}
+    given = [option for option, value in options.items() if value is not None]
     if len(given) > 1:
         raise ValueError(
-            f"each of {', '.join(asked)} of `swsmix compress` decides alone, but got "
+            f"each of {', '.join(options)} of `swsmix compress` decides alone, but got "
             f"{' and '.join(given)}: give one of them"
         )
     if lossless and (given or curve):

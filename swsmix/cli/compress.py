@@ -108,8 +108,9 @@ def compress(
     from swsmix.compression.report import SnappingReport, tensor_reports
     from swsmix.compression.snap import snapped_state
 
-    asked = {"--bits": bits, "--size": size, "--loss": loss, "--values": values}
-    given = check_one(asked, lossless=lossless, curve=curve)
+    given = check_one(
+        bits=bits, size=size, loss=loss, values=values, lossless=lossless, curve=curve
+    )
     most = None if size is None else parse_size(size)
     is_written = not curve or out is not None or bool(given)
     if out is None:

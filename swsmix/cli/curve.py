@@ -27,7 +27,7 @@ def print_curve(state: dict[str, Tensor], picture: Path, *, zero: bool, quiet: b
 
     network = Network(state, zero=zero, progress=not quiet)
     points = list(watched(rate_curve(network), "files", shown=not quiet))
-    save(rate_distortion({"": [(p.size, p.loss) for p in points]}), picture)
+    save(rate_distortion({"": [(float(p.size), p.loss) for p in points]}), picture)
     if quiet:
         return
     whole = sum(t.nbytes for t in state.values())
