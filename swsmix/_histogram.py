@@ -19,6 +19,7 @@ Weights = Tensor | Sequence[Tensor]
 Parameters = tuple[Array, Array, Array]  # mixing, mean, std: float64 (k,)
 MAX_BINS = 240
 _CHUNK = 1 << 18
+_SOME = 1 << 12
 
 
 def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
@@ -48,6 +49,18 @@ def chunks(flat: Sequence[Tensor]) -> Iterator[Tensor]:
     """The vectors in parts of bounded size, each on the CPU and in a dtype that numpy has."""
     for part in (part for w in flat for part in w.split(_CHUNK)):
         yield part.cpu() if part.dtype in {torch.float32, torch.float64} else part.float().cpu()
+
+
+def few_values(flat: Sequence[Tensor], most: int) -> Tensor | None:
+    """The different values, ascending, in float64; None if there are more than `most`."""
+    values = torch.zeros(0, dtype=torch.float64, device="cpu")
+    for number, whole in enumerate(chunks(flat)):
+        first = [whole[:_SOME]] if not number else []  # tells nearly always
+        for part in (*first, whole):
+            values = torch.cat([values, part.double().unique()]).unique()
+            if len(values) > most:
+                return None
+    return values
 
 
 def count(flat: Sequence[Tensor]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +9,11 @@ import typer
 
 from swsmix.cli import _streams
 from swsmix.cli.app import app
+from swsmix.cli.asked import check_one, parse_size
 from swsmix.cli.inspect import left_out_lines
+from swsmix.cli.sizes import bits_per_weight, print_table, relative_loss, sizes, ties
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from swsmix.compression.snap import Quantized
     from swsmix.inspection.checkpoints import Checkpoint
 
@@ -36,12 +34,31 @@ def compress(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
-    values: Annotated[
-        int,
+    bits: Annotated[
+        float | None, typer.Option(help="Bits per weight on average, such as 2.5.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="The largest file: 8MB, 500kB, 4MiB, or bytes.", metavar="SIZE"),
+    ] = None,
+    loss: Annotated[
+        float | None,
         typer.Option(
-            min=1, help="K, the most values per tensor. Not for a run, which has its mixtures."
+            help="Relative distortion, the squared change over the weights' variance; 0.004 if "
+            "nothing is asked for."
         ),
-    ] = 16,
+    ] = None,
+    values: Annotated[
+        int | None, typer.Option(min=1, help="K, the most values per tensor, however rare.")
+    ] = None,
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve",
+            help="Print size against distortion, and draw it to SOURCE-curve.png. The file itself "
+            "is written only if --out or what it is to be is given too.",
+        ),
+    ] = False,
     zero: Annotated[
         bool, typer.Option("--zero", help="Keep one of the values at exactly 0. Not for a run.")
     ] = False,
@@ -60,44 +77,82 @@ def compress(
             "of its component; 0 merges none.",
         ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="For the sample of very many weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --values: for the sample of weights.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Write a network to a small file, and print its size beside those of other formats.
 
-    The weights of a run are snapped to the centres of its mixtures. For any other checkpoint a
-    mixture is fitted to each tensor, without training data; the table also shows k-means with as
-    many values. `swsmix decompress` gives back the snapped weights bit for bit.
+    The weights of a run are snapped to the centres of its mixtures. For any other checkpoint,
+    without training data, each tensor gets as many values as pay for themselves: a bit is worth
+    the same squared error everywhere. Say how many bits, how large a file or how much distortion
+    (one of --bits, --size, --loss, --values); by default nearly nothing is lost. `swsmix
+    decompress` gives back the snapped weights bit for bit.
 
     **Examples**
 
-    - `swsmix compress runs/mnist` : a run of `swsmix train`
+    - `swsmix compress model.safetensors` : nearly nothing is lost
 
-    - `swsmix compress model.safetensors --values 32 --bias-bits 16`
+    - `swsmix compress model.safetensors --size 8MB` : the best network in such a file
+
+    - `swsmix compress model.safetensors --bits 2.5 --bias-bits 16`
+
+    - `swsmix compress model.safetensors --curve` : what each size costs
+
+    - `swsmix compress runs/mnist` : a run of `swsmix train`
 
     - `swsmix compress snapped.pt --lossless --out small.sws`
     """
     from swsmix.compression import save_compressed
     from swsmix.compression.codebooks import quantize_state, snapped
+    from swsmix.compression.matrices import MIN_WEIGHTS, is_quantised
     from swsmix.compression.report import SnappingReport, tensor_reports
     from swsmix.compression.snap import snapped_state
 
+    given = check_one(
+        bits=bits, size=size, loss=loss, values=values, lossless=lossless, curve=curve
+    )
+    most = None if size is None else parse_size(size)
+    is_written = not curve or out is not None or bool(given)
     if out is None:
         stem = source.stem
         if source.is_dir():  # a dot in its name, as in lr0.1, begins no suffix
             stem = source.name if source.name.strip(".") else source.resolve().name
         out = source.parent / f"{stem}.sws"
     _check_not_itself(source, out)
-    _check_free(out, force=force)
+    if is_written:
+        _check_free(out, force=force)
+    picture = out.with_name(f"{out.stem}-curve.png")
+    if curve:
+        _check_free(picture, force=force)
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
+    if checkpoint.mixtures and (given or curve):
+        _refuse_for_run(source, given or "--curve")
+    # The size of the file is that with its biases rounded.
+    large = [name for name, t in original.items() if is_quantised(t)]
+    rest = snapped_state(original, keep=large, bias_bits=bias_bits)
+    if curve:
+        from swsmix.cli.curve import print_curve
+
+        print_curve(rest, picture, zero=zero, quiet=quiet)
+        if not is_written:
+            return
     found = {}
     if not lossless:
-        found = _by_its_mixtures(checkpoint, distortion) or quantize_state(
-            original, values, zero=zero, seed=seed, progress=not quiet
+        found = _by_its_mixtures(checkpoint, distortion)
+    if not lossless and not found:
+        found = quantize_state(
+            rest if values is None else original,
+            values,
+            bits=bits,
+            size_bytes=most,
+            loss=loss,
+            zero=zero,
+            seed=seed,
+            progress=not quiet,
         )
     state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
-    size = save_compressed(out, state, progress=not quiet)
+    written = save_compressed(out, state, progress=not quiet)
     _streams.work_is_saved()
     if not quiet:
         for line in left_out_lines(checkpoint):
@@ -105,12 +160,19 @@ def compress(
         if found:
             reports = tensor_reports(original, state, found)
             typer.echo(SnappingReport(reports, bias_bits, before=None, after=None))
+            lost = relative_loss(original, state, found)
+            typer.echo(f"{bits_per_weight(found):.3f} bits per weight, loss {lost:.3g}")
             small = [n for n, t in original.items() if t.is_floating_point() and t.ndim > 1]
             if not checkpoint.mixtures and (small := [n for n in small if n not in found]):
-                typer.echo(f"too few weights for {values} values: {', '.join(small)}")
-        rows = _sizes(original, found, state, size, out, bias_bits=bias_bits, seed=seed)
-        _print_table(rows)
-        if lossless and 10 * size > 9 * sum(t.nbytes for t in original.values()):
+                few = f"for {values} values" if values else f"(below {MIN_WEIGHTS}), kept as are"
+                typer.echo(f"too few weights {few}: {', '.join(small)}")
+        if checkpoint.mixtures and found:
+            values = max(len(q.codebook) for q in found.values())
+        rows = sizes(
+            original, found, state, written, out, values=values, bias_bits=bias_bits, seed=seed
+        )
+        print_table(rows)
+        if lossless and 10 * written > 9 * sum(t.nbytes for t in original.values()):
             typer.echo("little gained: these weights are not snapped; omit --lossless to snap them")
 
 
@@ -160,6 +222,13 @@ def decompress(
         typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
 
 
+def _refuse_for_run(source: Path, option: str) -> None:
+    raise ValueError(
+        f"{source} is a run, whose mixtures say which values it has: `swsmix compress` has no "
+        f"{option} for it; omit it, or compress a checkpoint that holds the weights alone"
+    )
+
+
 def _check_free(out: Path, *, force: bool) -> None:
     """A file is replaced only if asked to: it may be the only copy of a network."""
     if out.is_file() and not force:
@@ -200,101 +269,5 @@ def _by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Qua
             w = checkpoint.tensors[name]
             found[name] = Quantized(values.codebook.to(w.dtype), values.regions.assign(w))
     # A tied tensor is in the checkpoint under each of its names.
-    tied = _ties(checkpoint.tensors)
+    tied = ties(checkpoint.tensors)
     return found | {name: found[first] for name, first in tied.items() if first in found}
-
-
-def _ties(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Name of a matrix -> name of an earlier one that it equals bit for bit, as tied ones do."""
-    from zlib import crc32
-
-    from swsmix.codec.header import to_patterns
-
-    seen: dict[tuple[object, ...], list[str]] = {}
-    tied = {}
-    for name, t in tensors.items():
-        if t.ndim < 2 or not t.is_floating_point() or not t.any():
-            continue
-        patterns = to_patterns(t)
-        before = seen.setdefault((t.dtype, t.shape, crc32(patterns.data)), [])
-        same = [n for n in before if (to_patterns(tensors[n]) == patterns).all()]
-        if same:
-            tied[name] = same[0]
-        before.append(name)
-    return tied
-
-
-@dataclass(frozen=True)
-class _Size:
-    """A row of the table; the error is None where it is not measured."""
-
-    format: str
-    bytes: int
-    biases: str
-    error: float | None
-
-
-def _sizes(
-    original: dict[str, Tensor],
-    found: dict[str, Quantized],
-    state: dict[str, Tensor],
-    size: int,
-    out: Path,
-    *,
-    bias_bits: int | None,
-    seed: int,
-) -> list[_Size]:
-    """The size of the file and of the same network in other formats, float32 first."""
-    import gzip
-
-    from swsmix.codec import encode
-    from swsmix.codec.header import to_patterns
-    from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
-
-    tied = _ties(original)
-    once = {n: t for n, t in original.items() if n not in tied}
-    plain = b"".join(to_patterns(t).tobytes() for t in once.values())
-    floats = sum(t.numel() for t in once.values() if t.is_floating_point())
-    rest = sum(t.nbytes for t in once.values() if not t.is_floating_point())
-    kept = "exact" if bias_bits is None else f"{bias_bits} bits"
-    rows = [
-        _Size("float32", 4 * floats + rest, "exact", 0.0),
-        _Size("float16", 2 * floats + rest, "float16", None),
-        _Size("the tensors as they are", len(plain), "exact", 0.0),
-        _Size("the same, gzip", len(gzip.compress(plain, 6, mtime=0)), "exact", 0.0),
-    ]
-    if found:
-        most = max(len(q.codebook) for q in found.values())
-        chosen = {name: original[name] for name in found}
-        other = quantize_state(chosen, most, method="kmeans", seed=seed, progress=True)
-        palette = {n: state[n] for n in state if n not in found} | snapped(chosen, other)
-        error = _rms_error(original, palette, found)
-        packed = {n: t for n, t in palette.items() if n not in tied}
-        coded = len(encode(palette, progress=True))
-        name = f"k-means, {most} values"
-        rows += [
-            _Size(f"{name}, packed", packed_bytes(packed, other), kept, error),
-            _Size(f"{name}, in this format", coded, kept, error),
-        ]
-    return [*rows, _Size(f"{out}", size, kept, _rms_error(original, state, found))]
-
-
-def _print_table(rows: list[_Size]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = "the whole network, with biases and headers; the error is that of the weights"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "bytes", "x float32", "biases etc.", "rms error"):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    for row in rows:
-        error = "" if row.error is None else f"{row.error:.3g}"
-        ratio = f"{rows[0].bytes / row.bytes:.1f}" if row.bytes else ""
-        table.add_row(row.format, f"{row.bytes:,}", ratio, row.biases, error)
-    Console(width=None).print(table)
-
-
-def _rms_error(before: dict[str, Tensor], after: dict[str, Tensor], names: Iterable[str]) -> float:
-    squares = sum((before[n].double() - after[n].double()).square().sum().item() for n in names)
-    count = sum(before[n].numel() for n in names)
-    return float((squares / max(count, 1)) ** 0.5)

@@ -3,6 +3,9 @@
     recipe       compress_: sparsify, quantise, snap, fine-tune, with training data
     targets      Target: how far the loss may rise, or how large the file may be
     codebooks    quantize_state: a codebook per tensor, without data
+    rate         one price of a bit for all tensors: by bits, file size or distortion
+    entropy_constrained  the values of one tensor at a price of a bit
+    matrices     a tensor surveyed, and set to such values
     snap         snap_: each weight to its centre; snapped_state
     merging      merge_components: components that are nearly the same become one
     duplicates   the values of a file: components that describe the same weights share one

@@ -2,11 +2,12 @@
 
 Two kinds. `quantize_state` fits one that *encodes*: a weight goes to its most responsible
 component, the largest pi_j N(w | mu_j, sigma_j^2), which besides the distance counts how common a
-component is, so that the coded numbers take fewer bits than those of k-means with as many values,
-at about its error. All components share one std, in units of that error: it says what a bit is
-worth. `cluster` fits one that *describes*, for a picture or a table: each component has a std of
-its own. Both see the same sample of very many weights, start from the same k-means, and leave
-weights of few values as they are.
+component is, so that the coded numbers take fewer bits than those of k-means at the same error.
+All components share one std, which says what a bit is worth: one for the whole network (`rate`),
+or, where the number of values is given, one per tensor in units of k-means' error. `cluster` fits
+one that *describes*, for a picture or a table: each component has a std of its own. Both leave
+weights of few values as they are; where the number of values is given, both see the same sample of
+very many weights and start from the same k-means.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swsmix import tables
-from swsmix._histogram import chunks, count
+from swsmix._histogram import chunks, count, few_values
 from swsmix._kmeans import kmeans
 from swsmix._progress import watched
+from swsmix.compression.rate import Network, check_asked
 from swsmix.compression.snap import Quantized, assign
 from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
 from swsmix.mixture import GaussianMixture
@@ -39,8 +41,11 @@ _MAX_VALUES = 64  # weights of so few values are described by a component for ea
 
 def quantize_state(
     state: Mapping[str, Tensor],
-    num_values: int = 16,
+    num_values: int | None = None,
     *,
+    bits: float | None = None,
+    size_bytes: int | None = None,
+    loss: float | None = None,
     method: Method = "mixture",
     strength: float = 1.0,
     zero: bool = False,
@@ -49,43 +54,68 @@ def quantize_state(
 ) -> dict[str, Quantized]:
     """Quantise every weight matrix of a state_dict, each with a codebook of its own.
 
-    A tensor of no more than K different values keeps them all. A codebook of the mixture can hold
-    fewer than K values: those whose bits would cost more than they save in error are dropped.
+    By default, and for `bits`, `size_bytes` or `loss`, a bit is worth the same in all tensors
+    (`swsmix.compression.rate`): each gets as many values as pay for themselves, and the distortion
+
+        loss = sum (w - w_hat)^2 / sum (w - mean)^2,  over all quantised tensors, mean of each
+
+    is the least for the bits spent. The default is loss = 0.004. Exact zeros stay zeros in tensors
+    that have many, tied tensors are quantised once, and tensors of few values stay exact where
+    these cost no more bits than other weights do at that loss.
+
+    With `num_values`, each tensor gets at most K values. A tensor of no more than K different
+    values keeps them all; a codebook of the mixture can hold fewer than K: values whose bits would
+    cost more than they save in error are dropped.
 
     Args:
-        state: name -> tensor. Floating-point tensors of at least two dimensions and four times
-            as many weights as values are quantised, the others are not.
+        state: name -> tensor. Floating-point tensors of at least two dimensions and 64 weights
+            (with `num_values`, four times as many as values) are quantised, the others are not,
+            nor are those of 8 bits per number.
         num_values: K, the largest number of values per tensor.
-        method: `"mixture"`, or `"kmeans"`, the palettisation of other tools (Han, Mao & Dally
-            2016), to compare with.
-        strength: the common std of the mixture's components, in units of the error that k-means
-            makes. The larger it is, the more weights move to common values: fewer bytes, more
-            error.
-        zero: the first value of each codebook is exactly 0.
-        seed: for the sample of very many weights.
+        bits: bits per weight, on average, as the order-0 entropy has it.
+        size_bytes: the largest size of the whole file (`swsmix.codec.encode`); at most 1.5 %
+            of it are left unused.
+        loss: the relative distortion.
+        method: with `num_values`, `"mixture"`, or `"kmeans"`, the palettisation of other tools
+            (Han, Mao & Dally 2016), to compare with.
+        strength: with `num_values`, the common std of the mixture's components, in units of the
+            error that k-means makes. The larger it is, the more weights move to common values:
+            fewer bytes, more error.
+        zero: one value of each codebook is exactly 0; with `num_values` the first.
+        seed: with `num_values`, for the sample of very many weights.
         progress: show a progress bar over the tensors.
 
     Returns:
         name -> codebook and index.
 
     Raises:
-        ValueError: if weights are not finite, num_values is below 1, strength is not positive, or
-            the method is unknown.
+        ValueError: if weights are not finite, more than one of num_values, bits, size_bytes and
+            loss is given, one of them is out of its range, or the method is unknown.
 
     Example:
         >>> codebooks = quantize_state({"w": torch.randn(50, 50), "b": torch.randn(50)}, 4)
         >>> list(codebooks), len(codebooks["w"].values.unique())
         (['w'], 4)
+        >>> from swsmix.compression.snap import bits_per_weight
+        >>> found = quantize_state({"w": torch.randn(50, 50)}, bits=2.0)["w"]
+        >>> round(bits_per_weight(found.index), 1)
+        2.0
     """
-    if num_values < 1:
-        raise ValueError(f"num_values must be at least 1; got {num_values}")
+    check_asked(num_values=num_values, bits=bits, size_bytes=size_bytes, loss=loss)
     if method not in ("mixture", "kmeans"):
         raise ValueError(f"method must be 'mixture' or 'kmeans'; got {method!r}")
     if not 0.0 < strength < math.inf:
         raise ValueError(f"strength must be positive; got {strength}")
+    if num_values is None:
+        if method != "mixture" or strength != 1.0:
+            raise ValueError("method and strength go with num_values: pass num_values=16, say")
+        network = Network(state, zero=zero, progress=progress)
+        return network.quantized(network.asked(bits=bits, size_bytes=size_bytes, loss=loss))
     codebooks = {}
     for name, t in watched(state.items(), "quantising", shown=progress):
         if not t.is_floating_point() or t.ndim < 2 or t.numel() < 4 * num_values:
+            continue
+        if t.element_size() < 2:  # 8-bit floats stay as they are
             continue
         if not torch.isfinite(t).all():
             raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
@@ -117,7 +147,7 @@ def cluster(
         ([0.0, 0.5], 'one component for each of the 2 values that the weights have')
     """
     total = count(flat)
-    values = _few_values(flat, max(num_components, min(_MAX_VALUES, total // 8)))
+    values = few_values(flat, max(num_components, min(_MAX_VALUES, total // 8)))
     if values is not None:
         how = "one component for each of the {} values that the weights have"
         one = "one component for the one value that the weights have"
@@ -199,7 +229,7 @@ def packed_bytes(state: Mapping[str, Tensor], quantized: Mapping[str, Quantized]
 
 def _quantize(t: Tensor, k: int, strength: float | None, zero: bool, seed: int) -> Quantized:
     """A codebook that encodes a tensor; that of k-means without a strength."""
-    values = _few_values([t.reshape(-1)], k)
+    values = few_values([t.reshape(-1)], k)
     if values is not None:
         values = values.to(t.device, t.dtype)
         return Quantized(values, torch.searchsorted(values, t.contiguous()))
@@ -256,16 +286,6 @@ def _means(w: Tensor, index: Tensor, k: int, zero: bool) -> tuple[Tensor, Tensor
         used[0], total[0] = True, 0.0
     number = used.cumsum(0) - 1
     return (total / size.clamp_min(1))[used], number.to(index.device)[index]
-
-
-def _few_values(flat: Sequence[Tensor], most: int) -> Tensor | None:
-    """The different values, ascending, in float64; None if there are more than `most`."""
-    values = torch.zeros(0, dtype=torch.float64, device="cpu")
-    for part in chunks(flat):
-        values = torch.cat([values, part.double().unique()]).unique()
-        if len(values) > most:
-            return None
-    return values
 
 
 def _near_one(flat: Sequence[Tensor]) -> tuple[list[Tensor], float]:

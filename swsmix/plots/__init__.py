@@ -12,6 +12,7 @@ ambiguous group, and the wrong number of axes.
     tensors    hinton, layers, entropy
     training   trajectories, collapse, loss_terms
     posterior  predictive_band, mixture_band, membership_band, calibration
+    rate       rate_distortion: the size of files against what they lose
     files      save, animate_collapse
     density    densities as curves, and the panel that shows them with a histogram
     style      sizes, colours, panels, legends

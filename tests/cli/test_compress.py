@@ -8,6 +8,7 @@ from test_cli import QUICK
 
 from swsmix import MixturePrior, fit, load_run
 from swsmix.cli import compress as command
+from swsmix.cli.asked import parse_size
 from swsmix.codec import load_compressed
 from swsmix.compression.duplicates import file_values
 from swsmix.inspection import checkpoints
@@ -148,7 +149,9 @@ def test_the_table_says_how_biases_are_kept_and_which_matrices_are(tmp_path, cap
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("│")]
     assert "8 bits" in rows[-1] and "exact" in rows[0]
-    assert "too few weights for 16 values: few" in printed
+    assert "too few weights (below 64), kept as are: few" in printed
+    command.compress(tmp_path / "net.safetensors", tmp_path / "y.sws", values=16)
+    assert "too few weights for 16 values: few" in capsys.readouterr().out
     state = {"a": torch.zeros(0, 4), "b": torch.randn(9)}
     checkpoints.write(tmp_path / "empty.safetensors", state)
     command.compress(tmp_path / "empty.safetensors")
@@ -161,3 +164,79 @@ def test_a_compressed_file_is_never_written_over_itself(tmp_path):
     before = (tmp_path / "net.sws").read_bytes()
     run("compress", tmp_path / "net.sws", fails="written over itself")
     assert (tmp_path / "net.sws").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("8MB", 8_000_000), ("1.5 kB", 1500), ("2MiB", 2 << 20), ("700", 700), (".5KIB", 512)],
+)
+def test_sizes_are_read_as_people_write_them(text, number):
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize("text", ["8 megabytes", "-3", "", "1e6", "0"])
+def test_other_sizes_are_refused_with_an_example(text):
+    with pytest.raises(ValueError, match="such as 8MB; got"):
+        parse_size(text)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("net") / "net.safetensors"
+    w, v = (torch.randn(shape, generator=generator) for shape in ((60, 50), (50, 40)))
+    checkpoints.write(path, {"w": w, "v": 0.3 * v, "b": torch.randn(60, generator=generator)})
+    return path
+
+
+def test_a_file_has_the_size_bits_or_loss_that_is_asked_for(net, tmp_path, capsys):
+    for bias_bits in (None, 8):
+        out = tmp_path / f"{bias_bits}.sws"
+        command.compress(net, out, size="1.8kB", bias_bits=bias_bits, quiet=True)
+        assert 0.97 * 1800 <= out.stat().st_size <= 1800
+    command.compress(net, tmp_path / "bits.sws", bits=2.5)
+    assert re.search(r"^2\.(49\d|500) bits per weight", capsys.readouterr().out, re.M)
+    command.compress(net, tmp_path / "loss.sws", loss=0.02)
+    printed = capsys.readouterr().out
+    assert re.search(r"loss 0\.0(2|19\d)$", printed, re.M)
+    assert "k-means, 8 values" in printed  # 2.8 bits per weight
+    command.compress(net, tmp_path / "default.sws")
+    assert re.search(r"loss 0\.00(4|39\d)$", capsys.readouterr().out, re.M)
+
+
+def test_what_cannot_be_met_is_refused_with_a_remedy(net, tmp_path):
+    out = tmp_path / "x.sws"
+    run("compress", net, "--size", "100", "--out", out, fails="the file cannot be smaller than")
+    run("compress", net, "--bits", 2, "--loss", 0.1, fails="got --bits and --loss: give one")
+    run("compress", net, "--bits", 0, "--out", out, fails="bits must be above 0")
+    run("compress", net, "--lossless", "--bits", 2, fails="changes no weight: omit it or --bits")
+    run("compress", net, "--lossless", "--curve", fails="changes no weight: omit it or --curve")
+    assert not out.exists()
+
+
+def test_a_run_has_its_mixtures_and_nothing_else_to_ask_for(tmp_path):
+    layer = torch.nn.Linear(9, 9)
+    x = torch.randn(20, 9)
+    fit(
+        layer, torch.nn.functional.mse_loss, (x, x), epochs=1, prior=MixturePrior(layer, 3),
+        progress=False, optimizer=torch.optim.Adam(layer.parameters()), run=tmp_path / "run",
+    )  # fmt: skip
+    run("compress", tmp_path / "run", "--bits", 2, fails="`swsmix compress` has no --bits for it")
+    run("compress", tmp_path / "run", "--curve", fails="`swsmix compress` has no --curve for it")
+
+
+def test_a_curve_is_printed_and_drawn_and_falls(net, tmp_path, capsys):
+    copy = tmp_path / "net.safetensors"
+    copy.write_bytes(net.read_bytes())
+    command.compress(copy, curve=True)
+    printed = capsys.readouterr().out
+    rows = re.findall(r"│\s*(0\.\d+)\s*│\s*([\d.]+)\s*│\s*([\d,]+)\s*│", printed)
+    assert len(rows) == 8
+    loss, bits = ([float(row[i]) for row in rows] for i in (0, 1))
+    size = [int(row[2].replace(",", "")) for row in rows]
+    assert loss == sorted(loss) and bits == sorted(bits)[::-1] and size == sorted(size)[::-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net-curve.png", "net.safetensors"]
+    with pytest.raises(FileExistsError, match=r"net-curve.png is there already"):
+        command.compress(copy, curve=True)
+    command.compress(copy, curve=True, bits=2.0, force=True, quiet=True)
+    assert len(load_compressed(tmp_path / "net.sws")) == 3

@@ -163,4 +163,4 @@ def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         quantize_state({}, 0)
     with pytest.raises(ValueError, match="strength must be positive; got 0"):
-        quantize_state({}, strength=0.0)
+        quantize_state({}, 4, strength=0.0)

@@ -1,0 +1,288 @@
+"""Bits where they matter: one price of a bit for all tensors of a network.
+
+Every tensor gets the values that minimise its squared error + lambda * its bits
+(`entropy_constrained`), with the same lambda: at the optimum of any budget, another bit saves the
+same squared error wherever it is spent. lambda follows from what is asked: bits per weight, a
+relative distortion, or the size of the whole file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from swsmix._progress import watched
+from swsmix.codec import encode
+from swsmix.compression.entropy_constrained import Codebook, fit
+from swsmix.compression.matrices import Matrix, is_quantised
+from swsmix.compression.snap import Quantized
+
+DEFAULT_LOSS = 0.004
+CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
+_VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
+_MANY = 64  # tensors, whose histograms are coarser to fit into memory
+_SEARCHES = 60  # lambdas tried at most to meet what was asked
+_LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
+_REACH = 20.0  # values of one lambda serve others, down to this part of it
+_WITHIN = 5e-4  # how near, as a logarithm
+_FILES = 8  # files made at most to meet a size
+_GAUSSIAN = math.pi * math.e / 6.0  # D 2^(2R) / variance of scalar quantisation at high rates
+
+
+class Point(NamedTuple):
+    """A file of some distortion: bytes, bits per weight, relative distortion."""
+
+    size: int
+    bits: float
+    loss: float
+
+
+def rate_curve(network: Network, losses: Sequence[float] = CURVE) -> list[Point]:
+    """Size against distortion, of the whole files, from the largest to the smallest."""
+    points = []
+    for loss in losses:
+        found = network.for_loss(loss)
+        size = len(encode(network.state_of(network.quantized(found))))
+        points.append(Point(size, found.bits, found.loss))
+    return points
+
+
+def check_asked(
+    *,
+    num_values: int | None = None,
+    bits: float | None = None,
+    size_bytes: int | None = None,
+    loss: float | None = None,
+) -> None:
+    """Check that at most one thing is asked for, and that it is possible.
+
+    Raises:
+        ValueError: if not.
+    """
+    asked = {"num_values": num_values, "bits": bits, "size_bytes": size_bytes, "loss": loss}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(
+            f"only one of {', '.join(asked)} can be given, each decides alone; got "
+            + ", ".join(f"{name}={value}" for name, value in given.items())
+        )
+    if num_values is not None and num_values < 1:
+        raise ValueError(f"num_values must be at least 1; got {num_values}")
+    if bits is not None and not 0.0 < bits <= 16.0:
+        raise ValueError(f"bits must be above 0 and at most 16 per weight; got {bits}")
+    if size_bytes is not None and size_bytes < 1:
+        raise ValueError(f"size_bytes must be at least 1; got {size_bytes}")
+    if loss is not None and not 1e-8 <= loss < 1.0:
+        raise ValueError(
+            f"loss is a share of the weights' variance, from 1e-8 to below 1; got {loss}"
+        )
+
+
+class Outcome(NamedTuple):
+    """What one lambda makes of a network.
+
+    Attributes:
+        lam: lambda, in units of the network squared.
+        books: a codebook per tensor; None keeps all values that it has.
+        bits: the order-0 entropy, per quantised weight.
+        loss: the relative distortion.
+    """
+
+    lam: float
+    books: tuple[Codebook | None, ...]
+    bits: float
+    loss: float
+
+
+class Network:
+    """The weight matrices of a state_dict, surveyed once, for any lambda.
+
+    Args:
+        state: name -> tensor.
+        zero: one value of each tensor is exactly 0.
+        progress: show a progress bar over the tensors.
+
+    Raises:
+        ValueError: if weights are not finite.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], *, zero: bool = False, progress: bool = False
+    ) -> None:
+        chosen = {name: t.detach() for name, t in state.items() if is_quantised(t)}
+        self.state = state
+        ends = [end.abs().item() for t in chosen.values() for end in t.aminmax()]
+        for name, end in zip(chosen, zip(ends[::2], ends[1::2], strict=True), strict=True):
+            if not all(map(math.isfinite, end)):
+                raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
+        # Squares of weights stay far inside the doubles.
+        self.unit = 2.0 ** math.floor(math.log2(max(ends))) if any(ends) else 1.0
+        self.matrices: list[Matrix] = []
+        cells = 1 << (16 if len(chosen) <= _MANY else 14)
+        for name, t in watched(chosen.items(), "quantising", shown=progress):
+            matrix = Matrix.of(name, t, self.unit, cells, zero=zero)
+            if tied := [m for m in self.matrices if m.is_tied(matrix)]:
+                tied[0].names.append(name)
+            else:
+                self.matrices.append(matrix)
+
+    @property
+    def numel(self) -> int:
+        """The number of weights to be quantised, tied ones once."""
+        return sum(m.tensor.numel() for m in self.matrices)
+
+    def at(
+        self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
+    ) -> Outcome:
+        """The best codebooks where a bit is worth lambda.
+
+        Args:
+            lam: lambda, in units of the network squared.
+            exact: which tensors keep all their values.
+            start: values to begin with.
+        """
+        before = start.books if start else (None,) * len(self.matrices)
+        books, bits, error, variance = list[Codebook | None](), 0.0, 0.0, 0.0
+        for i, m in enumerate(self.matrices):
+            if exact and exact[i]:
+                books.append(None)
+                bits += m.tensor.numel() * m.entropy
+                continue
+            book = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
+            more_bits, more_error = book.outcome(m.weights)
+            books.append(book)
+            bits, error, variance = bits + more_bits, error + more_error, variance + m.variance
+        loss = error / variance if variance else 0.0
+        return Outcome(lam, tuple(books), bits / max(self.numel, 1), loss)
+
+    def for_bits(self, bits: float) -> Outcome:
+        """The least distortion at so many bits per weight, or fewer if all are exact."""
+        return self._search(lambda found: _log_ratio(found.bits, bits), rises=False)
+
+    def for_loss(self, loss: float) -> Outcome:
+        """The fewest bits at this relative distortion.
+
+        Tensors of few values that cost no more than others do at this loss stay exact, and do not
+        count: a network that is snapped already stays as it is.
+        """
+        most = max(0.5 * math.log2(_GAUSSIAN / loss), 0.0)
+        exact = tuple(m.few and m.entropy <= most for m in self.matrices)
+        return self._search(lambda found: _log_ratio(found.loss, loss), rises=True, exact=exact)
+
+    def for_size(self, size: int, length: Callable[[dict[str, Quantized]], int]) -> Outcome:
+        """The least distortion in a file of at most so many bytes.
+
+        The entropy says which lambda to try, the file what it is worth: few files are made.
+
+        Args:
+            size: bytes of the whole file.
+            length: the size of the file with these tensors.
+
+        Raises:
+            ValueError: if no file is so small.
+        """
+        finest, coarsest = self._range()
+        coarse = self.at(coarsest)
+        least = length(self.quantized(coarse))
+        if least > size:
+            raise ValueError(
+                f"the file cannot be smaller than {least:,} bytes with one value per tensor; "
+                f"got {size:,}: ask for more, or round biases to 8 bits"
+            )
+        best, best_length = coarse, least
+        # Bits of the weights that the file had, over those of the entropy.
+        gain, aim, tried = 1.0, 0.995 * size, dict[float, int]()
+        for _ in range(_FILES):
+            bits = (aim - least) / gain * 8.0 / max(self.numel, 1)
+            found = self.for_bits(max(bits, 1e-9)) if bits < 16.0 else self.at(finest)
+            if found.lam in tried:
+                break
+            made = tried[found.lam] = length(self.quantized(found))
+            if best_length < made <= size:
+                best, best_length = found, made
+            if 0.985 * size <= made <= size or (made <= size and found.lam <= finest):
+                break
+            if found.bits > 0.0 and made > least:
+                gain = (made - least) * 8.0 / (found.bits * self.numel)
+        return best
+
+    def asked(self, *, bits: float | None, size_bytes: int | None, loss: float | None) -> Outcome:
+        """What was asked for, or the default if nothing was."""
+        if bits is not None:
+            return self.for_bits(bits)
+        if size_bytes is None:
+            return self.for_loss(DEFAULT_LOSS if loss is None else loss)
+        return self.for_size(size_bytes, lambda found: len(encode(self.state_of(found))))
+
+    def state_of(self, quantized: Mapping[str, Quantized]) -> dict[str, Tensor]:
+        """The state_dict with these tensors."""
+        return {n: quantized[n].values if n in quantized else t for n, t in self.state.items()}
+
+    def quantized(self, found: Outcome) -> dict[str, Quantized]:
+        """Name -> codebook and index, in the order of the state_dict."""
+        made = {}
+        for m, book in zip(self.matrices, found.books, strict=True):
+            made.update(dict.fromkeys(m.names, m.quantized(book, self.unit)))
+        return {name: made[name] for name in self.state if name in made}
+
+    def _range(self) -> tuple[float, float]:
+        """A lambda at which nearly all is kept, and one at which one value per tensor remains."""
+        mean = sum(m.variance for m in self.matrices) / max(self.numel, 1)
+        widest = max((m.weights.spread for m in self.matrices), default=1.0)
+        return max(1e-10 * mean, 1e-30), 4.0 * widest**2 + 1e-29
+
+    def _search(
+        self,
+        excess: Callable[[Outcome], float],
+        *,
+        rises: bool,
+        exact: tuple[bool, ...] = (),
+    ) -> Outcome:
+        """The outcome where `excess`, a logarithm, is just below 0; it rises or falls in lambda."""
+        fine, coarse = (self.at(lam, exact=exact) for lam in self._range())
+        good, bad = (fine, coarse) if rises else (coarse, fine)
+        if excess(bad) <= 0.0:
+            return bad
+        good, bad = self._between(excess, good, bad, exact)
+        if excess(good) >= -_LEAP or not math.isfinite(excess(good)):
+            return good
+        # A leap: two sets of values cost the same at this lambda, and none lies between. The
+        # coarser ones at smaller lambdas do.
+        coarse = bad if rises else good
+        fine = self.at(coarse.lam / _REACH, exact=exact, start=coarse)
+        first, second = (fine, coarse) if rises else (coarse, fine)
+        if excess(first) > 0.0 or excess(second) <= 0.0:
+            return good
+        found, _ = self._between(excess, first, second, exact, coarse)
+        return found if excess(found) > excess(good) else good
+
+    def _between(
+        self,
+        excess: Callable[[Outcome], float],
+        good: Outcome,
+        bad: Outcome,
+        exact: tuple[bool, ...],
+        start: Outcome | None = None,
+    ) -> tuple[Outcome, Outcome]:
+        """The last outcome that is good enough between two, and the first that is not."""
+        slack, over = excess(good), excess(bad)
+        for step in range(_SEARCHES):
+            x, y = math.log(good.lam), math.log(bad.lam)
+            if slack >= -2.0 * _WITHIN or abs(y - x) < 1e-4:
+                break
+            share = 0.5
+            if step % 3 < 2 and math.isfinite(slack):  # both are nearly straight in log lambda
+                share = min(max((-_WITHIN - slack) / (over - slack), 0.01), 0.99)
+            found = self.at(math.exp(x + share * (y - x)), exact=exact, start=start)
+            if excess(found) <= 0.0:
+                good, slack = found, excess(found)
+            else:
+                bad, over = found, excess(found)
+        return good, bad
+
+
+def _log_ratio(is_: float, wanted: float) -> float:
+    return math.log(is_ / wanted) if is_ > 0.0 else -math.inf
