@@ -38,25 +38,30 @@ The modules:
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from swsmix._files import check_regular
 from swsmix.codec.accounting import TensorSize, sizes
-from swsmix.codec.decoder import Codebook, decode, decode_books
-from swsmix.codec.encoder import check, encode
+from swsmix.codec.decoder import Codebook, Reader, decode, decode_books
+from swsmix.codec.encoder import check, encode, encode_to
 from swsmix.codec.header import MAGIC
 
 __all__ = [
     "MAGIC",
     "Codebook",
+    "Reader",
     "TensorSize",
     "check",
     "decode",
     "decode_books",
     "encode",
+    "encode_to",
     "load_books",
     "load_compressed",
     "sizes",
@@ -64,7 +69,10 @@ __all__ = [
 
 
 def load_compressed(
-    path: str | os.PathLike[str], *, max_weights: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    names: Collection[str] | None = None,
+    max_weights: int | None = None,
 ) -> dict[str, Tensor]:
     """Read a network from a file that `swsmix.compression.save_compressed` wrote.
 
@@ -73,6 +81,7 @@ def load_compressed(
 
     Args:
         path: the file.
+        names: the tensors to read, None for all; the others are passed over, see `decode`.
         max_weights: the most numbers to allocate, all tensors together; None allows what the
             size of the file makes plausible, see `decode`.
 
@@ -81,9 +90,12 @@ def load_compressed(
 
     Raises:
         FileNotFoundError: if there is no file.
+        KeyError: if the file has no tensor of such a name; close ones are listed.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
-    return load_books(path, max_weights=max_weights)[0]
+    with _opened(path) as file:
+        reader = Reader(file, names=names, max_weights=max_weights)
+        return {part.name: part.tensor for part in reader.parts()}
 
 
 def load_books(
@@ -103,9 +115,17 @@ def load_books(
         FileNotFoundError: if there is no file.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
+    with _opened(path) as file:
+        return decode_books(file, max_weights=max_weights)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedIOBase]:
     check_regular(Path(path))
-    data = Path(path).read_bytes()
-    try:
-        return decode_books(data, max_weights=max_weights)
-    except ValueError as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+    with Path(path).open("rb") as file:
+        try:
+            yield file
+        except ValueError as error:
+            raise ValueError(f"cannot read {path}: {error}") from None
+        except KeyError as error:
+            raise KeyError(f"cannot read {path}: {error.args[0]}") from None
