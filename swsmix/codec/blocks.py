@@ -24,7 +24,9 @@ from swsmix.codec.stream import Array, StreamDecoder, StreamEncoder, counted, sm
 
 WEIGHTS = 1 << 20  # in a block, about: each learns anew, which costs it less than .1 %
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+_Job = tuple[Array, Numbers, IndexModel | None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -67,7 +69,7 @@ def write_blocks(
     ]
     common = int(counted(index, numbers.num_values).argmax())
     choice = choose_for_blocks(blocks, common, budget) if budget.left > 0 else None
-    jobs, left = [], budget.left
+    jobs, left = list[_Job](), budget.left
     for part, of_block in blocks:
         model = None
         if choice is not None and choice.kind in scans.scans_of(of_block.shape):
@@ -77,26 +79,19 @@ def write_blocks(
         jobs.append((part, of_block, model if left >= 0 else None))
     table.number(rows)
     streams = []
-    for (model, encoder, data), (_, of_block, _) in zip(
-        in_threads(_coded, jobs), jobs, strict=True
+    for (model, data, to_read, spent), (_, block) in zip(
+        in_threads(_coded, jobs), spans(shape, rows), strict=True
     ):
         model.write(table)
         table.number(len(data) // 4)
         streams.append(data)
-        budget.read_(model.steps(numbers.num_values, of_block.shape) + encoder.decisions)
-        if encoder.spent:
-            budget.left -= encoder.spent
+        budget.read_(model.steps(numbers.num_values, block) + to_read)
+        budget.left -= spent
     return streams
 
 
-@dataclass
-class _Spent:
-    decisions: int
-    spent: int
-
-
-def _coded(job: tuple[Array, Numbers, IndexModel | None]) -> tuple[IndexModel, _Spent, bytes]:
-    """A block in the smaller way, its cost to read and what contexts have spent."""
+def _coded(job: _Job) -> tuple[IndexModel, bytes, int, int]:
+    """A block in the smaller way: its model and stream, decisions to read, what contexts spent."""
     index, numbers, contexts = job
     best: Coded = code_zero_order(index, numbers)
     spent = 0
@@ -108,7 +103,7 @@ def _coded(job: tuple[Array, Numbers, IndexModel | None]) -> tuple[IndexModel, _
         if stream.cost < best[1].cost - 24:
             best = contexts, stream
     decisions = 0 if best[0].number == CONTEXTS else best[1].decisions
-    return best[0], _Spent(decisions, spent), best[1].to_bytes()
+    return best[0], best[1].to_bytes(), decisions, spent
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a file may cost, and context models may spend, so that writing and reading it end in time."""
+"""What a file may cost, and context models may spend, so that writing and reading end in time."""
 
 from __future__ import annotations
 

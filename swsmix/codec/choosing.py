@@ -151,9 +151,9 @@ def _try_scans(
     """
     trials: dict[ScanChoice, tuple[float, StreamEncoder | None]] = {}
     for kind, _ in sorted(scans.scans_of(numbers.shape).items(), key=lambda item: item[1][0]):
-        if len(index) > _TRY_ALL and even and trials:
-            if max(gain for gain, _ in trials.values()) < 0:
-                return None
+        first = len(index) > _TRY_ALL and even and trials
+        if first and max(gain for gain, _ in trials.values()) < 0:
+            return None
         matrix = scans.to_matrix(index, kind, numbers.shape, common)
         for stride in scans.stride_candidates(matrix != common, kind):
             if budget.left <= 0:

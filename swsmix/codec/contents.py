@@ -1,4 +1,4 @@
-"""What a file's tensor tables say: every tensor's name, shape and models, before a stream is read."""
+"""What a file's tensor tables say: names, shapes and models, before a stream is read."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from swsmix.codec.stream import (
 
 COUNTED, ADAPTIVE, CONTEXTS = range(3)
 MAX_VALUES = 1024  # of context models: their tables grow with it
+NO_CHOICE = ScanChoice(scans.COLUMNS, 1)
 _IN_ORDER = 4  # added to the scan's number
 
 
@@ -66,7 +67,7 @@ class IndexModel:
 
     number: int
     common: int = 0
-    choice: ScanChoice = ScanChoice(0, 1)
+    choice: ScanChoice = NO_CHOICE
 
     def write(self, table: TableWriter) -> None:
         """Write it to the tensor table."""
