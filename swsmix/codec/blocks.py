@@ -22,7 +22,9 @@ from swsmix.codec.header import TableReader, TableWriter
 from swsmix.codec.index import CONTEXTS, IndexModel, Numbers, code_contexts, code_zero_order
 from swsmix.codec.stream import Array, StreamDecoder, StreamEncoder, counted, smallest_type
 
-WEIGHTS = 1 << 20  # in a block, about: each learns anew, which costs it less than .1 %
+# Weights in a block, about. Each learns anew, which costs it less than .1 %; context models have
+# much more to learn.
+WEIGHTS, WEIGHTS_IN_CONTEXT = 1 << 20, 1 << 22
 
 _Job = tuple[Array, Numbers, IndexModel | None]
 Item = TypeVar("Item")
@@ -61,14 +63,11 @@ def write_blocks(
     Returns:
         The streams.
     """
-    shape, count = numbers.shape, max(numbers.size // WEIGHTS, 1)
-    rows = -(-shape[0] // min(count, shape[0]))
-    blocks = [
-        (index[span], Numbers(numbers.num_values, block, numbers.sides))
-        for span, block in spans(shape, rows)
-    ]
-    common = int(counted(index, numbers.num_values).argmax())
+    shape, common = numbers.shape, int(counted(index, numbers.num_values).argmax())
+    rows, blocks = _blocks(index, numbers, WEIGHTS_IN_CONTEXT)
     choice = choose_for_blocks(blocks, common, budget) if budget.left > 0 else None
+    if choice is None:
+        rows, blocks = _blocks(index, numbers, WEIGHTS)
     jobs, left = list[_Job](), budget.left
     for part, of_block in blocks:
         model = None
@@ -88,6 +87,18 @@ def write_blocks(
         budget.read_(model.steps(numbers.num_values, block) + to_read)
         budget.left -= spent
     return streams
+
+
+def _blocks(
+    index: Array, numbers: Numbers, weights: int
+) -> tuple[int, list[tuple[Array, Numbers]]]:
+    """The rows per block, and the blocks, of even sizes."""
+    rows = numbers.shape[0]
+    rows = -(-rows // min(max(numbers.size // weights, 1), rows))
+    return rows, [
+        (index[span], Numbers(numbers.num_values, shape, numbers.sides))
+        for span, shape in spans(numbers.shape, rows)
+    ]
 
 
 def _coded(job: _Job) -> tuple[IndexModel, bytes, int, int]:

@@ -29,8 +29,10 @@ _TRY_ALL = 1 << 14  # up to so many weights, every scan is tried, whatever the f
 # The share of the bits that context models must save: they take a microsecond or two per weight,
 # and as much again for each decision about a value that is not the commonest.
 _MIN_SAVING = 0.01
-# Models learn on: so much above the entropy in a window's later half may still end below it.
-_HOPE = 0.004
+# What a window's later half must promise for a dense tensor to be coded whole: models learn on.
+_PROMISE = 0.004
+# What a stride must save more on a part: the distance found may be chance.
+_DOUBT = 0.005
 
 Coded = tuple[IndexModel, StreamEncoder]
 
@@ -120,7 +122,7 @@ def _choose_scans(
     ranked = sorted(gains, key=lambda choice: (-gains[choice], choice))
     chosen = ranked[:1]
     chosen += [c._replace(starts_in_order=True) for c in ranked if c.kind in in_order][:1]
-    if len(index) > _TRIAL and (even or dense) and gains[ranked[0]] < (0 if even else -_HOPE):
+    if len(index) > _TRIAL and (even or dense) and gains[ranked[0]] < _PROMISE:
         return []
     whole = {choice: stream for choice, (_, stream) in trials.items()}
     return [(choice, whole.get(choice)) for choice in chosen]
@@ -192,4 +194,5 @@ def _try(
     share = np.maximum(count, 1) / count.sum()
     entropy = max(-float((later * np.log2(share)).sum()), 1.0)
     before = costs[window // 2 - 1] if window > 1 else 0.0
-    return 1 - (costs[-1] - before) / entropy, None
+    doubt = _DOUBT if choice.stride > 1 else 0.0
+    return 1 - (costs[-1] - before) / entropy - doubt, None

@@ -25,7 +25,7 @@ from swsmix.codec.values import write_values
 
 _SAMPLE = 1 << 16  # elements, to see that a tensor has too many distinct values
 # Decisions for context models in one file, about half a minute; later tensors do without.
-_BUDGET = 1 << 24
+_BUDGET = 1 << 26
 # Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
 _LARGE = 1 << 18
 _MOST_IN_STREAM = 1 << 22  # weights of small tensors that wait for their section to be full
