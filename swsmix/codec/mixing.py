@@ -152,7 +152,7 @@ class DecisionModel:
             self._weights, self._curvatures, pick, logits, outputs, bits, self.rate, self.least,
             _DECAY, _MAX_STEP, PROBABILITY, _MAX_LOGIT,
         )  # fmt: skip
-        loops.count_(self.ones, self.seen, base, place, bits, self.limit)
+        loops.count_(self.ones, self.seen, base, place, bits, self.limit, self.bases)
         return bits, probability
 
     def _logits(self, base: Array, place: Array, inputs: Array) -> Array:

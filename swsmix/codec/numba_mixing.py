@@ -77,8 +77,11 @@ def adapt_(weights, curvatures, pick, logits, outputs, bits, rate, least, decay,
 
 
 @compiled
-def count_(ones, seen, base, place, bits, limit):
-    """Add the decisions to the counts of their contexts; those above the limit are halved once."""
+def count_(ones, seen, base, place, bits, limit, bases):
+    """Add the decisions to the counts of their contexts; those above the limit are halved once.
+
+    Of a small table, as `DecisionModel` goes through it, also those that this batch has not seen.
+    """
     n, contexts = base.shape[0], place.shape[0]
     full = False
     for i in range(n):
@@ -90,6 +93,12 @@ def count_(ones, seen, base, place, bits, limit):
             seen[at] += 1
             ones[at] += bit
             full |= seen[at] > limit
+    if n * (contexts + 1) >= seen.shape[0]:
+        for at in range(bases, seen.shape[0]):
+            if seen[at] > limit:
+                seen[at] = np.ceil(seen[at] / 2)
+                ones[at] = np.ceil(ones[at] / 2)
+        return
     if not full:
         return
     for i in range(n):

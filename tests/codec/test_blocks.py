@@ -5,6 +5,7 @@ import io
 import itertools
 import struct
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ from swsmix.codec import (
     sections,
     sizes,
 )
+from swsmix.codec.budget import ContextBudget
 from swsmix.codec.decoder import Reader
 from swsmix.codec.header import DTYPES, TableWriter
+from swsmix.codec.index import Numbers, code_zero_order
+from swsmix.codec.scans import ScanChoice
 from swsmix.codec.stream import StreamDecoder
 from swsmix.compression import save_compressed
 from swsmix.tables.backends import uncompiled
@@ -237,6 +241,15 @@ def test_contexts_never_cost_more_than_a_thousandth_and_a_bit(kind, shape, value
     assert same(decode(chosen), {"w": w})
 
 
+@pytest.mark.usefixtures("small")
+def test_a_block_on_which_the_chosen_contexts_cost_is_coded_without(monkeypatch):
+    monkeypatch.setattr(blocks, "choose_for_blocks", lambda *_: ScanChoice(0, 1))
+    monkeypatch.setattr(blocks, "WEIGHTS", blocks.WEIGHTS_IN_CONTEXT)
+    w = numbers(60, 60, values=16)
+    chosen, plain = encode({"w": w}), encode({"w": w}, contexts=False)
+    assert chosen[4] == 3 and len(chosen) <= len(plain) + 16
+
+
 def test_contexts_that_save_a_few_hundredths_on_a_dense_layer_are_taken():
     # Its trial on 2^16 weights is mostly learning.
     w = random_tensor("scaled", (700, 784), 16, 0)
@@ -340,6 +353,36 @@ def in_sections(*tables, payload=b""):
 def test_impossible_blocks_are_refused(table, message):
     with pytest.raises(ValueError, match=message):
         decode(in_sections(table), max_weights=1 << 50)
+
+
+def test_a_stream_of_a_block_that_goes_on_is_refused():
+    index = numbers(8, 9, values=3).numpy().astype(np.uint8).ravel()
+    of_them = Numbers(3, (8, 9), np.zeros(9, np.int64))
+    model, coded = code_zero_order(index, of_them)
+    stream = coded.to_bytes()
+    for more in (b"", bytes(8)):
+        stored = blocks.BlockedIndex(8, [model], [len(stream + more)])
+        with pytest.raises(ValueError, match="goes on") if more else nullcontext():
+            budget = ContextBudget(0)
+            back, _ = stored.read(memoryview(stream + more), of_them, budget, StreamDecoder)
+            assert (back == index).all()
+
+
+def test_a_file_that_goes_on_after_its_end_is_refused():
+    longer = in_sections((0, 0, 0, 0, 1, 0, 0))
+    assert decode(longer)["t0"].shape == (0,)
+    longer = longer[:-4] + bytes(3)
+    longer += struct.pack("<I", zlib.crc32(longer))
+    for names in (None, ["t0"]):
+        with pytest.raises(ValueError, match="goes on after its end"):
+            decode(longer, names=names)
+
+
+def test_tensors_of_one_shape_are_told_apart():
+    state = {"a": numbers(40, 60, salt=1), "b": numbers(40, 60, salt=2)}
+    state["c"] = state["a"].clone()
+    entries = Reader(io.BytesIO(encode(state))).entries
+    assert [entry.original for entry in entries] == [None, None, 0]
 
 
 def test_the_length_of_a_section_is_checked():

@@ -100,6 +100,19 @@ def test_the_contexts_stay_so_that_files_stay_readable(digest, how, compiled):
     assert hashlib.sha256(data).hexdigest()[:16] == digest
 
 
+@pytest.mark.parametrize("lanes", [600, 2000, 6000])
+@pytest.mark.parametrize("num_values", [3, 30])
+def test_long_batches_are_coded_alike_compiled_and_not(lanes, num_values):
+    # In one step a context is seen many times more than its counts may hold.
+    scan, rows = scanned(20, lanes, num_values, 0, 1)
+    streams = []
+    for context in (nullcontext(), uncompiled()):
+        streams.append(StreamEncoder())
+        with context:
+            code_in_context(streams[-1], scan, rows)
+    assert streams[0].to_bytes() == streams[1].to_bytes()
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_threads():
     code = (
         "import sys, hashlib; sys.path[:0] = sys.argv[1:]; import torch;"
