@@ -83,7 +83,8 @@ _TABLES = (
 )
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (
-    "accounting budget contexts decoder densities encoder header index mixing scans stream values"
+    "accounting blocks budget choosing contents contexts decoder densities encoder header index "
+    "mixing numba_mixing scans sections stream values"
 )
 TESTS |= {f"tables/{name}.py": ["tests/tables"] for name in _TABLES.split()}
 TESTS |= {f"codec/{name}.py": ["tests/codec"] for name in _CODEC.split()}

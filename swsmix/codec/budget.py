@@ -1,8 +1,35 @@
-"""What context models may spend in one file, so that writing and reading it end in time."""
+"""What a file may cost, and context models may spend, so that writing and reading end in time."""
 
 from __future__ import annotations
 
+import threading
+
 from swsmix.codec.stream import StreamEncoder
+
+MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
+_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
+_FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
+_STEPS_PER_ALLOWED_WEIGHT = 4
+
+
+def limits(size: int, max_weights: int | None = None) -> tuple[int, int]:
+    """What a file of `size` bytes may cost: numbers, and steps; `max_weights` allows more of both.
+
+    A file of a few bytes may hold a large tensor of equal values; any other costs what it holds.
+    A step is a decision of a context model, or as much work: about a microsecond.
+    """
+    steps = _FREE_STEPS + _STEPS_PER_BYTE * size
+    if max_weights is None:
+        return min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size), steps
+    return max_weights, steps + _STEPS_PER_ALLOWED_WEIGHT * max_weights
+
+
+def max_weights_for(size: int, numbers: int, steps: int) -> int | None:
+    """The least `max_weights` for a file of this cost; None if it is read without."""
+    free_numbers, free_steps = limits(size)
+    if numbers <= free_numbers and steps <= free_steps:
+        return None
+    return max(numbers, -(-(steps - free_steps) // _STEPS_PER_ALLOWED_WEIGHT))
 
 
 class ContextBudget:
@@ -23,6 +50,7 @@ class ContextBudget:
         self.allowed_for = allowed_for
         self.to_read = to_read
         self.read = 0
+        self._lock = threading.Lock()
 
     def read_(self, cost: int) -> None:
         """Add what reading costs, before it is spent.
@@ -30,7 +58,8 @@ class ContextBudget:
         Raises:
             ValueError: if it is more than may be spent.
         """
-        self.read += cost
+        with self._lock:  # blocks are read in threads
+            self.read += cost
         if self.to_read is not None and self.read > self.to_read:
             raise ValueError(
                 f"reading it takes more than {self.to_read:,} steps of about a microsecond, the "

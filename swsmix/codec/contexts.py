@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swsmix.codec.mixing import LOGIT, DecisionModel, log_density, logit_of_ratio
-from swsmix.codec.stream import ONE, Array, Coder
+from swsmix.codec.stream import ONE, Array, Coder, smallest_type
 
 SIDES = 16  # classes of a step or a lane, known from an earlier tensor
 _LEVELS = 12  # classes of a density
@@ -48,19 +48,22 @@ class Scan:
     starts_in_order: bool = False
 
 
-def code_in_context(coder: Coder, scan: Scan, rows: Array | None) -> Array:
+def code_in_context(
+    coder: Coder, scan: Scan, rows: Array | None, costs: list[float] | None = None
+) -> Array:
     """Code a matrix steps x lanes of numbers below K, and return it.
 
     Args:
         coder: the encoder or decoder.
         scan: how the matrix is scanned.
         rows: the matrix, or None to read it.
+        costs: receives the coder's cost after each step.
     """
     past = _Past(scan)
     common_or_not = _CommonOrNot(scan)
     starts = _LaneStarts(scan) if scan.starts_in_order else None
     which_other = _WhichOther(scan)
-    result = np.full((scan.steps, scan.lanes), scan.common, np.uint16)
+    result = np.full((scan.steps, scan.lanes), scan.common, smallest_type(scan.num_values))
     for step in range(scan.steps):
         row = None if rows is None else rows[step].astype(np.int64)
         bits = None if row is None else row != scan.common
@@ -71,6 +74,8 @@ def code_in_context(coder: Coder, scan: Scan, rows: Array | None) -> Array:
         symbols = which_other.code(coder, past, step, others, None if row is None else row[others])
         result[step, others] = symbols
         past.add_(step, flag, others, symbols)
+        if costs is not None:
+            costs.append(coder.cost)
     return result
 
 

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import zlib
+import difflib
+import io
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from swsmix.codec.budget import ContextBudget
-from swsmix.codec.densities import RowDensities
-from swsmix.codec.header import MAGIC, MAX_VALUES, VERSION, Kind, TableReader, from_patterns
-from swsmix.codec.index import read_index
+from swsmix.codec.blocks import BlockedIndex
+from swsmix.codec.budget import ContextBudget, limits
+from swsmix.codec.contents import Entry, needed, read_entries
+from swsmix.codec.densities import of_columns, row_classes
+from swsmix.codec.header import Kind, from_patterns
+from swsmix.codec.index import Numbers
+from swsmix.codec.sections import read_sections
 from swsmix.codec.stream import Array, StreamDecoder
-from swsmix.codec.values import read_values
 
-MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
-_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
-_FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
-_STEPS_PER_ALLOWED_WEIGHT = 4
-_MAX_IN_CONTEXT = 1 << 25  # weights of one file that context models may code
-
-
-def limits(size: int, max_weights: int | None = None) -> tuple[int, int]:
-    """What a file of `size` bytes may cost: numbers, and steps; `max_weights` allows more of both.
-
-    A file of a few bytes may hold a large tensor of equal values; any other costs what it holds.
-    A step is a decision of a context model, or as much work: about a microsecond.
-    """
-    steps = _FREE_STEPS + _STEPS_PER_BYTE * size
-    if max_weights is None:
-        return min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size), steps
-    return max_weights, steps + _STEPS_PER_ALLOWED_WEIGHT * max_weights
-
-
-def max_weights_for(size: int, numbers: int, steps: int) -> int | None:
-    """The least `max_weights` for a file of this cost; None if it is read without."""
-    free_numbers, free_steps = limits(size)
-    if numbers <= free_numbers and steps <= free_steps:
-        return None
-    return max(numbers, -(-(steps - free_steps) // _STEPS_PER_ALLOWED_WEIGHT))
+_MAX_IN_CONTEXT = 1 << 27  # weights of one file that context models may code
+_CHUNK = 1 << 18  # numbers that are looked up at a time
 
 
 @dataclass(frozen=True)
@@ -57,33 +37,40 @@ class Codebook:
     names: tuple[str, ...]
 
 
-def decode(data: bytes, *, max_weights: int | None = None) -> dict[str, Tensor]:
+def decode(
+    data: bytes, *, names: Collection[str] | None = None, max_weights: int | None = None
+) -> dict[str, Tensor]:
     """Decode the state_dict in the bytes of a compressed file.
 
     Args:
         data: from `encode`.
+        names: the tensors to decode, None for all. Of the others, only those that share a stream
+            with them (small ones do) or that they refer to are read; and only the tensor tables
+            and what is read are checked for damage, in a file of version 3.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
             byte, at most 2^28. The decoding effort is limited too, to some seconds and two
             milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
-        name -> tensor.
+        name -> tensor, in the order of the file.
 
     Raises:
+        KeyError: if the file has no tensor of such a name.
         ValueError: if the bytes are not such a file, are damaged, of another version, or hold more
             than `max_weights`.
     """
-    return decode_books(data, max_weights=max_weights)[0]
+    reader = Reader(io.BytesIO(data), names=names, max_weights=max_weights)
+    return {part.name: part.tensor for part in reader.parts()}
 
 
 def decode_books(
-    data: bytes, *, max_weights: int | None = None
+    data: bytes | io.BufferedIOBase, *, max_weights: int | None = None
 ) -> tuple[dict[str, Tensor], list[Codebook]]:
     """As `decode`, with the codebooks that the file is written in.
 
     Args:
-        data: from `encode`.
+        data: from `encode`, or a file open for reading in binary.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
             byte, at most 2^28. The decoding effort is limited too, to some seconds and two
@@ -134,7 +121,7 @@ class Part:
 
 
 def read_parts(
-    data: bytes,
+    data: bytes | io.BufferedIOBase,
     *,
     max_weights: int | None = None,
     stream_decoder: type[StreamDecoder] = StreamDecoder,
@@ -142,130 +129,227 @@ def read_parts(
     """Read the tensors of a file, in its order, and its codebooks, each (k,).
 
     Args:
-        data: from `encode`.
+        data: from `encode`, or a file open for reading in binary.
         max_weights: see `decode`.
-        stream_decoder: the class that reads the stream.
+        stream_decoder: the class that reads the streams.
 
     Raises:
         ValueError: see `decode`.
     """
-    if data[: len(MAGIC)] != MAGIC:
-        raise ValueError("it is not a swsmix file: it does not begin with SWSM")
-    if len(data) < len(MAGIC) + 6:
-        raise ValueError("it is damaged: it ends too early")
-    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise ValueError("it is damaged: its checksum does not fit")
-    if data[len(MAGIC)] != VERSION:
-        raise ValueError(
-            f"it has version {data[len(MAGIC)]} of the format, and this swsmix reads only version "
-            f"{VERSION}: install a swsmix that reads the other"
-        )
-    body = TableReader(data[len(MAGIC) + 1 : -4])
-    table = TableReader(body.take(body.number()))
-    try:
-        decoder = _Decoder(table, stream_decoder(body.rest()), max_weights, len(data))
-        for _ in range(table.number(len(data))):
-            decoder.read_part()
-        table.check_end()
-        decoder.stream.check_end()
-    except (MemoryError, OverflowError) as error:
-        raise ValueError(f"it needs more memory than there is: {error}") from None
-    books = [from_patterns(values, dtype, values.shape) for dtype, values in decoder.codebooks]
-    return decoder.parts, books
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    reader = Reader(file, max_weights=max_weights, stream_decoder=stream_decoder)
+    return list(reader.parts()), reader.books()
 
 
-class _Decoder:
-    """Reads tensors one after another, each with the help of those before it."""
+class Reader:
+    """Reads the tensors of a file one after another; only what others refer to is kept.
+
+    Args:
+        file: open for reading in binary.
+        names: the tensors to read, None for all.
+        max_weights: see `decode`.
+        stream_decoder: the class that reads the streams.
+
+    Raises:
+        KeyError: if there is no tensor of such a name.
+        ValueError: see `decode`.
+    """
 
     def __init__(
-        self, table: TableReader, stream: StreamDecoder, max_weights: int | None, size: int
+        self,
+        file: io.BufferedIOBase,
+        *,
+        names: Collection[str] | None = None,
+        max_weights: int | None = None,
+        stream_decoder: type[StreamDecoder] = StreamDecoder,
     ) -> None:
-        self.table, self.stream = table, stream
-        self.parts: list[Part] = []
-        self.codebooks: list[tuple[torch.dtype, Array]] = []
-        self.densities = RowDensities()
-        self._left, steps = limits(size, max_weights)
-        allowed_for = f"a file of {size:,} bytes"
-        self._most = f"{self._left:,} numbers, the most for {allowed_for}"
-        if max_weights is not None:
-            self._most = f"max_weights = {max_weights:,} numbers"
-            allowed_for += f" and max_weights = {max_weights:,}"
-        self.budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
-        self._names: set[str] = set()
+        self._file, self._stream_decoder = file, stream_decoder
+        self._sections = read_sections(file, whole=names is None)
+        size = file.seek(0, io.SEEK_END)
+        self.entries = read_entries(self._sections, size)
+        self._places = {entry.name: place for place, entry in enumerate(self.entries)}
+        self._wanted = self._places.keys() if names is None else set(names)
+        for name in self._wanted - self._places.keys():
+            near = difflib.get_close_matches(name, self._places, 5, 0.5) or list(self._places)[:5]
+            raise KeyError(
+                f"the file has no tensor {name!r}; it has {len(self._places)}, such as "
+                + ", ".join(near)
+            )
+        self._needed = needed(self.entries, self._wanted)
+        self._budget = _charged(self._needed, size, max_weights)
+        holders = [place for place, e in enumerate(self.entries) if e.kind == Kind.INDEX]
+        self._book_numbers = {place: number for number, place in enumerate(holders)}
+        self._books: dict[int, Array] = {}  # by the tensor that holds it, as what follows
+        self._classes: dict[int, Array] = {}
+        self._originals: dict[int, Tensor] = {}
+        self._uses = Counter(
+            entry.original for entry, _ in self._needed if entry.original is not None
+        )
+        self._asked = {entry.sides for entry, _ in self._needed}
 
-    def read_part(self) -> None:
-        """Read the next tensor into `parts`."""
-        start = self._bits_read()
-        name = self.table.name()
-        if name in self._names:
-            raise ValueError(f"it is damaged: it holds {name!r} twice")
-        self._names.add(name)
-        kind = Kind(self.table.number(Kind.COPY))
-        original = self._read_original() if kind == Kind.COPY else None
-        if original is None:
-            dtype, shape = self.table.tensor()
-        else:
-            dtype, shape = original.tensor.dtype, tuple(original.tensor.shape)
-        self._left -= max(math.prod(shape), 1)
-        if self._left < 0:
+    def parts(self) -> Iterator[Part]:
+        """Read the wanted tensors, in the order of the file.
+
+        Raises:
+            ValueError: if a stream is damaged or needs too much memory.
+        """
+        stream, section, left = (
+            None,
+            -1,
+            Counter(entry.section for entry in self.entries if not entry.in_blocks),
+        )
+        try:
+            for entry, is_book in self._needed:
+                place = self._places[entry.name]
+                if entry.in_blocks:
+                    part = self._read_blocks(place, is_book=is_book)
+                else:
+                    if entry.section != section:
+                        section = entry.section
+                        stream = self._stream_decoder(self._payload(section))
+                    assert stream is not None
+                    part = self._read(place, stream)
+                    left[section] -= 1
+                    if not left[section]:
+                        stream.check_end()
+                if part is not None and entry.name in self._wanted:
+                    yield part
+            # A file without tensors has a stream all the same.
+            if not self.entries and self._sections:
+                self._stream_decoder(self._payload(0)).check_end()
+        except (MemoryError, OverflowError) as error:
+            raise ValueError(f"it needs more memory than there is: {error}") from None
+
+    def books(self) -> list[Tensor]:
+        """The codebooks that have been read, in the order of the file."""
+        return [
+            from_patterns(values, self.entries[place].dtype, values.shape)
+            for place, values in sorted(self._books.items())
+        ]
+
+    def _payload(self, section: int) -> memoryview:
+        return self._sections[section].payload(self._file)
+
+    def _read(self, place: int, stream: StreamDecoder) -> Part:
+        """Read the next tensor of a stream."""
+        entry = self.entries[place]
+        start = with_codebook = stream.cost
+        if entry.kind == Kind.COPY:
+            return self._part(place, self._copy(entry), 0.0, 0.0)
+        if entry.values is not None:
+            patterns = entry.values.patterns(stream, self._budget.read_)
+        if entry.kind != Kind.VALUES:
+            if entry.kind == Kind.INDEX:
+                self._books[place] = patterns
+                with_codebook = stream.cost
+            index = np.zeros(entry.numel, np.uint8)
+            if entry.model is not None:
+                assert not isinstance(entry.model, BlockedIndex)
+                index = entry.model.code(stream, self._numbers(entry), None, self._budget.read_)
+            patterns = self._looked_up(place, index)
+        tensor = _shaped(patterns, entry)
+        return self._part(place, tensor, with_codebook - start, stream.cost - with_codebook)
+
+    def _read_blocks(self, place: int, *, is_book: bool) -> Part | None:
+        """Read a tensor that has a section for itself, or only its codebook."""
+        entry = self.entries[place]
+        payload = self._payload(entry.section)
+        if entry.kind == Kind.VALUES:
+            assert entry.values is not None
+            stream = None
+            values = entry.values
+            if values.on_grid:
+                stream = self._stream_decoder(payload)
+            patterns = values.with_raw(payload).patterns(stream, self._budget.read_)
+            if stream is not None:
+                stream.check_end()
+            cost = 8.0 * len(payload) if stream is None else stream.cost
+            return self._part(place, _shaped(patterns, entry), 0.0, cost)
+        head = self._stream_decoder(payload[: entry.head])
+        if entry.values is not None and place not in self._books:
+            self._books[place] = entry.values.patterns(head, self._budget.read_)
+        head.check_end()
+        if is_book:
+            return None
+        assert isinstance(entry.model, BlockedIndex)
+        index, cost = entry.model.read(
+            payload[entry.head :], self._numbers(entry), self._budget, self._stream_decoder
+        )
+        tensor = _shaped(self._looked_up(place, index), entry)
+        return self._part(place, tensor, head.cost, cost)
+
+    def _numbers(self, entry: Entry) -> Numbers:
+        columns = entry.numel // max(entry.shape[0], 1) if entry.shape else 1
+        sides = np.zeros(columns, np.int64)
+        if entry.sides is not None:
+            sides = of_columns(self._classes[entry.sides], columns)
+        return Numbers(entry.num_values, entry.shape, sides)
+
+    def _looked_up(self, place: int, index: Array) -> Array:
+        """The bit patterns of component numbers; their rows' classes are kept if asked for."""
+        entry = self.entries[place]
+        assert entry.codebook is not None
+        if place in self._asked:
+            self._classes[place] = row_classes(index, entry.num_values, entry.shape)
+        values = self._books[entry.codebook]
+        if len(values) == 1:
+            return np.broadcast_to(values, entry.numel)
+        patterns = np.empty(len(index), values.dtype)
+        for begin in range(0, len(index), _CHUNK):  # numpy widens the numbers that it looks up
+            part = slice(begin, begin + _CHUNK)
+            patterns[part] = values[index[part]]
+        return patterns
+
+    def _copy(self, entry: Entry) -> Tensor:
+        assert entry.original is not None
+        self._uses[entry.original] -= 1
+        tensor = self._originals[entry.original]
+        if not self._uses[entry.original]:
+            del self._originals[entry.original]
+        return tensor.clone()
+
+    def _part(self, place: int, tensor: Tensor, book_bits: float, bits: float) -> Part:
+        entry = self.entries[place]
+        if self._uses[place]:
+            self._originals[place] = tensor
+        book = None
+        if entry.codebook is not None:
+            book = self._book_numbers[entry.codebook]
+        named, with_codebook, rest = entry.table_bits
+        model = "" if entry.model is None else str(entry.model)
+        sizes = float(named), with_codebook + book_bits, rest + bits
+        return Part(entry.name, tensor, entry.kind, model, book, sizes)
+
+
+def _charged(wanted: list[tuple[Entry, bool]], size: int, max_weights: int | None) -> ContextBudget:
+    """What reading may cost, less what the tables tell of it.
+
+    Raises:
+        ValueError: if it is more than is allowed.
+    """
+    left, steps = limits(size, max_weights)
+    allowed_for = f"a file of {size:,} bytes"
+    most = f"{left:,} numbers, the most for {allowed_for}"
+    if max_weights is not None:
+        most = f"max_weights = {max_weights:,} numbers"
+        allowed_for += f" and max_weights = {max_weights:,}"
+    budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
+    for entry, is_book in wanted:
+        left -= entry.num_values if is_book else max(entry.numel, 1)
+        if left < 0:
             raise ValueError(
-                f"it holds more than {self._most}: give a larger max_weights (--max-weights of "
+                f"it holds more than {most}: give a larger max_weights (--max-weights of "
                 "`swsmix decompress` and `inspect`) if you trust it"
             )
-        named = with_codebook = self._bits_read()
-        codebook, model = None, ""
-        if original is not None:
-            tensor, codebook = original.tensor.clone(), original.codebook
-        elif kind == Kind.VALUES:
-            self.budget.read_(math.prod(shape) >> 4)
-            patterns = self._read_values(math.prod(shape), dtype)
-            tensor = _shaped(patterns, dtype, shape)
-        else:
-            codebook = self._read_codebook(kind, dtype, math.prod(shape))
-            with_codebook = self._bits_read()
-            patterns, model = self._read_indexed(self.codebooks[codebook][1], shape)
-            tensor = _shaped(patterns, dtype, shape)
-        bits = named - start, with_codebook - named, self._bits_read() - with_codebook
-        self.parts.append(Part(name, tensor, kind, model, codebook, bits))
-
-    def _bits_read(self) -> float:
-        return 8 * self.table.position + self.stream.cost
-
-    def _read_values(self, size: int, dtype: torch.dtype) -> Array:
-        return read_values(self.table, self.stream, size, dtype, self.budget.read_)
-
-    def _read_original(self) -> Part:
-        number = self.table.number()
-        if number >= len(self.parts):
-            raise ValueError("it is damaged: a tensor is a copy of one that is not there")
-        return self.parts[number]
-
-    def _read_codebook(self, kind: Kind, dtype: torch.dtype, size: int) -> int:
-        """The number of an earlier codebook, or of a new one."""
-        if kind == Kind.SHARED:
-            number = self.table.number()
-            if number >= len(self.codebooks) or self.codebooks[number][0] != dtype:
-                raise ValueError("it is damaged: a tensor refers to a codebook that is not there")
-            return number
-        count = self.table.number(min(size, MAX_VALUES))
-        values = self._read_values(count, dtype)
-        if len(values) == 0:
-            raise ValueError("it is damaged: a codebook is empty")
-        self.codebooks.append((dtype, values))
-        return len(self.codebooks) - 1
-
-    def _read_indexed(self, values: Array, shape: tuple[int, ...]) -> tuple[Array, str]:
-        """Bit patterns that are numbers in a codebook, and the model of these numbers."""
-        if len(values) == 1:
-            return np.broadcast_to(values, math.prod(shape)), ""
-        index, model = read_index(
-            self.table, self.stream, len(values), shape, self.densities, self.budget
-        )
-        return values[index], model
+        if entry.kind == Kind.VALUES:
+            budget.read_(entry.numel >> 4)
+        elif entry.model is not None and not is_book:
+            entry.model.charge(entry.num_values, entry.shape, budget)
+    return budget
 
 
-def _shaped(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _shaped(patterns: Array, entry: Entry) -> Tensor:
     try:
-        return from_patterns(patterns, dtype, shape)
+        return from_patterns(patterns, entry.dtype, entry.shape)
     except RuntimeError as error:
-        raise ValueError(f"it is damaged: no tensor has the shape {shape}: {error}") from None
+        raise ValueError(f"it is damaged: no tensor has the shape {entry.shape}: {error}") from None

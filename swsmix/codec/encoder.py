@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import warnings
-import zlib
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swsmix._progress import watched
-from swsmix.codec.budget import ContextBudget
-from swsmix.codec.decoder import max_weights_for
-from swsmix.codec.densities import RowDensities
-from swsmix.codec.header import (
-    DTYPES,
-    MAGIC,
-    MAX_VALUES,
-    VERSION,
-    Kind,
-    TableWriter,
-    to_patterns,
-)
-from swsmix.codec.index import write_index
-from swsmix.codec.stream import Array, StreamEncoder
+from swsmix.codec.blocks import write_blocks
+from swsmix.codec.budget import ContextBudget, max_weights_for
+from swsmix.codec.choosing import code_smallest
+from swsmix.codec.densities import RowDensities, has_rows
+from swsmix.codec.header import DTYPES, MAX_VALUES, Kind, TableWriter, to_patterns
+from swsmix.codec.index import CONTEXTS, Numbers
+from swsmix.codec.sections import SectionWriter
+from swsmix.codec.stream import Array, StreamEncoder, counted, entropy_bits, smallest_type
 from swsmix.codec.values import write_values
 
 _SAMPLE = 1 << 16  # elements, to see that a tensor has too many distinct values
 # Decisions for context models in one file, about half a minute; later tensors do without.
-_BUDGET = 1 << 24
+_BUDGET = 1 << 26
+# Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
+_LARGE = 1 << 18
+_MOST_IN_STREAM = 1 << 22  # weights of small tensors that wait for their section to be full
+_CHUNK = 1 << 18  # elements that are looked up at a time
+_SURELY_SMALLER = 1 << 16  # elements from which on a good codebook is not compared with values
 
 
-def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
+def encode(
+    state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    *,
+    contexts: bool = True,
+    progress: bool = False,
+) -> bytes:
     """Encode a state_dict as the bytes of a compressed file; `decode` gives back every bit.
 
     Args:
-        state: name -> tensor. Tensors of few distinct values (snapped ones) become a codebook
-            and entropy-coded component numbers. Context models code them until about half a
-            minute of work is spent; the tensors after that are coded without.
+        state: name -> tensor, or pairs of them. Tensors of few distinct values (snapped ones)
+            become a codebook and entropy-coded component numbers. Context models code them until
+            about half a minute of work is spent; the tensors after that are coded without.
+        contexts: whether context models may be used; without them a file is written at once.
         progress: show a progress bar over the tensors.
 
     Returns:
-        The bytes, the same each time.
+        The bytes, the same each time, on any number of threads.
 
     Raises:
         TypeError: if a tensor is not a dense one of a common dtype.
@@ -54,11 +60,37 @@ def encode(state: Mapping[str, Tensor], *, progress: bool = False) -> bytes:
         >>> torch.equal(decode(encode(state))["weight"], state["weight"])
         True
     """
-    encoder = _Encoder()
-    encoder.table.number(len(state))
-    for name, t in watched(state.items(), "coding", shown=progress):
+    file = io.BytesIO()
+    encode_to(file, state, contexts=contexts, progress=progress)
+    return file.getvalue()
+
+
+def encode_to(
+    file: io.BufferedIOBase,
+    state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    *,
+    contexts: bool = True,
+    progress: bool = False,
+) -> int:
+    """As `encode`, into a file: each tensor is written and let go before the next is asked for.
+
+    Args:
+        file: open for writing in binary.
+        state: name -> tensor, or pairs of them, from a generator perhaps.
+        contexts: whether context models may be used.
+        progress: show a progress bar over the tensors.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        TypeError: if a tensor is not a dense one of a common dtype.
+    """
+    encoder = _Encoder(file, contexts=contexts)
+    pairs = list(state.items()) if isinstance(state, Mapping) else state
+    for name, t in watched(pairs, "coding", shown=progress):
         encoder.add_(name, t)
-    return encoder.to_bytes()
+    return encoder.finish()
 
 
 def check(name: str, t: Tensor) -> None:
@@ -78,11 +110,13 @@ def check(name: str, t: Tensor) -> None:
         )
 
 
-class _Stored(NamedTuple):
-    """One way to store a tensor: its part of the table and its part of the stream."""
+@dataclass
+class _Stored:
+    """One way to store a tensor: its part of the table, its part of the stream, steps to read."""
 
     table: TableWriter
     stream: StreamEncoder
+    steps: int = 0
 
     @property
     def bits(self) -> float:
@@ -92,79 +126,124 @@ class _Stored(NamedTuple):
 class _Encoder:
     """Writes tensors one after another, each with the help of those before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: io.BufferedIOBase, *, contexts: bool) -> None:
+        self.sections = SectionWriter(file)
         self.table, self.stream = TableWriter(), StreamEncoder()
         self.codebooks: list[tuple[torch.dtype, Array]] = []
-        self.densities, self.budget = RowDensities(), ContextBudget(_BUDGET)
-        self._patterns: list[Array] = []
+        self.densities = RowDensities()
+        self.budget = ContextBudget(_BUDGET if contexts else 0)
+        self._in_section = self._waiting = 0  # tensors, and weights
         self._numbers = 0
-        # dtype, shape and checksum -> the tensors that have them.
-        self._positions: dict[tuple[torch.dtype, tuple[int, ...], int], list[int]] = {}
+        self._places: dict[tuple[torch.dtype, tuple[int, ...], bytes], int] = {}
+        self._count = 0
 
     def add_(self, name: str, t: Tensor) -> None:
         """Write a tensor in the smallest way."""
         check(name, t)
-        self.table.name(name)
         patterns = to_patterns(t)
         self._numbers += max(len(patterns), 1)
-        original = self._original(t, patterns)
-        if original is not None and len(patterns):
-            self.table.number(Kind.COPY)
-            self.table.number(original)
+        content = t.dtype, tuple(t.shape), hashlib.blake2b(patterns.data, digest_size=20).digest()
+        original = self._places.setdefault(content, self._count)
+        self._count += 1
+        if original < self._count - 1 and len(patterns):
+            copy = TableWriter()
+            copy.number(Kind.COPY)
+            copy.number(original)
+            self._append(name, _Stored(copy, StreamEncoder()), len(patterns))
+            return
+        values = _distinct(patterns, t.dtype)
+        if values is None:
+            self._add_values(name, t, patterns)
         else:
-            self._append(self._smallest(t, patterns))
+            self._add_indexed(name, t, patterns, values)
+        if self.stream.cost >= _LARGE or self._waiting >= _MOST_IN_STREAM:
+            self._end_section()
 
-    def to_bytes(self) -> bytes:
-        """The whole file."""
-        front = TableWriter()
-        front.number(len(self.table.data))
-        content = front.data + self.table.data + self.stream.to_bytes()
-        data = MAGIC + bytes([VERSION]) + content
-        needed = max_weights_for(len(data) + 4, self._numbers, self.budget.read)
+    def finish(self) -> int:
+        """End the file; its size in bytes."""
+        if self._in_section or not self._count:
+            self._end_section()
+        self.sections.finish()
+        size = self.sections.size
+        needed = max_weights_for(size, self._numbers, self.budget.read)
         if needed:
             warnings.warn(
-                f"a file of {len(data) + 4:,} bytes with {self._numbers:,} numbers is larger or "
+                f"a file of {size:,} bytes with {self._numbers:,} numbers is larger or "
                 "takes longer to read than its size makes plausible: load_compressed and "
                 f"`swsmix decompress` read it only with max_weights = {needed} or more",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return data + zlib.crc32(data).to_bytes(4, "little")
+        return size
 
-    def _original(self, t: Tensor, patterns: Array) -> int | None:
-        """The number of an equal tensor written before, if there is one."""
-        alike = self._positions.setdefault((t.dtype, tuple(t.shape), zlib.crc32(patterns.data)), [])
-        equal = [i for i in alike if np.array_equal(self._patterns[i], patterns)]
-        alike.append(len(self._patterns))
-        self._patterns.append(patterns)
-        return equal[0] if equal else None
-
-    def _append(self, stored: _Stored) -> None:
+    def _append(self, name: str, stored: _Stored, size: int) -> None:
+        """A tensor into the section of small ones."""
+        self.table.name(name)
         self.table.data += stored.table.data
         self.stream.extend(stored.stream)
+        self.budget.read_(stored.steps)
+        self._in_section += 1
+        self._waiting += size
 
-    def _smallest(self, t: Tensor, patterns: Array) -> _Stored:
-        """A tensor as a codebook and an index, or value by value."""
-        values = _distinct(patterns, t.dtype)
-        by_value = _Stored(TableWriter(), StreamEncoder())
-        by_value.table.number(Kind.VALUES)
-        by_value.table.tensor(t)
-        by_values = (len(patterns) >> 4) + write_values(*by_value, patterns, t.dtype)
-        if values is None:
-            self.budget.read_(by_values)
-            return by_value
-        indexed = _Stored(TableWriter(), StreamEncoder())
-        values, is_new = self._write_codebook(indexed, t, values)
-        index = np.searchsorted(_sortable(values, t.dtype), _sortable(patterns, t.dtype))
-        index = index.astype(np.uint8 if len(values) <= 256 else np.uint16)
-        if len(values) > 1:
-            shape = tuple(t.shape)
-            write_index(*indexed, index, len(values), shape, self.densities, self.budget)
-        if indexed.bits >= by_value.bits:
-            self.budget.read_(by_values)
-            return by_value
+    def _end_section(self) -> None:
+        if self._in_section or not self._count:
+            front = TableWriter()
+            front.number(self._in_section)
+            self.sections.add(bytes(front.data) + self.table.taken(), [self.stream.to_bytes()])
+        self.stream = StreamEncoder()
+        self._in_section = self._waiting = 0
+
+    def _add_section(self, name: str, stored: _Stored, payload: list[bytes]) -> None:
+        """A large tensor as a section."""
+        self._end_section()
+        self.table.number(0)
+        self.table.name(name)
+        self.table.data += stored.table.data
+        self.budget.read_(stored.steps)
+        self.sections.add(self.table.taken(), payload, in_blocks=True)
+
+    def _add_values(self, name: str, t: Tensor, patterns: Array) -> None:
+        """A tensor value by value."""
+        if 8 * patterns.nbytes < _LARGE:
+            self._append(name, _by_value(t, patterns), len(patterns))
+            return
+        raw = bytearray()
+        stored = _by_value(t, patterns, raw)
+        if 8 * len(raw) + stored.stream.cost < _LARGE:
+            stored.table.data += raw
+            self._append(name, stored, len(patterns))
+        else:
+            self._add_section(name, stored, [bytes(raw) or stored.stream.to_bytes()])
+
+    def _add_indexed(self, name: str, t: Tensor, patterns: Array, values: Array) -> None:
+        """A tensor as a codebook and an index, unless value by value is smaller."""
+        stored = _Stored(TableWriter(), StreamEncoder())
+        values, is_new = self._write_codebook(stored, t, values)
+        index, shape = _index(patterns, values, t.dtype), tuple(t.shape)
+        bits = entropy_bits(counted(index, len(values))) + stored.bits
+        # No list of numbers is much smaller than their entropy.
+        is_sure = len(patterns) >= _SURELY_SMALLER and 64 * len(values) <= len(patterns)
+        plain = None if is_sure else _by_value(t, patterns)
+        numbers = Numbers(len(values), shape, self.densities.of_columns(shape))
+        if bits >= _LARGE and shape and (plain is None or bits < plain.bits):
+            head = stored.stream.to_bytes()
+            stored.table.number(len(head) // 4)
+            streams = write_blocks(stored.table, index, numbers, self.budget)
+            self._add_section(name, stored, [head, *streams])
+        else:
+            if len(values) > 1:
+                model, coded = code_smallest(index, numbers, self.budget)
+                model.write(stored.table)
+                stored.stream.extend(coded)
+                stored.steps += model.steps(len(values), shape)
+                stored.steps += 0 if model.number == CONTEXTS else coded.decisions
+            if plain is not None and stored.bits >= plain.bits:
+                self._add_values(name, t, patterns)
+                return
+            self._append(name, stored, len(patterns))
+        if len(values) > 1 and has_rows(shape):
+            self.densities.add_(index, len(values), shape)
         if is_new:
             self.codebooks.append((t.dtype, values))
-        return indexed
 
     def _write_codebook(self, stored: _Stored, t: Tensor, values: Array) -> tuple[Array, bool]:
         """Write an earlier codebook's number or a new codebook; the values, and whether new."""
@@ -182,8 +261,27 @@ class _Encoder:
             stored.table.number(shared[0])
             return self.codebooks[shared[0]][1], False
         stored.table.number(len(values))
-        self.budget.read_(write_values(*stored, values, t.dtype))
+        stored.steps += write_values(stored.table, stored.stream, values, t.dtype)
         return values, True
+
+
+def _by_value(t: Tensor, patterns: Array, raw: bytearray | None = None) -> _Stored:
+    """A tensor value by value."""
+    stored = _Stored(TableWriter(), StreamEncoder(), len(patterns) >> 4)
+    stored.table.number(Kind.VALUES)
+    stored.table.tensor(t)
+    stored.steps += write_values(stored.table, stored.stream, patterns, t.dtype, raw)
+    return stored
+
+
+def _index(patterns: Array, values: Array, dtype: torch.dtype) -> Array:
+    """The number of each element's value, in the smallest type."""
+    index = np.empty(len(patterns), smallest_type(len(values)))
+    ascending = _sortable(values, dtype)
+    for begin in range(0, len(patterns), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        index[part] = np.searchsorted(ascending, _sortable(patterns[part], dtype))
+    return index
 
 
 def _distinct(patterns: Array, dtype: torch.dtype) -> Array | None:

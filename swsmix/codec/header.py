@@ -12,7 +12,7 @@ from torch import Tensor
 from swsmix.codec.stream import Array
 
 MAGIC = b"SWSM"
-VERSION = 2
+ONE_SECTION, SECTIONS = 2, 3  # the versions of the format
 MAX_VALUES = 1 << 16  # of a codebook
 # The format stores numbers of these two lists: append only.
 DTYPES = (
@@ -46,6 +46,12 @@ class TableWriter:
         self.data = bytearray()
         self._parts = {part: i for i, part in enumerate(_PARTS)}
         self._names = 0
+
+    def taken(self) -> bytes:
+        """What has been written since the last call; the parts of names stay known."""
+        data = bytes(self.data)
+        self.data.clear()
+        return data
 
     def number(self, value: int) -> None:
         """Write a non-negative integer, seven bits per byte, the lowest first."""
@@ -102,13 +108,17 @@ class TableReader:
 
     Args:
         data: the bytes.
+        parts: of names in the tables before.
+        names_left: the bytes that names may still have.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(
+        self, data: bytes, parts: list[str] | None = None, names_left: int | None = None
+    ) -> None:
         self._data = data
         self._at = 0
-        self._parts = list(_PARTS)
-        self._names = _MAX_NAMES
+        self.parts = list(_PARTS) if parts is None else parts
+        self.names_left = _MAX_NAMES if names_left is None else names_left
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes.
@@ -125,10 +135,6 @@ class TableReader:
     def position(self) -> int:
         """The number of bytes read."""
         return self._at
-
-    def rest(self) -> bytes:
-        """All the bytes that are left."""
-        return self.take(len(self._data) - self._at)
 
     def number(self, limit: int = _MAX_SIZE) -> int:
         """A non-negative integer, at most `limit`.
@@ -160,25 +166,25 @@ class TableReader:
             ValueError: if it is not text, or too long: a part that repeats costs only a byte.
         """
         parts: list[str] = []
-        left = min(_MAX_NAME, self._names)
-        self._names -= left
+        left = min(_MAX_NAME, self.names_left)
+        self.names_left -= left
         for _ in range(self.number(_MAX_NAME)):
             known = self.number()
-            if known > len(self._parts):
+            if known > len(self.parts):
                 raise ValueError("a name in the tensor table refers to one that is not there")
             if known:
-                part = self._parts[known - 1]
+                part = self.parts[known - 1]
             else:
                 try:
                     part = self.take(self.number(_MAX_NAME)).decode()
                 except UnicodeDecodeError:
                     raise ValueError("a name in the tensor table is not UTF-8") from None
-                self._parts.append(part)
+                self.parts.append(part)
             left -= len(part.encode()) + 1
             if left < 0:
                 raise ValueError("the names in the tensor table are too long")
             parts.append(part)
-        self._names += left
+        self.names_left += left
         return ".".join(parts)
 
     def tensor(self) -> tuple[torch.dtype, tuple[int, ...]]:

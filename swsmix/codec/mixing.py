@@ -12,9 +12,14 @@ a rounding boundary.
 
 from __future__ import annotations
 
+import functools
+import importlib
+from typing import Any
+
 import numpy as np
 
 from swsmix.codec.stream import ONE, Array, Coder
+from swsmix.tables.backends import is_compiled
 
 LOGIT_SCALE = 256
 _MAX_LOGIT = 2840
@@ -37,6 +42,12 @@ def _probability_table() -> Array:
 # Probability -> its logit (float, for the matrix products), and logit -> probability.
 LOGIT = _logit_table()
 PROBABILITY = _probability_table()
+
+
+@functools.cache
+def numba_mixing() -> Any:
+    """Numba's loops (`codec.numba_mixing`); numba is there."""
+    return importlib.import_module("swsmix.codec.numba_mixing")
 
 
 class DecisionModel:
@@ -78,6 +89,8 @@ class DecisionModel:
         self.least = float(1 << 34)
         self.weight = [np.tile(start, (n, 1)) for n in sets]
         self.curvature = [np.full((n, len(start)), self.least) for n in sets]
+        self._loops: Any = numba_mixing() if is_compiled() else None
+        self._weights, self._curvatures = tuple(self.weight), tuple(self.curvature)
 
     def code(
         self,
@@ -104,6 +117,8 @@ class DecisionModel:
         if not base.shape[0]:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = contexts + self.offset
+        if self._loops is not None:
+            return self._code_compiled(coder, base, place, inputs, np.stack(pick), bits)
         logits = self._logits(base, place, inputs)
         lanes = np.arange(base.shape[0])
         outputs = [
@@ -115,6 +130,29 @@ class DecisionModel:
         bits = coder.bits(probability, bits).astype(np.int64)
         self._adapt_weights_(logits, outputs, pick, bits)
         self._count_(np.concatenate([base[None], place]), bits != 0)
+        return bits, probability
+
+    def _code_compiled(
+        self,
+        coder: Coder,
+        base: Array,
+        place: Array,
+        inputs: Array,
+        pick: Array,
+        bits: Array | None,
+    ) -> tuple[Array, Array]:
+        """The same, in numba's loops."""
+        loops = self._loops
+        logits, outputs, probability = loops.predict(
+            self.ones, self.seen, base, place, np.asarray(inputs, np.float64), self._weights, pick,
+            self.prior, float(ONE), LOGIT, PROBABILITY, _MAX_LOGIT,
+        )  # fmt: skip
+        bits = coder.bits(probability, bits).astype(np.int64)
+        loops.adapt_(
+            self._weights, self._curvatures, pick, logits, outputs, bits, self.rate, self.least,
+            _DECAY, _MAX_STEP, PROBABILITY, _MAX_LOGIT,
+        )  # fmt: skip
+        loops.count_(self.ones, self.seen, base, place, bits, self.limit, self.bases)
         return bits, probability
 
     def _logits(self, base: Array, place: Array, inputs: Array) -> Array:

@@ -21,7 +21,9 @@ Array = NDArray[Any]
 PROBABILITY_BITS = 16
 ONE = 1 << PROBABILITY_BITS
 _FREQUENCY_BITS = 22
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # symbols that are in the coder's type at a time
+_JOINED = 1 << 20  # decisions in one call of the coder
+_BITS = -np.log2(np.arange(ONE + 1).clip(1) / ONE)  # of a decision, by its probability
 
 
 class StreamEncoder:
@@ -62,8 +64,10 @@ class StreamEncoder:
         for kind, values, table in _joined(self._items):
             if kind == "bits":
                 encoder.encode(values.astype(np.int32), bernoulli, table / ONE)
-            else:
-                encoder.encode(values.astype(np.int32), _categorical(table))
+                continue
+            model = _categorical(table)
+            for begin in range(0, len(values), _CHUNK):
+                encoder.encode(values[begin : begin + _CHUNK].astype(np.int32), model)
         return np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
 
 
@@ -77,7 +81,7 @@ class StreamDecoder:
         ValueError: if it is not a whole number of words.
     """
 
-    def __init__(self, stream: bytes) -> None:
+    def __init__(self, stream: bytes | memoryview) -> None:
         if len(stream) % 4:
             raise ValueError("the coded stream is not a whole number of 32-bit words")
         constriction = _constriction()
@@ -104,10 +108,14 @@ class StreamDecoder:
         Raises:
             ValueError: if the stream is damaged.
         """
+        read = np.zeros(size, smallest_type(len(frequency)))
         if not size or len(frequency) == 1:
-            return np.zeros(size, np.int32)
+            return read
+        model = _categorical(frequency)
         try:
-            read: Array = self._decoder.decode(_categorical(frequency), size)
+            for begin in range(0, size, _CHUNK):
+                part = read[begin : begin + _CHUNK]
+                part[:] = self._decoder.decode(model, len(part))
         except AssertionError as error:
             raise ValueError(f"the coded stream is damaged: {error}") from None
         return read
@@ -142,14 +150,27 @@ class StreamMeter(StreamDecoder):
 def cost_of_bits(probability: Array, bits: Array) -> float:
     """The ideal length of decisions in bits, each with its probability of a 1 over `ONE`."""
     chosen = np.where(bits != 0, probability, ONE - probability)
-    return -float(np.log2(chosen / ONE).sum())
+    return float(_BITS[chosen].sum())
 
 
 def cost_of_symbols(frequency: Array, symbols: Array) -> float:
     """The ideal length of symbols in bits, by their table of integer frequencies."""
-    count = np.bincount(symbols, minlength=len(frequency))
+    count = counted(symbols, len(frequency))
     bits = np.log2(np.maximum(frequency, 0.25) / (1 << _FREQUENCY_BITS))
     return -float((count * bits).sum())
+
+
+def smallest_type(num_values: int) -> np.dtype[Any]:
+    """The smallest unsigned type for numbers below `num_values`."""
+    return np.min_scalar_type(max(num_values - 1, 0))
+
+
+def counted(symbols: Array, num_values: int) -> Array:
+    """How often each number occurs (num_values,), without a wide copy of them all."""
+    count = np.zeros(num_values, np.int64)
+    for begin in range(0, len(symbols), _CHUNK):
+        count += np.bincount(symbols[begin : begin + _CHUNK], minlength=num_values)
+    return count
 
 
 # A model codes with either.
@@ -184,9 +205,12 @@ def code_adaptively(coder: Coder, alphabet: int, size: int, symbols: Array | Non
             frequencies(count), end - begin, None if symbols is None else symbols[begin:end]
         )
         done.append(block)
-        count = count + 2 * np.bincount(block, minlength=alphabet)
         begin = end
-    return np.concatenate(done) if done else np.zeros(0, np.int32)
+        if end < size:
+            count = count + 2 * counted(block, alphabet)
+    if symbols is not None:
+        return symbols
+    return np.concatenate(done) if done else np.zeros(0, smallest_type(alphabet))
 
 
 def code_integers(
@@ -228,7 +252,7 @@ def _joined(items: list[tuple[str, Array, Array]]) -> Any:
     tables: list[Array] = []
     waiting = 0
     for kind, values, table in items:
-        if bits and (kind != "bits" or waiting >= _CHUNK):
+        if bits and (kind != "bits" or waiting >= _JOINED):
             yield "bits", np.concatenate(bits), np.concatenate(tables)
             bits, tables, waiting = [], [], 0
         if kind != "bits":

@@ -7,6 +7,7 @@ A list is stored in the narrowest form that gives back every bit: as multiples o
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +28,11 @@ _NARROWER = {
 
 
 def write_values(
-    table: TableWriter, stream: StreamEncoder, patterns: Array, dtype: torch.dtype
+    table: TableWriter,
+    stream: StreamEncoder,
+    patterns: Array,
+    dtype: torch.dtype,
+    raw: bytearray | None = None,
 ) -> int:
     """Write a list of numbers in its smallest form.
 
@@ -36,6 +41,7 @@ def write_values(
         stream: the stream.
         patterns: the numbers' bit patterns.
         dtype: their type.
+        raw: receives the numbers' bytes instead of the table, unless they are on a grid.
 
     Returns:
         The number of decisions to read it.
@@ -57,39 +63,78 @@ def write_values(
             stream.extend(trial)
             return trial.decisions
     table.number(form)
-    table.data += to_patterns(values.to(DTYPES[form])).tobytes()
+    (table.data if raw is None else raw).extend(to_patterns(values.to(DTYPES[form])).tobytes())
     return 0
 
 
-def read_values(
-    table: TableReader,
-    coder: Coder,
-    size: int,
-    dtype: torch.dtype,
-    charge: Callable[[int], None],
-) -> Array:
-    """Read the bit patterns of a list of numbers; `charge` is told of decisions beforehand.
+@dataclass(frozen=True)
+class StoredValues:
+    """What the tensor table says of a list of numbers.
 
-    Raises:
-        ValueError: if they are not numbers of that type, or `charge` refuses.
+    Attributes:
+        size: how many.
+        dtype: their type.
+        form: a dtype's number, or `_GRID`.
+        exponent: of the grid.
+        raw: their bytes, unless they are on a grid.
     """
-    form = table.number(_GRID)
-    if form == _GRID:
-        if size > _MAX_ON_GRID:
-            raise ValueError("a list of multiples of a power of two is too long")
-        exponent = table.signed(_MAX_EXPONENT)
-        integers = _code_grid(coder, size, None, charge)
-        values = torch.from_numpy(np.ldexp(integers.astype(np.float64), exponent))
-        if not values.isfinite().all():
-            raise ValueError("a stored number is too large")
-        return to_patterns(values.to(dtype))
-    narrow = DTYPES[form]
-    if narrow != dtype and narrow not in _NARROWER.get(dtype, ()):
-        raise ValueError(f"numbers of {dtype} cannot be stored as {narrow}")
-    raw = np.frombuffer(table.take(size * narrow.itemsize), f"<u{narrow.itemsize}")
-    if narrow == dtype:
-        return raw.astype(f"u{narrow.itemsize}")
-    return to_patterns(from_patterns(raw, narrow, (size,)).to(dtype))
+
+    size: int
+    dtype: torch.dtype
+    form: int
+    exponent: int
+    raw: bytes | memoryview | None
+
+    @classmethod
+    def from_table(
+        cls, table: TableReader, size: int, dtype: torch.dtype, *, inside: bool = True
+    ) -> StoredValues:
+        """Read it; the bytes of the numbers are in the table only if `inside`.
+
+        Raises:
+            ValueError: if they are not numbers of that type.
+        """
+        form = table.number(_GRID)
+        if form == _GRID:
+            if size > _MAX_ON_GRID:
+                raise ValueError("a list of multiples of a power of two is too long")
+            return cls(size, dtype, form, table.signed(_MAX_EXPONENT), None)
+        narrow = DTYPES[form]
+        if narrow != dtype and narrow not in _NARROWER.get(dtype, ()):
+            raise ValueError(f"numbers of {dtype} cannot be stored as {narrow}")
+        raw = table.take(size * narrow.itemsize) if inside else None
+        return cls(size, dtype, form, 0, raw)
+
+    def with_raw(self, raw: bytes | memoryview) -> StoredValues:
+        """The same, with the bytes of the numbers."""
+        return replace(self, raw=raw)
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the numbers are in a coded stream."""
+        return self.form == _GRID
+
+    def patterns(self, coder: Coder | None, charge: Callable[[int], None]) -> Array:
+        """The bit patterns; `charge` is told of decisions beforehand.
+
+        Raises:
+            ValueError: if they are not numbers of that type, or `charge` refuses.
+        """
+        if self.on_grid:
+            assert coder is not None
+            integers = _code_grid(coder, self.size, None, charge)
+            values = torch.from_numpy(np.ldexp(integers.astype(np.float64), self.exponent))
+            if not values.isfinite().all():
+                raise ValueError("a stored number is too large")
+            return to_patterns(values.to(self.dtype))
+        narrow = DTYPES[self.form]
+        assert self.raw is not None
+        if len(self.raw) != self.size * narrow.itemsize:
+            raise ValueError("it is damaged: the numbers of a tensor are not as many as its shape")
+        raw = np.frombuffer(self.raw, f"<u{narrow.itemsize}")
+        if narrow == self.dtype:
+            return raw
+        return to_patterns(from_patterns(raw, narrow, (self.size,)).to(self.dtype))
 
 
 def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:

@@ -76,8 +76,8 @@ def test_every_option_in_a_sentence_is_one_of_the_command_that_says_it():
 @pytest.fixture
 def large(tmp_path, monkeypatch):
     """A file with more weights than its size makes plausible."""
-    monkeypatch.setattr(codec.decoder, "_FREE_WEIGHTS", 100)
-    monkeypatch.setattr(codec.decoder, "_WEIGHTS_PER_BYTE", 0)
+    monkeypatch.setattr(codec.budget, "_FREE_WEIGHTS", 100)
+    monkeypatch.setattr(codec.budget, "_WEIGHTS_PER_BYTE", 0)
     path = tmp_path / "net.sws"
     with pytest.warns(UserWarning, match="max_weights = 800 or more"):
         path.write_bytes(codec.encode({"w": torch.arange(2.0).repeat(20, 20)}))

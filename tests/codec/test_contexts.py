@@ -8,9 +8,9 @@ import pytest
 import torch
 from sparse_weights import hashed, structured
 
-from swsmix.codec import decode, decoder, encode, encoder, index, scans, sizes
-from swsmix.codec.header import TableWriter
-from swsmix.codec.stream import StreamEncoder
+from swsmix.codec import choosing, decode, decoder, encode, encoder, scans, sizes
+from swsmix.codec.budget import ContextBudget
+from swsmix.codec.index import Numbers
 
 
 def test_context_models_go_well_below_the_zero_order_entropy_where_there_is_structure():
@@ -41,17 +41,17 @@ def test_square_matrices_of_every_size_are_scanned_by_rows_and_by_columns():
 
 def test_even_tensors_are_tried_once_and_uneven_ones_in_full(monkeypatch):
     tried = []
-    code = index._code_contexts
+    code = choosing.code_contexts
 
-    def watched(coder, choice, *rest, **part):
-        tried.append((choice.kind, "whole" if not part else "part"))
+    def watched(coder, model, numbers, index, part=None, costs=None):
+        tried.append((model.choice.kind, "part" if part else "whole"))
         if part:  # as many steps as make 2^16 weights, from the middle of the 300
-            begin, end = part["part"].start, part["part"].stop
+            begin, end = part.start, part.stop
             assert (end - begin - 1) * 300 < 1 << 16 <= (end - begin) * 300
             assert abs(begin + end - 300) <= 1
-        return code(coder, choice, *rest, **part)
+        return code(coder, model, numbers, index, part, costs)
 
-    monkeypatch.setattr(index, "_code_contexts", watched)
+    monkeypatch.setattr(choosing, "code_contexts", watched)
     generator = torch.Generator().manual_seed(5)
     dense = torch.randint(8, (300, 300), generator=generator).float()
     assert sizes(encode({"w": dense}))["w"].index_bits < 1.02 * 90_000 * 3
@@ -119,7 +119,7 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
     budgets = []
 
     def counted(left):
-        budgets.append(index.ContextBudget(left))
+        budgets.append(ContextBudget(left))
         return budgets[-1]
 
     monkeypatch.setattr(encoder, "ContextBudget", counted)
@@ -134,10 +134,10 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
 
 
 def test_a_tensor_that_would_exceed_what_is_left_is_not_begun(monkeypatch):
-    monkeypatch.setattr(index, "_TRIAL", 400)
+    monkeypatch.setattr(choosing, "_TRIAL", 400)
     spent = []
 
-    class Counted(index.ContextBudget):
+    class Counted(ContextBudget):
         def spend(self, stream, steps):
             before = self.left
             super().spend(stream, steps)
@@ -145,8 +145,8 @@ def test_a_tensor_that_would_exceed_what_is_left_is_not_begun(monkeypatch):
 
     def left_after(begin):
         budget = Counted(begin)
-        arguments = (numbers.reshape(-1), 16, (60, 80), index.RowDensities(), budget)
-        index.write_index(TableWriter(), StreamEncoder(), *arguments)
+        of_them = Numbers(16, (60, 80), np.zeros(80, np.int64))
+        choosing.code_smallest(numbers.reshape(-1), of_them, budget)
         return budget.left
 
     alive = hashed(60, 80, salt=1) < hashed(60, salt=2)[:, None] ** 2
@@ -157,7 +157,7 @@ def test_a_tensor_that_would_exceed_what_is_left_is_not_begun(monkeypatch):
 
 
 def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
-    monkeypatch.setattr(index, "_LARGE", 1000)
+    monkeypatch.setattr(encoder, "_LARGE", 1000)
     size = sizes(encode({"w": structured()}))["w"]
     assert size.index_bits < 0.75 * size.entropy_bits
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from swsmix.codec import decode, decoder, encode, encoder, sizes
-from swsmix.codec.budget import ContextBudget
-from swsmix.codec.decoder import limits, max_weights_for
+from swsmix.codec.budget import ContextBudget, limits, max_weights_for
 from swsmix.codec.header import TableReader, TableWriter, to_patterns
 from swsmix.codec.stream import StreamDecoder, StreamEncoder, code_adaptively
-from swsmix.codec.values import read_values, write_values
+from swsmix.codec.values import StoredValues, write_values
 from swsmix.compression.snap import snap_to_grid
 
 FLOAT32, FLOAT64, COPY, INDEX, SHARED, GRID = 0, 3, 3, 1, 2, 10
@@ -168,9 +167,8 @@ def test_every_place_of_a_number_on_a_grid_counts():
         budget = ContextBudget(0, left)
         reader = TableReader(bytes(table.data))
         with pytest.raises(ValueError, match="steps") if left < steps else nullcontext():
-            back = read_values(
-                reader, StreamDecoder(stream.to_bytes()), 1000, torch.float64, budget.read_
-            )
+            stored = StoredValues.from_table(reader, 1000, torch.float64)
+            back = stored.patterns(StreamDecoder(stream.to_bytes()), budget.read_)
             assert (back == patterns).all()
 
 
@@ -202,7 +200,7 @@ def test_what_refers_to_something_that_is_not_there_is_refused(numbers):
 def test_a_list_on_a_grid_is_refused_beyond_its_longest():
     size = (1 << 22) + 1
     with pytest.raises(ValueError, match="too long"):
-        read_values(TableReader(bytes([GRID, 0])), StreamDecoder(b""), size, torch.float32, print)
+        StoredValues.from_table(TableReader(bytes([GRID, 0])), size, torch.float32)
 
 
 def test_a_large_tensor_of_equal_values_is_read_by_default():

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sparse_weights import hashed, structured
 from swsmix.codec import decode, encode, mixing
 from swsmix.codec.contexts import SIDES, Scan, code_in_context
 from swsmix.codec.stream import ONE, StreamDecoder, StreamEncoder
+from swsmix.tables.backends import uncompiled
 
 
 def test_the_tables_of_logits_are_far_from_every_rounding_boundary():
@@ -75,6 +77,7 @@ def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
     return Scan(steps, lanes, num_values, common, stride, *sides, in_order), rows
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(
     ("digest", "how"),
     [
@@ -86,14 +89,28 @@ def scanned(steps, lanes, num_values, common, stride, side="", in_order=False):
         ("b8224ac04a5e9001", (50, 20, 2, 1, 1, "", True)),
     ],
 )
-def test_the_contexts_stay_so_that_files_stay_readable(digest, how):
+def test_the_contexts_stay_so_that_files_stay_readable(digest, how, compiled):
     # By digests: any other context, weight or rounding reads a file of before as other numbers.
     scan, rows = scanned(*how)
     stream = StreamEncoder()
-    code_in_context(stream, scan, rows)
-    data = stream.to_bytes()
-    assert np.array_equal(code_in_context(StreamDecoder(data), scan, None), rows)
+    with nullcontext() if compiled else uncompiled():
+        code_in_context(stream, scan, rows)
+        data = stream.to_bytes()
+        assert np.array_equal(code_in_context(StreamDecoder(data), scan, None), rows)
     assert hashlib.sha256(data).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("lanes", [600, 2000, 6000])
+@pytest.mark.parametrize("num_values", [3, 30])
+def test_long_batches_are_coded_alike_compiled_and_not(lanes, num_values):
+    # In one step a context is seen many times more than its counts may hold.
+    scan, rows = scanned(20, lanes, num_values, 0, 1)
+    streams = []
+    for context in (nullcontext(), uncompiled()):
+        streams.append(StreamEncoder())
+        with context:
+            code_in_context(streams[-1], scan, rows)
+    assert streams[0].to_bytes() == streams[1].to_bytes()
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads():
