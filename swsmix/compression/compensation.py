@@ -81,10 +81,7 @@ class Compensated(NamedTuple):
 
 
 def compensate(
-    weight: Float[Tensor, "m n"],
-    by: Factor,
-    book: Codebook,
-    worth: Float[Tensor, " m"] | None = None,
+    weight: Float[Tensor, "m n"], by: Factor, book: Codebook, *, clipped: bool = True
 ) -> Compensated:
     """Quantise rows column by column, each error made good by the columns after it.
 
@@ -96,7 +93,7 @@ def compensate(
         by: the factor of the inputs' H.
         book: the values and their bits; its lambda is the squared error of a weight of unit H_qq
             that a bit is worth.
-        worth: what the squared error of each output counts; 1 by default.
+        clipped: False spreads the errors of clipped weights too, as GPTQ does.
 
     Returns:
         The values chosen.
@@ -106,16 +103,15 @@ def compensate(
     """
     work = torch.float64 if weight.dtype == torch.float64 else torch.float32
     # Columns become rows, which lie together in memory.
-    moved = weight.to(work)[:, by.order].T.contiguous()
+    order = by.order.to(weight.device)
+    moved = weight.to(work)[:, order].T.contiguous()
     upper, values = by.upper.to(moved), book.values.to(moved)
     diagonal: list[float] = by.upper.diagonal().tolist()
     reach = step_of(book.lam)
     low, high = values[0] - reach, values[-1] + reach
     index = torch.empty_like(moved, dtype=torch.int64)
     n = len(moved)
-    rate = book.lam * book.bits.to(moved)[None]
-    if worth is not None:
-        rate = rate / worth.to(moved)[:, None]
+    rate = book.lam * book.bits.to(moved)
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
         error = torch.zeros_like(moved[start:stop])
@@ -124,12 +120,14 @@ def compensate(
             cost = (w[:, None] - values).square_().add_(rate, alpha=u * u)
             index[q] = cost.argmin(1)
             e = (w - values[index[q]]) / u
-            error[q - start] = e.masked_fill_((w < low) | (w > high), 0.0)
+            if clipped:
+                e.masked_fill_((w < low) | (w > high), 0.0)
+            error[q - start] = e
             if q + 1 < stop:
                 moved[q + 1 : stop].addr_(upper[q, q + 1 : stop], e, alpha=-1.0)
         if stop < n:
             moved[stop:].addmm_(upper[start:stop, stop:].T, error, alpha=-1.0)
-    back = by.order.argsort()
+    back = order.argsort()
     return Compensated(index[back].T.contiguous(), moved[back].T.contiguous())
 
 
@@ -143,7 +141,8 @@ def refitted(book: Codebook, index: Int[Tensor, " n"], moved: Float[Tensor, " n"
     flat = index.reshape(-1).cpu()
     size += torch.bincount(flat, minlength=k)
     total += torch.bincount(flat, moved.reshape(-1).double().cpu(), minlength=k)
-    values = torch.where((size > 0) & (book.values != 0.0), total / size.clamp_min(1.0), book.values)
+    moves = (size > 0) & (book.values != 0.0)
+    values = torch.where(moves, total / size.clamp_min(1.0), book.values)
     kept = size > 0
     kept[0] = kept[-1] = True
     bits = -torch.log2(size.clamp_min(0.5) / size.sum())

@@ -77,9 +77,7 @@ class Watch(TorchDispatchMode):
                 span = w.storage_offset(), w.storage_offset() + w.numel(), name
                 self._memory.setdefault(_address(w), []).append(span)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Report the uses of `func`, and compute it."""
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")

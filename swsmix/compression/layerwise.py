@@ -117,9 +117,7 @@ def chosen(weight: Float[Tensor, "m n"], book: Codebook) -> Chosen:
     return Chosen(book, index, _values(book, index, weight))
 
 
-def by_frequency(
-    weight: Float[Tensor, "v n"], lam: float, count: Float[Tensor, " v"]
-) -> Chosen:
+def by_frequency(weight: Float[Tensor, "v n"], lam: float, count: Float[Tensor, " v"]) -> Chosen:
     """The values of an embedding: tokens that are more common get more bits.
 
     A token weighs half of its frequency and half as if all were equally common, rounded to a
@@ -143,7 +141,6 @@ def compensated(
     pieces: list[Piece],
     book: Codebook,
     damping: float,
-    worth=None,
     passes: int = _PASSES,
 ) -> Chosen:
     """The values with each one's error made good by the others; several passes fit the values."""
@@ -154,7 +151,7 @@ def compensated(
         if number:
             book = rounded(refitted(book, index, moved), weight.dtype)
         for piece, by in zip(pieces, factors, strict=True):
-            index[piece.rows], moved[piece.rows] = compensate(weight[piece.rows], by, book, None if worth is None else worth[piece.rows])
+            index[piece.rows], moved[piece.rows] = compensate(weight[piece.rows], by, book)
     return Chosen(book, index, _values(book, index, weight))
 
 
@@ -166,67 +163,56 @@ def unit_of(pieces: list[Piece]) -> float:
 
 
 def quantise_(
-    name: str,
     parameters: Mapping[str, Tensor],
     layer: Layer,
     pieces: list[Piece],
     lam: float,
     damping: float,
-    worth=None,
-) -> tuple[Done, Codebook]:
+) -> tuple[Done, Chosen]:
     """Quantise one weight in place, and correct the bias for the mean of its inputs.
 
     Of plain and compensated, the one of the smaller error + lambda * bits on held-out inputs.
 
     Args:
-        name: of the parameter.
-        parameters: name -> parameter, where the bias is too.
-        layer: its uses.
+        parameters: name -> parameter: the weight, and the bias.
+        layer: the weight's uses.
         pieces: its outputs with their moments; none if they are not known.
         lam: lambda, in squared units of the weight.
         damping: of H, in units of its mean diagonal.
     """
-    transposed = any(part.transposed for part in layer.parts)
-    w = matrix(parameters[name].detach(), transposed)
-    best = alone = plain(w, lam)
-    way, errors = "plain", (math.nan, math.nan)
-    if pieces:
-        whole = w.clone()
-        other = compensated(w, pieces, alone.book, damping, worth)
-        power = sum(piece.error(whole) for piece in pieces) or 1.0
-        errors = tuple(sum(p.error(w - c.values) for p in pieces) / power for c in (alone, other))
-        price = lam * unit_of(pieces) * w.numel() / power
-        costs = [
-            e + price * entropy(c.index) for e, c in zip(errors, (alone, other), strict=True)
-        ]
-        if costs[1] <= costs[0]:
-            way, best = "compensated", other
-    put_(parameters, name, transposed, best, pieces)
-    error = errors[way == "compensated"]
-    used = len(best.index.unique())
-    done = Done(
-        name, way, w.numel(), used, entropy(best.index), errors[0], error, layer.rows, layer.note
-    )
-    return done, best.book
+    w = matrix(parameters[layer.name].detach(), layer.transposed)
+    alone = plain(w, lam)
+    if not pieces:
+        return put_(parameters, layer, alone, [], "plain"), alone
+    other = compensated(w, pieces, alone.book, damping)
+    power = sum(piece.error(w) for piece in pieces) or 1.0
+    errors = [sum(p.error(w - c.values) for p in pieces) / power for c in (alone, other)]
+    price = lam * unit_of(pieces) * w.numel() / power
+    costs = [e + price * entropy(c.index) for e, c in zip(errors, (alone, other), strict=True)]
+    way, best = ("plain", alone) if costs[0] < costs[1] else ("compensated", other)
+    done = put_(parameters, layer, best, pieces, way)
+    error = errors[0] if way == "plain" else errors[1]
+    return done._replace(plain_error=errors[0], error=error), best
 
 
 def put_(
-    parameters: Mapping[str, Tensor],
-    name: str,
-    transposed: bool,
-    best: Chosen,
-    pieces: list[Piece],
-) -> None:
+    parameters: Mapping[str, Tensor], layer: Layer, best: Chosen, pieces: list[Piece], way: str
+) -> Done:
     """Write the values into a weight, and what they change on average into its bias."""
-    weight = parameters[name].detach()
-    w = matrix(weight, transposed)
+    weight = parameters[layer.name].detach()
+    w = matrix(weight, layer.transposed)
     for piece in pieces:
         if piece.bias is not None:
             change = (w[piece.rows] - best.values[piece.rows]).to(piece.mean) @ piece.mean
             bias = parameters[piece.bias.name].detach()
             bias[piece.bias.start : piece.bias.start + len(change)] += change.to(bias)
-    new = best.values.mT if transposed else best.values
+    new = best.values.mT if layer.transposed else best.values
     weight.copy_(new.reshape(weight.shape))
+    used = len(best.index.unique())
+    return Done(
+        layer.name, way, weight.numel(), used, entropy(best.index), math.nan, math.nan,
+        layer.rows, layer.note,
+    )  # fmt: skip
 
 
 def matrix(weight: Tensor, transposed: bool) -> Float[Tensor, "m n"]:

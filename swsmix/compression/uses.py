@@ -55,6 +55,11 @@ class Layer:
         """The fewest rows of inputs that a part of it sees."""
         return min(self.parts.values(), default=0)
 
+    @property
+    def transposed(self) -> bool:
+        """The columns of the parameter are its outputs."""
+        return any(part.transposed for part in self.parts)
+
 
 class _Enough(BaseException):
     """The last use of a weight was seen; the rest of the network need not run."""
