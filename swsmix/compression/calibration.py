@@ -19,7 +19,8 @@ from swsmix.compression.layerwise import Chosen, Done
 from swsmix.compression.uses import Layer, moments, scout, token_counts
 
 _REFERENCE = 0.1  # lambda in units of mean w^2, at which a tensor's price is measured
-_BATCHES = 4  # of inputs that it is measured on
+_POWER = 0.5  # of a price: between all alike, and all of the measured difference
+_BATCHES = 16  # of inputs that it is measured on
 _RANGE = 64.0  # prices are at most so much below, or a sixteenth of it above, their mean
 
 
@@ -166,7 +167,8 @@ class Calibration:
         """For each tensor, its squared error per error that this alone makes in the answers.
 
         Measured by quantising it alone, since gradients see no further than their neighbourhood.
-        The logarithm's mean over the weights is 0.
+        Half of a difference is used (in logarithms, whose mean over the weights is 0): the values
+        of small tensors cost bytes of their own.
         """
         batches = list(self.used)[:_BATCHES]
         first = self.answers(batches)
@@ -184,7 +186,7 @@ class Calibration:
             if error > 0.0:
                 price[name] = float((new.double() - given.double()).square().sum()) / error
         total = sum(self.weights[n].numel() for n in price) or 1
-        logs = {n: math.log(p) for n, p in price.items() if p > 0.0}
+        logs = {n: _POWER * math.log(p) for n, p in price.items() if p > 0.0}
         mean = sum(self.weights[n].numel() * x for n, x in logs.items()) / total
         low, high = -math.log(_RANGE), math.log(_RANGE / 16.0)
         return {n: math.exp(min(max(logs.get(n, mean) - mean, low), high)) for n in self.weights}

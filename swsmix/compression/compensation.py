@@ -72,11 +72,11 @@ class Compensated(NamedTuple):
     """Quantised rows.
 
     Attributes:
-        index: the value of each weight (m, n).
+        which: the value of each weight (m, n).
         moved: the weights as they were when their values were chosen (m, n).
     """
 
-    index: Int[Tensor, "m n"]
+    which: Int[Tensor, "m n"]
     moved: Float[Tensor, "m n"]
 
 
@@ -131,7 +131,7 @@ def compensate(
     return Compensated(index[back].T.contiguous(), moved[back].T.contiguous())
 
 
-def refitted(book: Codebook, index: Int[Tensor, " n"], moved: Float[Tensor, " n"]) -> Codebook:
+def refitted(book: Codebook, index: Int[Tensor, "*n"], moved: Float[Tensor, "*n"]) -> Codebook:
     """The values at the means of the weights that chose them, with their new bits.
 
     The first and the last value stay even without weights, so that the values span the tensor.
@@ -150,7 +150,7 @@ def refitted(book: Codebook, index: Int[Tensor, " n"], moved: Float[Tensor, " n"
     return Codebook(values, bits[kept][order].clamp_min(0.0), book.lam)
 
 
-def entropy(index: Int[Tensor, "..."]) -> float:
+def entropy(index: Int[Tensor, "*n"]) -> float:
     """Bits per weight under the order-0 entropy."""
     share = torch.bincount(index.reshape(-1)).double() / index.numel()
     return float(torch.special.entr(share).sum()) / math.log(2.0)

@@ -48,14 +48,14 @@ def batches_of(inputs: Inputs, device: torch.device) -> tuple[list[Any], list[An
     return used, held or used
 
 
-def call(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401
+def call(model: nn.Module, batch: Any) -> Any:
     """The network's answer to a batch: a tensor, the tuple of its arguments, or its keywords."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
-def first_tensor(answer: Any) -> Tensor:  # noqa: ANN401
+def first_tensor(answer: Any) -> Tensor:
     """The first floating-point tensor of an answer, or its `logits`.
 
     Raises:
@@ -72,7 +72,7 @@ def first_tensor(answer: Any) -> Tensor:  # noqa: ANN401
     )
 
 
-def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """A batch with each of its tensors replaced."""
     if isinstance(tree, Tensor):
         return function(tree)
@@ -83,7 +83,7 @@ def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN
     return tree
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def tensors(tree: Any) -> Iterator[Tensor]:
     """The tensors of a batch or an answer, in their order."""
     if isinstance(tree, Tensor):
         yield tree

@@ -24,7 +24,7 @@ _SHAPE_ONLY = {
     *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
     *("zeros_like", "ones_like", "empty_like", "full_like"),
 }
-_ROUNDING = 1e-6
+_ROUNDING = 1e-6  # of a mean square: where inputs are constant, all directions are worth as little
 
 
 class Place(NamedTuple):
@@ -45,7 +45,7 @@ class Use(NamedTuple):
         transposed: the columns of the parameter are its outputs.
         groups: of a convolution.
         bias: what is added to the outputs.
-        count: how many rows of inputs there are.
+        number: how many rows of inputs there are.
         inputs: gives at most so many of them, as (groups, rows, fan-in); token numbers (rows,) of
             an embedding.
     """
@@ -56,7 +56,7 @@ class Use(NamedTuple):
     transposed: bool = False
     groups: int = 1
     bias: Place | None = None
-    count: int = 0
+    number: int = 0
     inputs: Callable[[int], Tensor] = lambda stride: torch.empty(0, dtype=torch.float32)
 
 
@@ -69,15 +69,16 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, weights: Mapping[str, Tensor], see: Callable[[Use], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weights, self.see = weights, see
         self._memory: dict[int, list[tuple[int, int, str]]] = {}
         for name, w in weights.items():
             if w.numel():
-                span = w.storage_offset(), w.storage_offset() + w.numel(), name
+                first = int(w.storage_offset())
+                span = first, first + w.numel(), name
                 self._memory.setdefault(_address(w), []).append(span)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Report the uses of `func`, and compute it."""
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
@@ -95,16 +96,16 @@ class Watch(TorchDispatchMode):
                 self.see(use)
         return func(*args, **kwargs)
 
-    def place(self, t: Any) -> Place | None:  # noqa: ANN401
+    def place(self, t: Any) -> Place | None:
         """The parameter in whose memory a tensor lies."""
         if not isinstance(t, Tensor) or t.layout != torch.strided or not t.numel():
             return None
         for first, last, name in self._memory.get(_address(t), ()):
             if first <= t.storage_offset() < last:
-                return Place(name, t.storage_offset() - first)
+                return Place(name, int(t.storage_offset()) - first)
         return None
 
-    def _uses(self, name: str, args: Any) -> list[Use] | None:  # noqa: ANN401
+    def _uses(self, name: str, args: Any) -> list[Use] | None:
         """The uses that are understood; None if they are not."""
         match name, args:
             case "mm", (x, m):
@@ -116,12 +117,12 @@ class Watch(TorchDispatchMode):
             case "bmm", (x, m) if m.shape[0] == 1 or m.stride(0) == 0:
                 return self._products(x.reshape(-1, x.shape[-1]), m[0], None)
             case "embedding", (w, tokens, *_) if self._whole(w) and w.ndim == 2:
-                use = Use(self._name(w), "embedding", (0, len(w)), count=tokens.numel())
+                use = Use(self._name(w), "embedding", (0, len(w)), number=tokens.numel())
                 return [use._replace(inputs=lambda stride: tokens.reshape(-1)[::stride])]
             case "convolution", (x, w, bias, *how) if self._whole(w) and not how[3]:
                 count, rows = convolution_rows(x, w.shape[2:], how[0], how[1], how[2], how[5])
                 found = Use(self._name(w), "convolution", (0, len(w)), groups=how[5])
-                return [found._replace(bias=self._bias(bias), count=count, inputs=rows)]
+                return [found._replace(bias=self._bias(bias), number=count, inputs=rows)]
         return None
 
     def _products(self, x: Tensor, m: Tensor, bias: Tensor | None) -> list[Use] | None:
@@ -146,7 +147,7 @@ class Watch(TorchDispatchMode):
             rows, transposed = (0, width), True
         else:
             return None
-        found = Use(place.name, "matrix", rows, transposed, bias=self._bias(bias), count=len(x))
+        found = Use(place.name, "matrix", rows, transposed, bias=self._bias(bias), number=len(x))
         return [found._replace(inputs=lambda stride: thinned(x, stride)[None])]
 
     def _bias(self, bias: Tensor | None) -> Place | None:
@@ -181,46 +182,56 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class Moments:
     """Sums over the inputs of some outputs of a layer, from which H and E[x] follow.
 
+    They are taken around the mean of the first rows: a variance much smaller than the mean would
+    be lost in float32.
+
     Attributes:
         count: rows of inputs.
-        total: their sum (groups, n), in float64.
-        square: the sum of x x^T (groups, n, n), in float64.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.total: Float[Tensor, "g n"] | None = None
-        self.square: Float[Tensor, "g n n"] | None = None
+        self._around: Float[Tensor, "g n"] | None = None
+        self._total: Float[Tensor, "g n"] | None = None
+        self._square: Float[Tensor, "g n n"] | None = None
 
     def add_(self, x: Float[Tensor, "g r n"]) -> None:
         """Count more rows."""
+        if not x.shape[1]:
+            return
         x = x if x.dtype == torch.float64 else x.float()
+        if self._around is None:
+            self._around = x.mean(1)
+        x = x - self._around[:, None]
         total, square = x.sum(1), x.mT @ x
-        if self.total is None or self.square is None:
+        if self._total is None or self._square is None:
             home = total.device if total.device.type != "mps" else torch.device("cpu")
-            self.total = torch.zeros_like(total, dtype=torch.float64, device=home)
-            self.square = torch.zeros_like(square, dtype=torch.float64, device=home)
-        self.total += total.to(self.total)
-        self.square += square.to(self.square)
+            self._total = torch.zeros_like(total, dtype=torch.float64, device=home)
+            self._square = torch.zeros_like(square, dtype=torch.float64, device=home)
+        self._total += total.to(self._total)
+        self._square += square.to(self._square)
         self.count += x.shape[1]
 
-    def hessian(self, group: int, mean: Float[Tensor, " n"] | None = None) -> Tensor:
-        """E[(x - mean) (x - mean)^T], around 0 by default."""
-        assert self.square is not None and self.total is not None
-        h = self.square[group] / self.count
-        if mean is None:
-            return h
-        own = self.total[group] / self.count
-        cross = torch.outer(own, mean)
-        rounding = _ROUNDING * h.diagonal().mean()  # of the squares, which the mean's hide
-        h = h - cross - cross.T + torch.outer(mean, mean)
-        h.diagonal().add_(rounding)
+    def hessian(self, group: int, mean: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n n"]:
+        """E[(x - mean) (x - mean)^T], around 0 by default.
+
+        A trace of the mean's square on the diagonal stands for the rounding of the inputs.
+        """
+        assert self._square is not None and self._total is not None and self._around is not None
+        own = self._total[group] / self.count
+        shift = self._around[group].to(own)
+        trace = _ROUNDING * (shift + own).square().mean()
+        shift = shift if mean is None else shift - mean
+        cross = torch.outer(own, shift)
+        h = self._square[group] / self.count + cross + cross.T + torch.outer(shift, shift)
+        h.diagonal().add_(trace)
         return h
 
     def mean(self, group: int) -> Float[Tensor, " n"]:
         """E[x]."""
-        assert self.total is not None
-        return self.total[group] / self.count
+        assert self._total is not None and self._around is not None
+        own = self._total[group] / self.count
+        return self._around[group].to(own) + own
 
 
 def _address(t: Tensor) -> int:

@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from swsmix import codec
@@ -65,7 +64,8 @@ class InputsReport:
             )
             note = f" ({d.note})" if d.note else ""
             lines.append(
-                f"{d.name:{width}} {d.weights:8,} {d.values:6} {d.bits:5.2f} {errors}  {d.way}{note}"
+                f"{d.name:{width}} {d.weights:8,} {d.values:6} {d.bits:5.2f} {errors}"
+                f"  {d.way}{note}"
             )
         same = (
             "" if math.isnan(self.agreement) else f", the largest the same in {self.agreement:.2%}"
@@ -162,7 +162,7 @@ def _goal(bits: float | None, size_bytes: int | None, loss: float | None) -> tup
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """The parameters to quantise."""
-    found = {
+    found: dict[str, Tensor] = {
         name: p
         for name, p in model.named_parameters()
         if p.is_floating_point() and p.ndim >= 2 and p.numel() >= _FEWEST
@@ -252,6 +252,9 @@ def _meet(
         bound: the most that is allowed.
         rising: the amount grows with lambda.
         name: of the bound.
+
+    Raises:
+        ValueError: if no attempt meets the bound.
     """
     sign = 1.0 if rising else -1.0
     x, best, state, nearest = math.log(lam), None, dict[str, Tensor](), math.inf
@@ -259,7 +262,7 @@ def _meet(
     low: tuple[float, float] | None = None
     high: tuple[float, float] | None = None
     least = math.inf
-    for _ in range(_ATTEMPTS):
+    for number in range(_ATTEMPTS):
         now = attempt(math.exp(x))
         got = amount(now)
         excess = math.log(max(got, 1e-30) / bound)
@@ -272,7 +275,8 @@ def _meet(
         y = sign * (excess + _NEAR / 2.0)
         low, high = ((x, y), high) if y < 0.0 else (low, (x, y))
         if low is None or high is None:
-            x -= min(max(y / (1.0 if rising else 0.7), -3.0), 3.0)
+            step = max(abs(y) / (1.0 if rising else 0.7), 0.05 * 2.0**number)
+            x -= math.copysign(min(step, 3.0), y)
             continue
         (a, p), (b, q) = low, high
         if b - a < 1e-3:

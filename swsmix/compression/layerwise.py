@@ -50,12 +50,12 @@ class Chosen(NamedTuple):
 
     Attributes:
         book: the values.
-        index: which of them (m, n).
+        which: of them (m, n).
         values: the weights quantised (m, n).
     """
 
     book: Codebook
-    index: Int[Tensor, "m n"]
+    which: Int[Tensor, "m n"]
     values: Float[Tensor, "m n"]
 
 
@@ -79,7 +79,7 @@ class Piece(NamedTuple):
     def error(self, change: Float[Tensor, "m n"]) -> float:
         """The squared change of these outputs on held-out inputs, for a change of the weights."""
         d = change[self.rows].to(self.held)
-        return float(((d @ self.held) * d).sum())
+        return float(((d @ self.held) * d).sum().item())
 
 
 def pieces_of(
@@ -125,7 +125,7 @@ def by_frequency(weight: Float[Tensor, "v n"], lam: float, count: Float[Tensor, 
     """
     start = plain(weight, lam)
     level = (0.5 + 0.5 * count / count.mean().clamp_min(1e-30)).log2().round()
-    index = start.index
+    index = start.which
     for value in level.unique().tolist():
         rows = level == value
         book = start.book._replace(lam=lam / 2.0**value)
@@ -159,7 +159,7 @@ def unit_of(pieces: list[Piece]) -> float:
     """The mean diagonal of H over a layer's weights."""
     rows = [piece.rows.stop - piece.rows.start for piece in pieces]
     means = [float(piece.hessian.diagonal().mean()) for piece in pieces]
-    return sum(r * m for r, m in zip(rows, means, strict=True)) / sum(rows)
+    return float(sum(r * m for r, m in zip(rows, means, strict=True)) / sum(rows))
 
 
 def quantise_(
@@ -188,7 +188,7 @@ def quantise_(
     power = sum(piece.error(w) for piece in pieces) or 1.0
     errors = [sum(p.error(w - c.values) for p in pieces) / power for c in (alone, other)]
     price = lam * unit_of(pieces) * w.numel() / power
-    costs = [e + price * entropy(c.index) for e, c in zip(errors, (alone, other), strict=True)]
+    costs = [e + price * entropy(c.which) for e, c in zip(errors, (alone, other), strict=True)]
     way, best = ("plain", alone) if costs[0] < costs[1] else ("compensated", other)
     done = put_(parameters, layer, best, pieces, way)
     error = errors[0] if way == "plain" else errors[1]
@@ -208,9 +208,9 @@ def put_(
             bias[piece.bias.start : piece.bias.start + len(change)] += change.to(bias)
     new = best.values.mT if layer.transposed else best.values
     weight.copy_(new.reshape(weight.shape))
-    used = len(best.index.unique())
+    used = len(best.which.unique())
     return Done(
-        layer.name, way, weight.numel(), used, entropy(best.index), math.nan, math.nan,
+        layer.name, way, weight.numel(), used, entropy(best.which), math.nan, math.nan,
         layer.rows, layer.note,
     )  # fmt: skip
 

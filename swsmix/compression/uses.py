@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Layer:
         bias: the one thing that is added to the outputs of each part, None if there is no such.
         times: how often it is used for each batch.
         tokens: it is an embedding.
+        products: it is multiplied.
         note: why its errors are not compensated; empty if they are.
     """
 
@@ -48,6 +50,7 @@ class Layer:
     bias: dict[Part, Place | None] = dataclasses.field(default_factory=dict)
     times: dict[int, int] = dataclasses.field(default_factory=dict)
     tokens: bool = False
+    products: bool = False
     note: str = ""
 
     @property
@@ -90,19 +93,22 @@ def scout(
         layer.times[number] = layer.times.get(number, 0) + 1
         if use.kind == "embedding":
             layer.tokens = True
-        elif use.kind not in ("matrix", "convolution"):
+        elif use.kind in ("matrix", "convolution"):
+            layer.products = True
+        else:
             layer.note = f"used by {use.kind}"
         part = Part(use.rows, use.transposed, use.groups)
         if part not in layer.parts:
             layer.bias[part] = use.bias
         elif layer.bias[part] != use.bias:
             layer.bias[part] = None
-        layer.parts[part] = layer.parts.get(part, 0) + use.count
+        layer.parts[part] = layer.parts.get(part, 0) + use.number
 
     with evaluating(model):
-        for number, batch in enumerate(batches):
+        for batch in batches:
             with Watch(parameters, see):
                 call(model, batch)
+            number += 1
     odd = {place.name for place, users in biases.items() if "?" in users}
     for layer in layers.values():
         for part, bias in layer.bias.items():
@@ -120,11 +126,11 @@ def _check(layer: Layer, weight: Tensor) -> None:
     if layer.note:
         return
     if layer.tokens:
-        if len(layer.parts) > 1:
+        if layer.products:
             layer.note = "an embedding and a product share it"
         return
     ends = sorted(p.rows for p in layer.parts)
-    apart = all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False))
+    apart = all(a[1] <= b[0] for a, b in itertools.pairwise(ends))
     if not apart or len({p.transposed for p in layer.parts}) > 1:
         layer.note = "its uses overlap in part"
 
