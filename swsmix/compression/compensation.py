@@ -58,13 +58,20 @@ def factor(hessian: Float[Tensor, "n n"], damping: float, unit: float | None = N
     mean = diagonal.mean().item()
     unit = mean if unit is None else unit
     if not unit > 0.0:  # inputs that are always 0: every direction is worth as little
-        h, diagonal, mean, unit = torch.eye(len(h)).to(h), torch.ones_like(diagonal), 1.0, 1.0
+        h, diagonal, mean, unit = (
+            torch.diag(torch.ones_like(diagonal)),
+            torch.ones_like(diagonal),
+            1.0,
+            1.0,
+        )
     order = diagonal.argsort(descending=True, stable=True)
     h = h[order][:, order] / (unit * (1.0 + damping))
     h.diagonal().add_(damping / (1.0 + damping) * max(mean / unit, _DEAD))
     # With L L^T = H read from its last row and column, U is the inverse of L, read so as well.
     lower = torch.linalg.cholesky(h.flip(0, 1))
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(h)).to(h), upper=False)
+    inverse = torch.linalg.solve_triangular(
+        lower, torch.diag(torch.ones_like(diagonal)), upper=False
+    )
     return Factor(order, inverse.flip(0, 1))
 
 

@@ -57,7 +57,9 @@ class Use(NamedTuple):
     groups: int = 1
     bias: Place | None = None
     number: int = 0
-    inputs: Callable[[int], Tensor] = lambda stride: torch.empty(0, dtype=torch.float32)
+    inputs: Callable[[int], Tensor] = lambda stride: torch.empty(
+        0, dtype=torch.float32, device="cpu"
+    )
 
 
 class Watch(TorchDispatchMode):

@@ -127,6 +127,7 @@ def quantize_(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 10))
+        >>> import torch
         >>> report = quantize_(net, torch.randn(2000, 20), bits=2.5)
         >>> report.bits <= 2.5, len(report.codebooks)
         (True, 2)
