@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from swsmix.compression.centres import refine_ as refine_
     from swsmix.compression.centres import tie as tie
     from swsmix.compression.codebooks import quantize_state as quantize_state
+    from swsmix.compression.inputs import InputsReport as InputsReport
+    from swsmix.compression.inputs import quantize_ as quantize_
     from swsmix.compression.merging import merge_components as merge_components
     from swsmix.compression.recipe import Compressed as Compressed
     from swsmix.compression.recipe import Recipe as Recipe
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 # Imported at the first use: `swsmix.snap_` needs neither the codec nor the training loop.
 _HOME = {
     "Compressed": "compression.recipe",
+    "InputsReport": "compression.inputs",
     "Quantized": "compression.snap",
     "Reached": "compression.targets",
     "Recipe": "compression.recipe",
@@ -55,6 +58,7 @@ _HOME = {
     "load_compressed": "codec",
     "merge_components": "compression.merging",
     "quantize": "compression.snap",
+    "quantize_": "compression.inputs",
     "quantize_state": "compression.codebooks",
     "refine_": "compression.centres",
     "save_compressed": "compression.saving",
