@@ -84,6 +84,7 @@ def decode_books(
             than `max_weights`.
 
     Example:
+        >>> import torch
         >>> from swsmix.codec import encode
         >>> data = encode({"weight": torch.tensor([0.0, 0.5, -0.5]).repeat(50)})
         >>> decode_books(data)[1]

@@ -31,7 +31,7 @@ def rate_distortion(
         ValueError: if there is nothing to draw.
 
     Example:
-        >>> figure = rate_distortion({"ours": [(400_000, 0.005), (200_000, 0.1)]})
+        >>> figure = rate_distortion({"ours": [(400_000.0, 0.005), (200_000.0, 0.1)]})
     """
     drawn = {name: [p for p in points if min(p) > 0] for name, points in curves.items()}
     if not any(drawn.values()):

@@ -105,8 +105,9 @@ def _passes_over(
     weights = tables.fingerprint(parts), *((len(w), w.dtype) for w in parts)
     if last is not None and last.tables() is table and last.weights == weights:
         return list(last.sums)
-    # What is made in inference mode could not be used outside of it.
-    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+    gradients = torch.is_grad_enabled()
+    # What is made in inference mode could not be used outside of it; to leave it turns them on.
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         found = [tables.one_pass(table, w) for w in parts]
     sums = [Sums(each.value, each.moments) for each in found]
     prior.last_passes[group, shards] = LastPass(weakref.ref(table), weights, sums)

@@ -8,7 +8,7 @@ import numpy as np
 
 from swsmix.tables.numba_loops import inlined
 
-_LEAST = -708.0  # exp of less is zero here
+_LEAST = -745.2  # exp of less is zero
 _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12, _E13 = (
     1.0 / math.factorial(n) for n in range(3, 14)
 )
@@ -23,5 +23,8 @@ def exp(x):
     high = (((_E13 * rest + _E12) * rest + _E11) * rest + _E10) * rest + _E9
     high = (((high * rest + _E8) * rest + _E7) * rest + _E6) * rest + _E5
     taylor = ((((high * rest + _E4) * rest + _E3) * rest + 0.5) * rest + 1.0) * rest + 1.0
-    scale = np.int64((np.int64(power) + np.int64(1023)) << np.int64(52)).view(np.float64)
-    return taylor * scale if x >= _LEAST else (0.0 if x < _LEAST else x)  # NaN stays NaN
+    # 2^power in two factors, since the smallest floats are no powers that bits can name.
+    half = np.int64(power) >> np.int64(1)
+    one = np.int64((half + np.int64(1023)) << np.int64(52)).view(np.float64)
+    other = np.int64((np.int64(power) - half + np.int64(1023)) << np.int64(52)).view(np.float64)
+    return taylor * one * other if x >= _LEAST else (0.0 if x < _LEAST else x)  # NaN stays NaN
