@@ -61,8 +61,9 @@ def first_tensor(answer: Any) -> Tensor:
     Raises:
         TypeError: if there is none.
     """
-    if isinstance(answer, Mapping) and isinstance(answer.get("logits"), Tensor):
-        return answer["logits"]  # type: ignore[no-any-return]
+    logits = answer.get("logits") if isinstance(answer, Mapping) else None
+    if isinstance(logits, Tensor):
+        return logits
     for t in tensors(answer):
         if t.is_floating_point():
             return t

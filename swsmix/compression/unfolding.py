@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import pad
 
 
 def thinned(x: Float[Tensor, "r n"], stride: int) -> Float[Tensor, "s n"]:
@@ -55,7 +55,7 @@ def convolution_rows(
     count = len(x) * torch.Size(out).numel()
 
     def rows(step: int) -> Tensor:
-        windows = F.pad(x, [p for p in reversed(padding) for _ in range(2)])
+        windows = pad(x, [p for p in reversed(padding) for _ in range(2)])
         for axis in range(d):
             reach = (kernel[axis] - 1) * dilation[axis] + 1
             windows = windows.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
