@@ -49,6 +49,7 @@ LARGE = 10.0  # if it is at least as large as this
 _SETTLED = 10  # EM steps before a component counts as starved or duplicate
 _SAMPLE = 1 << 14  # weights on which a move is tried
 _SEEN = 256  # weights per tensor whose steps are followed
+_EACH, _SELDOM = 16, 8  # looks at each of so many EM steps, then at every eighth
 _OFTEN = 8  # steps between looks at how far they have come
 
 _SENTENCES: dict[Kind, str] = {
@@ -289,7 +290,7 @@ class Watch:
                 seen[2:] += torch.stack([step, step.square(), g / scale, torch.ones_like(g)])
 
     def look(self, schedule: Schedule, tick: int) -> None:
-        """Warn of what is new, at the ticks of EM steps; judge how the data's steps fared.
+        """Warn of what is new, at the ticks of EM steps (later at some); judge the data's steps.
 
         Args:
             schedule: the schedule.
@@ -305,6 +306,9 @@ class Watch:
         if not schedule.em_at(tick):
             return
         for group in self.prior.selection.groups:
+            steps = int(self.prior._state(group).steps)
+            if steps > _EACH and steps % _SELDOM:
+                continue
             for found in findings(self.prior, group, annealed=annealed):
                 if (group, found.kind) not in self._said:
                     self._said.add((group, found.kind))

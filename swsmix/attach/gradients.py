@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from swsmix import _shards
 from swsmix.attach import _optimizers
-from swsmix.tables.backends import is_compiled_for
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
@@ -40,21 +39,10 @@ def _add_to_group_(
     prior: MixturePrior, group: str, params: Sequence[nn.Parameter], strength: float
 ) -> None:
     """Add strength * tau_g * dR/dw to the gradients of a group's parameters: no graph, O(N)."""
-    table, scale = prior.tables_of(group), strength * prior.tau[group]
     pairs = [
-        (_shards.local(p.detach()), _shards.local(p.grad)) for p in params if p.grad is not None
+        (_shards.local(p.grad), _shards.local(p.detach())) for p in params if p.grad is not None
     ]
-    small = []
-    for w, grad in pairs:
-        if w.numel() >= _shards.SMALL or is_compiled_for(w, grad):
-            table.add_gradient_(grad, w, scale)
-        else:
-            small.append((w, grad))
-    if small:  # one call: the fixed cost per call dominates
-        flat = torch.cat([w.reshape(-1) for w, _ in small])
-        parts = table.gradient(flat).split([w.numel() for w, _ in small])
-        for part, (w, grad) in zip(parts, small, strict=True):
-            grad.add_(part.view_as(w), alpha=scale)
+    prior.tables_of(group).add_gradient_each_(pairs, strength * prior.tau[group])
 
 
 def joint(prior: MixturePrior, params: Sequence[Tensor]) -> dict[int, Tensor]:

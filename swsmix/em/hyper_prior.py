@@ -70,6 +70,13 @@ class HyperPrior:
                 sign = ">" if strict else ">="
                 raise ValueError(f"{name} of a HyperPrior must be {sign} {low:g}; got {given}")
 
+    @classmethod
+    def known(cls, **values: Tensor) -> HyperPrior:
+        """One of values that have been checked before: a training step makes it many times."""
+        made = object.__new__(cls)
+        vars(made).update(values)
+        return made
+
     def expanded(self, mixture: GaussianMixture) -> dict[str, Tensor]:
         """Each value as float64 (*b, k), on the mixture's device, by name.
 

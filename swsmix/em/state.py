@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from swsmix.em.moments import Moments
 from swsmix.mixture import GaussianMixture
 
 _MOMENTS = ("centre", "count", "first", "second")
+_HYPER = tuple(f.name for f in fields(HyperPrior))
 
 
 class EMState(nn.Module):
@@ -54,7 +55,7 @@ class EMState(nn.Module):
     @property
     def hyper(self) -> HyperPrior:
         """The hyper-prior."""
-        return HyperPrior(**{f.name: getattr(self, f"hyper_{f.name}") for f in fields(HyperPrior)})
+        return HyperPrior.known(**{name: getattr(self, f"hyper_{name}") for name in _HYPER})
 
     @property
     def running(self) -> Moments | None:
@@ -73,6 +74,7 @@ class EMState(nn.Module):
         state.setdefault(f"{prefix}steps", torch.zeros_like(self.steps))
         state.setdefault(f"{prefix}start_std", self.start_std)
         super()._load_from_state_dict(state, prefix, *args)
+        replace(self.hyper)  # which checks its ranges
 
     def keep_(self, moments: Moments) -> None:
         """Count an EM step, and make these the running moments."""

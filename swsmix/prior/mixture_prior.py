@@ -284,8 +284,7 @@ class MixturePrior(nn.Module):
             }
         for group, moments in fresh.items():
             state = self._state(group)
-            running = state.running
-            if rate < 1.0 and running is not None:
+            if rate < 1.0 and (running := state.running) is not None:
                 moments = running.damped(moments, rate)
             m_step_(state.mixture, moments, state.hyper)
             state.keep_(moments)

@@ -76,6 +76,11 @@ def numba_exact_for(*tensors: Tensor) -> Any | None:
     return _module("numba_exact") if fit and is_compiled() else None
 
 
+def numba_exact() -> Any | None:
+    """Numba's loops over few weights (`numba_exact`), if numba is installed."""
+    return _module("numba_exact") if is_compiled() else None
+
+
 def is_compiled_for(*tensors: Tensor) -> bool:
     """Whether numba's loops handle these tensors: then a call costs little, even for few weights.
 
@@ -87,6 +92,11 @@ def is_compiled_for(*tensors: Tensor) -> bool:
 def numba_sums() -> Any | None:
     """Numba's sums over a histogram (`numba_sums`), if numba is installed."""
     return _module("numba_sums") if is_compiled() else None
+
+
+def numba_cells() -> Any | None:
+    """Numba's places and cubics of cells (`numba_cells`), if numba is installed."""
+    return _module("numba_cells") if is_compiled() else None
 
 
 def numba_certify() -> Any | None:

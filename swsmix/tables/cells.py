@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables import taylor as polynomials
 from swsmix.tables.address import Address
 from swsmix.tables.exact import ExactMixture
@@ -144,6 +145,9 @@ class Cells:
     def _pieces(self, taylor: Tensor) -> Tensor:
         """The cubics (cells, 4) of the intervals' polynomials, in float32."""
         at = self.geometry
+        if compiled := backends.numba_cells():
+            cubics: Tensor = compiled.pieces(taylor, _CHEBYSHEV, *at)
+            return cubics.to(self.device)
         half = 0.5 * at.ulp * (at.width - 1)
         rows = _shifted(list(taylor.index_select(1, at.owner)), at.inner + half)
         rows = _shifted(_economised(rows, half), -half)
@@ -162,6 +166,11 @@ class Cells:
     def curvature_pieces(self) -> Tensor:
         """The pieces of a (cells, 4)."""
         return self._pieces(self._curvature[0])
+
+    @functools.cached_property
+    def both_pieces(self) -> Tensor:
+        """The pieces of f' and of a side by side (cells, 8): one line of the cache for both."""
+        return torch.cat([self.pieces, self.curvature_pieces], 1)
 
     @functools.cached_property
     def error(self) -> ErrorBounds:
@@ -233,15 +242,18 @@ def _economised(rows: list[Tensor], half: Tensor) -> list[Tensor]:
     rows = list(rows)
     while len(rows) > 4:
         top, n = rows.pop(), len(rows)
-        for m, factor in _CHEBYSHEV[n].items():
+        for m in range(n % 2, n, 2):
+            factor = float(_CHEBYSHEV[n, m])
             rows[m] = torch.addcmul(rows[m], top, half ** (n - m), value=-factor)
     return rows
 
 
-def _monic(n: int) -> dict[int, float]:
-    """The lower coefficients of T_n / 2^(n - 1), which begins with s^n."""
+def _monic(n: int) -> list[float]:
+    """The coefficients of T_n / 2^(n - 1), which ends with s^n."""
     chebyshev = np.polynomial.chebyshev.cheb2poly([0.0] * n + [1.0]) / 2.0 ** (n - 1)
-    return {m: float(chebyshev[m]) for m in range(n % 2, n, 2)}
+    return [float(each) for each in chebyshev] + [0.0] * (ORDER - n)
 
 
-_CHEBYSHEV = {n: _monic(n) for n in range(4, ORDER + 1)}
+_CHEBYSHEV = torch.tensor(
+    [_monic(n) for n in range(ORDER + 1)], dtype=torch.float64, device="cpu"
+)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from swsmix.tables import backends
 from swsmix.tables.address import MOST, Address
 from swsmix.tables.cells import (
     PART,
@@ -127,6 +128,8 @@ def _blocks(intervals: Intervals, shift: Tensor, low: int, most: int) -> _Blocks
 
 def _geometry(intervals: Intervals, blocks: _Blocks, uncertified: Tensor) -> CellGeometry:
     """Where the blocks' cells lie in their intervals."""
+    if compiled := backends.numba_cells():
+        return CellGeometry(*compiled.geometry(intervals, blocks, uncertified))
     index, home = ranges(1 << (blocks.low - blocks.shift))
     mark, begins = torch.zeros_like(home), blocks.of_interval
     rest = intervals.start & ((1 << blocks.low) - 1)

@@ -122,6 +122,33 @@ class Tables:
             self._passes.write_gradient_(target, flat, scale)
 
     @run_isolated
+    def add_gradient_each_(self, pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> None:
+        """`add_gradient_` of several tensors, at a lower cost per tensor.
+
+        Args:
+            pairs: the gradient to add to and the weights of each.
+            scale: tau / num_data, usually.
+        """
+        numba, few, small = backends.numba_exact(), [], []
+        for grad, w in pairs:
+            if numba and self._are_few(grad, w):
+                few.append((grad, w))
+            elif w.numel() >= SMALL or backends.is_compiled_for(w, grad):
+                self.add_gradient_(grad, w, scale)
+            else:
+                small.append((grad, w))
+        if numba and few:
+            left = numba.add_gradient_each_(self._passes.mixture, few, scale)
+            for which, tensors in zip(left, few, strict=False):
+                grad, w = (each.detach().view(-1) for each in tensors)
+                self._passes.write_exactly_(which, grad, w, scale)
+        if small:  # one call: the fixed cost per call dominates
+            flat = torch.cat([w.reshape(-1) for _, w in small])
+            parts = self.gradient(flat).split([w.numel() for _, w in small])
+            for part, (grad, w) in zip(parts, small, strict=True):
+                grad.add_(part.view_as(w), alpha=scale)
+
+    @run_isolated
     def value_and_gradient(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """What `value` and `gradient` return, from one pass.
 
@@ -169,10 +196,11 @@ class Tables:
             parts: w, at and step of each.
             scale: tau / num_data, usually.
         """
+        many = list(parts)
+        if numba := backends.numba_exact():
+            many = self._proximal_of_few_(numba, parts, scale)
         together: dict[tuple[Any, ...], list[tuple[Tensor, list[Tensor]]]] = {}
-        for w, at, step in parts:
-            if self._passes.is_small(w) and self._few_proximal_(w, at, step, scale):
-                continue
+        for w, at, step in many:
             if w.numel() >= SMALL or backends.is_compiled_for(w, at):
                 self._proximal_(w, at, step, scale)
                 continue
@@ -188,18 +216,34 @@ class Tables:
             for (w, _), part in zip(small, parts_moved, strict=True):
                 write_flat_(w, part)
 
-    def _few_proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> bool:
-        """The proximal step of few weights without views of them; False if it was not made."""
-        second, rate, eps = step if isinstance(step, Adaptive) else (None, step, 0.0)
-        tensors = (w, at) if second is None else (w, at, second)
-        numba = backends.numba_exact_for(*tensors)
-        if numba is None or not all(each.is_contiguous() for each in tensors):
-            return False
-        left = numba.proximal_(self._passes.mixture, w, at, second, rate * scale, eps)
-        if len(left):
-            flat = [each.detach().view(-1) for each in tensors]
-            self._passes.proximal_exactly_(left, *flat, rate=rate * scale, eps=eps)
-        return True
+    def _are_few(self, *tensors: Tensor) -> bool:
+        """Whether numba's loops over few weights take these tensors by their addresses."""
+        small = self._passes.is_small(tensors[0])
+        return small and all(
+            each.dtype == torch.float32 and each.is_cpu and each.is_contiguous() for each in tensors
+        )
+
+    def _proximal_of_few_(
+        self, numba: Any, parts: Sequence[tuple[Tensor, Tensor, float | Adaptive]], scale: float
+    ) -> list[tuple[Tensor, Tensor, float | Adaptive]]:
+        """The proximal step of tensors of few weights, without views; returns the other parts."""
+        few: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        rates, many = [], []
+        for part in parts:
+            w, at, step = part
+            second, rate, eps = step if isinstance(step, Adaptive) else (None, step, 0.0)
+            if self._are_few(w, at, w if second is None else second):
+                few.append((w, at, second))
+                rates.append((rate * scale, eps))
+            else:
+                many.append(part)
+        if few:
+            left = numba.proximal_each_(self._passes.mixture, few, rates)
+            for which, tensors, (rate, eps) in zip(left, few, rates, strict=False):
+                if len(which):
+                    flat = [each.detach().view(-1) for each in tensors if each is not None]
+                    self._passes.proximal_exactly_(which, *flat, rate=rate, eps=eps)
+        return many
 
     def _proximal_(self, w: Tensor, at: Tensor, step: float | Adaptive, scale: float) -> None:
         second = step.second if isinstance(step, Adaptive) else None

@@ -186,7 +186,7 @@ def _expand(w, radius, mixture, levels, work):
         steep = abs(work[_X, j])
         t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
         exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
-        work[_MOST, j] = exp(min(exponent, 500.0))
+        work[_MOST, j] = exp(min(max(exponent, -708.0), 500.0))  # a bound is not 0
     by_parts = value > -FAR
     for j in range(num):
         one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)

@@ -7,10 +7,13 @@ are not finite, and those so far out that components must be compared by differe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
+from numba.extending import intrinsic
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
@@ -53,17 +56,77 @@ def proximal_(
     mixture: ExactMixture, w: Tensor, at: Tensor, second: Tensor | None, rate: float, eps: float
 ) -> Tensor:
     """The proximal step of weights, in place; returns the flat indices of those left out."""
-    squares = None if second is None else array(second, flat=True)
     weights, where = array(w, flat=True), array(at, flat=True)
+    squares = weights[:0] if second is None else array(second, flat=True)
     left_out = np.empty(len(weights), np.int64)
     number = _proximal(weights, where, squares, rate, eps, mixture.as_array, left_out)
     return torch.from_numpy(left_out[:number])
+
+
+def add_gradient_each_(
+    mixture: ExactMixture, parts: Sequence[tuple[Tensor, Tensor]], scale: float
+) -> list[Tensor]:
+    """Add scale * f' of weights to targets, in one call for all of a step's.
+
+    Args:
+        mixture: the mixture.
+        parts: target and weights of each, contiguous and in float32.
+        scale: tau / num_data, usually.
+
+    Returns:
+        The flat indices of the weights left out, of each.
+    """
+    table, left_out, numbers = _memory_of(parts)
+    _add_gradient_each(table, scale, mixture.as_array, left_out, numbers)
+    return _split(left_out, numbers)
+
+
+def proximal_each_(
+    mixture: ExactMixture,
+    parts: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    rates: Sequence[tuple[float, float]],
+) -> list[Tensor]:
+    """`proximal_` of several tensors in one call.
+
+    Args:
+        mixture: the mixture.
+        parts: w, at and second of each, contiguous and in float32.
+        rates: rate and eps of each.
+
+    Returns:
+        The flat indices of the weights left out, of each.
+    """
+    table, left_out, numbers = _memory_of(parts)
+    _proximal_each(table, np.array(rates), mixture.as_array, left_out, numbers)
+    return _split(left_out, numbers)
+
+
+def _memory_of(parts: Sequence[tuple[Tensor | None, ...]]) -> tuple[Any, Any, Any]:
+    """Sizes and addresses (a row for each part), and memory for what a loop leaves out."""
+    sizes = [tensors[0].numel() for tensors in parts if tensors[0] is not None]
+    rows = [
+        (size, *(0 if each is None else each.data_ptr() for each in tensors))
+        for size, tensors in zip(sizes, parts, strict=True)
+    ]
+    left_out = np.empty(sum(sizes), np.int64)
+    return np.array(rows, np.int64), left_out, np.zeros(len(sizes), np.int64)
+
+
+def _split(left_out: Any, numbers: Any) -> list[Tensor]:
+    if not numbers.any():
+        return []
+    return list(torch.from_numpy(left_out[: numbers.sum()]).split(numbers.tolist()))
 
 
 def scrambled(bits: Tensor) -> int:
     """The sum over flat integers that `fingerprint` describes."""
     factors = [number for pair in FACTORS for number in map(np.int64, pair)]
     return int(_scrambled(array(bits), *factors))
+
+
+def _fused(function: Any) -> Any:
+    # A product and a sum in one operation, which rounds once where two round twice.
+    return compiled(function, fast={"contract"})
 
 
 def _summed(function: Any) -> Any:
@@ -75,7 +138,7 @@ def _summed(function: Any) -> Any:
 # weights at a time.
 
 
-@compiled
+@_fused
 def _compare(x, mean, std, level, z, odds, top):
     for i in range(len(x)):
         z[i] = (x[i] - mean) / std
@@ -83,14 +146,14 @@ def _compare(x, mean, std, level, z, odds, top):
         top[i] = odds[i] if odds[i] > top[i] else top[i]
 
 
-@compiled
+@_fused
 def _exponentiate(odds, top, total):
     for i in range(len(odds)):
         odds[i] = exp(odds[i] - top[i])
         total[i] += odds[i]
 
 
-@compiled
+@_fused
 def _add_pull(z, gamma, inverse, precision, slope, a):
     for i in range(len(z)):
         slope[i] += gamma[i] * (z[i] * inverse)
@@ -174,8 +237,8 @@ def _slopes(w, mixture, out):
 
 
 @compiled
-def _write_gradient(target, w, scale, mixture, left_out):
-    z, gamma, rows = _scratch(mixture)
+def _gradient_into(target, w, scale, mixture, memory, left_out):
+    z, gamma, rows = memory
     number = 0
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
@@ -193,8 +256,34 @@ def _write_gradient(target, w, scale, mixture, left_out):
 
 
 @compiled
-def _proximal(w, at, second, rate, eps, mixture, left_out):
-    z, gamma, rows = _scratch(mixture)
+def _write_gradient(target, w, scale, mixture, left_out):
+    return _gradient_into(target, w, scale, mixture, _scratch(mixture), left_out)
+
+
+@intrinsic
+def _pointer(_context, address):
+    """The float32 numbers at an address."""
+
+    def convert(context, builder, signature, values):
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return numba.types.CPointer(numba.types.float32)(address), convert
+
+
+@compiled
+def _add_gradient_each(table, scale, mixture, left_out, numbers):
+    # Addresses instead of arrays: to make an array of a small tensor takes as long as its weights.
+    memory, done = _scratch(mixture), 0
+    for i in range(len(table)):
+        target = numba.carray(_pointer(table[i, 1]), table[i, 0])
+        w = numba.carray(_pointer(table[i, 2]), table[i, 0])
+        numbers[i] = _gradient_into(target, w, scale, mixture, memory, left_out[done:])
+        done += numbers[i]
+
+
+@compiled
+def _proximal_into(w, at, second, rate, eps, mixture, memory, left_out):
+    z, gamma, rows = memory
     number = 0
     for start in range(0, len(w), _BLOCK):
         part = at[start : start + _BLOCK]
@@ -205,9 +294,26 @@ def _proximal(w, at, second, rate, eps, mixture, left_out):
                 left_out[number] = start + i
                 number += 1
                 continue
-            inverse = 1.0 if second is None else np.sqrt(np.float64(second[start + i])) + eps
+            inverse = np.sqrt(np.float64(second[start + i])) + eps if len(second) else 1.0
             w[start + i] = before + rate * (a * (part[i] - before) - slope) / (inverse + rate * a)
     return number
+
+
+@compiled
+def _proximal(w, at, second, rate, eps, mixture, left_out):
+    return _proximal_into(w, at, second, rate, eps, mixture, _scratch(mixture), left_out)
+
+
+@compiled
+def _proximal_each(table, rates, mixture, left_out, numbers):
+    memory, done = _scratch(mixture), 0
+    for i in range(len(table)):
+        w = numba.carray(_pointer(table[i, 1]), table[i, 0])
+        at = numba.carray(_pointer(table[i, 2]), table[i, 0])
+        second = numba.carray(_pointer(table[i, 3]), table[i, 0] if table[i, 3] else 0)
+        rate, eps = rates[i]
+        numbers[i] = _proximal_into(w, at, second, rate, eps, mixture, memory, left_out[done:])
+        done += numbers[i]
 
 
 @compiled

@@ -108,13 +108,13 @@ def proximal_(
     values, places, where = array(w), array(at), _address(cells)
     raw = places.view(np.int32)
     squares = None if second is None else array(second)
-    pieces = _pairs(cells.pieces), _pairs(cells.curvature_pieces)
+    pieces = _pairs(cells.both_pieces)
     numbers = np.float32(rate), np.float32(eps)
 
     def loop(part: slice, out: Any) -> tuple[int, int]:
         other = None if squares is None else squares[part]
         done: tuple[int, int] = _proximal(
-            values[part], places[part], raw[part], other, *numbers, *pieces, out, *where
+            values[part], places[part], raw[part], other, *numbers, pieces, out, *where
         )
         return done
 
@@ -272,15 +272,15 @@ def _unpack(packed, squares, count, first, second):
 
 
 @compiled
-def _proximal(w, at, raw, second, rate, eps, pieces, curvature, left, block, low):
+def _proximal(w, at, raw, second, rate, eps, pieces, left, block, low):
     """The proximal step until all are done or `left` is full; see `_gaps`."""
     gaps = 0
     for i in range(raw.shape[0]):
         first, rest, shift = _find(raw[i], block, low)
         cell, x = _cell(first, rest, shift)
-        slope = _cubic(pieces, cell, x)
+        slope = _cubic(pieces, np.uint64(2) * cell, x)
         if slope == slope:
-            a = _cubic(curvature, cell, x)
+            a = _cubic(pieces, np.uint64(2) * cell + np.uint64(1), x)
             inverse = np.float32(1.0) if second is None else np.sqrt(second[i]) + eps
             w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
             continue

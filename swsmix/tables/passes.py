@@ -140,11 +140,11 @@ class Passes:
             return None
         if cells and (numba := backends.numba_for(target, w)):
             gaps: Tensor = numba.write_gradient_(cells, target, w, scale, histogram)
-            self._write_exactly_(gaps, target, w, scale)
+            self.write_exactly_(gaps, target, w, scale)
             return gaps
         if self.is_small(w) and (numba := backends.numba_exact_for(target, w)):
             left = numba.write_gradient_(self.mixture, target, w, scale)
-            self._write_exactly_(left, target, w, scale)
+            self.write_exactly_(left, target, w, scale)
             return None
         if numba := self._numba_16(target, w, scale):
             numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
@@ -160,7 +160,7 @@ class Passes:
         self._over_ranges(w, work, histogram)
         return None
 
-    def _write_exactly_(
+    def write_exactly_(
         self, which: Tensor, target: Tensor, w: Tensor, scale: float | None
     ) -> None:
         """Write f', or add scale * f', of the weights at some indices, evaluated exactly."""

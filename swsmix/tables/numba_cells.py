@@ -1,0 +1,136 @@
+"""The cells' places and cubics on a CPU, as loops compiled by numba (if it is installed).
+
+The same numbers as in `cutting` and `cells`, a cell at a time: thousands of cells are made at each
+EM step, and torch would write and read each intermediate result of all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swsmix.tables.numba_loops import compiled
+from swsmix.tables.taylor import Intervals
+
+_BLOCK = 64  # cells at a time
+
+
+def _fused(function: Any) -> Any:
+    return compiled(function, fast={"contract"})  # x * y + z in one rounding
+
+
+def geometry(
+    intervals: Intervals, blocks: Any, uncertified: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `cutting._geometry`: owner, inner, ulp, width and certified of each cell."""
+    cells = int(blocks.first[-1]) + (1 << (blocks.low - int(blocks.shift[-1])))
+    owner, width = np.empty((2, cells), np.int64)
+    inner, ulp = np.empty((2, cells))
+    certified = np.empty(cells, np.bool_)
+    begins = blocks.of_interval
+    rest = intervals.start & ((1 << blocks.low) - 1)
+    begins_at = blocks.first[begins] + (rest >> blocks.shift[begins])
+    _geometry(
+        blocks.shift.numpy(), np.int64(blocks.low), np.int64(blocks.start), begins_at.numpy(),
+        uncertified.numpy(), *(each.numpy() for each in (intervals.centre, intervals.radius)),
+        owner, inner, ulp, width, certified,
+    )  # fmt: skip
+    owner_, inner_, ulp_, width_, certified_ = map(
+        torch.from_numpy, (owner, inner, ulp, width, certified)
+    )
+    return owner_, inner_, ulp_, width_, certified_
+
+
+def pieces(taylor: Tensor, chebyshev: Tensor, *at: Tensor) -> Tensor:
+    """See `cells._pieces`: the cubics (cells, 4) of the intervals' polynomials, in float32.
+
+    Args:
+        taylor: the polynomials (order + 1, t).
+        chebyshev: row n has the lower coefficients of T_n / 2^(n - 1).
+        at: owner, inner, ulp, width and certified of each cell.
+    """
+    out = np.empty((len(at[0]), 4), np.float32)
+    _pieces(taylor.contiguous().numpy(), chebyshev.numpy(), *(each.contiguous().numpy() for each in at), out)
+    return torch.from_numpy(out)
+
+
+@compiled
+def _magnitude(bits):
+    return np.float64(np.uint32(bits).view(np.float32))
+
+
+@compiled
+def _geometry(
+    shifts, low, start, begins, uncertified, centre, radius, owner, inner, ulp, width, certified
+):
+    cell, interval, number = 0, -1, len(shifts) // 2
+    for block in range(len(shifts)):
+        away, sign = block % number, -1.0 if block < number else 1.0
+        size = np.int64(1) << shifts[block]
+        first = (away + start - 1) << low
+        for index in range(np.int64(1) << (low - shifts[block])):
+            if interval + 1 < len(begins) and begins[interval + 1] == cell:
+                interval += 1
+            near = far = 0.0  # the tiny ones count as zero
+            if away > 0:
+                near = sign * _magnitude(first + index * size)
+                far = sign * _magnitude(first + index * size + size - 1)
+            unit = 1.0 / radius[interval]
+            s = (near - centre[interval]) * unit
+            owner[cell], width[cell], inner[cell] = interval, size, s
+            ulp[cell] = (far * unit - centre[interval] * unit - s) / max(size - 1, 1)
+            certified[cell] = not (uncertified[interval] or away == number - 1)
+            cell += 1
+
+
+# Each of these loops is over the cells of a block: the processor takes several at a time.
+
+
+@_fused
+def _add_product(rows, n, other, by, factor):
+    low, high = rows[n], rows[other]
+    for i in range(len(by)):
+        low[i] += factor * (high[i] * by[i])
+
+
+@_fused
+def _shift(rows, top, by):
+    """Polynomials in s (top + 1, block), lowest coefficients first, become those in s - by."""
+    for done in range(top):
+        for n in range(top - 1, done - 1, -1):
+            _add_product(rows, n, n + 1, by, 1.0)
+
+
+@_fused
+def _pieces(taylor, chebyshev, owner, inner, ulp, width, certified, out):
+    order = taylor.shape[0] - 1
+    rows = np.zeros((order + 1, _BLOCK))
+    half, by, power = np.zeros(_BLOCK), np.zeros(_BLOCK), np.zeros(_BLOCK)
+    for start in range(0, len(owner), _BLOCK):
+        size = min(_BLOCK, len(owner) - start)
+        for i in range(size):
+            half[i] = 0.5 * ulp[start + i] * (width[start + i] - 1)
+            by[i] = inner[start + i] + half[i]
+        for n in range(order + 1):
+            for i in range(size):
+                rows[n, i] = taylor[n, owner[start + i]]
+        _shift(rows, order, by)
+        for n in range(order, 3, -1):  # economised
+            power[:] = 1.0
+            for m in range(n - 2, -1, -2):
+                for i in range(_BLOCK):
+                    power[i] *= half[i] * half[i]
+                _add_product(rows, m, n, power, -chebyshev[n, m])
+        for i in range(_BLOCK):
+            by[i] = -half[i]
+        _shift(rows, 3, by)
+        for i in range(size):
+            scale, cell = 1.0, start + i
+            for n in range(4):
+                out[cell, n] = rows[n, i] * scale
+                scale *= ulp[cell]
+            if not certified[cell]:
+                out[cell, 0] = np.nan
