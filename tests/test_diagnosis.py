@@ -179,6 +179,17 @@ def test_weights_that_collapse_are_said_and_those_that_stay_are_not():
     assert "this mixture" not in collapse(0.0).describe()
 
 
+def test_it_looks_at_the_first_em_steps_and_then_at_every_eighth(monkeypatch):
+    prior = MixturePrior(torch.nn.Linear(20, 10), 2)
+    looked = []
+    monkeypatch.setattr(diagnosis, "findings", lambda *_, **__: looked.append(1) or [])
+    watch = diagnosis.Watch(prior)
+    for tick in range(1, 41):
+        prior.em_step_()
+        watch.look(Schedule(em_every=1), tick)
+    assert len(looked) == 16 + 3
+
+
 def test_weights_that_explode_are_said():
     net = nn.Linear(20, 20, bias=False)
     prior = MixturePrior(net, 1)

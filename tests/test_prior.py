@@ -272,6 +272,14 @@ def test_a_state_dict_of_another_number_of_components_is_refused():
         MixturePrior(net(), 3).load_state_dict(MixturePrior(net(), 4).state_dict())
 
 
+def test_a_saved_hyper_prior_outside_its_range_is_refused():
+    saved = MixturePrior(net(), 3).state_dict()
+    name = next(each for each in saved if each.endswith("hyper_std"))
+    saved[name] = -saved[name]
+    with pytest.raises(ValueError, match="std of a HyperPrior must be > 0"):
+        MixturePrior(net(), 3).load_state_dict(saved)
+
+
 def test_a_mixture_on_another_device_than_its_weights_is_refused():
     model = net()
     prior = MixturePrior(model, 3)

@@ -36,8 +36,8 @@ The modules:
 - `backends`: which compiled loops are installed; `uncompiled` switches them off.
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
   them, torch's operations make the passes.
-- `numba_certify`, `numba_sums`, `numba_exact`: step 1, step 5 and the exact evaluation of few
-  weights, compiled for a CPU; `numba_exp`: their exponential function.
+- `numba_certify`, `numba_cells`, `numba_sums`, `numba_exact`: steps 1, 2 and 5 and the exact
+  evaluation of few weights, compiled for a CPU; `numba_exp`: their exponential function.
 - `regions`: where each component is the most responsible.
 """
 

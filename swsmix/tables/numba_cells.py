@@ -24,7 +24,7 @@ def _fused(function: Any) -> Any:
 
 def geometry(
     intervals: Intervals, blocks: Any, uncertified: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """See `cutting._geometry`: owner, inner, ulp, width and certified of each cell."""
     cells = int(blocks.first[-1]) + (1 << (blocks.low - int(blocks.shift[-1])))
     owner, width = np.empty((2, cells), np.int64)
@@ -38,10 +38,7 @@ def geometry(
         uncertified.numpy(), *(each.numpy() for each in (intervals.centre, intervals.radius)),
         owner, inner, ulp, width, certified,
     )  # fmt: skip
-    owner_, inner_, ulp_, width_, certified_ = map(
-        torch.from_numpy, (owner, inner, ulp, width, certified)
-    )
-    return owner_, inner_, ulp_, width_, certified_
+    return tuple(map(torch.from_numpy, (owner, inner, ulp, width, certified)))
 
 
 def pieces(taylor: Tensor, chebyshev: Tensor, *at: Tensor) -> Tensor:
@@ -53,7 +50,8 @@ def pieces(taylor: Tensor, chebyshev: Tensor, *at: Tensor) -> Tensor:
         at: owner, inner, ulp, width and certified of each cell.
     """
     out = np.empty((len(at[0]), 4), np.float32)
-    _pieces(taylor.contiguous().numpy(), chebyshev.numpy(), *(each.contiguous().numpy() for each in at), out)
+    arrays = (each.contiguous().numpy() for each in (taylor, chebyshev, *at))
+    _pieces(*arrays, out)
     return torch.from_numpy(out)
 
 

@@ -24,6 +24,7 @@ from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.threads import over_ranges
 
+_BLOCK = 256  # weights at a time, where what is kept of them stays in the cache
 _LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
 _ONE = 1 << COUNT
 LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
@@ -272,22 +273,39 @@ def _unpack(packed, squares, count, first, second):
 
 
 @compiled
-def _proximal(w, at, raw, second, rate, eps, pieces, left, block, low):
-    """The proximal step until all are done or `left` is full; see `_gaps`."""
-    gaps = 0
+def _look(raw, pieces, slope, a, block, low):
     for i in range(raw.shape[0]):
         first, rest, shift = _find(raw[i], block, low)
         cell, x = _cell(first, rest, shift)
-        slope = _cubic(pieces, np.uint64(2) * cell, x)
-        if slope == slope:
-            a = _cubic(pieces, np.uint64(2) * cell + np.uint64(1), x)
-            inverse = np.float32(1.0) if second is None else np.sqrt(second[i]) + eps
-            w[i] += rate * (a * (at[i] - w[i]) - slope) / (inverse + rate * a)
-            continue
-        left[gaps] = i
-        gaps += 1
-        if gaps == left.shape[0]:
-            return i + 1, gaps
+        slope[i] = _cubic(pieces, np.uint64(2) * cell, x)
+        a[i] = _cubic(pieces, np.uint64(2) * cell + np.uint64(1), x)
+
+
+@compiled
+def _move(w, at, second, rate, eps, slope, a):
+    for i in range(w.shape[0]):
+        inverse = np.float32(1.0) if second is None else np.sqrt(second[i]) + eps
+        moved = w[i] + rate * (a[i] * (at[i] - w[i]) - slope[i]) / (inverse + rate * a[i])
+        w[i] = moved if slope[i] == slope[i] else w[i]
+
+
+@compiled
+def _proximal(w, at, raw, second, rate, eps, pieces, left, block, low):
+    """The proximal step until all are done or `left` is nearly full; see `_gaps`."""
+    gaps, slopes, curvatures = 0, np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for start in range(0, raw.shape[0], _BLOCK):
+        stop = min(start + _BLOCK, raw.shape[0])
+        if gaps + _BLOCK > left.shape[0]:
+            return start, gaps
+        # By turns, so that the second loop, of a square root and a division, takes several at once.
+        slope, a = slopes[: stop - start], curvatures[: stop - start]
+        _look(raw[start:stop], pieces, slope, a, block, low)
+        squares = None if second is None else second[start:stop]
+        _move(w[start:stop], at[start:stop], squares, rate, eps, slope, a)
+        for i in range(stop - start):
+            if slope[i] != slope[i]:
+                left[gaps] = start + i
+                gaps += 1
     return raw.shape[0], gaps
 
 

@@ -84,6 +84,40 @@ def test_several_tensors_move_as_each_does_by_itself():
         assert torch.allclose(plain, one, rtol=1e-6)
 
 
+def test_several_gradients_are_added_as_each_is_by_itself():
+    table = tables.build(*MIXTURES["hard"])
+    parts = [weights_of(MIXTURES["hard"], n).view(shape) for n, shape in ((6, (2, 3)), (90, (90,)))]
+    parts += [torch.randn(4, 8, dtype=torch.float64).T, torch.randn(8, 20)[:, ::2]]
+    parts.append(torch.randn(3, 4).bfloat16())
+    alone = [torch.ones_like(w) for w in parts]
+    for grad, w in zip(alone, parts, strict=True):
+        table.add_gradient_(grad, w, 0.5)
+
+    def together():
+        grads = [torch.ones_like(w) for w in parts]
+        table.add_gradient_each_(list(zip(grads, parts, strict=True)), 0.5)
+        return grads
+
+    for compiled, plain, one in zip(*both(together), alone, strict=True):
+        rtol = 1e-2 if one.dtype == torch.bfloat16 else 1e-6
+        assert torch.allclose(compiled, one, rtol=rtol) and torch.allclose(plain, one, rtol=rtol)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -3e38])
+def test_what_one_of_several_leaves_out_is_evaluated_by_torch(bad):
+    table = tables.build(*MIXTURES["typical"])
+    parts = [torch.randn(70), torch.randn(5, 7), torch.randn(90)]
+    parts[1][2, 3] = parts[2][11] = bad
+    grads, moved, alone = ([w.clone() for w in parts] for _ in range(3))
+    table.add_gradient_each_(list(zip(grads, parts, strict=True)), 1.0)
+    table.proximal_each_(list(zip(moved, parts, [0.1] * 3, strict=True)), 1.0)
+    for w, grad, by_step, by_itself in zip(parts, grads, moved, alone, strict=True):
+        expected = w + table.gradient(w)
+        assert torch.allclose(grad, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+        table.proximal_(by_itself, w, 0.1, 1.0)
+        assert torch.allclose(by_step, by_itself, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def test_the_value_of_millions_of_weights_keeps_its_bound():
     table = tables.direct(torch.ones(1), torch.zeros(1), torch.ones(1))
     w = torch.full((3_000_000,), 1.7, dtype=torch.float64)
