@@ -254,6 +254,4 @@ def _monic(n: int) -> list[float]:
     return [float(each) for each in chebyshev] + [0.0] * (ORDER - n)
 
 
-_CHEBYSHEV = torch.tensor(
-    [_monic(n) for n in range(ORDER + 1)], dtype=torch.float64, device="cpu"
-)
+_CHEBYSHEV = torch.tensor([_monic(n) for n in range(ORDER + 1)], dtype=torch.float64, device="cpu")

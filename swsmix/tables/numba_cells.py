@@ -22,9 +22,7 @@ def _fused(function: Any) -> Any:
     return compiled(function, fast={"contract"})  # x * y + z in one rounding
 
 
-def geometry(
-    intervals: Intervals, blocks: Any, uncertified: Tensor
-) -> tuple[Tensor, ...]:
+def geometry(intervals: Intervals, blocks: Any, uncertified: Tensor) -> tuple[Tensor, ...]:
     """See `cutting._geometry`: owner, inner, ulp, width and certified of each cell."""
     cells = int(blocks.first[-1]) + (1 << (blocks.low - int(blocks.shift[-1])))
     owner, width = np.empty((2, cells), np.int64)

@@ -160,9 +160,7 @@ class Passes:
         self._over_ranges(w, work, histogram)
         return None
 
-    def write_exactly_(
-        self, which: Tensor, target: Tensor, w: Tensor, scale: float | None
-    ) -> None:
+    def write_exactly_(self, which: Tensor, target: Tensor, w: Tensor, scale: float | None) -> None:
         """Write f', or add scale * f', of the weights at some indices, evaluated exactly."""
         if len(which):
             slope = self.mixture.slopes(w[which])[0].to(target.dtype)
