@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,9 @@ _TYPES = {
     torch.float32: "<f4", torch.float64: "<f8", torch.bool: "|b1",
     torch.int16: "<i2", torch.int32: "<i4", torch.int64: "<i8",
 }  # fmt: skip
+
+
+_LARGE = 1 << 23  # bytes: at least four large pages
 
 
 class _Memory:
@@ -45,3 +52,30 @@ def array(tensor: Tensor, *, flat: bool = False) -> NDArray[Any]:
     if not tensor.numel():  # which has no address
         return np.empty(shape, dtype=_TYPES[tensor.dtype])
     return np.asarray(_Memory(tensor, shape))
+
+
+@functools.cache
+def _advise() -> Callable[..., int] | None:
+    """The system's `madvise`, where it knows of large pages."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        advise: Callable[..., int] = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError):
+        return None
+    return advise
+
+
+def empty_like(w: Tensor) -> Tensor:
+    """A new tensor of the shape and type of `w`, without gradient; a large one in large pages.
+
+    Of 25 million weights, to be given the memory in pages of 4 kB takes as long as to copy it five
+    times.
+    """
+    made = torch.empty_like(w, requires_grad=False)
+    size = made.numel() * made.itemsize
+    if size >= _LARGE and made.device.type == "cpu" and (advise := _advise()):
+        start = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = made.data_ptr() + size - start
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    return made

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from swsmix._shards import SMALL, flat_like, write_flat_
 from swsmix.tables import backends
+from swsmix.tables.arrays import empty_like
 from swsmix.tables.cells import ErrorBounds
 from swsmix.tables.exact import ExactMixture, run_isolated
 from swsmix.tables.passes import Passes
@@ -104,7 +105,7 @@ class Tables:
         Returns:
             The gradient, of w's shape and type, in `out` if given.
         """
-        out = torch.empty_like(w, requires_grad=False) if out is None else out
+        out = empty_like(w) if out is None else out
         with flattened(out, w) as (target, flat):
             self._passes.write_gradient_(target, flat, None)
         return out
@@ -165,7 +166,7 @@ class Tables:
         Raises:
             ValueError: if weights are infinite or NaN.
         """
-        gradient = torch.empty_like(w, requires_grad=False) if out is None else out
+        gradient = empty_like(w) if out is None else out
         with flattened(gradient, w) as (target, flat):
             value, sums = self._passes.write_gradient_and_sum_(target, flat)
         count, first, second = sums

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+from numba import types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.fingerprint import FACTORS
+from swsmix.tables.fingerprint import HIGH, LOW, MASK, WORD
 from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled
 
@@ -118,10 +119,9 @@ def _split(left_out: Any, numbers: Any) -> list[Tensor]:
     return list(torch.from_numpy(left_out[: numbers.sum()]).split(numbers.tolist()))
 
 
-def scrambled(bits: Tensor) -> int:
-    """The sum over flat integers that `fingerprint` describes."""
-    factors = [number for pair in FACTORS for number in map(np.int64, pair)]
-    return int(_scrambled(array(bits), *factors))
+def scrambled(words: Tensor) -> int:
+    """The sum over flat integers of 32 bits that `fingerprint` describes."""
+    return int(_scrambled(array(words).view(np.uint32)))
 
 
 def _fused(function: Any) -> Any:
@@ -260,14 +260,16 @@ def _write_gradient(target, w, scale, mixture, left_out):
     return _gradient_into(target, w, scale, mixture, _scratch(mixture), left_out)
 
 
-@intrinsic
-def _pointer(_context, address):
+def _to_pointer(_context, address):
     """The float32 numbers at an address."""
 
     def convert(context, builder, signature, values):
         return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
 
-    return numba.types.CPointer(numba.types.float32)(address), convert
+    return types.CPointer(types.float32)(address), convert
+
+
+_pointer: Any = intrinsic(_to_pointer)
 
 
 @compiled
@@ -275,8 +277,8 @@ def _add_gradient_each(table, scale, mixture, left_out, numbers):
     # Addresses instead of arrays: to make an array of a small tensor takes as long as its weights.
     memory, done = _scratch(mixture), 0
     for i in range(len(table)):
-        target = numba.carray(_pointer(table[i, 1]), table[i, 0])
-        w = numba.carray(_pointer(table[i, 2]), table[i, 0])
+        target = carray(_pointer(table[i, 1]), table[i, 0])
+        w = carray(_pointer(table[i, 2]), table[i, 0])
         numbers[i] = _gradient_into(target, w, scale, mixture, memory, left_out[done:])
         done += numbers[i]
 
@@ -308,9 +310,9 @@ def _proximal(w, at, second, rate, eps, mixture, left_out):
 def _proximal_each(table, rates, mixture, left_out, numbers):
     memory, done = _scratch(mixture), 0
     for i in range(len(table)):
-        w = numba.carray(_pointer(table[i, 1]), table[i, 0])
-        at = numba.carray(_pointer(table[i, 2]), table[i, 0])
-        second = numba.carray(_pointer(table[i, 3]), table[i, 0] if table[i, 3] else 0)
+        w = carray(_pointer(table[i, 1]), table[i, 0])
+        at = carray(_pointer(table[i, 2]), table[i, 0])
+        second = carray(_pointer(table[i, 3]), table[i, 0] if table[i, 3] else 0)
         rate, eps = rates[i]
         numbers[i] = _proximal_into(w, at, second, rate, eps, mixture, memory, left_out[done:])
         done += numbers[i]
@@ -346,11 +348,11 @@ def _sums(w, mixture, moments, left_out):
 
 
 @compiled
-def _scrambled(bits, shift, factor, other, last):
-    total = np.int64(0)
-    for i in range(len(bits)):
-        x = np.int64(bits[i]) + np.int64(1)
-        x = (x ^ (x >> shift)) * factor
-        x = (x ^ (x >> other)) * last
-        total += x ^ (x >> np.int64(31))
+def _scrambled(words):
+    total, half, word = np.uint64(0), np.uint64(32), np.uint64(WORD)
+    for i in range(len(words)):
+        x = np.uint64(words[i] ^ np.uint32(MASK))
+        y = x * np.uint64(LOW) + (x * np.uint64(HIGH) << half)
+        high = y >> half
+        total += (y ^ high) + (y & word) * high
     return total
