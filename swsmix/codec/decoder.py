@@ -17,6 +17,7 @@ from swsmix.codec.contents import Entry, needed, read_entries
 from swsmix.codec.densities import of_columns, row_classes
 from swsmix.codec.header import Kind, from_patterns
 from swsmix.codec.index import Numbers
+from swsmix.codec.notes import Notes
 from swsmix.codec.sections import read_sections
 from swsmix.codec.stream import Array, StreamDecoder
 
@@ -165,9 +166,10 @@ class Reader:
         stream_decoder: type[StreamDecoder] = StreamDecoder,
     ) -> None:
         self._file, self._stream_decoder = file, stream_decoder
-        self._sections = read_sections(file, whole=names is None)
+        self._sections, notes = read_sections(file, whole=names is None)
         size = file.seek(0, io.SEEK_END)
         self.entries = read_entries(self._sections, size)
+        self.notes = Notes.from_bytes(notes, len(self.entries)) if notes else Notes()
         self._places = {entry.name: place for place, entry in enumerate(self.entries)}
         self._wanted = self._places.keys() if names is None else set(names)
         for name in self._wanted - self._places.keys():

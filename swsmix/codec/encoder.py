@@ -17,13 +17,14 @@ from swsmix.codec.blocks import write_blocks
 from swsmix.codec.budget import ContextBudget, max_weights_for
 from swsmix.codec.choosing import code_smallest
 from swsmix.codec.densities import RowDensities, has_rows
-from swsmix.codec.header import DTYPES, MAX_VALUES, Kind, TableWriter, to_patterns
+from swsmix.codec.distinct import PlacesOf, distinct_values, is_tabulated
+from swsmix.codec.header import DTYPES, Kind, TableWriter, to_patterns
 from swsmix.codec.index import CONTEXTS, Numbers
+from swsmix.codec.notes import Notes
 from swsmix.codec.sections import SectionWriter
 from swsmix.codec.stream import Array, StreamEncoder, counted, entropy_bits, smallest_type
 from swsmix.codec.values import write_values
 
-_SAMPLE = 1 << 16  # elements, to see that a tensor has too many distinct values
 # Decisions for context models in one file, about half a minute; later tensors do without.
 _BUDGET = 1 << 26
 # Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
@@ -70,6 +71,7 @@ def encode_to(
     state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     *,
     contexts: bool = True,
+    notes: Notes | None = None,
     progress: bool = False,
 ) -> int:
     """As `encode`, into a file: each tensor is written and let go before the next is asked for.
@@ -78,6 +80,7 @@ def encode_to(
         file: open for writing in binary.
         state: name -> tensor, or pairs of them, from a generator perhaps.
         contexts: whether context models may be used.
+        notes: where the tensors came from, kept at the end of the file.
         progress: show a progress bar over the tensors.
 
     Returns:
@@ -90,7 +93,7 @@ def encode_to(
     pairs = list(state.items()) if isinstance(state, Mapping) else state
     for name, t in watched(pairs, "coding", shown=progress):
         encoder.add_(name, t)
-    return encoder.finish()
+    return encoder.finish(notes or Notes())
 
 
 def check(name: str, t: Tensor) -> None:
@@ -151,7 +154,7 @@ class _Encoder:
             copy.number(original)
             self._append(name, _Stored(copy, StreamEncoder()), len(patterns))
             return
-        values = _distinct(patterns, t.dtype)
+        values = distinct_values(patterns, t.dtype)
         if values is None:
             self._add_values(name, t, patterns)
         else:
@@ -159,11 +162,11 @@ class _Encoder:
         if self.stream.cost >= _LARGE or self._waiting >= _MOST_IN_STREAM:
             self._end_section()
 
-    def finish(self) -> int:
+    def finish(self, notes: Notes) -> int:
         """End the file; its size in bytes."""
         if self._in_section or not self._count:
             self._end_section()
-        self.sections.finish()
+        self.sections.finish(notes.to_bytes())
         size = self.sections.size
         needed = max_weights_for(size, self._numbers, self.budget.read)
         if needed:
@@ -218,7 +221,7 @@ class _Encoder:
         """A tensor as a codebook and an index, unless value by value is smaller."""
         stored = _Stored(TableWriter(), StreamEncoder())
         values, is_new = self._write_codebook(stored, t, values)
-        index, shape = _index(patterns, values, t.dtype), tuple(t.shape)
+        index, shape = _index(patterns, values), tuple(t.shape)
         bits = entropy_bits(counted(index, len(values))) + stored.bits
         # No list of numbers is much smaller than their entropy.
         is_sure = len(patterns) >= _SURELY_SMALLER and 64 * len(values) <= len(patterns)
@@ -274,41 +277,15 @@ def _by_value(t: Tensor, patterns: Array, raw: bytearray | None = None) -> _Stor
     return stored
 
 
-def _index(patterns: Array, values: Array, dtype: torch.dtype) -> Array:
+def _index(patterns: Array, values: Array) -> Array:
     """The number of each element's value, in the smallest type."""
-    index = np.empty(len(patterns), smallest_type(len(values)))
-    ascending = _sortable(values, dtype)
+    kind = smallest_type(len(values))
+    places = PlacesOf(values)
+    if is_tabulated(patterns):
+        every = np.arange(1 << (8 * patterns.itemsize)).astype(patterns.dtype)
+        return places.of(every).astype(kind)[patterns]
+    index = np.empty(len(patterns), kind)
     for begin in range(0, len(patterns), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        index[part] = np.searchsorted(ascending, _sortable(patterns[part], dtype))
+        index[part] = places.of(patterns[part])
     return index
-
-
-def _distinct(patterns: Array, dtype: torch.dtype) -> Array | None:
-    """The distinct values in ascending order, if they are few."""
-    size = len(patterns)
-    if size < 2:
-        return None
-    limit = min(MAX_VALUES, size // 2)
-    step = max(size // _SAMPLE, 1)
-    if len(np.unique(patterns[::step][:_SAMPLE])) > limit:
-        return None
-    parts = [np.unique(part) for part in np.array_split(patterns, size // (1 << 20) + 1)]
-    distinct = np.unique(np.concatenate(parts))
-    if len(distinct) > limit:
-        return None
-    ascending: Array = distinct[np.argsort(_sortable(distinct, dtype))]
-    return ascending
-
-
-def _sortable(patterns: Array, dtype: torch.dtype) -> Array:
-    """Bit patterns as unsigned integers that sort like the numbers that they stand for."""
-    if not dtype.is_signed:
-        return patterns
-    bits = patterns.dtype.itemsize * 8
-    top = patterns.dtype.type(1 << (bits - 1))
-    if not dtype.is_floating_point:
-        flipped: Array = patterns ^ top
-        return flipped
-    monotone: Array = np.where(patterns & top, ~patterns, patterns | top)
-    return monotone
