@@ -95,6 +95,7 @@ __all__ = [
     "encode_to",
     "load_books",
     "load_compressed",
+    "reading",
     "sizes",
 ]
 
@@ -124,9 +125,29 @@ def load_compressed(
         KeyError: if the file has no tensor of such a name; close ones are listed.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
-    with _opened(path) as file:
-        reader = Reader(file, names=names, max_weights=max_weights)
+    with reading(path, names=names, max_weights=max_weights) as reader:
         return {part.name: part.tensor for part in reader.parts()}
+
+
+@contextmanager
+def reading(
+    path: str | os.PathLike[str],
+    *,
+    names: Collection[str] | None = None,
+    max_weights: int | None = None,
+) -> Iterator[Reader]:
+    """A reader of a file, one tensor after another; the arguments are those of `load_compressed`.
+
+    Yields:
+        The reader.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        KeyError: if the file has no tensor of such a name; close ones are listed.
+        ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
+    """
+    with _opened(path) as file:
+        yield Reader(file, names=names, max_weights=max_weights)
 
 
 def load_books(

@@ -50,8 +50,8 @@ def decode(
             and what is read are checked for damage, in a file of version 3.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
-            milliseconds per byte; a number allows four microseconds more per element.
+            byte, at most 2^28 or 16 per byte. The decoding effort is limited too, to some seconds
+            and two milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor, in the order of the file.
@@ -74,8 +74,8 @@ def decode_books(
         data: from `encode`, or a file open for reading in binary.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
-            milliseconds per byte; a number allows four microseconds more per element.
+            byte, at most 2^28 or 16 per byte. The decoding effort is limited too, to some seconds
+            and two milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor, and the codebooks. No codebook lists tensors that are stored value by value.
@@ -217,6 +217,7 @@ class Reader:
                         stream.check_end()
                 if part is not None and entry.name in self._wanted:
                     yield part
+                part = None  # before the next one is read
             # A file without tensors has a stream all the same.
             if not self.entries and self._sections:
                 self._stream_decoder(self._payload(0)).check_end()

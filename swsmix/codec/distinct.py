@@ -64,14 +64,15 @@ class PlacesOf:
         if self._table is None:
             return self._searched(patterns)
         guess = self._table[patterns >> 16]
-        found = self._order[guess]
+        found: Array = self._order[guess]
         untold = np.flatnonzero(self._sorted[guess] != patterns)
         found[untold] = self._searched(patterns[untold])
         return found
 
     def _searched(self, patterns: Array) -> Array:
         near = np.minimum(np.searchsorted(self._sorted, patterns), len(self._sorted) - 1)
-        return np.where(self._sorted[near] == patterns, self._order[near], -1)
+        places: Array = np.where(self._sorted[near] == patterns, self._order[near], -1)
+        return places
 
 
 def _sortable(patterns: Array, dtype: torch.dtype) -> Array:

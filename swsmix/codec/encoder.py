@@ -93,6 +93,7 @@ def encode_to(
     pairs = list(state.items()) if isinstance(state, Mapping) else state
     for name, t in watched(pairs, "coding", shown=progress):
         encoder.add_(name, t)
+        del t  # before the next one is made
     return encoder.finish(notes or Notes())
 
 

@@ -158,12 +158,10 @@ def read_sections(file: io.BufferedIOBase, *, whole: bool) -> tuple[list[Section
         file.seek(payload + 4 * (payload > 0), io.SEEK_CUR)
         if file.tell() > size - 5:
             raise ValueError("it is damaged: it ends too early")
-    notes = b""
+    notes, end = b"", file.tell()
     if file.tell() < size - 4:
         notes = _take(file, _number(file), size - 4)
-        if not notes:
-            raise ValueError("it is damaged: its notes are empty")
-    if file.tell() != size - 4:
+    if file.tell() != size - 4 or file.tell() - end == 1:
         raise ValueError("it is damaged: it goes on after its end")
     return sections, notes
 

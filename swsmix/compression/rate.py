@@ -21,6 +21,7 @@ from swsmix.codec import encode_to
 from swsmix.compression.entropy_constrained import Codebook, fit
 from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.snap import Quantized
+from swsmix.compression.streamed import snapped_tensors
 
 DEFAULT_LOSS = 0.004
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
@@ -234,23 +235,20 @@ class Network:
 
     def snapped(self, found: Outcome) -> Iterator[tuple[str, Tensor]]:
         """The state_dict with its quantised tensors, one after another."""
-        for name in self.state:
-            q = self.quantized_tensor(found, name)
-            yield name, self.state[name] if q is None else q.values
+        return snapped_tensors(self.state, lambda name, t: self.quantized_tensor(found, name, t))
 
-    def quantized_tensor(self, found: Outcome, name: str) -> Quantized | None:
-        """Codebook and index of one tensor; None if it is not quantised."""
+    def quantized_tensor(self, found: Outcome, name: str, t: Tensor) -> Quantized | None:
+        """Codebook and index of a tensor of the state_dict; None if it is not quantised."""
         if name not in self._matrix_of:
             return None
         number = self._matrix_of[name]
-        t = self.state[name].detach()
-        return self.matrices[number].quantized(t, found.books[number], self.unit)
+        return self.matrices[number].quantized(t.detach(), found.books[number], self.unit)
 
     def quantized(self, found: Outcome) -> dict[str, Quantized]:
         """Name -> codebook and index, in the order of the state_dict."""
         made = dict[str, Quantized]()
         for m in self.matrices:
-            one = self.quantized_tensor(found, m.names[0])
+            one = self.quantized_tensor(found, m.names[0], self.state[m.names[0]])
             assert one is not None
             made.update(dict.fromkeys(m.names, one))
         return {name: made[name] for name in self.state if name in made}
