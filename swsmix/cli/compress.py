@@ -165,7 +165,8 @@ def compress(
             seen=None if quiet else formats.add,
         )
         with replacing(out) as temporary, temporary.open("wb") as file:
-            written = encode_to(file, tensors, notes=_notes(checkpoint))
+            total = sum(numel.values())
+            written = encode_to(file, tensors, total=total, notes=_notes(checkpoint))
     _streams.work_is_saved()
     if quiet:
         return
@@ -227,7 +228,8 @@ def _notes(checkpoint: Checkpoint) -> Notes:
     places, names = checkpoint.places, list(checkpoint.tensors)
     files = sorted({*places.values()})
     metadata = {key: text for file in files for key, text in metadata_of(file).items()}
-    if len(files) < 2 or len({file.parent for file in files}) > 1:
+    alone = len(files) < 2 and not (files and checkpoint.index)
+    if alone or len({file.parent for file in files}) > 1:
         seen: dict[object, int] = {}
         ties = {}
         for place, t in enumerate(checkpoint.tensors.values() if not places else ()):

@@ -27,6 +27,8 @@ from swsmix.codec.values import write_values
 
 # Decisions for context models in one file, about half a minute; later tensors do without.
 _BUDGET = 1 << 26
+# Of a network of more numbers than these, a quarter: contexts reach only a part of it anyway.
+_MANY = 1 << 25
 # Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
 _LARGE = 1 << 18
 _MOST_IN_STREAM = 1 << 22  # weights of small tensors that wait for their section to be full
@@ -45,7 +47,8 @@ def encode(
     Args:
         state: name -> tensor, or pairs of them. Tensors of few distinct values (snapped ones)
             become a codebook and entropy-coded component numbers. Context models code them until
-            about half a minute of work is spent; the tensors after that are coded without.
+            about half a minute of work is spent (ten seconds, in more than 33 million numbers);
+            the tensors after that are coded without.
         contexts: whether context models may be used; without them a file is written at once.
         progress: show a progress bar over the tensors.
 
@@ -71,6 +74,7 @@ def encode_to(
     state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     *,
     contexts: bool = True,
+    total: int | None = None,
     notes: Notes | None = None,
     progress: bool = False,
 ) -> int:
@@ -80,6 +84,8 @@ def encode_to(
         file: open for writing in binary.
         state: name -> tensor, or pairs of them, from a generator perhaps.
         contexts: whether context models may be used.
+        total: how many numbers the tensors have, if they are pairs: of more than 33 million,
+            context models code fewer. None takes them for fewer.
         notes: where the tensors came from, kept at the end of the file.
         progress: show a progress bar over the tensors.
 
@@ -89,9 +95,13 @@ def encode_to(
     Raises:
         TypeError: if a tensor is not a dense one of a common dtype.
     """
-    encoder = _Encoder(file, contexts=contexts)
-    pairs = list(state.items()) if isinstance(state, Mapping) else state
-    for name, t in watched(pairs, "coding", shown=progress):
+    if isinstance(state, Mapping):
+        total = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
+    budget = _BUDGET if (total or 0) <= _MANY else _BUDGET // 4
+    encoder = _Encoder(file, budget if contexts else 0)
+    pairs = ((name, state[name]) for name in state) if isinstance(state, Mapping) else state
+    count = len(state) if isinstance(state, Mapping) else None
+    for name, t in watched(pairs, "coding", shown=progress, total=count):
         encoder.add_(name, t)
         del t  # before the next one is made
     return encoder.finish(notes or Notes())
@@ -130,12 +140,12 @@ class _Stored:
 class _Encoder:
     """Writes tensors one after another, each with the help of those before it."""
 
-    def __init__(self, file: io.BufferedIOBase, *, contexts: bool) -> None:
+    def __init__(self, file: io.BufferedIOBase, budget: int) -> None:
         self.sections = SectionWriter(file)
         self.table, self.stream = TableWriter(), StreamEncoder()
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities = RowDensities()
-        self.budget = ContextBudget(_BUDGET if contexts else 0)
+        self.budget = ContextBudget(budget)
         self._in_section = self._waiting = 0  # tensors, and weights
         self._numbers = 0
         self._places: dict[tuple[torch.dtype, tuple[int, ...], bytes], int] = {}

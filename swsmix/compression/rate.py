@@ -231,7 +231,8 @@ class Network:
     def encoded_size(self, found: Outcome) -> int:
         """The size of the whole file."""
         file = _Measured()
-        return encode_to(file, self.snapped(found))
+        total = sum(t.numel() for t in self.state.values())
+        return encode_to(file, self.snapped(found), total=total)
 
     def snapped(self, found: Outcome) -> Iterator[tuple[str, Tensor]]:
         """The state_dict with its quantised tensors, one after another."""
