@@ -272,10 +272,7 @@ def test_numbers_are_in_the_smallest_type_on_both_ways(monkeypatch):
         seen.clear()
         assert same(decode(encode({"w": w}, contexts=False)), {"w": w})
         assert max(seen, key=len).dtype == dtype
-        assert (
-            encoder._index(w.numpy().ravel().view("u4"), np.unique(w).view("u4")).dtype
-            == dtype
-        )
+        assert encoder._index(w.numpy().ravel().view("u4"), np.unique(w).view("u4")).dtype == dtype
 
 
 @pytest.mark.usefixtures("small")
