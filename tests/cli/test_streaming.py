@@ -187,7 +187,7 @@ def test_an_interrupted_command_leaves_nothing_half_written(tmp_path, number, wa
     folder = tmp_path / "net"
     folder.mkdir()
     for shard in (A, B):
-        own = {f"{shard[8]}.{i}": torch.randn(1500, 1000, generator=generator) for i in range(3)}
+        own = {f"{shard[10]}.{i}": torch.randn(1500, 1000, generator=generator) for i in range(3)}
         save_file(own, folder / shard)
     if way == "decompress":
         command.compress(folder, quiet=True, values=8)
