@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Of a large network gzip and k-means see a part, so that the table costs seconds at most.
 _COMPARED = 1 << 21  # weights
 _FEWEST = 1 << 12  # of a tensor
-_GZIPPED = 1 << 25  # bytes
+_GZIPPED = 1 << 24  # bytes
 _PIECE = 1 << 16
 _ABOUT = " (estimated)"
 

@@ -27,7 +27,8 @@ from swsmix.codec.values import write_values
 
 # Decisions for context models in one file, about half a minute; later tensors do without.
 _BUDGET = 1 << 26
-# Of a network of more numbers than these, a quarter: contexts reach only a part of it anyway.
+# Of a network of more numbers than these, only sparse tensors are coded in contexts: those of a
+# dense one cost minutes, and save a percent where the budget reaches.
 _MANY = 1 << 25
 # Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
 _LARGE = 1 << 18
@@ -47,8 +48,8 @@ def encode(
     Args:
         state: name -> tensor, or pairs of them. Tensors of few distinct values (snapped ones)
             become a codebook and entropy-coded component numbers. Context models code them until
-            about half a minute of work is spent (ten seconds, in more than 33 million numbers);
-            the tensors after that are coded without.
+            about half a minute of work is spent, and of more than 33 million numbers only sparse
+            tensors; the others are coded without.
         contexts: whether context models may be used; without them a file is written at once.
         progress: show a progress bar over the tensors.
 
@@ -85,7 +86,7 @@ def encode_to(
         state: name -> tensor, or pairs of them, from a generator perhaps.
         contexts: whether context models may be used.
         total: how many numbers the tensors have, if they are pairs: of more than 33 million,
-            context models code fewer. None takes them for fewer.
+            context models code sparse tensors only. None takes them for fewer.
         notes: where the tensors came from, kept at the end of the file.
         progress: show a progress bar over the tensors.
 
@@ -97,8 +98,7 @@ def encode_to(
     """
     if isinstance(state, Mapping):
         total = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
-    budget = _BUDGET if (total or 0) <= _MANY else _BUDGET // 4
-    encoder = _Encoder(file, budget if contexts else 0)
+    encoder = _Encoder(file, contexts=contexts, is_large=(total or 0) > _MANY)
     pairs = ((name, state[name]) for name in state) if isinstance(state, Mapping) else state
     count = len(state) if isinstance(state, Mapping) else None
     for name, t in watched(pairs, "coding", shown=progress, total=count):
@@ -140,12 +140,13 @@ class _Stored:
 class _Encoder:
     """Writes tensors one after another, each with the help of those before it."""
 
-    def __init__(self, file: io.BufferedIOBase, budget: int) -> None:
+    def __init__(self, file: io.BufferedIOBase, *, contexts: bool, is_large: bool) -> None:
         self.sections = SectionWriter(file)
         self.table, self.stream = TableWriter(), StreamEncoder()
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities = RowDensities()
-        self.budget = ContextBudget(budget)
+        self.budget = ContextBudget(_BUDGET if contexts else 0)
+        self._is_large = is_large
         self._in_section = self._waiting = 0  # tensors, and weights
         self._numbers = 0
         self._places: dict[tuple[torch.dtype, tuple[int, ...], bytes], int] = {}
@@ -233,7 +234,10 @@ class _Encoder:
         stored = _Stored(TableWriter(), StreamEncoder())
         values, is_new = self._write_codebook(stored, t, values)
         index, shape = _index(patterns, values), tuple(t.shape)
-        bits = entropy_bits(counted(index, len(values))) + stored.bits
+        count = counted(index, len(values))
+        bits = entropy_bits(count) + stored.bits
+        is_dense = 2 * count.max() < len(index)
+        budget = ContextBudget(0) if self._is_large and is_dense else self.budget
         # No list of numbers is much smaller than their entropy.
         is_sure = len(patterns) >= _SURELY_SMALLER and 64 * len(values) <= len(patterns)
         plain = None if is_sure else _by_value(t, patterns)
@@ -241,11 +245,13 @@ class _Encoder:
         if bits >= _LARGE and shape and (plain is None or bits < plain.bits):
             head = stored.stream.to_bytes()
             stored.table.number(len(head) // 4)
-            streams = write_blocks(stored.table, index, numbers, self.budget)
+            streams = write_blocks(stored.table, index, numbers, budget)
+            if budget is not self.budget:
+                self.budget.read_(budget.read)
             self._add_section(name, stored, [head, *streams])
         else:
             if len(values) > 1:
-                model, coded = code_smallest(index, numbers, self.budget)
+                model, coded = code_smallest(index, numbers, budget)
                 model.write(stored.table)
                 stored.stream.extend(coded)
                 stored.steps += model.steps(len(values), shape)

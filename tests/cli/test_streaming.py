@@ -1,5 +1,6 @@
 """Checkpoints on disk, one tensor at a time: the same bytes, little memory, the same files back."""
 
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from swsmix.cli import compress as command
 from swsmix.cli import decompress as back_command
-from swsmix.codec import decode, encode, encode_to, load_compressed, reading
+from swsmix.codec import decode, encode, encode_to, encoder, load_compressed, reading, sizes
 from swsmix.compression.codebooks import quantize_state, snapped
 from swsmix.compression.rate import Network
 from swsmix.inspection import checkpoints
@@ -111,6 +112,22 @@ def test_from_disk_the_file_has_the_bytes_that_it_has_from_memory(sharded, tmp_p
 def test_pairs_and_mappings_are_encoded_alike():
     state = network()
     assert encode(state) == encode(iter(state.items()))
+
+
+def test_of_a_large_network_only_sparse_tensors_are_coded_in_contexts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(300, 300, generator=generator) * (torch.arange(300)[:, None] % 2 + 0.2)
+    rows = torch.rand(300, 1, generator=generator) < torch.rand(300, 300, generator=generator) ** 3
+    state = {"dense": dense.mul(4).round(), "sparse": rows.float()}
+    whole, plain = (encode(state, contexts=contexts) for contexts in (True, False))
+    monkeypatch.setattr(encoder, "_MANY", 100)
+    large = encode(state)
+    assert len(whole) < len(large) < len(plain)
+    file = io.BytesIO()
+    encode_to(file, iter(state.items()), total=180_000)
+    assert file.getvalue() == large
+    models = {name: size.model for name, size in sizes(large).items()}
+    assert "contexts" not in models["dense"] and "contexts" in models["sparse"]
 
 
 def test_few_tensors_are_in_memory_at_a_time():
