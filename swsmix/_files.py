@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -115,6 +116,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Write a new folder whole or not at all.
+
+    Args:
+        path: a folder that is not there, or empty.
+
+    Yields:
+        An empty temporary folder beside it, renamed to `path` at the end.
+
+    Raises:
+        FileExistsError: if it holds files.
+        OSError: if it cannot be written.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise FileExistsError(f"cannot write {path}: it is there already; name another folder")
+    check_writable(place.parent / "file")
+    discard_left(place)
+    temporary = place.with_name(f"{_start_of_temporaries(place)}{uuid.uuid4().hex[:16]}")
+    try:
+        temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY) if not _WINDOWS else None
+        try:
+            if handle is not None:
+                with suppress(OSError):  # some network disks have no locks
+                    lock(handle)
+            yield temporary
+            for file in temporary.iterdir():
+                sync(file)
+            if _WINDOWS and place.exists():  # a folder replaces no other there, even an empty one
+                place.rmdir()
+            temporary.replace(place)
+        finally:
+            if handle is not None:
+                os.close(handle)
+        sync(place.parent)
+    except OSError as error:
+        refuse(path, error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def _disk_errors(temporary: Path) -> Iterator[None]:
     """Raise an OSError where a library hides one, as PyTorch and safetensors do on a full disk."""
     try:
@@ -154,7 +198,7 @@ def discard_left(place: Path) -> None:
             handle = os.open(left, os.O_RDONLY)
             try:
                 lock(handle)
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
 

@@ -21,6 +21,7 @@ def watched(
     shown: bool,
     total: int | None = None,
     done: int = 0,
+    weight: Callable[[T], int] | None = None,
     note: Callable[[], str] | None = None,
     transient: bool = True,
 ) -> Iterator[T]:
@@ -32,6 +33,8 @@ def watched(
         shown: whether there is a bar; without one, nothing is imported or printed.
         total: the number of items, those done before included; by default `len(items)`.
         done: how many of them were done before.
+        weight: how much an item is worth, such as its numbers: the bar advances by these. Without
+            a total, the items are walked through twice.
         note: gives the text behind the bar, asked before and after each item; below the bar where
             the terminal is too narrow for both, since a number that is cut would be a wrong one.
         transient: remove the bar at the end; otherwise it stays, as one line.
@@ -59,7 +62,9 @@ def watched(
     # In a notebook without ipywidgets rich would warn and show nothing: plain text there.
     widgets = importlib.util.find_spec("ipywidgets") is not None
     console = Console(stderr=True, force_jupyter=None if widgets else False)
-    short = BarColumn(), MofNCompleteColumn()
+    if weight is not None and total is None:
+        total = sum(map(weight, items))
+    short = BarColumn(), TextColumn("{task.fields[count]}") if weight else MofNCompleteColumn()
     before = TextColumn("{task.description}", markup=False)
     behind = TextColumn("{task.fields[note]}", markup=False)
 
@@ -82,8 +87,18 @@ def watched(
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Bar(console=console, transient=transient) as bar:
-        task = bar.add_task(label, total=total, completed=done, note="")
+        task = bar.add_task(label, total=total, completed=done, note="", count="")
         for item in items:
-            bar.update(task, note=note() if note else "")
+            bar.update(task, note=note() if note else "", count=_counted(done, total))
+            step = weight(item) if weight else 1
             yield item
-            bar.update(task, advance=1, note=note() if note else "")
+            del item  # it may be large, and the next one is made now
+            done += step
+            bar.update(task, advance=step, note=note() if note else "", count=_counted(done, total))
+
+
+def _counted(done: int, total: int | None) -> str:
+    """Such as "12.3/100.0 million"."""
+    if total is None or total < 10**7:
+        return f"{done:,}" + ("" if total is None else f"/{total:,}")
+    return f"{done / 1e6:,.0f}/{total / 1e6:,.0f} million"

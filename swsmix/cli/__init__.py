@@ -6,7 +6,14 @@ Nothing here imports torch before a command runs, so that `--help` and `guide` a
 from swsmix.cli import _interrupts
 
 with _interrupts.quiet():
-    from swsmix.cli import compress, guide, inspect, reproduce, train  # registers the commands
+    from swsmix.cli import (
+        compress,
+        decompress,
+        guide,
+        inspect,
+        reproduce,
+        train,
+    )  # registers the commands
     from swsmix.cli.app import app, main
 
-__all__ = ["app", "compress", "guide", "inspect", "main", "reproduce", "train"]
+__all__ = ["app", "compress", "decompress", "guide", "inspect", "main", "reproduce", "train"]

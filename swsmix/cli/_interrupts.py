@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,3 +63,28 @@ def _importing(frame: FrameType | None) -> bool:
     if importer is None:
         return False
     return importer.startswith((_HERE, _PROGRAM)) or not importer.startswith(_LIBRARY)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as by a cluster's scheduler."""
+
+
+@contextmanager
+def as_exit_codes() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does; the exit code is 128 + the signal's number."""
+    import typer  # not above: this module is there before anything heavy is imported
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    old = signal.signal(signal.SIGTERM, terminate) if main else None
+    try:
+        yield
+    except _Terminated:
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, old)

@@ -1,20 +1,27 @@
-"""`swsmix compress` and `swsmix decompress`."""
+"""`swsmix compress`."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from swsmix._progress import watched
 from swsmix.cli import _streams
+from swsmix.cli._interrupts import as_exit_codes
 from swsmix.cli.app import app
 from swsmix.cli.asked import check_one, parse_size
 from swsmix.cli.inspect import left_out_lines
-from swsmix.cli.sizes import bits_per_weight, print_table, relative_loss, sizes, ties
+from swsmix.cli.sizes import Formats, bits_per_weight, print_table, relative_loss, ties
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swsmix.codec import Notes
     from swsmix.compression.snap import Quantized
+    from swsmix.compression.streamed import Choose
     from swsmix.inspection.checkpoints import Checkpoint
 
 
@@ -102,11 +109,11 @@ def compress(
 
     - `swsmix compress snapped.pt --lossless --out small.sws`
     """
-    from swsmix.compression import save_compressed
-    from swsmix.compression.codebooks import quantize_state, snapped
+    from swsmix._files import replacing
+    from swsmix.codec import encode_to
     from swsmix.compression.matrices import MIN_WEIGHTS, is_quantised
-    from swsmix.compression.report import SnappingReport, tensor_reports
-    from swsmix.compression.snap import snapped_state
+    from swsmix.compression.report import SnappingReport, TensorReport
+    from swsmix.compression.streamed import Rounded, snapped_tensors
 
     given = check_one(
         bits=bits, size=size, loss=loss, values=values, lossless=lossless, curve=curve
@@ -118,108 +125,122 @@ def compress(
         if source.is_dir():  # a dot in its name, as in lr0.1, begins no suffix
             stem = source.name if source.name.strip(".") else source.resolve().name
         out = source.parent / f"{stem}.sws"
-    _check_not_itself(source, out)
+    check_not_itself(source, out)
     if is_written:
-        _check_free(out, force=force)
+        check_free(out, force=force)
     picture = out.with_name(f"{out.stem}-curve.png")
     if curve:
-        _check_free(picture, force=force)
+        check_free(picture, force=force)
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
     if checkpoint.mixtures and (given or curve):
         _refuse_for_run(source, given or "--curve")
-    # The size of the file is that with its biases rounded.
-    large = [name for name, t in original.items() if is_quantised(t)]
-    rest = snapped_state(original, keep=large, bias_bits=bias_bits)
-    if curve:
-        from swsmix.cli.curve import print_curve
+    numel = {name: t.numel() for name, t in original.items()}
+    matrices = {n for n, t in original.items() if is_quantised(t)} - checkpoint.exact
+    with as_exit_codes():
+        # The size of the file is that with its biases rounded.
+        rest = Rounded(original, bias_bits, keep=matrices | checkpoint.exact)
+        if curve:
+            from swsmix.cli.curve import print_curve
 
-        print_curve(rest, picture, zero=zero, quiet=quiet)
-        if not is_written:
-            return
-    found = {}
-    if not lossless:
-        found = _by_its_mixtures(checkpoint, distortion)
-    if not lossless and not found:
-        found = quantize_state(
-            rest if values is None else original,
-            values,
-            bits=bits,
-            size_bytes=most,
-            loss=loss,
-            zero=zero,
-            seed=seed,
-            progress=not quiet,
+            print_curve(rest, picture, zero=zero, exact=checkpoint.exact, quiet=quiet)
+            if not is_written:
+                return
+        found = {} if lossless else _by_its_mixtures(checkpoint, distortion)
+        asked = Asked(bits, most, loss, values, zero, seed)
+        choose: Choose
+        if lossless or found:
+            choose = lambda name, t: found.get(name)  # noqa: E731
+        else:
+            choose = _chooser(rest, asked, checkpoint.exact, quiet=quiet)
+        formats = Formats(numel, sum(t.nbytes for t in original.values()))
+        reports: dict[str, TensorReport] = {}
+        names = watched(original, "coding", shown=not quiet, weight=lambda n: max(numel[n], 1))
+        tensors = snapped_tensors(
+            original,
+            choose,
+            names,
+            rest=Rounded(original, bias_bits, keep=checkpoint.exact),
+            reports=reports,
+            seen=None if quiet else formats.add,
         )
-    state = snapped_state(snapped(original, found), keep=set(found), bias_bits=bias_bits)
-    written = save_compressed(out, state, progress=not quiet)
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            total = sum(numel.values())
+            written = encode_to(file, tensors, total=total, notes=_notes(checkpoint))
     _streams.work_is_saved()
-    if not quiet:
-        for line in left_out_lines(checkpoint):
-            typer.echo(line)
-        if found:
-            reports = tensor_reports(original, state, found)
-            typer.echo(SnappingReport(reports, bias_bits, before=None, after=None))
-            lost = relative_loss(original, state, found)
-            typer.echo(f"{bits_per_weight(found):.3f} bits per weight, loss {lost:.3g}")
-            small = [n for n, t in original.items() if t.is_floating_point() and t.ndim > 1]
-            if not checkpoint.mixtures and (small := [n for n in small if n not in found]):
-                few = f"for {values} values" if values else f"(below {MIN_WEIGHTS}), kept as are"
-                typer.echo(f"too few weights {few}: {', '.join(small)}")
-        if checkpoint.mixtures and found:
-            values = max(len(q.codebook) for q in found.values())
-        rows = sizes(
-            original, found, state, written, out, values=values, bias_bits=bias_bits, seed=seed
+    if quiet:
+        return
+    for line in left_out_lines(checkpoint):
+        typer.echo(line)
+    if reports:
+        typer.echo(SnappingReport((*reports.values(),), bias_bits, before=None, after=None))
+        loss = relative_loss(reports)
+        typer.echo(f"{bits_per_weight(reports):.3f} bits per weight, loss {loss:.3g}")
+        small = [n for n, t in original.items() if t.is_floating_point() and t.ndim > 1]
+        small = [n for n in small if n not in reports and n not in checkpoint.exact]
+        if not checkpoint.mixtures and small:
+            few = f"for {values} values" if values else f"(below {MIN_WEIGHTS}), kept as are"
+            typer.echo(f"too few weights {few}: {', '.join(small)}")
+    if checkpoint.exact:
+        typer.echo(f"8-bit floats and their scales, kept as are: {len(checkpoint.exact)} tensors")
+    if checkpoint.mixtures and found:
+        values = max(len(q.codebook) for q in found.values())
+    rows = formats.rows(reports, written, out, values=values, bias_bits=bias_bits, seed=seed)
+    print_table(rows)
+    if lossless and 10 * written > 9 * formats.whole:
+        typer.echo("little gained: these weights are not snapped; omit --lossless to snap them")
+
+
+class Asked(NamedTuple):
+    """What is asked of the file."""
+
+    bits: float | None
+    size_bytes: int | None
+    loss: float | None
+    values: int | None
+    zero: bool
+    seed: int
+
+
+def _chooser(
+    state: Mapping[str, Tensor], asked: Asked, exact: Collection[str], *, quiet: bool
+) -> Choose:
+    """What gives each tensor its codebook and index."""
+    from swsmix.compression.codebooks import quantize_tensor
+    from swsmix.compression.rate import Network, check_asked
+
+    bits, size_bytes, loss, values, zero, seed = asked
+    check_asked(num_values=values, bits=bits, size_bytes=size_bytes, loss=loss)
+    if values is not None:
+        return lambda name, t: (
+            None if name in exact else quantize_tensor(name, t, values, zero=zero, seed=seed)
         )
-        print_table(rows)
-        if lossless and 10 * written > 9 * sum(t.nbytes for t in original.values()):
-            typer.echo("little gained: these weights are not snapped; omit --lossless to snap them")
+    network = Network(state, zero=zero, exact=exact, progress=not quiet)
+    outcome = network.asked(bits=bits, size_bytes=size_bytes, loss=loss)
+    return lambda name, t: network.quantized_tensor(outcome, name, t)
 
 
-@app.command()
-def decompress(
-    source: Annotated[Path, typer.Argument(help="A file of `swsmix compress`.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The .safetensors or .pt file to write, by default SOURCE with .safetensors; it "
-            "must not exist yet (--force)."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that is there.")] = False,
-    max_weights: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="The most numbers to allocate; by default what the file's size makes plausible. "
-            "The decoding effort grows with it.",
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
-) -> None:
-    """Turn a compressed file back into a checkpoint for `model.load_state_dict`.
+def _notes(checkpoint: Checkpoint) -> Notes:
+    """Where the tensors came from."""
+    from swsmix.codec import Notes
+    from swsmix.inspection.on_disk import metadata_of
 
-    **Examples**
-
-    - `swsmix decompress model.sws`
-
-    - `swsmix decompress model.sws --out model.pt`
-    """
-    from swsmix._files import check_writable
-    from swsmix.codec import load_compressed
-    from swsmix.inspection import checkpoints
-
-    if out is None:
-        out = source.parent / f"{source.stem}.safetensors"
-    _check_not_itself(source, out)
-    _check_free(out, force=force)
-    check_writable(out)
-    state = load_compressed(source, max_weights=max_weights)
-    checkpoints.write(out, state)
-    _streams.work_is_saved()
-    if not quiet:
-        count = sum(t.numel() for t in state.values())
-        typer.echo(f"{out}: {len(state)} tensors, {count:,} numbers")
+    places, names = checkpoint.places, list(checkpoint.tensors)
+    files = sorted({*places.values()})
+    metadata = {key: text for file in files for key, text in metadata_of(file).items()}
+    alone = len(files) < 2 and not (files and checkpoint.index)
+    if alone or len({file.parent for file in files}) > 1:
+        seen: dict[object, int] = {}
+        ties = {}
+        for place, t in enumerate(checkpoint.tensors.values() if not places else ()):
+            memory = t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride()
+            first = seen.setdefault((*memory, t.dtype), place) if t.numel() else place
+            if first < place:
+                ties[place] = first
+        return Notes(metadata=metadata, ties=ties)
+    number = {file: i for i, file in enumerate(files)}
+    shards = tuple(file.name for file in files)
+    return Notes(shards, tuple(number[places[name]] for name in names), checkpoint.index, metadata)
 
 
 def _refuse_for_run(source: Path, option: str) -> None:
@@ -229,7 +250,7 @@ def _refuse_for_run(source: Path, option: str) -> None:
     )
 
 
-def _check_free(out: Path, *, force: bool) -> None:
+def check_free(out: Path, *, force: bool) -> None:
     """A file is replaced only if asked to: it may be the only copy of a network."""
     if out.is_file() and not force:
         raise FileExistsError(
@@ -237,7 +258,8 @@ def _check_free(out: Path, *, force: bool) -> None:
         )
 
 
-def _check_not_itself(source: Path, out: Path) -> None:
+def check_not_itself(source: Path, out: Path) -> None:
+    """Check that a file is not written over what it is made from."""
     if out.exists() and source.exists() and out.samefile(source) and not out.is_dir():
         raise ValueError(f"{out} would be written over itself: name another file by --out")
 
@@ -247,7 +269,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
     from swsmix.codec import check
     from swsmix.inspection import checkpoints
 
-    _check_not_itself(source, out)
+    check_not_itself(source, out)
     checkpoint = checkpoints.read_network(source)
     if not checkpoint.tensors:
         raise ValueError(f"{source} holds no tensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def print_curve(state: dict[str, Tensor], picture: Path, *, zero: bool, quiet: bool) -> None:
+def print_curve(
+    state: Mapping[str, Tensor],
+    picture: Path,
+    *,
+    zero: bool,
+    exact: Collection[str],
+    quiet: bool,
+) -> None:
     """Print the sizes of the whole file at several distortions, and draw them.
 
     Raises:
@@ -25,7 +33,7 @@ def print_curve(state: dict[str, Tensor], picture: Path, *, zero: bool, quiet: b
     from swsmix.plots import save
     from swsmix.plots.rate import rate_distortion
 
-    network = Network(state, zero=zero, progress=not quiet)
+    network = Network(state, zero=zero, exact=exact, progress=not quiet)
     points = list(watched(rate_curve(network), "files", shown=not quiet))
     save(rate_distortion({"": [(float(p.size), p.loss) for p in points]}), picture)
     if quiet:

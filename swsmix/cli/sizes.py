@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from swsmix.compression.snap import Quantized
+    from swsmix.compression.report import TensorReport
+
+# Of a large network gzip and k-means see a part, so that the table costs seconds at most.
+_COMPARED = 1 << 21  # weights
+_FEWEST = 1 << 12  # of a tensor
+_GZIPPED = 1 << 24  # bytes
+_PIECE = 1 << 16
+_ABOUT = " (estimated)"
 
 
-def ties(tensors: dict[str, Tensor]) -> dict[str, str]:
+def ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Name of a matrix -> name of an earlier one that it equals bit for bit, as tied ones do."""
     from zlib import crc32
 
@@ -44,69 +52,130 @@ class Size:
     error: float | None
 
 
-def sizes(
-    original: dict[str, Tensor],
-    found: dict[str, Quantized],
-    state: dict[str, Tensor],
-    size: int,
-    out: Path,
-    *,
-    values: int | None,
-    bias_bits: int | None,
-    seed: int,
-) -> list[Size]:
-    """The size of the file and of the same network in other formats, float32 first."""
-    import gzip
+class Formats:
+    """The same network in other formats, added up tensor by tensor.
 
-    from swsmix.codec import encode
-    from swsmix.codec.header import to_patterns
-    from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
+    Args:
+        sizes: name -> number of elements, of all tensors.
+        whole: their bytes.
+    """
 
-    tied = ties(original)
-    once = {n: t for n, t in original.items() if n not in tied}
-    plain = b"".join(to_patterns(t).tobytes() for t in once.values())
-    floats = sum(t.numel() for t in once.values() if t.is_floating_point())
-    rest = sum(t.nbytes for t in once.values() if not t.is_floating_point())
-    kept = "exact" if bias_bits is None else f"{bias_bits} bits"
-    rows = [
-        Size("float32", 4 * floats + rest, "exact", 0.0),
-        Size("float16", 2 * floats + rest, "float16", None),
-        Size("the tensors as they are", len(plain), "exact", 0.0),
-        Size("the same, gzip", len(gzip.compress(plain, 6, mtime=0)), "exact", 0.0),
-    ]
-    if found:
-        # As many values as whole bits per weight hold: codebooks of other sizes pay no more.
-        most = values or 2 ** min(max(math.ceil(bits_per_weight(found)), 1), 8)
-        chosen = {name: original[name] for name in found}
-        other = quantize_state(chosen, most, method="kmeans", seed=seed, progress=True)
-        palette = {n: state[n] for n in state if n not in found} | snapped(chosen, other)
-        error = rms_error(original, palette, found)
-        packed = {n: t for n, t in palette.items() if n not in tied}
-        coded = len(encode(palette, progress=True))
-        name = f"k-means, {most} values"
-        rows += [
-            Size(f"{name}, packed", packed_bytes(packed, other), kept, error),
-            Size(f"{name}, in this format", coded, kept, error),
+    def __init__(self, sizes: Mapping[str, int], whole: int) -> None:
+        self.whole = self._plain = self._floats = self._rest = 0
+        self._numel = sizes
+        self._step = -(-sum(sizes.values()) // _COMPARED)
+        self._every = -(-whole // _GZIPPED)
+        self._gzip = zlib.compressobj(6, zlib.DEFLATED, 31)
+        self._gzipped = self._packed = 0
+        self._once: set[tuple[object, ...]] = set()
+        self._tied: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
+
+    def add(self, name: str, t: Tensor) -> None:
+        """Add a tensor as it was; equal matrices count once."""
+        from hashlib import blake2b
+
+        from swsmix.codec.header import to_patterns
+
+        patterns = to_patterns(t)
+        self.whole += t.nbytes
+        self._keep(name, t)
+        if t.ndim >= 2 and t.is_floating_point() and patterns.any():
+            content = t.dtype, t.shape, blake2b(patterns.data, digest_size=20).digest()
+            if content in self._once:
+                self._tied.add(name)
+                return
+            self._once.add(content)
+        self._plain += t.nbytes
+        self._floats += t.numel() if t.is_floating_point() else 0
+        self._rest += 0 if t.is_floating_point() else t.nbytes
+        data = patterns.data.cast("B") if t.numel() else memoryview(b"")
+        for begin in range(0, len(data), self._every * _PIECE):
+            piece = data[begin : begin + _PIECE]
+            self._packed += len(self._gzip.compress(piece))
+            self._gzipped += len(piece)
+
+    def _keep(self, name: str, t: Tensor) -> None:
+        """Keep a small network for k-means, or evenly chosen weights of a large one."""
+        if self._step == 1:
+            self._kept[name] = t.detach().clone()
+        elif t.is_floating_point() and t.ndim > 1:
+            step = max(min(self._step, t.numel() // _FEWEST), 1)
+            self._kept[name] = t.detach().reshape(-1)[::step].clone().view(-1, 1)
+
+    def rows(
+        self,
+        reports: Mapping[str, TensorReport],
+        size: int,
+        out: Path,
+        *,
+        values: int | None,
+        bias_bits: int | None,
+        seed: int,
+    ) -> list[Size]:
+        """The size of the file and of the network in other formats, float32 first."""
+        self._packed += len(self._gzip.flush())
+        share = self._plain / max(self._gzipped, 1)
+        about = "" if self._gzipped == self._plain else _ABOUT
+        kept = "exact" if bias_bits is None else f"{bias_bits} bits"
+        rows = [
+            Size("float32", 4 * self._floats + self._rest, "exact", 0.0),
+            Size("float16", 2 * self._floats + self._rest, "float16", None),
+            Size("the tensors as they are", self._plain, "exact", 0.0),
+            Size(f"the same, gzip{about}", round(self._packed * share), "exact", 0.0),
         ]
-    return [*rows, Size(f"{out}", size, kept, rms_error(original, state, found))]
+        if reports:
+            # As many values as whole bits per weight hold: codebooks of other sizes pay no more.
+            most = values or 2 ** min(max(math.ceil(bits_per_weight(reports)), 1), 8)
+            packed, coded, error = self._by_kmeans(reports, most, bias_bits, seed)
+            name, about = f"k-means, {most} values", "" if self._step == 1 else _ABOUT
+            rows += [
+                Size(f"{name}, packed{about}", packed, kept, error),
+                Size(f"{name}, in this format{about}", coded, kept, error),
+            ]
+        return [*rows, Size(f"{out}", size, kept, rms_error(reports))]
+
+    def _by_kmeans(
+        self, reports: Mapping[str, TensorReport], most: int, bias_bits: int | None, seed: int
+    ) -> tuple[int, int, float]:
+        """Bytes packed, bytes in this format, and the error, of k-means with so many values."""
+        from swsmix.codec import encode
+        from swsmix.compression.codebooks import packed_bytes, quantize_state
+        from swsmix.compression.report import tensor_report
+        from swsmix.compression.streamed import Rounded, snapped_tensors
+
+        chosen = {name: self._kept[name] for name in reports}
+        found = quantize_state(chosen, most, method="kmeans", seed=seed)
+        changes = {name: tensor_report(name, chosen[name], q) for name, q in found.items()}
+        squares = sum(r.mse * self._numel[name] for name, r in changes.items())
+        error = (squares / max(sum(self._numel[name] for name in reports), 1)) ** 0.5
+        if self._step == 1:
+            rest = Rounded(self._kept, bias_bits, keep=reports)
+            palette = dict(snapped_tensors(rest, lambda name, t: found.get(name)))
+            once = {name: t for name, t in palette.items() if name not in self._tied}
+            return packed_bytes(once, found), len(encode(palette)), error
+        packed = coded = self._plain
+        for name, q in found.items():
+            if name in self._tied:
+                continue
+            count, width = self._numel[name], chosen[name].element_size()
+            book = len(q.codebook) * width
+            packed += -(-count * math.ceil(math.log2(len(q.codebook))) // 8) + book - count * width
+            coded += math.ceil(count * changes[name].bits / 8.0) + book - count * width
+        return packed, coded, error
 
 
-def bits_per_weight(found: dict[str, Quantized]) -> float:
+def bits_per_weight(reports: Mapping[str, TensorReport]) -> float:
     """The order-0 entropy of all component numbers, per weight."""
-    from swsmix.compression.snap import bits_per_weight
-
-    count = sum(q.index.numel() for q in found.values())
-    return sum(bits_per_weight(q.index) * q.index.numel() for q in found.values()) / max(count, 1)
+    count = sum(r.numel for r in reports.values())
+    return sum(r.bits * r.numel for r in reports.values()) / max(count, 1)
 
 
-def relative_loss(
-    before: dict[str, Tensor], after: dict[str, Tensor], names: Iterable[str]
-) -> float:
+def relative_loss(reports: Mapping[str, TensorReport]) -> float:
     """The squared error over the weights' squares about the mean of their tensor."""
-    names = list(names)
-    squares = sum((before[n].double() - after[n].double()).square().sum().item() for n in names)
-    whole = sum(float(before[n].double().var(correction=0)) * before[n].numel() for n in names)
-    return float(squares / whole) if whole else 0.0
+    squares = sum(r.mse * r.numel for r in reports.values())
+    whole = sum(r.variance * r.numel for r in reports.values())
+    return squares / whole if whole else 0.0
 
 
 def print_table(rows: list[Size]) -> None:
@@ -125,8 +194,7 @@ def print_table(rows: list[Size]) -> None:
     Console(width=None).print(table)
 
 
-def rms_error(before: dict[str, Tensor], after: dict[str, Tensor], names: Iterable[str]) -> float:
-    """The root of the mean squared change of these tensors' weights."""
-    squares = sum((before[n].double() - after[n].double()).square().sum().item() for n in names)
-    count = sum(before[n].numel() for n in names)
-    return float((squares / max(count, 1)) ** 0.5)
+def rms_error(reports: Mapping[str, TensorReport]) -> float:
+    """The root of the mean squared change of the weights."""
+    squares = sum(r.mse * r.numel for r in reports.values())
+    return float((squares / max(sum(r.numel for r in reports.values()), 1)) ** 0.5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from swsmix._files import save_json
+from swsmix.cli import _interrupts
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
 from swsmix.cli.train_settings import Data, Dtype, Mode, Net, check_config, resumed
@@ -129,7 +128,7 @@ def train(
         for name in settings
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    with _signals_as_exit_codes():
+    with _interrupts.as_exit_codes():
         if resume:
             with runs.old_run(out):
                 saved = runs.load_config(out)
@@ -139,30 +138,6 @@ def train(
         else:
             with runs.new_run(out, force=force):
                 _run(settings, out, resume=False, **options)
-
-
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as by a cluster's scheduler."""
-
-
-@contextmanager
-def _signals_as_exit_codes() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does; the exit code is 128 + the signal's number."""
-
-    def terminate(*_: object) -> None:
-        raise _Terminated
-
-    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
-    old = signal.signal(signal.SIGTERM, terminate) if main else None
-    try:
-        yield
-    except _Terminated:
-        raise typer.Exit(128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(128 + signal.SIGINT) from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, old)
 
 
 @contextmanager

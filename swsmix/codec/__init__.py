@@ -16,6 +16,7 @@ A larger one has version 3, and is written and read section by section:
         CRC-32 of the five bytes above and of every section so far as far as here, payloads aside
         the payload, its CRC-32 (both absent if it is empty)
     0
+    where the tensors came from: length, JSON by zlib (absent in most files; see `codec.notes`)
     CRC-32 of all of that
 
     tensor table: number of tensors, then for each (of names, all tables together)
@@ -46,9 +47,11 @@ The modules:
 - `encoder`: `encode` makes the file.
 - `decoder`: `decode`, `decode_books` and `Reader` read it; nothing in it is trusted.
 - `sections`: the frame of the file, and its checksums.
+- `notes`: the shards, ties and texts of the checkpoint that was compressed.
 - `contents`: what the tensor tables say, before a stream is read.
 - `accounting`: `sizes`, what each tensor takes in a file.
 - `header`: the tensor table's bytes: numbers, names, dtypes, shapes.
+- `distinct`: the few values of a snapped tensor, found by itself.
 - `values`: lists of numbers (codebooks, biases) in the narrowest exact form.
 - `index`: the models of component numbers.
 - `choosing`: which model makes them smallest, contexts by their real gain.
@@ -77,10 +80,12 @@ from swsmix.codec.accounting import TensorSize, sizes
 from swsmix.codec.decoder import Codebook, Reader, decode, decode_books
 from swsmix.codec.encoder import check, encode, encode_to
 from swsmix.codec.header import MAGIC
+from swsmix.codec.notes import Notes
 
 __all__ = [
     "MAGIC",
     "Codebook",
+    "Notes",
     "Reader",
     "TensorSize",
     "check",
@@ -90,6 +95,7 @@ __all__ = [
     "encode_to",
     "load_books",
     "load_compressed",
+    "reading",
     "sizes",
 ]
 
@@ -119,9 +125,29 @@ def load_compressed(
         KeyError: if the file has no tensor of such a name; close ones are listed.
         ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
     """
-    with _opened(path) as file:
-        reader = Reader(file, names=names, max_weights=max_weights)
+    with reading(path, names=names, max_weights=max_weights) as reader:
         return {part.name: part.tensor for part in reader.parts()}
+
+
+@contextmanager
+def reading(
+    path: str | os.PathLike[str],
+    *,
+    names: Collection[str] | None = None,
+    max_weights: int | None = None,
+) -> Iterator[Reader]:
+    """A reader of a file, one tensor after another; the arguments are those of `load_compressed`.
+
+    Yields:
+        The reader.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        KeyError: if the file has no tensor of such a name; close ones are listed.
+        ValueError: if it is not such a file, is damaged, or holds more than `max_weights`.
+    """
+    with _opened(path) as file:
+        yield Reader(file, names=names, max_weights=max_weights)
 
 
 def load_books(

@@ -6,7 +6,8 @@ import threading
 
 from swsmix.codec.stream import StreamEncoder
 
-MAX_WEIGHTS = 1 << 28  # 268 million, a gigabyte in float32: the most without being asked for
+# Without being asked for: 268 million, a gigabyte in float32, or what a large file honestly holds.
+MAX_WEIGHTS, _HONEST_PER_BYTE = 1 << 28, 16
 _FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 25, 256
 _FREE_STEPS, _STEPS_PER_BYTE = 1 << 22, 2048
 _STEPS_PER_ALLOWED_WEIGHT = 4
@@ -20,7 +21,8 @@ def limits(size: int, max_weights: int | None = None) -> tuple[int, int]:
     """
     steps = _FREE_STEPS + _STEPS_PER_BYTE * size
     if max_weights is None:
-        return min(MAX_WEIGHTS, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size), steps
+        most = max(MAX_WEIGHTS, _HONEST_PER_BYTE * size)
+        return min(most, _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * size), steps
     return max_weights, steps + _STEPS_PER_ALLOWED_WEIGHT * max_weights
 
 

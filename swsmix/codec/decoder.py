@@ -12,15 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from swsmix.codec.blocks import BlockedIndex
-from swsmix.codec.budget import ContextBudget, limits
-from swsmix.codec.contents import Entry, needed, read_entries
+from swsmix.codec.contents import Entry, charged, needed, read_entries
 from swsmix.codec.densities import of_columns, row_classes
 from swsmix.codec.header import Kind, from_patterns
 from swsmix.codec.index import Numbers
+from swsmix.codec.notes import Notes
 from swsmix.codec.sections import read_sections
 from swsmix.codec.stream import Array, StreamDecoder
 
-_MAX_IN_CONTEXT = 1 << 27  # weights of one file that context models may code
 _CHUNK = 1 << 18  # numbers that are looked up at a time
 
 
@@ -49,8 +48,8 @@ def decode(
             and what is read are checked for damage, in a file of version 3.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
-            milliseconds per byte; a number allows four microseconds more per element.
+            byte, at most 2^28 or 16 per byte. The decoding effort is limited too, to some seconds
+            and two milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor, in the order of the file.
@@ -73,8 +72,8 @@ def decode_books(
         data: from `encode`, or a file open for reading in binary.
         max_weights: the most elements to allocate, all tensors together; a tensor without any
             counts as one. None allows what the size of the file makes plausible: 2^25 and 256 per
-            byte, at most 2^28. The decoding effort is limited too, to some seconds and two
-            milliseconds per byte; a number allows four microseconds more per element.
+            byte, at most 2^28 or 16 per byte. The decoding effort is limited too, to some seconds
+            and two milliseconds per byte; a number allows four microseconds more per element.
 
     Returns:
         name -> tensor, and the codebooks. No codebook lists tensors that are stored value by value.
@@ -165,9 +164,10 @@ class Reader:
         stream_decoder: type[StreamDecoder] = StreamDecoder,
     ) -> None:
         self._file, self._stream_decoder = file, stream_decoder
-        self._sections = read_sections(file, whole=names is None)
+        self._sections, notes = read_sections(file, whole=names is None)
         size = file.seek(0, io.SEEK_END)
         self.entries = read_entries(self._sections, size)
+        self.notes = Notes.from_bytes(notes, len(self.entries)) if notes else Notes()
         self._places = {entry.name: place for place, entry in enumerate(self.entries)}
         self._wanted = self._places.keys() if names is None else set(names)
         for name in self._wanted - self._places.keys():
@@ -177,7 +177,7 @@ class Reader:
                 + ", ".join(near)
             )
         self._needed = needed(self.entries, self._wanted)
-        self._budget = _charged(self._needed, size, max_weights)
+        self._budget = charged(self._needed, size, max_weights)
         holders = [place for place, e in enumerate(self.entries) if e.kind == Kind.INDEX]
         self._book_numbers = {place: number for number, place in enumerate(holders)}
         self._books: dict[int, Array] = {}  # by the tensor that holds it, as what follows
@@ -215,6 +215,7 @@ class Reader:
                         stream.check_end()
                 if part is not None and entry.name in self._wanted:
                     yield part
+                part = None  # before the next one is read
             # A file without tensors has a stream all the same.
             if not self.entries and self._sections:
                 self._stream_decoder(self._payload(0)).check_end()
@@ -320,33 +321,6 @@ class Reader:
         model = "" if entry.model is None else str(entry.model)
         sizes = float(named), with_codebook + book_bits, rest + bits
         return Part(entry.name, tensor, entry.kind, model, book, sizes)
-
-
-def _charged(wanted: list[tuple[Entry, bool]], size: int, max_weights: int | None) -> ContextBudget:
-    """What reading may cost, less what the tables tell of it.
-
-    Raises:
-        ValueError: if it is more than is allowed.
-    """
-    left, steps = limits(size, max_weights)
-    allowed_for = f"a file of {size:,} bytes"
-    most = f"{left:,} numbers, the most for {allowed_for}"
-    if max_weights is not None:
-        most = f"max_weights = {max_weights:,} numbers"
-        allowed_for += f" and max_weights = {max_weights:,}"
-    budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
-    for entry, is_book in wanted:
-        left -= entry.num_values if is_book else max(entry.numel, 1)
-        if left < 0:
-            raise ValueError(
-                f"it holds more than {most}: give a larger max_weights (--max-weights of "
-                "`swsmix decompress` and `inspect`) if you trust it"
-            )
-        if entry.kind == Kind.VALUES:
-            budget.read_(entry.numel >> 4)
-        elif entry.model is not None and not is_book:
-            entry.model.charge(entry.num_values, entry.shape, budget)
-    return budget
 
 
 def _shaped(patterns: Array, entry: Entry) -> Tensor:

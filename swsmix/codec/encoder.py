@@ -17,15 +17,19 @@ from swsmix.codec.blocks import write_blocks
 from swsmix.codec.budget import ContextBudget, max_weights_for
 from swsmix.codec.choosing import code_smallest
 from swsmix.codec.densities import RowDensities, has_rows
-from swsmix.codec.header import DTYPES, MAX_VALUES, Kind, TableWriter, to_patterns
+from swsmix.codec.distinct import PlacesOf, distinct_values, is_tabulated
+from swsmix.codec.header import DTYPES, Kind, TableWriter, to_patterns
 from swsmix.codec.index import CONTEXTS, Numbers
+from swsmix.codec.notes import Notes
 from swsmix.codec.sections import SectionWriter
 from swsmix.codec.stream import Array, StreamEncoder, counted, entropy_bits, smallest_type
 from swsmix.codec.values import write_values
 
-_SAMPLE = 1 << 16  # elements, to see that a tensor has too many distinct values
 # Decisions for context models in one file, about half a minute; later tensors do without.
 _BUDGET = 1 << 26
+# Of a network of more numbers than these, only sparse tensors are coded in contexts: those of a
+# dense one cost minutes, and save a percent where the budget reaches.
+_MANY = 1 << 25
 # Bits from which on a tensor has a section for itself, in blocks: the frame costs it .1 %.
 _LARGE = 1 << 18
 _MOST_IN_STREAM = 1 << 22  # weights of small tensors that wait for their section to be full
@@ -44,7 +48,8 @@ def encode(
     Args:
         state: name -> tensor, or pairs of them. Tensors of few distinct values (snapped ones)
             become a codebook and entropy-coded component numbers. Context models code them until
-            about half a minute of work is spent; the tensors after that are coded without.
+            about half a minute of work is spent, and of more than 33 million numbers only sparse
+            tensors; the others are coded without.
         contexts: whether context models may be used; without them a file is written at once.
         progress: show a progress bar over the tensors.
 
@@ -70,6 +75,8 @@ def encode_to(
     state: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     *,
     contexts: bool = True,
+    total: int | None = None,
+    notes: Notes | None = None,
     progress: bool = False,
 ) -> int:
     """As `encode`, into a file: each tensor is written and let go before the next is asked for.
@@ -78,6 +85,9 @@ def encode_to(
         file: open for writing in binary.
         state: name -> tensor, or pairs of them, from a generator perhaps.
         contexts: whether context models may be used.
+        total: how many numbers the tensors have, if they are pairs: of more than 33 million,
+            context models code sparse tensors only. None takes them for fewer.
+        notes: where the tensors came from, kept at the end of the file.
         progress: show a progress bar over the tensors.
 
     Returns:
@@ -86,11 +96,15 @@ def encode_to(
     Raises:
         TypeError: if a tensor is not a dense one of a common dtype.
     """
-    encoder = _Encoder(file, contexts=contexts)
-    pairs = list(state.items()) if isinstance(state, Mapping) else state
-    for name, t in watched(pairs, "coding", shown=progress):
+    if isinstance(state, Mapping):
+        total = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
+    encoder = _Encoder(file, contexts=contexts, is_large=(total or 0) > _MANY)
+    pairs = ((name, state[name]) for name in state) if isinstance(state, Mapping) else state
+    count = len(state) if isinstance(state, Mapping) else None
+    for name, t in watched(pairs, "coding", shown=progress, total=count):
         encoder.add_(name, t)
-    return encoder.finish()
+        del t  # before the next one is made
+    return encoder.finish(notes or Notes())
 
 
 def check(name: str, t: Tensor) -> None:
@@ -126,12 +140,13 @@ class _Stored:
 class _Encoder:
     """Writes tensors one after another, each with the help of those before it."""
 
-    def __init__(self, file: io.BufferedIOBase, *, contexts: bool) -> None:
+    def __init__(self, file: io.BufferedIOBase, *, contexts: bool, is_large: bool) -> None:
         self.sections = SectionWriter(file)
         self.table, self.stream = TableWriter(), StreamEncoder()
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities = RowDensities()
         self.budget = ContextBudget(_BUDGET if contexts else 0)
+        self._is_large = is_large
         self._in_section = self._waiting = 0  # tensors, and weights
         self._numbers = 0
         self._places: dict[tuple[torch.dtype, tuple[int, ...], bytes], int] = {}
@@ -151,7 +166,7 @@ class _Encoder:
             copy.number(original)
             self._append(name, _Stored(copy, StreamEncoder()), len(patterns))
             return
-        values = _distinct(patterns, t.dtype)
+        values = distinct_values(patterns, t.dtype)
         if values is None:
             self._add_values(name, t, patterns)
         else:
@@ -159,11 +174,11 @@ class _Encoder:
         if self.stream.cost >= _LARGE or self._waiting >= _MOST_IN_STREAM:
             self._end_section()
 
-    def finish(self) -> int:
+    def finish(self, notes: Notes) -> int:
         """End the file; its size in bytes."""
         if self._in_section or not self._count:
             self._end_section()
-        self.sections.finish()
+        self.sections.finish(notes.to_bytes())
         size = self.sections.size
         needed = max_weights_for(size, self._numbers, self.budget.read)
         if needed:
@@ -218,8 +233,11 @@ class _Encoder:
         """A tensor as a codebook and an index, unless value by value is smaller."""
         stored = _Stored(TableWriter(), StreamEncoder())
         values, is_new = self._write_codebook(stored, t, values)
-        index, shape = _index(patterns, values, t.dtype), tuple(t.shape)
-        bits = entropy_bits(counted(index, len(values))) + stored.bits
+        index, shape = _index(patterns, values), tuple(t.shape)
+        count = counted(index, len(values))
+        bits = entropy_bits(count) + stored.bits
+        is_dense = 2 * count.max() < len(index)
+        budget = ContextBudget(0) if self._is_large and is_dense else self.budget
         # No list of numbers is much smaller than their entropy.
         is_sure = len(patterns) >= _SURELY_SMALLER and 64 * len(values) <= len(patterns)
         plain = None if is_sure else _by_value(t, patterns)
@@ -227,11 +245,13 @@ class _Encoder:
         if bits >= _LARGE and shape and (plain is None or bits < plain.bits):
             head = stored.stream.to_bytes()
             stored.table.number(len(head) // 4)
-            streams = write_blocks(stored.table, index, numbers, self.budget)
+            streams = write_blocks(stored.table, index, numbers, budget)
+            if budget is not self.budget:
+                self.budget.read_(budget.read)
             self._add_section(name, stored, [head, *streams])
         else:
             if len(values) > 1:
-                model, coded = code_smallest(index, numbers, self.budget)
+                model, coded = code_smallest(index, numbers, budget)
                 model.write(stored.table)
                 stored.stream.extend(coded)
                 stored.steps += model.steps(len(values), shape)
@@ -274,41 +294,15 @@ def _by_value(t: Tensor, patterns: Array, raw: bytearray | None = None) -> _Stor
     return stored
 
 
-def _index(patterns: Array, values: Array, dtype: torch.dtype) -> Array:
+def _index(patterns: Array, values: Array) -> Array:
     """The number of each element's value, in the smallest type."""
-    index = np.empty(len(patterns), smallest_type(len(values)))
-    ascending = _sortable(values, dtype)
+    kind = smallest_type(len(values))
+    places = PlacesOf(values)
+    if is_tabulated(patterns):
+        every = np.arange(1 << (8 * patterns.itemsize)).astype(patterns.dtype)
+        return places.of(every).astype(kind)[patterns]
+    index = np.empty(len(patterns), kind)
     for begin in range(0, len(patterns), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        index[part] = np.searchsorted(ascending, _sortable(patterns[part], dtype))
+        index[part] = places.of(patterns[part])
     return index
-
-
-def _distinct(patterns: Array, dtype: torch.dtype) -> Array | None:
-    """The distinct values in ascending order, if they are few."""
-    size = len(patterns)
-    if size < 2:
-        return None
-    limit = min(MAX_VALUES, size // 2)
-    step = max(size // _SAMPLE, 1)
-    if len(np.unique(patterns[::step][:_SAMPLE])) > limit:
-        return None
-    parts = [np.unique(part) for part in np.array_split(patterns, size // (1 << 20) + 1)]
-    distinct = np.unique(np.concatenate(parts))
-    if len(distinct) > limit:
-        return None
-    ascending: Array = distinct[np.argsort(_sortable(distinct, dtype))]
-    return ascending
-
-
-def _sortable(patterns: Array, dtype: torch.dtype) -> Array:
-    """Bit patterns as unsigned integers that sort like the numbers that they stand for."""
-    if not dtype.is_signed:
-        return patterns
-    bits = patterns.dtype.itemsize * 8
-    top = patterns.dtype.type(1 << (bits - 1))
-    if not dtype.is_floating_point:
-        flipped: Array = patterns ^ top
-        return flipped
-    monotone: Array = np.where(patterns & top, ~patterns, patterns | top)
-    return monotone

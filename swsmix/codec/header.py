@@ -18,6 +18,8 @@ MAX_VALUES = 1 << 16  # of a codebook
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+    torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
 _PARTS = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "0", "1", "2", "3",

@@ -40,8 +40,13 @@ class SectionWriter:
                 self._section(first[0], [first[1]])
         self._section(table, payload)
 
-    def finish(self) -> None:
-        """End the file."""
+    def finish(self, notes: bytes = b"") -> None:
+        """End the file, with notes on the tensors if there are any."""
+        if notes and self._first is not None:
+            first, self._first = self._first, None
+            self._write(MAGIC + bytes([SECTIONS]))
+            self._tables_crc = self._file_crc
+            self._section(first[0], [first[1]])
         if self._first is not None:
             table, stream = self._first
             front = TableWriter()
@@ -49,6 +54,10 @@ class SectionWriter:
             self._write(MAGIC + bytes([ONE_SECTION]) + front.data + table + stream)
         else:
             self._write(b"\0")
+            if notes:
+                front = TableWriter()
+                front.number(len(notes))
+                self._write(bytes(front.data) + notes)
         self._write(self._file_crc.to_bytes(4, "little"))
 
     def _section(self, table: bytes, payload: Sequence[bytes]) -> None:
@@ -102,8 +111,8 @@ class Section:
         return memoryview(data)
 
 
-def read_sections(file: io.BufferedIOBase, *, whole: bool) -> list[Section]:
-    """The sections of a file, with their tables.
+def read_sections(file: io.BufferedIOBase, *, whole: bool) -> tuple[list[Section], bytes]:
+    """The sections of a file, with their tables, and the notes at its end.
 
     Args:
         file: open for reading in binary.
@@ -131,7 +140,7 @@ def read_sections(file: io.BufferedIOBase, *, whole: bool) -> list[Section]:
     file.seek(len(head))
     if version == ONE_SECTION:
         table = _take(file, _number(file), size - 4)
-        return [Section(table, file.tell(), size - 4 - file.tell(), is_checked=False)]
+        return [Section(table, file.tell(), size - 4 - file.tell(), is_checked=False)], b""
     sections, crc = [], zlib.crc32(head)
     while True:
         start = file.tell()
@@ -149,9 +158,12 @@ def read_sections(file: io.BufferedIOBase, *, whole: bool) -> list[Section]:
         file.seek(payload + 4 * (payload > 0), io.SEEK_CUR)
         if file.tell() > size - 5:
             raise ValueError("it is damaged: it ends too early")
-    if file.tell() != size - 4:
+    notes, end = b"", file.tell()
+    if file.tell() < size - 4:
+        notes = _take(file, _number(file), size - 4)
+    if file.tell() != size - 4 or file.tell() - end == 1:
         raise ValueError("it is damaged: it goes on after its end")
-    return sections
+    return sections, notes
 
 
 def _check_whole(file: io.BufferedIOBase, size: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -166,10 +167,14 @@ def smallest_type(num_values: int) -> np.dtype[Any]:
 
 
 def counted(symbols: Array, num_values: int) -> Array:
-    """How often each number occurs (num_values,), without a wide copy of them all."""
+    """How often each number occurs (num_values,), without a wide copy of them all.
+
+    By torch: numpy takes ten times as long for bytes.
+    """
     count = np.zeros(num_values, np.int64)
     for begin in range(0, len(symbols), _CHUNK):
-        count += np.bincount(symbols[begin : begin + _CHUNK], minlength=num_values)
+        part = symbols[begin : begin + _CHUNK].astype(np.int32)
+        count += torch.bincount(torch.from_numpy(part), minlength=num_values).numpy()
     return count
 
 

@@ -15,7 +15,7 @@ import torch
 from swsmix.codec.header import DTYPES, TableReader, TableWriter, from_patterns, to_patterns
 from swsmix.codec.stream import Array, Coder, StreamEncoder, code_integers
 
-_GRID = len(DTYPES)  # a form is a dtype's number, or this one: multiples of a power of two
+_GRID = 10  # a form: multiples of a power of two; others are dtypes, see `_form`
 _MAX_EXPONENT = 1100
 _MAX_INTEGER = 1 << 32
 _MAX_ON_GRID = 1 << 22  # numbers of one list
@@ -47,12 +47,12 @@ def write_values(
         The number of decisions to read it.
     """
     values = from_patterns(patterns, dtype, (len(patterns),))
-    form = DTYPES.index(dtype)
+    stored = dtype
     for narrow in _NARROWER.get(dtype, ()):
         if np.array_equal(to_patterns(values.to(narrow).to(dtype)), patterns):
-            form = DTYPES.index(narrow)
+            stored = narrow
             break
-    unchanged = 8 * DTYPES[form].itemsize * len(patterns)
+    unchanged = 8 * stored.itemsize * len(patterns)
     grid = _grid(patterns, dtype)
     if grid is not None:
         trial = StreamEncoder()
@@ -62,8 +62,8 @@ def write_values(
             table.signed(grid[0])
             stream.extend(trial)
             return trial.decisions
-    table.number(form)
-    (table.data if raw is None else raw).extend(to_patterns(values.to(DTYPES[form])).tobytes())
+    table.number(_form(stored))
+    (table.data if raw is None else raw).extend(to_patterns(values.to(stored)).tobytes())
     return 0
 
 
@@ -74,7 +74,7 @@ class StoredValues:
     Attributes:
         size: how many.
         dtype: their type.
-        form: a dtype's number, or `_GRID`.
+        form: `_GRID`, or a dtype's `_form`.
         exponent: of the grid.
         raw: their bytes, unless they are on a grid.
     """
@@ -94,12 +94,12 @@ class StoredValues:
         Raises:
             ValueError: if they are not numbers of that type.
         """
-        form = table.number(_GRID)
+        form = table.number(len(DTYPES))
         if form == _GRID:
             if size > _MAX_ON_GRID:
                 raise ValueError("a list of multiples of a power of two is too long")
             return cls(size, dtype, form, table.signed(_MAX_EXPONENT), None)
-        narrow = DTYPES[form]
+        narrow = _stored_as(form)
         if narrow != dtype and narrow not in _NARROWER.get(dtype, ()):
             raise ValueError(f"numbers of {dtype} cannot be stored as {narrow}")
         raw = table.take(size * narrow.itemsize) if inside else None
@@ -127,7 +127,7 @@ class StoredValues:
             if not values.isfinite().all():
                 raise ValueError("a stored number is too large")
             return to_patterns(values.to(self.dtype))
-        narrow = DTYPES[self.form]
+        narrow = _stored_as(self.form)
         assert self.raw is not None
         if len(self.raw) != self.size * narrow.itemsize:
             raise ValueError("it is damaged: the numbers of a tensor are not as many as its shape")
@@ -135,6 +135,16 @@ class StoredValues:
         if narrow == self.dtype:
             return raw
         return to_patterns(from_patterns(raw, narrow, (self.size,)).to(self.dtype))
+
+
+def _form(dtype: torch.dtype) -> int:
+    """A dtype's number; those of the first version come before the grid."""
+    number = DTYPES.index(dtype)
+    return number + (number >= _GRID)
+
+
+def _stored_as(form: int) -> torch.dtype:
+    return DTYPES[form - (form > _GRID)]
 
 
 def _grid(patterns: Array, dtype: torch.dtype) -> tuple[int, Array] | None:

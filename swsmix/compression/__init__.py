@@ -12,6 +12,7 @@
     centres      refine_, tie: the centres fitted to the data after snapping
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
     report       snapping_report: what snapping changes, tensor by tensor
+    streamed     a state_dict one tensor after another
     saving       save_compressed; `swsmix.codec` has the format and load_compressed
 
 `compress_` uses `phases`, `clusters` (of one tensor, between the phases), `straight_through`

@@ -111,17 +111,42 @@ def quantize_state(
             raise ValueError("method and strength go with num_values: pass num_values=16, say")
         network = Network(state, zero=zero, progress=progress)
         return network.quantized(network.asked(bits=bits, size_bytes=size_bytes, loss=loss))
-    codebooks = {}
-    for name, t in watched(state.items(), "quantising", shown=progress):
-        if not t.is_floating_point() or t.ndim < 2 or t.numel() < 4 * num_values:
-            continue
-        if t.element_size() < 2:  # 8-bit floats stay as they are
-            continue
-        if not torch.isfinite(t).all():
-            raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
-        used = strength if method == "mixture" else None
-        codebooks[name] = _quantize(t.detach(), num_values, used, zero, seed)
-    return codebooks
+    used = strength if method == "mixture" else None
+    found = {
+        name: quantize_tensor(name, t, num_values, strength=used, zero=zero, seed=seed)
+        for name, t in watched(state.items(), "quantising", shown=progress)
+    }
+    return {name: q for name, q in found.items() if q is not None}
+
+
+def quantize_tensor(
+    name: str,
+    t: Tensor,
+    num_values: int,
+    *,
+    strength: float | None = 1.0,
+    zero: bool = False,
+    seed: int = 0,
+) -> Quantized | None:
+    """A tensor with at most K values, as `quantize_state`; None if it stays as it is.
+
+    Args:
+        name: its name.
+        t: the tensor.
+        num_values: K.
+        strength: of the mixture; None is k-means.
+        zero: one value is exactly 0.
+        seed: for the sample.
+
+    Raises:
+        ValueError: if weights are not finite.
+    """
+    wide = t.is_floating_point() and t.element_size() >= 2  # 8-bit floats stay as they are
+    if not wide or t.ndim < 2 or t.numel() < 4 * num_values:
+        return None
+    if not torch.stack(t.aminmax()).isfinite().all():
+        raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
+    return _quantize(t.detach(), num_values, strength, zero, seed)
 
 
 @tables.uncompiled()  # compiling takes 100 MB and seconds, for five passes over the weights

@@ -1,14 +1,18 @@
-"""A tensor to be quantised: surveyed once, and then set to the values of any codebook."""
+"""A tensor to be quantised: surveyed once, and then set to the values of any codebook.
+
+What is kept of it is its histogram: the tensor itself is read again when it is quantised.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from swsmix._histogram import chunks, few_values
+from swsmix._patterns import Intervals, all_values, counts
 from swsmix.compression.entropy_constrained import Codebook, Histogram, histogram
 from swsmix.compression.snap import Quantized
 
@@ -20,21 +24,28 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Matrix:
-    """A tensor to be quantised, under all names that it has.
+    """What is known of a tensor to be quantised, under all names that it has.
 
     Attributes:
         names: its names.
-        tensor: the tensor.
+        shape: of the tensor.
+        dtype: of the tensor.
         weights: its histogram, in units.
         few: whether the histogram has a cell for each of its few values.
         zero: whether one of its values is to be exactly 0.
     """
 
     names: list[str]
-    tensor: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
     weights: Histogram
     few: bool
     zero: bool
+
+    @property
+    def numel(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
 
     @property
     def variance(self) -> float:
@@ -44,31 +55,42 @@ class Matrix:
         return float(size @ (mean - centre).square())
 
     @property
+    def largest(self) -> float:
+        """The largest magnitude of a cell."""
+        return float(self.weights.mean[[0, -1]].abs().max())
+
+    @property
     def entropy(self) -> float:
         """Bits per weight of the cells."""
         share = self.weights.size / self.weights.size.sum()
         return float(-(share @ share.log2())) + 0.0
 
     @classmethod
-    def of(cls, name: str, t: Tensor, unit: float, cells: int, *, zero: bool) -> Matrix:
-        """A tensor surveyed, in units; zero is a value too where many weights are 0."""
-        weights, few = _survey(t, unit, cells)
-        return cls([name], t, weights, few, zero or weights.zeros >= _SPIKE)
+    def of(cls, name: str, t: Tensor, cells: int, *, zero: bool) -> Matrix:
+        """A tensor surveyed, in units of 1; zero is a value too where many weights are 0.
 
-    def is_tied(self, other: Matrix) -> bool:
-        """Whether two tensors are equal; their histograms tell nearly all others apart."""
-        a, b = self.tensor, other.tensor
+        Raises:
+            ValueError: if weights are not finite.
+        """
+        weights, few = _survey(name, t, cells)
+        zero = zero or weights.zeros >= _SPIKE
+        return cls([name], tuple(t.shape), t.dtype, weights, few, zero)
+
+    def in_units(self, unit: float) -> Matrix:
+        """The same, measured in another unit."""
+        return replace(self, weights=Histogram(self.weights.size, self.weights.mean / unit))
+
+    def may_be_tied(self, other: Matrix) -> bool:
+        """Whether two tensors may be equal: histograms tell nearly all others apart."""
         return (
-            a.shape == b.shape
-            and a.dtype == b.dtype
-            and a.device == b.device
+            self.shape == other.shape
+            and self.dtype == other.dtype
             and all(x.equal(y) for x, y in zip(self.weights, other.weights, strict=True))
-            and torch.equal(a, b)
         )
 
-    def quantized(self, book: Codebook | None, unit: float) -> Quantized:
+    def quantized(self, t: Tensor, book: Codebook | None, unit: float) -> Quantized:
         """The tensor by a codebook in units; None keeps its few values."""
-        return _exactly(self) if book is None else _quantize(self, book, unit)
+        return _exactly(t) if book is None else _quantize(self, t, book, unit)
 
 
 def is_quantised(t: Tensor) -> bool:
@@ -77,47 +99,68 @@ def is_quantised(t: Tensor) -> bool:
     return wide and t.ndim >= 2 and t.numel() >= MIN_WEIGHTS
 
 
-def _survey(t: Tensor, unit: float, cells: int) -> tuple[Histogram, bool]:
-    """The weights in units as cells, and whether these are their few values."""
+def _survey(name: str, t: Tensor, cells: int) -> tuple[Histogram, bool]:
+    """The weights as cells, and whether these are their few values."""
+    most = min(_FEW, t.numel() // 8)
+    if t.element_size() == 2:  # no more values than cells
+        found = _by_patterns(t)
+        _check_finite(name, found.mean)
+        return found, len(found.mean) <= most
+    _check_finite(name, torch.stack(t.aminmax()))
     flat = [t.reshape(-1)]
-    values = few_values(flat, min(_FEW, t.numel() // 8))
+    values = few_values(flat, most)
     if values is None:
-        size, mean = histogram(flat, cells)
-        return Histogram(size, mean / unit), False
+        return histogram(flat, cells), False
     size = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     for part in chunks(flat):
         size += torch.bincount(torch.searchsorted(values, part.double()), minlength=len(values))
-    return Histogram(size, values / unit), True
+    return Histogram(size, values), True
 
 
-def _exactly(m: Matrix) -> Quantized:
+def _check_finite(name: str, some: Tensor) -> None:
+    if not some.isfinite().all():
+        raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
+
+
+def _by_patterns(t: Tensor) -> Histogram:
+    """The histogram of weights of 16 bits, with a cell for each value; 0 and -0 are one."""
+    size = counts(t)
+    used = size > 0
+    mean, same = all_values(t.dtype)[used].double().unique(return_inverse=True)
+    return Histogram(mean.new_zeros(len(mean)).index_add_(0, same, size[used].double()), mean)
+
+
+def _exactly(t: Tensor) -> Quantized:
     """A tensor of few values as it is."""
-    values = few_values([m.tensor.reshape(-1)], _FEW)
+    values = few_values([t.reshape(-1)], _FEW)
     assert values is not None
-    codebook = values.to(m.tensor.device, m.tensor.dtype)
-    index = torch.searchsorted(codebook, m.tensor.contiguous(), out_int32=True)
+    codebook = values.to(t.device, t.dtype)
+    index = torch.searchsorted(codebook, t.contiguous(), out_int32=True)
     return Quantized(codebook, index)
 
 
-def _quantize(m: Matrix, book: Codebook, unit: float) -> Quantized:
+def _quantize(m: Matrix, t: Tensor, book: Codebook, unit: float) -> Quantized:
     """A tensor by a codebook in units, rounded as far as the file gains by it."""
     book, codebook = _rounded(m, book, unit)
     chosen, cuts = book.boundaries()
     codebook = codebook[chosen]
-    w = m.tensor.reshape(-1)
+    w = t.reshape(-1)
     exact = torch.float64 if w.dtype == torch.float64 else torch.float32
     ends = _down(cuts * unit, exact).to(w.device)
+    intervals = Intervals(ends, w.dtype, many=len(w) >= _CHUNK)
     index = torch.empty(len(w), dtype=torch.int32, device=w.device)
     used = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
     for start in range(0, len(w), _CHUNK):
-        part = torch.bucketize(w[start : start + _CHUNK].to(exact), ends, out_int32=True)
+        part = intervals.of(w[start : start + _CHUNK])
         index[start : start + _CHUNK] = part
         used += torch.bincount(part, minlength=len(chosen)).cpu()
     kept = used > 0
     if not kept.all():
         number = (kept.cumsum(0) - 1).int().to(w.device)
-        index, codebook = number[index], codebook[kept]
-    return Quantized(codebook.to(w.device), index.view(m.tensor.shape))
+        for part in index.split(_CHUNK):  # in place: a large tensor is in memory once
+            part.copy_(number[part])
+        codebook = codebook[kept]
+    return Quantized(codebook.to(w.device), index.view(t.shape))
 
 
 def _rounded(m: Matrix, book: Codebook, unit: float) -> tuple[Codebook, Tensor]:
@@ -126,13 +169,13 @@ def _rounded(m: Matrix, book: Codebook, unit: float) -> tuple[Codebook, Tensor]:
     A value that rounds by e costs n e^2 and saves 16 bits or more, worth lambda each; codebooks of
     exact values are left as they are. Values that round to one share their weights.
     """
-    values = (book.values * unit).to(m.tensor.dtype)
-    if m.tensor.element_size() > 2 and book.outcome(m.weights)[1] > 0.0:
+    values = (book.values * unit).to(m.dtype)
+    if m.dtype.itemsize > 2 and book.outcome(m.weights)[1] > 0.0:
         short = values.to(torch.float16)
         error = (short.double() / unit - book.values).square() @ torch.exp2(-book.bits)
-        saved = 8.0 * (m.tensor.element_size() - 2) * len(values) * book.lam
-        if m.tensor.numel() * error.item() < saved:
-            values = short.to(m.tensor.dtype)
+        saved = 8.0 * (m.dtype.itemsize - 2) * len(values) * book.lam
+        if m.numel * error.item() < saved:
+            values = short.to(m.dtype)
     values, same = values.unique(return_inverse=True)
     share = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     share.index_add_(0, same, torch.exp2(-book.bits))

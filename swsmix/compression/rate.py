@@ -8,22 +8,25 @@ relative distortion, or the size of the whole file.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from swsmix._progress import watched
-from swsmix.codec import encode
+from swsmix.codec import encode_to
 from swsmix.compression.entropy_constrained import Codebook, fit
 from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.snap import Quantized
+from swsmix.compression.streamed import snapped_tensors
 
 DEFAULT_LOSS = 0.004
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
 _VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
-_MANY = 64  # tensors, whose histograms are coarser to fit into memory
+_CELLS = 1 << 22  # of all histograms, which stay in memory: 64 MB
 _SEARCHES = 60  # lambdas tried at most to meet what was asked
 _LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
 _REACH = 20.0  # values of one lambda serve others, down to this part of it
@@ -45,8 +48,7 @@ def rate_curve(network: Network, losses: Sequence[float] = CURVE) -> list[Point]
     points = []
     for loss in losses:
         found = network.for_loss(loss)
-        size = len(encode(network.state_of(network.quantized(found))))
-        points.append(Point(size, found.bits, found.loss))
+        points.append(Point(network.encoded_size(found), found.bits, found.loss))
     return points
 
 
@@ -100,9 +102,13 @@ class Outcome(NamedTuple):
 class Network:
     """The weight matrices of a state_dict, surveyed once, for any lambda.
 
+    No tensor is kept: each is asked for when it is surveyed, and again when it is quantised, so
+    that a mapping that reads them from a file needs the memory of one.
+
     Args:
         state: name -> tensor.
         zero: one value of each tensor is exactly 0.
+        exact: names of tensors that stay as they are.
         progress: show a progress bar over the tensors.
 
     Raises:
@@ -110,29 +116,34 @@ class Network:
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], *, zero: bool = False, progress: bool = False
+        self,
+        state: Mapping[str, Tensor],
+        *,
+        zero: bool = False,
+        exact: Collection[str] = (),
+        progress: bool = False,
     ) -> None:
-        chosen = {name: t.detach() for name, t in state.items() if is_quantised(t)}
         self.state = state
-        ends = [end.abs().item() for t in chosen.values() for end in t.aminmax()]
-        for name, end in zip(chosen, zip(ends[::2], ends[1::2], strict=True), strict=True):
-            if not all(map(math.isfinite, end)):
-                raise ValueError(f"{name} holds nan or inf: only finite weights can be quantised")
-        # Squares of weights stay far inside the doubles.
-        self.unit = 2.0 ** math.floor(math.log2(max(ends))) if any(ends) else 1.0
-        self.matrices: list[Matrix] = []
-        cells = 1 << (16 if len(chosen) <= _MANY else 14)
-        for name, t in watched(chosen.items(), "quantising", shown=progress):
-            matrix = Matrix.of(name, t, self.unit, cells, zero=zero)
-            if tied := [m for m in self.matrices if m.is_tied(matrix)]:
+        sizes = {n: t.numel() for n, t in state.items() if n not in exact and is_quantised(t)}
+        cells = min(max(_CELLS // max(len(sizes), 1), 1 << 11), 1 << 16)
+        found: list[Matrix] = []
+        for name in watched(sizes, "measuring", shown=progress, weight=sizes.__getitem__):
+            t = state[name].detach()
+            matrix = Matrix.of(name, t, cells, zero=zero)
+            if tied := [m for m in found if m.may_be_tied(matrix) and self._holds(m, t)]:
                 tied[0].names.append(name)
             else:
-                self.matrices.append(matrix)
+                found.append(matrix)
+        # Squares of weights stay far inside the doubles.
+        largest = max((m.largest for m in found), default=0.0)
+        self.unit = 2.0 ** math.floor(math.log2(largest)) if largest else 1.0
+        self.matrices = [m.in_units(self.unit) for m in found]
+        self._matrix_of = {name: i for i, m in enumerate(self.matrices) for name in m.names}
 
     @property
     def numel(self) -> int:
         """The number of weights to be quantised, tied ones once."""
-        return sum(m.tensor.numel() for m in self.matrices)
+        return sum(m.numel for m in self.matrices)
 
     def at(
         self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
@@ -149,7 +160,7 @@ class Network:
         for i, m in enumerate(self.matrices):
             if exact and exact[i]:
                 books.append(None)
-                bits += m.tensor.numel() * m.entropy
+                bits += m.numel * m.entropy
                 continue
             book = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
             more_bits, more_error = book.outcome(m.weights)
@@ -172,7 +183,7 @@ class Network:
         exact = tuple(m.few and m.entropy <= most for m in self.matrices)
         return self._search(lambda found: _log_ratio(found.loss, loss), rises=True, exact=exact)
 
-    def for_size(self, size: int, length: Callable[[dict[str, Quantized]], int]) -> Outcome:
+    def for_size(self, size: int, length: Callable[[Outcome], int]) -> Outcome:
         """The least distortion in a file of at most so many bytes.
 
         The entropy says which lambda to try, the file what it is worth: few files are made.
@@ -186,7 +197,7 @@ class Network:
         """
         finest, coarsest = self._range()
         coarse = self.at(coarsest)
-        least = length(self.quantized(coarse))
+        least = length(coarse)
         if least > size:
             raise ValueError(
                 f"the file cannot be smaller than {least:,} bytes with one value per tensor; "
@@ -200,7 +211,7 @@ class Network:
             found = self.for_bits(max(bits, 1e-9)) if bits < 16.0 else self.at(finest)
             if found.lam in tried:
                 break
-            made = tried[found.lam] = length(self.quantized(found))
+            made = tried[found.lam] = length(found)
             if best_length < made <= size:
                 best, best_length = found, made
             if 0.985 * size <= made <= size or (made <= size and found.lam <= finest):
@@ -215,18 +226,38 @@ class Network:
             return self.for_bits(bits)
         if size_bytes is None:
             return self.for_loss(DEFAULT_LOSS if loss is None else loss)
-        return self.for_size(size_bytes, lambda found: len(encode(self.state_of(found))))
+        return self.for_size(size_bytes, self.encoded_size)
 
-    def state_of(self, quantized: Mapping[str, Quantized]) -> dict[str, Tensor]:
-        """The state_dict with these tensors."""
-        return {n: quantized[n].values if n in quantized else t for n, t in self.state.items()}
+    def encoded_size(self, found: Outcome) -> int:
+        """The size of the whole file."""
+        file = _Measured()
+        total = sum(t.numel() for t in self.state.values())
+        return encode_to(file, self.snapped(found), total=total)
+
+    def snapped(self, found: Outcome) -> Iterator[tuple[str, Tensor]]:
+        """The state_dict with its quantised tensors, one after another."""
+        return snapped_tensors(self.state, lambda name, t: self.quantized_tensor(found, name, t))
+
+    def quantized_tensor(self, found: Outcome, name: str, t: Tensor) -> Quantized | None:
+        """Codebook and index of a tensor of the state_dict; None if it is not quantised."""
+        if name not in self._matrix_of:
+            return None
+        number = self._matrix_of[name]
+        return self.matrices[number].quantized(t.detach(), found.books[number], self.unit)
 
     def quantized(self, found: Outcome) -> dict[str, Quantized]:
         """Name -> codebook and index, in the order of the state_dict."""
-        made = {}
-        for m, book in zip(self.matrices, found.books, strict=True):
-            made.update(dict.fromkeys(m.names, m.quantized(book, self.unit)))
+        made = dict[str, Quantized]()
+        for m in self.matrices:
+            one = self.quantized_tensor(found, m.names[0], self.state[m.names[0]])
+            assert one is not None
+            made.update(dict.fromkeys(m.names, one))
         return {name: made[name] for name in self.state if name in made}
+
+    def _holds(self, m: Matrix, t: Tensor) -> bool:
+        """Whether a tensor surveyed before is equal to this one, bit for bit."""
+        before = self.state[m.names[0]]
+        return before.device == t.device and torch.equal(before, t)
 
     def _range(self) -> tuple[float, float]:
         """A lambda at which nearly all is kept, and one at which one value per tensor remains."""
@@ -282,6 +313,13 @@ class Network:
             else:
                 bad, over = found, excess(found)
         return good, bad
+
+
+class _Measured(io.BufferedIOBase):
+    """A file that keeps nothing."""
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
 
 
 def _log_ratio(is_: float, wanted: float) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from swsmix.compression.snap import bits_per_weight, snapped_state
+from swsmix.compression.snap import Quantized, quantize, snapped_state
 from swsmix.prior import MixturePrior
+
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class TensorReport:
         bits: the zero-order entropy, in bits per weight.
         mse: the mean squared change per weight.
         largest: the largest change of a weight.
+        variance: the variance of the weights before.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TensorReport:
     bits: float
     mse: float
     largest: float
+    variance: float
 
 
 @dataclass(frozen=True)
@@ -69,35 +73,41 @@ class SnappingReport:
 
 
 @torch.no_grad()
-def tensor_reports(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Iterable[str]
-) -> tuple[TensorReport, ...]:
-    """What snapping did to some tensors.
+def tensor_report(name: str, before: Tensor, after: Quantized) -> TensorReport:
+    """What snapping did to a tensor, in memory that does not grow with it.
 
     Args:
-        before: the state_dict as it was.
-        after: the snapped one.
-        names: which tensors.
-
-    Returns:
-        One report per tensor.
+        name: the tensor's name.
+        before: the tensor as it was.
+        after: its values; they are taken in the type of the tensor.
     """
-    rows = []
-    for name in names:
-        change = (after[name].double() - before[name].double()).abs()
-        values, index = after[name].unique(return_inverse=True)
-        rows.append(
-            TensorReport(
-                name,
-                index.numel(),
-                (after[name] != 0).double().mean().item(),
-                len(values),
-                bits_per_weight(index),
-                change.square().mean().item(),
-                change.max().item(),
-            )
-        )
-    return tuple(rows)
+    values, same = after.codebook.to(before.dtype).unique(return_inverse=True)
+    share = torch.zeros(len(values), dtype=torch.float64, device="cpu")
+    squares = largest = 0.0
+    sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+    first = float(before.reshape(-1)[0]) if before.numel() else 0.0  # squares about it are exact
+    parts = before.reshape(-1).split(_CHUNK), after.index.reshape(-1).split(_CHUNK)
+    for w, j in zip(*parts, strict=True):
+        index, w = same.index_select(0, j.int()), w.double()
+        share += torch.bincount(index, minlength=len(values)).cpu()
+        change = values.double().index_select(0, index).sub_(w).abs_()
+        largest = max(largest, change.max().item())
+        squares += change.square_().sum().item()
+        w = w.sub_(first)
+        sums += torch.stack([w.sum(), w.square_().sum()]).cpu()
+    share, count = share / before.numel(), before.numel()
+    used = share[share > 0]
+    mean = float(sums[0]) / count
+    return TensorReport(
+        name,
+        count,
+        float(share @ (values != 0).double().cpu()),
+        len(used),
+        -float(used @ used.log2()) + 0.0,
+        squares / count,
+        largest,
+        max(float(sums[1]) / count - mean * mean, 0.0),
+    )
 
 
 @torch.no_grad()
@@ -130,7 +140,8 @@ def snapping_report(
     """
     old = model.state_dict()
     state = snapped_state(model, prior, bias_bits=bias_bits, distortion=distortion)
-    rows = tensor_reports(old, state, prior.selection.names)
+    found = quantize(prior, distortion=distortion)
+    rows = tuple(tensor_report(name, old[name], found[name]) for name in prior.selection.names)
     before = after = None
     if measure is not None:
         before = float(measure(model))

@@ -49,7 +49,5 @@ def save_compressed(
         (True, 4)
     """
     state = snapped_state(model, prior, bias_bits=bias_bits, distortion=distortion)
-    data = codec.encode(state, progress=progress)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return len(data)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        return codec.encode_to(file, state, progress=progress)

@@ -31,8 +31,8 @@ class Quantized:
     @property
     def values(self) -> Float[Tensor, "*n"]:
         """The tensor itself, codebook[index]."""
-        values: Tensor = self.codebook[self.index]
-        return values
+        values = self.codebook.index_select(0, self.index.reshape(-1))  # ten times as fast as [...]
+        return values.view(self.index.shape)
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def snapped_state(
     for name, t in state.items():
         if name in inside:
             state[name] = inside[name].to(t.dtype)
-        elif bias_bits is not None and t.is_floating_point() and name not in keep:
+        elif bias_bits is not None and _is_wide(t) and name not in keep:
             if name in parameters and not torch.isfinite(t).all():
                 raise ValueError(
                     f"{name} holds nan or inf, which {bias_bits} bits cannot hold: omit bias_bits"
@@ -176,6 +176,10 @@ def snapped_state(
                 snap_to_grid(t, bias_bits) if name in parameters else t.bfloat16().to(t.dtype)
             )
     return state
+
+
+def _is_wide(t: Tensor) -> bool:
+    return t.is_floating_point() and t.element_size() >= 2  # 8-bit floats stay as they are
 
 
 def snap_to_grid(t: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:

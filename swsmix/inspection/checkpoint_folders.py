@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -37,6 +37,7 @@ class Folder:
     tensors: dict[str, Tensor]
     left_out: dict[str, str]
     kinds: tuple[str, ...] = ()
+    places: Mapping[str, Path] = field(default_factory=dict)  # tensor -> file
 
 
 def read_indexed(index: Path, folder: Path) -> Folder:
@@ -60,8 +61,10 @@ def read_indexed(index: Path, folder: Path) -> Folder:
         )
     tensors: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
+    kinds = []
     for name in names:
         kind, loaded = files.load(folder / name)
+        kinds.append(kind)
         if not isinstance(loaded, Mapping):
             raise ValueError(f"{folder / name} holds no named tensors, though {index.name} says so")
         wanted = [tensor for tensor, place in promised.items() if place == name]
@@ -80,6 +83,8 @@ def read_indexed(index: Path, folder: Path) -> Folder:
         f"folder of {len(names)} x {kind}, by {index.name}",
         ordered,
         left_out,
+        tuple(kinds),
+        {tensor: folder / name for tensor, name in promised.items()},
     )
 
 
@@ -207,7 +212,7 @@ def _joined(
     kinds = tuple(kind for kind, _ in parts.values())
     kind = kinds[0] if len({*kinds}) == 1 else "file"
     kind = f"{kind} {first.name}" if len(parts) == 1 else f"folder of {len(parts)} x {kind}"
-    return Folder(tuple(parts), kind, tensors, left_out, kinds)
+    return Folder(tuple(parts), kind, tensors, left_out, kinds, places)
 
 
 def _check_prefixes(folder: Path, parts: dict[Path, tuple[str, dict[str, Tensor]]]) -> None:

@@ -21,12 +21,14 @@ from swsmix._files import replacing
 from swsmix.compression.codebooks import mixture_of_values
 from swsmix.inspection import checkpoint_files as files
 from swsmix.inspection import checkpoint_folders as folders
-from swsmix.inspection.companions import split_unreadable
+from swsmix.inspection.companions import SCALES_OF, split_unreadable
 from swsmix.inspection.contents import find_network
+from swsmix.inspection.on_disk import OnDisk
 from swsmix.mixture import GaussianMixture
 from swsmix.training import runs
 from swsmix.training.history import History
 
+_SHOWN = 5  # tensors that are named in a sentence
 _MAX_VALUES = 256  # of a codebook that is shown as a mixture
 _OWN = ("training.pt", "history.safetensors", "prior.safetensors")  # beside our network.safetensors
 
@@ -46,15 +48,21 @@ class Checkpoint:
         mixtures: group -> mixture.
         history: the history of its run, if any.
         left_out: tensor, group of tensors or file -> why it is not among the tensors.
+        exact: tensors that no rounding leaves usable: floats of 8 bits, and their scales.
+        places: name -> file, of safetensors files.
+        index: the name of the index by which they were found, if any.
     """
 
     path: Path
     kind: str
-    tensors: dict[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     mixtures: dict[str, GaussianMixture] = field(default_factory=dict)
     history: History | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
+    places: Mapping[str, Path] = field(default_factory=dict)
+    index: str = ""
 
 
 def read(path: Path, *, max_weights: int | None = None) -> Checkpoint:
@@ -85,7 +93,8 @@ def read_network(path: Path) -> Checkpoint:
     """As `read`, but the network alone and whole.
 
     Of a trainer's file that is the entry "state_dict", "model" or the like, without such things as
-    the best accuracy beside it.
+    the best accuracy beside it. The tensors of safetensors files are read as they are asked for,
+    and not kept; floats of 8 bits are among them, with their scales.
 
     Args:
         path: as for `read`.
@@ -105,21 +114,28 @@ def _read(path: Path, *, whole: bool, max_weights: int | None = None) -> Checkpo
         found = _read_run(path) or _read_folder(path, whole=whole, max_weights=max_weights)
     elif path.suffix.lower() == ".json":
         part = folders.read_indexed(path, path.parent)
-        found = Checkpoint(path, part.kind, part.tensors, left_out=part.left_out)
+        found = _of_folder(path, part, part.left_out, index=path.name)
     else:
         kind, loaded = files.load(path)
         if kind == files.COMPRESSED:
             return _read_compressed(path, max_weights)
         tensors, left_out = find_network(loaded, alone=whole)
-        found = Checkpoint(path, kind, tensors, left_out=left_out)
+        places = dict.fromkeys(tensors, path) if kind == files.SAFETENSORS else {}
+        found = Checkpoint(path, kind, tensors, left_out=left_out, places=places)
     if found.groups:
         return found
     tensors, unreadable, scales = split_unreadable(found.tensors)
+    exact = _of_8_bits(found.tensors, unreadable, scales) if whole else frozenset[str]()
+    if exact:
+        tensors = {n: t for n, t in found.tensors.items() if n in tensors or n in exact}
+        unreadable, scales = (
+            {n: why for n, why in some.items() if n not in exact} for some in (unreadable, scales)
+        )
     if whole and unreadable:
-        name, why = next(iter(unreadable.items()))
+        listed = "; ".join(f"{name}: {why}" for name, why in list(unreadable.items())[:_SHOWN])
         raise ValueError(
             f"{path} cannot be used without {len(unreadable)} tensors of its network, such as "
-            f"{name}: {why}"
+            f"{listed}"
         )
     if found.tensors and not any(t.numel() for t in found.tensors.values()):
         raise ValueError(
@@ -128,9 +144,33 @@ def _read(path: Path, *, whole: bool, max_weights: int | None = None) -> Checkpo
         )
     left_out = found.left_out | unreadable | scales
     if left_out and not tensors:
-        listed = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:5])
+        listed = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:_SHOWN])
         raise ValueError(f"{path} ({found.kind}) holds no weights of a network: {listed}")
-    return replace(found, tensors=tensors, left_out=left_out)
+    used = {name: file for name, file in found.places.items() if name in tensors}
+    lazily = OnDisk({name: used[name] for name in tensors}) if whole and used else None
+    return replace(found, tensors=lazily or tensors, left_out=left_out, exact=exact, places=used)
+
+
+def _of_8_bits(
+    tensors: Mapping[str, Tensor], unreadable: Mapping[str, str], scales: Mapping[str, str]
+) -> frozenset[str]:
+    """The floats of 8 bits, which are not the weights' own values, and their scales."""
+    eight = {
+        name
+        for name in unreadable
+        if tensors[name].is_floating_point()
+        and tensors[name].dtype.itemsize == 1
+        and not tensors[name].is_meta
+    }
+    of = {name: why.removeprefix(SCALES_OF) for name, why in scales.items()}
+    return frozenset(eight | {name for name, base in of.items() if base in eight})
+
+
+def _of_folder(
+    path: Path, part: folders.Folder, left_out: dict[str, str], index: str = ""
+) -> Checkpoint:
+    places = part.places if {*part.kinds} == {files.SAFETENSORS} else {}
+    return Checkpoint(path, part.kind, part.tensors, left_out=left_out, places=places, index=index)
 
 
 def _read_run(path: Path) -> Checkpoint | None:
@@ -162,7 +202,7 @@ def _read_folder(path: Path, *, whole: bool, max_weights: int | None) -> Checkpo
         for name in folders.folders_with_files(path):
             if not any(path / name in file.parents for file in part.files):
                 others[f"{name}/"] = _OTHER_FOLDER
-        return Checkpoint(path, part.kind, part.tensors, left_out=part.left_out | others)
+        return _of_folder(path, part, part.left_out | others, index=index.name)
     loose = folders.read_loose(path, alone=whole)
     inside = folders.folders_with_files(path)
     if loose is None:
@@ -177,7 +217,7 @@ def _read_folder(path: Path, *, whole: bool, max_weights: int | None) -> Checkpo
         found = _read_compressed(loose.files[0], max_weights)
         return replace(found, path=path, kind=loose.kind, left_out=loose.left_out)
     left_out = loose.left_out | {f"{name}/": _OTHER_FOLDER for name in inside}
-    return Checkpoint(path, loose.kind, loose.tensors, left_out=left_out)
+    return _of_folder(path, loose, left_out)
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ weight's name and shape, with something before or behind it.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ _PAIRS = (("m", "v"), ("mu", "nu"), ("exp_avg", "exp_avg_sq"), ("exp_avgs", "exp
 _SCALE_WORDS = frozenset(
     {"scale", "scales", "zeros", "qzeros", "zero", "scb", "absmax", "amax", "qmap"}
 )
+SCALES_OF = "the scales of "
 _PACKED_WORDS = frozenset({"weight", "qweight", "packed", "blocks"})
 # fmt: on
 _PACKED = (torch.int8, torch.uint8, torch.int32)
@@ -235,7 +236,7 @@ def _dotted(name: str) -> str:
 
 
 def split_unreadable(
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """The tensors whose values are the weights' own, and name -> why of others and of scales."""
     unreadable = {name: why for name, t in tensors.items() if (why := _why_unreadable(t))}
@@ -251,14 +252,13 @@ def split_unreadable(
             continue
         for base in (*unreadable, *packed):
             if module in (base, base.rpartition(".")[0]):
-                scales[name] = f"the scales of {base}"
+                scales[name] = f"{SCALES_OF}{base}"
                 if base in packed and t.is_floating_point():
                     dtype = tensors[base].dtype
                     unreadable[base] = (
                         f"{dtype} weights, which need their scales; dequantise them first"
                     )
-    prefix = "the scales of "
-    scales = {name: why for name, why in scales.items() if why[len(prefix) :] in unreadable}
+    scales = {n: why for n, why in scales.items() if why.removeprefix(SCALES_OF) in unreadable}
     gone = unreadable.keys() | scales.keys()
     return {n: t for n, t in tensors.items() if n not in gone}, unreadable, scales
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,7 +15,7 @@ _MAX = torch.finfo(torch.float32).max
 
 
 def left_out(
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     include: Sequence[str],
     exclude: Sequence[str],
     under_prior: set[str] | None,

@@ -8,6 +8,7 @@ from test_cli import QUICK
 
 from swsmix import MixturePrior, fit, load_run
 from swsmix.cli import compress as command
+from swsmix.cli import decompress as back_command
 from swsmix.cli.asked import parse_size
 from swsmix.codec import load_compressed
 from swsmix.compression.duplicates import file_values
@@ -114,30 +115,30 @@ def test_a_file_never_comes_back_over_what_was_compressed_unless_asked_to(tmp_pa
         fails="net.safetensors is there already: replace it by --force, or name",
     )
     assert path.read_bytes() == before
-    command.decompress(small, path, force=True, quiet=True)
+    back_command.decompress(small, path, force=True, quiet=True)
     assert path.read_bytes() != before
     path.unlink()
-    command.decompress(small, quiet=True)
+    back_command.decompress(small, quiet=True)
     assert path.exists()
 
 
 def test_what_cannot_be_written_or_held_is_said_by_name_before_anything_is_written(tmp_path):
     good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
     torch.save({"a": torch.randn(20, 20), "b": torch.tensor([torch.nan])}, good)
-    torch.save({"a": torch.randn(20, 20).to(torch.float8_e4m3fn)}, bad)
+    torch.save({"a": torch.empty(20, 20, device="meta"), "b": torch.ones(3)}, bad)
     for arguments, message in (
         ({"source": good, "out": tmp_path / "no" / "x.sws"}, "the folder .*no is not there"),
         ({"source": good, "out": tmp_path}, "it is a folder"),
         ({"source": good, "bias_bits": 8}, "b holds nan or inf"),
         (
             {"source": bad},
-            r"cannot be used without .*a: torch.float8_e4m3fn .*dequantise",
+            "cannot be used without .*a: on the meta device",
         ),
     ):
         with pytest.raises((OSError, ValueError, TypeError), match=message):
             command.compress(**arguments)
     with pytest.raises(OSError, match=r"the folder .*no is not there"):
-        command.decompress(good, tmp_path / "no" / "x.pt")
+        back_command.decompress(good, tmp_path / "no" / "x.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pt", "good.pt"]
 
 

@@ -136,7 +136,9 @@ def test_the_assignment_is_the_maximum_a_posteriori_of_a_mixture():
     outcome = network.for_bits(1.5)
     for matrix, book in zip(network.matrices, outcome.books, strict=True):
         mixture = book.mixture()
-        theirs = mixture.mean[assign(mixture, matrix.tensor.double() / network.unit)]
+        theirs = mixture.mean[
+            assign(mixture, network.state[matrix.names[0]].double() / network.unit)
+        ]
         ours = network.quantized(outcome)[matrix.names[0]].values.double() / network.unit
         assert ((theirs - ours).abs() > 0.01 * mixture.std[0]).double().mean() < 2e-4
 
