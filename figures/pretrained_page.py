@@ -172,7 +172,10 @@ def table_of(rows: Rows, network: str) -> list[str]:
     head = ["method", "setting", "bytes", "distortion", words, *(["wrong, %"] if both else [])]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     digits = 4 if measure == "distance" else 2
-    for row in find(rows, network=network):
+    order = ["float32", "float16", *COLORS]
+    by_method = sorted(find(rows, network=network),
+                       key=lambda r: (order.index(r["method"]), -r["size_bytes"]))  # fmt: skip
+    for row in by_method:
         cells = [row["method"], row["setting"], f"{row['size_bytes']:,}"]
         cells += [f"{row['distortion']:.2g}", f"{row['report'][measure]:.{digits}f}"]
         cells += [f"{row['report']['errors']:.2f}"] if both else []
@@ -272,6 +275,22 @@ itself, the command stands below.
 """
 
 
+def runs(rows: Rows) -> list[str]:
+    """The commands, their minutes, and the versions of what they used."""
+    by_versions: dict[str, list[str]] = {}
+    for run in rows:
+        if "versions" in run:
+            seconds = sum(r["seconds"] for r in find(rows, run=run["run"]) if "network" in r)
+            versions = ", ".join(f"{n} {v}" for n, v in run["versions"].items())
+            by_versions.setdefault(f"{run['machine']}; {versions}; seed {run['seed']}", []).append(
+                f"- `{run['command']}`: {run['run']}, {seconds / 60.0:.1f} minutes in the methods"
+            )
+    lines = []
+    for versions, commands in by_versions.items():
+        lines += [f"{versions}:", "", *commands, ""]
+    return lines
+
+
 def write(rows: Rows, folder: Path) -> None:
     """The page, and the picture if there is something to draw."""
     there = [n for n in NAMES if find(rows, network=n, method="float32")]
@@ -295,15 +314,7 @@ def write(rows: Rows, folder: Path) -> None:
     lines += ["## All points", ""]
     for network in dict.fromkeys(r["network"] for r in rows if "network" in r):
         lines += [f"### {NAMES.get(network, network)}", "", *table_of(rows, network), ""]
-    lines += ["## How it was measured", ""]
-    for run in rows:
-        if "versions" in run:
-            minutes = sum(
-                r["seconds"] for r in rows if r.get("run") == run["run"] and "network" in r
-            )
-            versions = ", ".join(f"{n} {v}" for n, v in run["versions"].items())
-            lines.append(f"- `{run['command']}`, {run['run']}, seed {run['seed']}, "
-                         f"{run['machine']}, {minutes / 60.0:.1f} minutes: {versions}")  # fmt: skip
+    lines += ["## How it was measured", "", *runs(rows)]
     (folder / "pretrained.md").write_text("\n".join(lines) + "\n")
 
 
