@@ -121,7 +121,7 @@ class DigitCNN(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def of_digits(model: nn.Module, scale: Callable[[Tensor], Tensor]) -> Trained:
+def of_digits(model: nn.Module, scale: Callable[[Tensor], Tensor], inputs: int) -> Trained:
     """Choices on the last 10,000 training images, the report on the 10,000 test images."""
     try:
         data = mnist_tensors(mnist())
@@ -130,12 +130,11 @@ def of_digits(model: nn.Module, scale: Callable[[Tensor], Tensor]) -> Trained:
     x, x_test = scale(data.x_validation), scale(data.x_test)
     labels = {"choice": data.y_validation, "report": data.y_test}
     halves = {"choice": list(x.split(500)), "report": list(x_test.split(500))}
-    inputs = list(x[:4096].split(256))
     return classifier(
         model,
         halves,
         lambda half, found: 100.0 * (found != labels[half]).double().mean().item(),
-        inputs,
+        list(x[:inputs].split(256)),
     )
 
 
@@ -143,14 +142,14 @@ def cnn() -> Trained:
     path = folder_of("ccexam", "ccexam") / "weights" / "mnist.pth"
     model = DigitCNN()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return of_digits(model, lambda x: (x - 0.1307) / 0.3081)
+    return of_digits(model, lambda x: (x - 0.1307) / 0.3081, 8448)
 
 
 def lenet(make: Callable[..., nn.Module], epochs: int = 5) -> Trained:
     """A LeNet trained here on all but the last 10,000 training images, from seed 0."""
     torch.manual_seed(0)
     model = make()
-    trained = of_digits(model, lambda x: x)
+    trained = of_digits(model, lambda x: x, 4096)
     data = mnist_tensors(mnist())
     x, y = data.x_train, data.y_train
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
