@@ -112,7 +112,9 @@ def over_gptq(rows: Rows, network: str) -> list[tuple[str, float | None]]:
     found = []
     for bits in ("2", "3"):
         for row in find(rows, network=network, method="gptq", setting=bits):
-            size = bytes_at(ours, row["report"][MEASURES[network][0]])
+            bad = row["report"][MEASURES[network][0]]
+            least = ours[0][0] if ours and ours[0][1] <= bad else None  # better, and smaller
+            size = bytes_at(ours, bad) or least
             found.append((bits, size / row["packed"] if size else None))
     return found
 
