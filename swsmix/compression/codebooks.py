@@ -59,7 +59,7 @@ def quantize_state(
 
         loss = sum (w - w_hat)^2 / sum (w - mean)^2,  over all quantised tensors, mean of each
 
-    is the least for the bits spent. The default is loss = 0.004. Exact zeros stay zeros in tensors
+    is the least for the bits spent. The default is loss = 0.005. Exact zeros stay zeros in tensors
     that have many, tied tensors are quantised once, and tensors of few values stay exact where
     these cost no more bits than other weights do at that loss.
 
