@@ -1,4 +1,4 @@
-"""The command line: `swsmix train`, `inspect`, `compress`, `decompress`, `reproduce`, `guide`.
+"""The command line: `swsmix train`, `inspect`, `compress`, `export`, `reproduce`, `guide` and more.
 
 Nothing here imports torch before a command runs, so that `--help` and `guide` answer at once.
 """
@@ -6,7 +6,8 @@ Nothing here imports torch before a command runs, so that `--help` and `guide` a
 from swsmix.cli import _interrupts
 
 with _interrupts.quiet():
-    from swsmix.cli import compress, guide, inspect, reproduce, train  # registers the commands
+    # Registers the commands.
+    from swsmix.cli import compress, export, guide, inspect, reproduce, train
     from swsmix.cli.app import app, main
 
-__all__ = ["app", "compress", "guide", "inspect", "main", "reproduce", "train"]
+__all__ = ["app", "compress", "export", "guide", "inspect", "main", "reproduce", "train"]

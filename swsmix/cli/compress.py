@@ -120,10 +120,10 @@ def compress(
         out = source.parent / f"{stem}.sws"
     _check_not_itself(source, out)
     if is_written:
-        _check_free(out, force=force)
+        check_free(out, force=force)
     picture = out.with_name(f"{out.stem}-curve.png")
     if curve:
-        _check_free(picture, force=force)
+        check_free(picture, force=force)
     checkpoint = _opened(source, out)
     original = checkpoint.tensors
     if checkpoint.mixtures and (given or curve):
@@ -139,7 +139,7 @@ def compress(
             return
     found = {}
     if not lossless:
-        found = _by_its_mixtures(checkpoint, distortion)
+        found = by_its_mixtures(checkpoint, distortion)
     if not lossless and not found:
         found = quantize_state(
             rest if values is None else original,
@@ -212,7 +212,7 @@ def decompress(
     if out is None:
         out = source.parent / f"{source.stem}.safetensors"
     _check_not_itself(source, out)
-    _check_free(out, force=force)
+    check_free(out, force=force)
     check_writable(out)
     state = load_compressed(source, max_weights=max_weights)
     checkpoints.write(out, state)
@@ -229,7 +229,7 @@ def _refuse_for_run(source: Path, option: str) -> None:
     )
 
 
-def _check_free(out: Path, *, force: bool) -> None:
+def check_free(out: Path, *, force: bool) -> None:
     """A file is replaced only if asked to: it may be the only copy of a network."""
     if out.is_file() and not force:
         raise FileExistsError(
@@ -257,7 +257,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
     return checkpoint
 
 
-def _by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Quantized]:
+def by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Quantized]:
     """A run's tensors under the prior, as `quantize` has them; empty for other files."""
     from swsmix.compression.duplicates import file_values
     from swsmix.compression.snap import Quantized
