@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _BAR = 65  # columns of the bar, the count and the time
 _SHORT = 32  # of a short bar
+_PAUSE = 0.5  # seconds between two lines in a notebook
 
 
 def watched(
@@ -46,6 +48,11 @@ def watched(
     if not shown:
         yield from items
         return
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if _in_notebook():
+        yield from _plain(items, label, total, done, note, transient)
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -56,9 +63,7 @@ def watched(
     )
     from rich.text import Text
 
-    # In a notebook without ipywidgets rich would warn and show nothing: plain text there.
-    widgets = importlib.util.find_spec("ipywidgets") is not None
-    console = Console(stderr=True, force_jupyter=None if widgets else False)
+    console = Console(stderr=True)
     short = BarColumn(), MofNCompleteColumn()
     before = TextColumn("{task.description}", markup=False)
     behind = TextColumn("{task.fields[note]}", markup=False)
@@ -79,11 +84,49 @@ def watched(
             if text and not fits:
                 yield Text(text)
 
-    if total is None and isinstance(items, Sized):
-        total = len(items)
     with Bar(console=console, transient=transient) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
         for item in items:
             bar.update(task, note=note() if note else "")
             yield item
             bar.update(task, advance=1, note=note() if note else "")
+
+
+def _in_notebook() -> bool:
+    """Whether the output goes to the page of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _plain(
+    items: Iterable[T],
+    label: str,
+    total: int | None,
+    done: int,
+    note: Callable[[], str] | None,
+    transient: bool,
+) -> Iterator[T]:
+    """One line that is written again: a page knows no other way back, and widgets may lack."""
+    width, last = 0, -float("inf")
+    for item in items:
+        if time.monotonic() - last > _PAUSE:
+            width = _rewrite(label, total, done, note, width)
+            last = time.monotonic()
+        yield item
+        done += 1
+    if transient:
+        print("\r" + " " * width, end="\r", file=sys.stderr, flush=True)
+    else:
+        _rewrite(label, total, done, note, width)
+        print(file=sys.stderr)
+
+
+def _rewrite(
+    label: str, total: int | None, done: int, note: Callable[[], str] | None, width: int
+) -> int:
+    """Write the line over the one of this width; its own width."""
+    count = f"{done}" if total is None else f"{done}/{total}"
+    line = "  ".join(part for part in (label, count, note() if note else "") if part)
+    print(f"\r{line:<{width}}", end="", file=sys.stderr, flush=True)
+    return len(line)
