@@ -16,8 +16,9 @@ The rooms:
     prior        MixturePrior: mixtures bound to a network, the penalty
     attach       the prior in anyone's training loop; the step that moves the weights
     tables       the prior's scalar functions in O(N), certified
+    trainers     the prior as a callback of Lightning and of the Hugging Face Trainer
     training     fit, ensembles of small networks, run folders, history, loggers
-    compression  compress_, snap_, quantize_state, save_compressed
+    compression  compress_, snap_, quantize_state, save_compressed, export_onnx
     codec        the format of compressed files
     bayes        the posterior: NUTS, SVI, Laplace, evidence
     problems     data sets, networks, the jobs of `swsmix train` and `reproduce`

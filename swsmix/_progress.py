@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _BAR = 65  # columns of the bar, the count and the time
 _SHORT = 32  # of a short bar
+_PAUSE = 0.5  # seconds between two lines in a notebook
 
 
 def watched(
@@ -49,6 +51,13 @@ def watched(
     if not shown:
         yield from items
         return
+    if total is None and weight is not None:
+        total = sum(map(weight, items))
+    elif total is None and isinstance(items, Sized):
+        total = len(items)
+    if _in_notebook():
+        yield from _plain(items, label, total, done, weight, note, transient)
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -59,11 +68,7 @@ def watched(
     )
     from rich.text import Text
 
-    # In a notebook without ipywidgets rich would warn and show nothing: plain text there.
-    widgets = importlib.util.find_spec("ipywidgets") is not None
-    console = Console(stderr=True, force_jupyter=None if widgets else False)
-    if weight is not None and total is None:
-        total = sum(map(weight, items))
+    console = Console(stderr=True)
     short = BarColumn(), TextColumn("{task.fields[count]}") if weight else MofNCompleteColumn()
     before = TextColumn("{task.description}", markup=False)
     behind = TextColumn("{task.fields[note]}", markup=False)
@@ -84,8 +89,6 @@ def watched(
             if text and not fits:
                 yield Text(text)
 
-    if total is None and isinstance(items, Sized):
-        total = len(items)
     with Bar(console=console, transient=transient) as bar:
         task = bar.add_task(label, total=total, completed=done, note="", count="")
         for item in items:
@@ -102,3 +105,45 @@ def _counted(done: int, total: int | None) -> str:
     if total is None or total < 10**7:
         return f"{done:,}" + ("" if total is None else f"/{total:,}")
     return f"{done / 1e6:,.0f}/{total / 1e6:,.0f} million"
+
+
+def _in_notebook() -> bool:
+    """Whether the output goes to the page of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _plain(
+    items: Iterable[T],
+    label: str,
+    total: int | None,
+    done: int,
+    weight: Callable[[T], int] | None,
+    note: Callable[[], str] | None,
+    transient: bool,
+) -> Iterator[T]:
+    """One line that is written again: a page knows no other way back, and widgets may lack."""
+    width, last = 0, -float("inf")
+    for item in items:
+        if time.monotonic() - last > _PAUSE:
+            width = _rewrite(label, total, done, note, width)
+            last = time.monotonic()
+        step = weight(item) if weight else 1
+        yield item
+        del item  # it may be large, and the next one is made now
+        done += step
+    if transient:
+        print("\r" + " " * width, end="\r", file=sys.stderr, flush=True)
+    else:
+        _rewrite(label, total, done, note, width)
+        print(file=sys.stderr)
+
+
+def _rewrite(
+    label: str, total: int | None, done: int, note: Callable[[], str] | None, width: int
+) -> int:
+    """Write the line over the one of this width; its own width."""
+    line = "  ".join(part for part in (label, _counted(done, total), note() if note else "") if part)
+    print(f"\r{line:<{width}}", end="", file=sys.stderr, flush=True)
+    return len(line)

@@ -22,7 +22,7 @@ LAYERS = [  # rooms, and modules of the heart; within a level none imports anoth
     {"attach"},
     {"prior"},
     {"bayes", "codec"},
-    {"training"},
+    {"trainers", "training"},
     {"compression", "plots"},
     {"inspection", "problems"},
     {"guides"},

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -34,11 +35,26 @@ def test_a_transient_bar_leaves_nothing_where_there_is_no_terminal(capfd):
     assert capfd.readouterr().err.strip() == ""
 
 
-def test_a_notebook_without_widgets_gets_plain_text_and_no_warning(monkeypatch, capfd):
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert list(watched([1, 2], "label", shown=True, transient=False)) == [1, 2]
-    assert "2/2" in capfd.readouterr().err
+@pytest.mark.parametrize("transient", [True, False])
+def test_a_notebook_gets_one_plain_line_and_no_warning(monkeypatch, capfd, transient):
+    shell = type("ZMQInteractiveShell", (), {})()
+    fake = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    monkeypatch.setattr("swsmix._progress._PAUSE", -1.0)
+    seen = []
+    items = watched(
+        range(30), "label", shown=True, note=lambda: "x" * (30 - len(seen)), transient=transient
+    )
+    for item in items:
+        seen.append(item)
+    assert seen == list(range(30))
+    said = capfd.readouterr().err
+    assert "\x1b" not in said  # a page does not obey the terminal's codes
+    assert said.count("\n") == (not transient)
+    shown = ""  # what is on the line in the end
+    for part in said.rstrip("\n").split("\r"):
+        shown = part + shown[len(part) :]
+    assert shown.strip() == ("" if transient else "label  30/30")
 
 
 def test_without_a_bar_rich_is_not_loaded():

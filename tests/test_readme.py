@@ -42,10 +42,11 @@ def test_each_python_block_of_the_readme_runs_alone(number, tmp_path, monkeypatc
 @pytest.mark.parametrize("page", GUIDES)
 def test_the_python_blocks_of_a_guide_run_in_order(page, tmp_path, monkeypatch):
     found = blocks(page)
-    if any("import lightning" in code for _, code in found):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Lightning says of itself
-            pytest.importorskip("lightning")
+    for package in ("lightning", "transformers", "onnx", "onnxscript", "onnxruntime"):
+        if any(package in code for _, code in found):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what Lightning says of itself
+                pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     names = {}
     with torch.random.fork_rng():
@@ -86,7 +87,8 @@ def test_every_module_and_function_that_is_named_is_there(page):
         pkgutil.resolve_name(dotted)  # or an error that names it
 
 
-COMMAND = re.compile(r"\bswsmix ((?:train|inspect|compress|decompress|reproduce|guide)\b[^`\n#]*)")
+COMMANDS = "|".join(get_command(app).commands)
+COMMAND = re.compile(rf"\bswsmix ((?:{COMMANDS})\b[^`\n#]*)")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,4 +1,4 @@
-"""The command line: `swsmix train`, `inspect`, `compress`, `decompress`, `reproduce`, `guide`.
+"""The command line: `swsmix train`, `inspect`, `compress`, `export`, `reproduce`, `guide` and more.
 
 Nothing here imports torch before a command runs, so that `--help` and `guide` answer at once.
 """
@@ -6,14 +6,18 @@ Nothing here imports torch before a command runs, so that `--help` and `guide` a
 from swsmix.cli import _interrupts
 
 with _interrupts.quiet():
-    from swsmix.cli import (
-        compress,
-        decompress,
-        guide,
-        inspect,
-        reproduce,
-        train,
-    )  # registers the commands
+    # Registers the commands.
+    from swsmix.cli import compress, decompress, export, guide, inspect, reproduce, train
     from swsmix.cli.app import app, main
 
-__all__ = ["app", "compress", "decompress", "guide", "inspect", "main", "reproduce", "train"]
+__all__ = [
+    "app",
+    "compress",
+    "decompress",
+    "export",
+    "guide",
+    "inspect",
+    "main",
+    "reproduce",
+    "train",
+]

@@ -146,7 +146,7 @@ def compress(
             print_curve(rest, picture, zero=zero, exact=checkpoint.exact, quiet=quiet)
             if not is_written:
                 return
-        found = {} if lossless else _by_its_mixtures(checkpoint, distortion)
+        found = {} if lossless else by_its_mixtures(checkpoint, distortion)
         asked = Asked(bits, most, loss, values, zero, seed)
         choose: Choose
         if lossless or found:
@@ -279,7 +279,7 @@ def _opened(source: Path, out: Path) -> Checkpoint:
     return checkpoint
 
 
-def _by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Quantized]:
+def by_its_mixtures(checkpoint: Checkpoint, distortion: float) -> dict[str, Quantized]:
     """A run's tensors under the prior, as `quantize` has them; empty for other files."""
     from swsmix.compression.duplicates import file_values
     from swsmix.compression.snap import Quantized

@@ -12,6 +12,7 @@
     centres      refine_, tie: the centres fitted to the data after snapping
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
     report       snapping_report: what snapping changes, tensor by tensor
+    export       export_onnx: indices and codebooks for ONNX runtimes
     streamed     a state_dict one tensor after another
     saving       save_compressed; `swsmix.codec` has the format and load_compressed
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from swsmix.compression.centres import refine_ as refine_
     from swsmix.compression.centres import tie as tie
     from swsmix.compression.codebooks import quantize_state as quantize_state
+    from swsmix.compression.export import OnnxReport as OnnxReport
+    from swsmix.compression.export import export_onnx as export_onnx
     from swsmix.compression.inputs import InputsReport as InputsReport
     from swsmix.compression.inputs import quantize_ as quantize_
     from swsmix.compression.merging import merge_components as merge_components
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Compressed": "compression.recipe",
     "InputsReport": "compression.inputs",
+    "OnnxReport": "compression.export",
     "Quantized": "compression.snap",
     "Reached": "compression.targets",
     "Recipe": "compression.recipe",
@@ -56,6 +60,7 @@ _HOME = {
     "TargetError": "compression.targets",
     "assign": "compression.snap",
     "compress_": "compression.recipe",
+    "export_onnx": "compression.export",
     "load_compressed": "codec",
     "merge_components": "compression.merging",
     "quantize": "compression.snap",

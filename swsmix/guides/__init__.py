@@ -12,6 +12,7 @@ _NAMES = (
     "training",
     "regularisation",
     "compression",
+    "shipping",
     "posterior",
     "inspection",
     "frameworks",

@@ -15,6 +15,7 @@ ambiguous group, and the wrong number of axes.
     rate       rate_distortion: the size of files against what they lose
     files      save, animate_collapse
     density    densities as curves, and the panel that shows them with a histogram
+    given      what a figure takes: a prior, a network, a tensor or an array
     style      sizes, colours, panels, legends
 """
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import nn
 
 from swsmix._histogram import flat_weights, histogram, parameters_of, span
 from swsmix._labels import distinct, format_number
@@ -18,6 +18,8 @@ from swsmix.plots.density import (
     density_panel,
     most_responsible,
 )
+from swsmix.plots.given import mixture_of
+from swsmix.plots.given import named_weights as named_weights_of
 from swsmix.plots.style import (
     COLUMN,
     FULL,
@@ -33,6 +35,7 @@ from swsmix.plots.style import (
     space_ticks,
     styled,
 )
+from swsmix.prior import MixturePrior
 
 _MAX_SQUARES = 65_536
 _SMALL_BINS = 100  # in a panel an inch wide
@@ -40,7 +43,7 @@ _SMALL_BINS = 100  # in a panel an inch wide
 
 @styled
 def hinton(
-    weight_matrix: Float[torch.Tensor, "..."],
+    weight_matrix: torch.Tensor | np.ndarray | nn.Module,
     *,
     mixture: GaussianMixture | None = None,
     scale: float | None = None,
@@ -50,7 +53,8 @@ def hinton(
     """A Hinton diagram: each weight is a square, its area the magnitude, its colour the sign.
 
     Args:
-        weight_matrix: a matrix (rows, columns); a row holds the weights of one output, as in torch.
+        weight_matrix: a matrix (rows, columns), tensor or array, a row holding the weights of one
+            output, as in torch; or a layer or prior with one such matrix.
         mixture: colours the squares by their most responsible component instead of the sign.
         scale: the magnitude that fills a cell; by default the largest one.
         ax: one Axes.
@@ -64,6 +68,10 @@ def hinton(
     Example:
         >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
     """
+    if isinstance(weight_matrix, nn.Module):
+        weight_matrix = _only(named_weights_of(weight_matrix))
+    elif isinstance(weight_matrix, np.ndarray):
+        weight_matrix = torch.from_numpy(weight_matrix)
     _check_matrix(weight_matrix)
     if scale is not None and not scale > 0:
         raise ValueError(f"scale: wanted a positive magnitude, got {scale}: omit it")
@@ -133,8 +141,8 @@ def _check_matrix(weights: object) -> None:
 
 @styled
 def layers(
-    named_weights: Mapping[str, torch.Tensor],
-    mixture: GaussianMixture | Mapping[str, GaussianMixture],
+    named_weights: Mapping[str, torch.Tensor | np.ndarray] | nn.Module,
+    mixture: GaussianMixture | Mapping[str, GaussianMixture] | None = None,
     *,
     ax: Panels = None,
     width: float = FULL,
@@ -142,8 +150,9 @@ def layers(
     """The weights and the mixture's density (log), one small panel for each tensor.
 
     Args:
-        named_weights: name -> weights of any shape.
-        mixture: one mixture for all tensors, or name -> mixture.
+        named_weights: name -> weights of any shape; or a prior or network that has them.
+        mixture: one mixture for all tensors, or name -> mixture; by default those of the prior, or
+            one placed on each tensor.
         ax: one Axes per tensor.
         width: width of the figure, in inches.
 
@@ -154,15 +163,29 @@ def layers(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = layers({"fc1": torch.randn(9), "fc2": torch.randn(9)}, mixture)
     """
-    if not named_weights:
+    if mixture is None and isinstance(named_weights, MixturePrior):
+        mixture = {
+            name: each
+            for group, each in named_weights.mixtures.items()
+            for name in named_weights.parameters_of(group)
+        }
+    if isinstance(named_weights, nn.Module):
+        named_weights = named_weights_of(named_weights)
+    given: dict[str, torch.Tensor] = {
+        name: torch.from_numpy(w) if isinstance(w, np.ndarray) else w
+        for name, w in named_weights.items()
+    }
+    if not given:
         raise ValueError("named_weights: wanted name -> weights, got none: pass one or more")
+    if mixture is None:
+        mixture = {name: mixture_of(None, None, w) for name, w in given.items()}
     if isinstance(mixture, GaussianMixture):
-        mixture = dict.fromkeys(named_weights, mixture)
-    if missing := [name for name in named_weights if name not in mixture]:
+        mixture = dict.fromkeys(given, mixture)
+    if missing := [name for name in given if name not in mixture]:
         raise ValueError(f"mixture: none for {missing}; got those for {list(mixture)}: add them")
-    columns = min(len(named_weights), max(1, int(width / 1.6)))
-    figure, panels = make_panels(ax, len(named_weights), width=width, row=1.45, columns=columns)
-    for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
+    columns = min(len(given), max(1, int(width / 1.6)))
+    figure, panels = make_panels(ax, len(given), width=width, row=1.45, columns=columns)
+    for panel, (name, weights) in zip(panels, given.items(), strict=True):
         w, own = flat_weights(weights, name), mixture[name]
         parameters = parameters_of(own)
         edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
@@ -173,7 +196,7 @@ def layers(
     for panel in panels[::columns] if ax is None else panels:
         panel.set_ylabel("density")
     lay_out(figure)  # which sets the panels' widths
-    for panel, (name, weights) in zip(panels, named_weights.items(), strict=True):
+    for panel, (name, weights) in zip(panels, given.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
         title = f"{shortened_to_width(name, points, 7.0)}\n{size}"
@@ -214,3 +237,12 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     )
     panel.tick_params(axis="y", length=0)
     return figure
+
+
+def _only(matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if len(matrices) != 1:
+        raise ValueError(
+            f"weight_matrix must be one matrix, got those of {list(matrices)}: pass one of them"
+        )
+    (matrix,) = matrices.values()
+    return matrix.detach()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -23,6 +21,7 @@ from swsmix.plots.density import (
     num_claimed,
     simplified,
 )
+from swsmix.plots.given import Mixture, Weights, mixture_of, weights_of
 from swsmix.plots.style import (
     COLUMN,
     FULL,
@@ -37,15 +36,17 @@ from swsmix.plots.style import (
     styled,
     unshared,
 )
+from swsmix.prior import MixturePrior
 
 _MAX_DOTS = 20_000
 
 
 @styled
 def clusters(
-    weights: Float[Tensor, "..."] | Sequence[Tensor],
-    mixture: GaussianMixture,
+    weights: Weights,
+    mixture: Mixture | None = None,
     *,
+    group: str | None = None,
     ax: Panels = None,
     width: float = FULL,
 ) -> Figure:
@@ -57,8 +58,11 @@ def clusters(
     is written beside it.
 
     Args:
-        weights: a tensor of any shape, or several whose weights are drawn together.
-        mixture: the mixture (k components).
+        weights: a prior, a network, a tensor or array of any shape, or several whose weights are
+            drawn together.
+        mixture: the mixture (k components) or its prior; by default that of the given prior, or
+            one placed on the weights.
+        group: which of the prior's mixtures, where it has several.
         ax: two Axes, linear and log.
         width: width of the figure, in inches; below 5 the panels are stacked.
 
@@ -66,7 +70,8 @@ def clusters(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = clusters(torch.tensor([0.0, 0.1, 0.9]), mixture)
     """
-    w = flat_weights(weights)
+    w = flat_weights(weights_of(weights, group))
+    mixture = mixture_of(mixture, group, weights)
     parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
     edges, counts = histogram(w, *span(parameters, w))
     columns = num_columns(width)
@@ -92,9 +97,10 @@ def clusters(
 
 @styled
 def responsibilities(
-    mixture: GaussianMixture,
-    weights: Float[Tensor, "..."] | Sequence[Tensor] | None = None,
+    mixture: Mixture | Weights,
+    weights: Weights | None = None,
     *,
+    group: str | None = None,
     ax: Panels = None,
     width: float = FULL,
 ) -> Figure:
@@ -104,9 +110,11 @@ def responsibilities(
     they do so over less than a point of the axis, they are drawn a point wide.
 
     Args:
-        mixture: the mixture (k components).
-        weights: a tensor of any shape, or several, drawn below as a histogram (log counts), each
-            bar in the colour of its most responsible component.
+        mixture: the mixture (k components), or a prior or weights that bring one (see `clusters`)
+            and are drawn below.
+        weights: a tensor or array of any shape, several, or a network, drawn below as a histogram
+            (log counts), each bar in the colour of its most responsible component.
+        group: which of the prior's mixtures, where it has several.
         ax: one Axes, or two with weights.
         width: width of the figure, in inches.
 
@@ -114,8 +122,12 @@ def responsibilities(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = responsibilities(mixture, torch.tensor([0.0, 0.1, 0.9]))
     """
+    if not isinstance(mixture, GaussianMixture):
+        weights = mixture if weights is None else weights
+        given = mixture if isinstance(mixture, MixturePrior) else None
+        mixture = mixture_of(given, group, weights)
     parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
-    flat = [] if weights is None else flat_weights(weights)
+    flat = [] if weights is None else flat_weights(weights_of(weights, group))
     low, high = span(parameters, flat)
     mean, live = parameters[1], parameters[0] > 0
     order = [j for j in np.argsort(mean, kind="stable").tolist() if live[j]]
@@ -168,10 +180,11 @@ def responsibilities(
 
 @styled
 def before_after(
-    initial: Float[Tensor, "..."],
-    final: Float[Tensor, "..."],
-    mixture: GaussianMixture,
+    initial: Tensor | np.ndarray,
+    final: Weights,
+    mixture: Mixture | None = None,
     *,
+    group: str | None = None,
     ax: Panels = None,
     width: float = COLUMN,
 ) -> Figure:
@@ -183,8 +196,9 @@ def before_after(
 
     Args:
         initial: weights before training, any shape.
-        final: the same weights after training.
-        mixture: the final mixture (k components).
+        final: the same weights after training: a tensor, an array, a network or the prior.
+        mixture: the final mixture (k components) or its prior; by default as for `clusters`.
+        group: which of the prior's mixtures, where it has several.
         ax: one Axes; the margins are drawn beside it.
         width: width of the figure, in inches.
 
@@ -195,7 +209,11 @@ def before_after(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = before_after(torch.tensor([0.2, 0.7]), torch.tensor([0.0, 1.0]), mixture)
     """
-    (before,), (after,) = flat_weights(initial, "initial"), flat_weights(final, "final")
+    mixture = mixture_of(mixture, group, final)
+    before, after = (
+        torch.cat(flat_weights(weights_of(each, group), name))
+        for each, name in ((initial, "initial"), (final, "final"))
+    )
     if len(before) != len(after):
         raise ValueError(
             f"wanted the same weights before and after, got {len(before)} and {len(after)}: "

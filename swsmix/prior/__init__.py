@@ -6,8 +6,10 @@ evaluation     its sums over all tensors of a group, and all their shards
 moving         split and merge in its EM steps
 keys           groups in saved states
 description    the table of `describe`
+learned        LearnedPrior: what was learned, apart from its network
 """
 
 from swsmix.prior.evaluation import Evaluation as Evaluation
+from swsmix.prior.learned import LearnedPrior as LearnedPrior
 from swsmix.prior.mixture_prior import MixturePrior as MixturePrior
 from swsmix.prior.mixture_prior import Mode as Mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,23 @@ def description(prior: MixturePrior) -> str:
     for name, reason in prior.selection.left_out.items():
         lines.append(f"left out: {name} ({reason})")
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def html_description(prior: MixturePrior) -> str:
+    """The mixtures as an HTML table, for notebooks."""
+    tables = []
+    for group, mixture in prior.mixtures.items():
+        names = ", ".join(prior.parameters_of(group))
+        rows = "".join(
+            f"<tr><th>{name}</th>"
+            + "".join(f"<td>{v:.3g}</td>" for v in getattr(mixture, name).tolist())
+            + "</tr>"
+            for name in ("mixing", "mean", "std")
+        )
+        caption = f"mixture {group!r}: K = {mixture.num_components}, on {names}"
+        tables.append(f"<table><caption>{html.escape(caption)}</caption>{rows}</table>")
+    return "".join(tables)
 
 
 def _row(values: list[float], form: str) -> str:

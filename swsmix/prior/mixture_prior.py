@@ -17,7 +17,7 @@ from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_, va
 from swsmix.em.variational import Variance
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import evaluation, keys, moving
-from swsmix.prior.description import description
+from swsmix.prior.description import description, html_description
 from swsmix.prior.evaluation import Evaluation
 from swsmix.prior.placing import check_sizes, for_group, initial_state
 from swsmix.schedule import Schedule
@@ -435,6 +435,9 @@ class MixturePrior(nn.Module):
             left out, with the reason.
         """
         return description(self)
+
+    def _repr_html_(self) -> str:
+        return html_description(self)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,6 +57,35 @@ class History:
     def __repr__(self) -> str:
         """One line; its tensors would fill the screen."""
         return f"History({len(self)} records, groups {list(self.groups)}, {list(self.scalars)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: each scalar at the first and the last record, and the clusters."""
+        rows = {name: (values[0], values[-1]) for name, values in self.scalars.items() if values}
+        for group in self.groups:
+            clusters = self.num_clusters(group).tolist()
+            rows[f"clusters of {group}"] = clusters[0], clusters[-1]
+        lines = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{first:.6g}</td><td>{last:.6g}</td></tr>"
+            for name, (first, last) in rows.items()
+        )
+        head = f"<tr><th>History, {len(self)} records</th><th>first</th><th>last</th></tr>"
+        return f"<table>{head}{lines}</table>"
+
+    def to_pandas(self) -> Any:
+        """The scalars as a pandas DataFrame: a row per record, and the clusters of each group.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas must have the package pandas, got none: pip install pandas, or use "
+                "history.scalars, which is a dictionary of lists"
+            ) from error
+        clusters = {f"clusters/{g}": self.num_clusters(g).tolist() for g in self.groups}
+        return pandas.DataFrame({**self.scalars, **clusters})
 
     def __len__(self) -> int:
         """The number of records."""

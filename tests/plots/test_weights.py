@@ -173,21 +173,19 @@ def test_clusters_of_ten_million_weights():
 
 
 FOREIGN = """
-import numpy as np, torch
+import torch
 from swsmix import GaussianMixture, plots
-mixture, array = GaussianMixture([1.0], [0.0], [1.0]), np.zeros((2, 2))
-mend = "ndarray: pass torch.as_tensor(w)"
+mixture, number = GaussianMixture([1.0], [0.0], [1.0]), 3.0
+mend = "float: pass torch.as_tensor(w)"
 for draw, argument, end in (
-    (lambda: plots.clusters(array, mixture), "weights", mend),
-    (lambda: plots.clusters(array[0], mixture), "weights", mend),
-    (lambda: plots.clusters([torch.zeros(2), array], mixture), "weights", mend),
-    (lambda: plots.responsibilities(mixture, array), "weights", mend),
-    (lambda: plots.before_after(torch.zeros(4), array, mixture), "final", mend),
-    (lambda: plots.layers({"fc": array}, {"fc": mixture}), "fc", mend),
-    (lambda: plots.hinton(array), "weight_matrix", mend),
+    (lambda: plots.clusters(number, mixture), "weights", mend),
+    (lambda: plots.clusters([torch.zeros(2), number], mixture), "weights", mend),
+    (lambda: plots.responsibilities(mixture, number), "weights", mend),
+    (lambda: plots.before_after(torch.zeros(4), number, mixture), "final", mend),
+    (lambda: plots.layers({"fc": number}, {"fc": mixture}), "fc", mend),
+    (lambda: plots.hinton(number), "weight_matrix", mend),
     (lambda: plots.clusters({"fc": torch.zeros(2)}, mixture), "weights",
      "dict: pass list(w.values())"),
-    (lambda: plots.clusters(3.0, mixture), "weights", "float: pass torch.as_tensor(w)"),
 ):
     try:
         draw()
