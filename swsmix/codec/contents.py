@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from swsmix.codec.blocks import BlockedIndex
+from swsmix.codec.budget import ContextBudget, limits
 from swsmix.codec.densities import fitting, has_rows
 from swsmix.codec.header import MAX_VALUES, Kind, TableReader
 from swsmix.codec.index import IndexModel
 from swsmix.codec.sections import Section
 from swsmix.codec.values import StoredValues
+
+_MAX_IN_CONTEXT = 1 << 27  # weights of one file that context models may code
 
 
 @dataclass(frozen=True)
@@ -186,3 +189,30 @@ def needed(entries: list[Entry], wanted: Collection[str]) -> list[tuple[Entry, b
         if entry.kind == Kind.SHARED and entry.codebook is not None:
             level[entry.codebook] = max(level[entry.codebook], 1)
     return [(entries[place], is_book) for place, is_book in reversed(found)]
+
+
+def charged(wanted: list[tuple[Entry, bool]], size: int, max_weights: int | None) -> ContextBudget:
+    """What reading may cost, less what the tables tell of it.
+
+    Raises:
+        ValueError: if it is more than is allowed.
+    """
+    left, steps = limits(size, max_weights)
+    allowed_for = f"a file of {size:,} bytes"
+    most = f"{left:,} numbers, the most for {allowed_for}"
+    if max_weights is not None:
+        most = f"max_weights = {max_weights:,} numbers"
+        allowed_for += f" and max_weights = {max_weights:,}"
+    budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
+    for entry, is_book in wanted:
+        left -= entry.num_values if is_book else max(entry.numel, 1)
+        if left < 0:
+            raise ValueError(
+                f"it holds more than {most}: give a larger max_weights (--max-weights of "
+                "`swsmix decompress` and `inspect`) if you trust it"
+            )
+        if entry.kind == Kind.VALUES:
+            budget.read_(entry.numel >> 4)
+        elif entry.model is not None and not is_book:
+            entry.model.charge(entry.num_values, entry.shape, budget)
+    return budget

@@ -12,15 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from swsmix.codec.blocks import BlockedIndex
-from swsmix.codec.budget import ContextBudget, limits
-from swsmix.codec.contents import Entry, needed, read_entries
+from swsmix.codec.contents import Entry, charged, needed, read_entries
 from swsmix.codec.densities import of_columns, row_classes
 from swsmix.codec.header import Kind, from_patterns
 from swsmix.codec.index import Numbers
 from swsmix.codec.sections import read_sections
 from swsmix.codec.stream import Array, StreamDecoder
 
-_MAX_IN_CONTEXT = 1 << 27  # weights of one file that context models may code
 _CHUNK = 1 << 18  # numbers that are looked up at a time
 
 
@@ -177,7 +175,7 @@ class Reader:
                 + ", ".join(near)
             )
         self._needed = needed(self.entries, self._wanted)
-        self._budget = _charged(self._needed, size, max_weights)
+        self._budget = charged(self._needed, size, max_weights)
         holders = [place for place, e in enumerate(self.entries) if e.kind == Kind.INDEX]
         self._book_numbers = {place: number for number, place in enumerate(holders)}
         self._books: dict[int, Array] = {}  # by the tensor that holds it, as what follows
@@ -320,33 +318,6 @@ class Reader:
         model = "" if entry.model is None else str(entry.model)
         sizes = float(named), with_codebook + book_bits, rest + bits
         return Part(entry.name, tensor, entry.kind, model, book, sizes)
-
-
-def _charged(wanted: list[tuple[Entry, bool]], size: int, max_weights: int | None) -> ContextBudget:
-    """What reading may cost, less what the tables tell of it.
-
-    Raises:
-        ValueError: if it is more than is allowed.
-    """
-    left, steps = limits(size, max_weights)
-    allowed_for = f"a file of {size:,} bytes"
-    most = f"{left:,} numbers, the most for {allowed_for}"
-    if max_weights is not None:
-        most = f"max_weights = {max_weights:,} numbers"
-        allowed_for += f" and max_weights = {max_weights:,}"
-    budget = ContextBudget(_MAX_IN_CONTEXT, steps, allowed_for)
-    for entry, is_book in wanted:
-        left -= entry.num_values if is_book else max(entry.numel, 1)
-        if left < 0:
-            raise ValueError(
-                f"it holds more than {most}: give a larger max_weights (--max-weights of "
-                "`swsmix decompress` and `inspect`) if you trust it"
-            )
-        if entry.kind == Kind.VALUES:
-            budget.read_(entry.numel >> 4)
-        elif entry.model is not None and not is_book:
-            entry.model.charge(entry.num_values, entry.shape, budget)
-    return budget
 
 
 def _shaped(patterns: Array, entry: Entry) -> Tensor:

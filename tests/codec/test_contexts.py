@@ -8,7 +8,7 @@ import pytest
 import torch
 from sparse_weights import hashed, structured
 
-from swsmix.codec import choosing, decode, decoder, encode, encoder, scans, sizes
+from swsmix.codec import choosing, contents, decode, encode, encoder, scans, sizes
 from swsmix.codec.budget import ContextBudget
 from swsmix.codec.index import Numbers
 
@@ -81,7 +81,7 @@ def test_neurons_in_order_and_far_neighbours_are_found_though_the_first_scan_sav
 
 def test_a_file_with_more_under_context_models_than_may_be_is_refused(monkeypatch):
     data = encode({"w": structured()})
-    monkeypatch.setattr(decoder, "_MAX_IN_CONTEXT", 4799)
+    monkeypatch.setattr(contents, "_MAX_IN_CONTEXT", 4799)
     with pytest.raises(ValueError, match="context models code more weights"):
         decode(data)
 
