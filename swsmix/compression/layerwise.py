@@ -16,7 +16,7 @@ from swsmix.compression.entropy_constrained import Codebook
 from swsmix.compression.hessians import Moments, Place
 from swsmix.compression.uses import Layer, Part
 
-_PASSES = 8  # at most, over a layer's columns, the values fitted again in between
+_PASSES = 4  # at most, over a layer's columns, the values fitted again in between
 
 
 class Done(NamedTuple):

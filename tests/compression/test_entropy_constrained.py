@@ -139,6 +139,8 @@ def test_one_value_stays_at_zero():
     cells = histogram([weights(4, 20_000) + 0.4])
     for lam in (1e-3, 0.1, 100.0):
         assert (fit(cells, lam, zero=True).values == 0.0).sum() == 1
+    far = fit(histogram([weights(4, 20_000) + 4000.0]), 0.1, zero=True).values
+    assert (far == 0.0).sum() == 1 and (far != 0.0).any()
 
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, math.inf, math.nan])
