@@ -314,10 +314,7 @@ def _not_worth_it(
     lam: float,
     value_bits: float,
 ) -> Array:
-    """Values whose cells would cost less among their neighbours.
-
-    Never two within two places: no value takes the cells of both, so that the gains add up.
-    """
+    """Values whose cells would cost less among their neighbours; no two share a neighbour."""
     k = len(values)
     goes = np.zeros(k, bool)
     if k < 2:
