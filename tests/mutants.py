@@ -49,6 +49,22 @@ TESTS = {
     "compression/centres.py": ["tests/compression/test_centres.py"],
     "compression/codebooks.py": ["tests/compression/test_codebooks.py"],
     "compression/transforms.py": ["tests/compression/test_transforms.py"],
+    "compression/entropy_constrained.py": [
+        *("tests/compression/test_entropy_constrained.py", "tests/compression/test_rate.py"),
+    ],
+    "compression/rate.py": ["tests/compression/test_rate.py"],
+    "compression/matrices.py": ["tests/compression/test_rate.py"],
+    "compression/compensation.py": ["tests/compression/test_compensation.py"],
+    "compression/layerwise.py": [
+        *("tests/compression/test_compensation.py", "tests/compression/test_inputs.py"),
+    ],
+    "compression/hessians.py": [
+        *("tests/compression/test_uses.py", "tests/compression/test_odd_networks.py"),
+    ],
+    "compression/uses.py": [
+        *("tests/compression/test_uses.py", "tests/compression/test_odd_networks.py"),
+    ],
+    "compression/calibration.py": ["tests/compression/test_inputs.py"],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
     "bayes/laplace.py": ["tests/bayes/test_laplace.py"],
     "em/variational.py": [

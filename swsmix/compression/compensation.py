@@ -35,6 +35,12 @@ class Factor(NamedTuple):
     order: Int[Tensor, " n"]
     upper: Float[Tensor, "n n"]
 
+    def error(self, change: Float[Tensor, "m n"]) -> float:
+        """tr(D H D^T) = |D U^-1|^2 with the damped H, for a change D of the weights."""
+        d = change[:, self.order.to(change.device)].to(self.upper)
+        solved = torch.linalg.solve_triangular(self.upper, d, upper=True, left=False)
+        return float(solved.square().sum())
+
 
 def factor(hessian: Float[Tensor, "n n"], damping: float, unit: float | None = None) -> Factor:
     """U of the damped H in units of its mean diagonal, so that lambda is in units of weights^2.

@@ -314,7 +314,7 @@ def _not_worth_it(
     lam: float,
     value_bits: float,
 ) -> Array:
-    """Values whose cells would cost less among their neighbours; never two next to each other."""
+    """Values whose cells would cost less among their neighbours; no two share a neighbour."""
     k = len(values)
     goes = np.zeros(k, bool)
     if k < 2:
@@ -345,5 +345,5 @@ def _not_worth_it(
     for one in np.argsort(-gain):
         if gain[one] <= least:
             break
-        goes[one] = not goes[max(one - 1, 0) : one + 2].any()
+        goes[one] = not goes[max(one - 2, 0) : one + 3].any()
     return goes

@@ -36,8 +36,8 @@ def batches_of(inputs: Inputs, device: torch.device) -> tuple[list[Any], list[An
                 whole.append(batch)
             continue
         cut = rows - rows // _QUARTER
-        used.append(mapped(batch, lambda t, cut=cut: t[:cut]))  # type: ignore[misc]
-        held.append(mapped(batch, lambda t, cut=cut: t[cut:]))  # type: ignore[misc]
+        for part, kept in ((used, slice(cut)), (held, slice(cut, None))):
+            part.append(_rows_of(batch, kept))
     for number, batch in enumerate(whole):
         (held if number % _QUARTER == _QUARTER - 1 else used).append(batch)
     if not used:
@@ -48,11 +48,29 @@ def batches_of(inputs: Inputs, device: torch.device) -> tuple[list[Any], list[An
     return used, held or used
 
 
+def _rows_of(batch: Any, kept: slice) -> Any:
+    """Some rows of each tensor of a batch."""
+
+    def rows(t: Tensor) -> Tensor:
+        return t[kept]
+
+    return mapped(batch, rows)
+
+
 def call(model: nn.Module, batch: Any) -> Any:
     """The network's answer to a batch: a tensor, the tuple of its arguments, or its keywords."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+    except TypeError as error:
+        given = "a tuple" if isinstance(batch, tuple | list) else type(batch).__name__
+        error.add_note(
+            f"the network was called with a batch that is {given}: a tuple or list must hold the "
+            "network's arguments and a mapping its keywords; leave labels out, as in "
+            "[x for x, _ in loader]"
+        )
+        raise
 
 
 def first_tensor(answer: Any) -> Tensor:

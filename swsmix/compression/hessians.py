@@ -24,6 +24,7 @@ _SHAPE_ONLY = {
     *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
     *("zeros_like", "ones_like", "empty_like", "full_like"),
 }
+_KINDS = {"matrix", "convolution", "embedding"}  # of uses that are understood
 _ROUNDING = 1e-6  # of a mean square: where inputs are constant, all directions are worth as little
 
 
@@ -93,7 +94,7 @@ class Watch(TorchDispatchMode):
                 if result is not NotImplemented:
                     return result
             if uses is None and not func.is_view and name not in _SHAPE_ONLY:
-                uses = [Use(p.name, name) for p in places]
+                uses = [Use(p.name, _unknown(name, args)) for p in places]
             for use in uses or ():
                 self.see(use)
         return func(*args, **kwargs)
@@ -167,18 +168,36 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or fused attention; every module's own mode comes back."""
+    """Evaluation mode without gradients or fused layers; every module's own mode comes back.
+
+    Attention and recurrent layers run step by step: their fused forms hide the products.
+    """
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         model.eval()
-        with torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if any(isinstance(module, nn.RNNBase) for module in modes):
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(_without_mkldnn())
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextlib.contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """As `torch.backends.mkldnn.flags`, which warns where the other flags cannot be set."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 class Moments:
@@ -234,6 +253,13 @@ class Moments:
         assert self._total is not None and self._around is not None
         own = self._total[group] / self.count
         return self._around[group].to(own) + own
+
+
+def _unknown(name: str, args: Any) -> str:
+    """An operation of which nothing more is known, in words."""
+    if name == "convolution" and len(args) > 6 and args[6]:
+        return "transposed convolution"
+    return f"an unusual {name}" if name in _KINDS else name
 
 
 def _address(t: Tensor) -> int:

@@ -16,7 +16,7 @@ from swsmix.compression.entropy_constrained import Codebook
 from swsmix.compression.hessians import Moments, Place
 from swsmix.compression.uses import Layer, Part
 
-_PASSES = 2  # over a layer's columns, the values fitted again in between
+_PASSES = 4  # at most, over a layer's columns, the values fitted again in between
 
 
 class Done(NamedTuple):
@@ -143,16 +143,31 @@ def compensated(
     damping: float,
     passes: int = _PASSES,
 ) -> Chosen:
-    """The values with each one's error made good by the others; several passes fit the values."""
+    """The values with each one's error made good by the others; several passes fit the values.
+
+    A pass goes through the columns once and does not look back, so that with values fitted to the
+    pass before it the cost, output error + lambda * bits, may as well rise as fall: from there on
+    the passes go round and round. The first one that gains nothing ends them and is dropped.
+    """
     unit = unit_of(pieces)
     factors = [factor(piece.hessian, damping, unit) for piece in pieces]
-    index, moved = torch.zeros_like(weight, dtype=torch.int64), torch.zeros_like(weight)
-    for number in range(passes):
-        if number:
-            book = rounded(refitted(book, index, moved), weight.dtype)
+    best, least = None, math.inf
+    for _ in range(passes):
+        index, moved = torch.zeros_like(weight, dtype=torch.int64), torch.zeros_like(weight)
         for piece, by in zip(pieces, factors, strict=True):
             index[piece.rows], moved[piece.rows] = compensate(weight[piece.rows], by, book)
-    return Chosen(book, index, _values(book, index, weight))
+        now = Chosen(book, index, _values(book, index, weight))
+        cost = sum(
+            by.error((weight - now.values)[piece.rows])
+            for piece, by in zip(pieces, factors, strict=True)
+        )
+        cost += book.lam * entropy(index) * index.numel()
+        if best is not None and not cost < least:
+            break
+        best, least = now, cost
+        book = rounded(refitted(book, index, moved), weight.dtype)
+    assert best is not None
+    return best
 
 
 def unit_of(pieces: list[Piece]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -152,6 +153,9 @@ def moments(
         first: the number that the first of them had for `scout`.
     """
     found = {part: Moments() for part in layer.parts}
+    # TorchScript raises an error of its own in the place of another's.
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    ends: tuple[type[BaseException], ...] = (_Enough, RuntimeError) if scripted else (_Enough,)
     left = 0
     weight = weights[layer.name]
 
@@ -170,11 +174,8 @@ def moments(
         for number, batch in enumerate(batches, first):
             left = layer.times.get(number, 0)
             if left:
-                try:
-                    with Watch({layer.name: weight}, see):
-                        call(model, batch)
-                except _Enough:
-                    pass
+                with contextlib.suppress(*ends), Watch({layer.name: weight}, see):
+                    call(model, batch)
     return found
 
 

@@ -1,11 +1,15 @@
 """The column loop against dense linear algebra, and what it must never do."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
 from swsmix.compression import entropy_constrained
 from swsmix.compression.compensation import compensate, entropy, factor, refitted
 from swsmix.compression.entropy_constrained import Codebook
+from swsmix.compression.layerwise import Piece, compensated
 
 
 def layer(seed, outputs=7, fan_in=20, rows=200, dtype=torch.float64):
@@ -118,9 +122,29 @@ def test_values_fitted_again_are_means_and_span_what_they_spanned():
     moved = torch.tensor([0.1, -0.3, 0.1, 1.5], dtype=torch.float64)
     new = refitted(book, torch.tensor([1, 1, 1, 2]), moved)
     assert new.values.tolist() == [-5.0, 0.0, 1.5, 9.0]
-    assert new.bits.tolist()[2] == 2.0  # a quarter of the weights
+    assert new.bits.tolist()[1:3] == [pytest.approx(math.log2(4.0 / 3.0)), 2.0]  # shares 3/4, 1/4
     assert new.bits[0] > 2.0  # of no weight
     assert new.lam == book.lam
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("lam", [0.01, 0.2, 1.0])
+def test_more_passes_never_cost_more(seed, lam):
+    """Single passes may: with values fitted to the pass before, error + lambda * bits swings."""
+    weight, x = layer(seed, outputs=30, fan_in=40)
+    h = x.T @ x / len(x)
+    piece = Piece(slice(0, 30), h, h, x.mean(0), None)
+    damped = (h / h.diagonal().mean() + 0.1 * torch.eye(40, dtype=torch.float64)) / 1.1
+    start = book_of(weight, lam)
+    costs = []
+    for passes in range(1, 9):
+        found = compensated(weight, [piece], start, 0.1, passes)
+        assert torch.equal(found.values, found.book.values[found.which])
+        d = weight - found.values
+        bits = entropy(found.which) * weight.numel()
+        costs.append(((d @ damped) * d).sum().item() + lam * bits)
+    assert all(b <= a * (1.0 + 1e-12) for a, b in itertools.pairwise(costs))
+    assert lam != 0.2 or costs[-1] < 0.99 * costs[0]
 
 
 def test_entropy_is_in_bits_per_weight():

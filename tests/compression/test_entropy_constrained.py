@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from swsmix.compression.entropy_constrained import Codebook, Histogram, fit, histogram
 from swsmix.compression.snap import assign
@@ -110,10 +112,35 @@ def test_a_start_is_refined_and_never_gets_worse():
     assert price(finer) <= price(coarse)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.sampled_from([10, 300, 5000]),
+    st.floats(-4.0, 1.0).map(lambda x: 10.0**x),
+    st.sampled_from([0.2, 1.0, 4.0]),
+    st.booleans(),
+    st.sampled_from([0.0, 24.0]),
+    st.sampled_from([0.0, 0.3, 3.0]),
+)
+def test_fitting_again_from_any_values_costs_no_more(seed, size, lam, ratio, zero, paid, shift):
+    """The descent is monotone: error + lambda * (bits of the weights and of the values)."""
+    cells = histogram([weights(seed, size) + shift])
+
+    def price(book):
+        bits, error = book.outcome(cells)
+        return error + lam * (bits + paid * len(book.values))
+
+    start = fit(cells, ratio * lam, zero=zero, value_bits=paid)
+    again = fit(cells, lam, zero=zero, value_bits=paid, start=start)
+    assert price(again) <= price(start) * (1.0 + 1e-6)
+
+
 def test_one_value_stays_at_zero():
     cells = histogram([weights(4, 20_000) + 0.4])
     for lam in (1e-3, 0.1, 100.0):
         assert (fit(cells, lam, zero=True).values == 0.0).sum() == 1
+    far = fit(histogram([weights(4, 20_000) + 4000.0]), 0.1, zero=True).values
+    assert (far == 0.0).sum() == 1 and (far != 0.0).any()
 
 
 @pytest.mark.parametrize("lam", [0.0, -1.0, math.inf, math.nan])

@@ -154,6 +154,7 @@ def test_tensors_of_few_values_stay_exact_while_they_are_cheap():
     alone = {"few": state["few"]}
     assert torch.equal(quantize_state(alone)["few"].values, state["few"])
     assert len(quantize_state(alone, bits=0.5)["few"].codebook) < 4
+    assert len(quantize_state(alone, loss=0.2)["few"].codebook) < 4  # their 2 bits buy less loss
     assert 0.01 < loss_of(state, {"many": quantize_state(state, loss=0.05)["many"]}) <= 0.0501
     with_zero = quantize_state({"few": values.abs()[index] + 1.0}, zero=True)["few"]
     assert torch.equal(with_zero.values, values.abs()[index] + 1.0)
