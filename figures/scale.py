@@ -155,7 +155,7 @@ def measure(weights: int, folder: Path) -> str:
 HEAD = """# A large checkpoint, compressed and brought back
 
 Made by `python figures/scale.py --weights 100e6` and so on: bfloat16 weights in shards, `swsmix
-compress` and `swsmix decompress` without options, on {threads} cores. Memory is the largest
+compress` and `swsmix decompress` without options, OMP_NUM_THREADS={threads}. Memory is the largest
 resident size above that of the libraries and their compiled loops; the bound is three times the
 largest tensor and 300 MB. Busy minutes are those of the processor, which others' work on the same
 machine stretches less than minutes on the clock. Speeds are in millions of weights per busy second,

@@ -264,6 +264,9 @@ def test_packed_weights_and_their_scales_are_named_to_look_at_and_refused_to_wri
     torch.save(PACKED[kind] | other, tmp_path / "a.pt")
     found = checkpoints.read(tmp_path / "a.pt")
     assert found.tensors.keys() == other.keys() and found.left_out.keys() == PACKED[kind].keys()
+    if kind == "float8":  # kept bit for bit, so that they need not be understood
+        assert checkpoints.read_network(tmp_path / "a.pt").exact == PACKED[kind].keys()
+        return
     with pytest.raises(ValueError, match="need their scales; dequantise"):
         checkpoints.read_network(tmp_path / "a.pt")
 
