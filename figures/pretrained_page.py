@@ -297,6 +297,8 @@ def write(rows: Rows, folder: Path) -> None:
     """The page, and the picture if there is something to draw."""
     there = [n for n in NAMES if find(rows, network=n, method="float32")]
     lines = [INTRODUCTION]
+    if absent := [NAMES[n] for n in NAMES if n not in there]:
+        lines += [f"**Not measured yet:** {', '.join(absent)}.", ""]
     if there:
         (folder / "pretrained.png").write_bytes(style.png(draw(rows)))
         lines += ["![Bytes against the measure](pretrained.png)", "", "## What it must show", ""]
