@@ -144,6 +144,8 @@ def _rewrite(
     label: str, total: int | None, done: int, note: Callable[[], str] | None, width: int
 ) -> int:
     """Write the line over the one of this width; its own width."""
-    line = "  ".join(part for part in (label, _counted(done, total), note() if note else "") if part)
+    line = "  ".join(
+        part for part in (label, _counted(done, total), note() if note else "") if part
+    )
     print(f"\r{line:<{width}}", end="", file=sys.stderr, flush=True)
     return len(line)

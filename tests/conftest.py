@@ -17,8 +17,8 @@ collect_ignore_glob = ["*conftest.py"]
 checked.install()  # before anything imports swsmix
 
 # A property is tried on the same cases in every run, so that a failure is about the change at
-# hand. `--hypothesis-profile default --hypothesis-seed 7` searches elsewhere. Without a deadline: the
-# first case may compile.
+# hand. `--hypothesis-profile default --hypothesis-seed 7` searches elsewhere. There is no deadline:
+# the first case may compile.
 hypothesis.settings.register_profile("alike", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("alike")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,7 @@ def export(
         out = run.parent / f"{run.resolve().name}.onnx"
     check_free(out, force=force)
     network, example = _network(run)
+    state: Mapping[str, Tensor]
     if weights is None:
         checkpoint = checkpoints.read_network(run)
         state = snapped(checkpoint.tensors, by_its_mixtures(checkpoint, 1.0))
