@@ -100,7 +100,7 @@ def _network(run: Path) -> tuple[nn.Module, Tensor]:
     return make(dtype=dtype), torch.zeros(2, width, dtype=dtype, device="cpu")
 
 
-def _load_(network: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+def _load_(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
