@@ -91,7 +91,7 @@ def compress(
 
     The weights of a run are snapped to the centres of its mixtures. For any other checkpoint,
     without training data, each tensor gets as many values as pay for themselves: a bit is worth
-    the same squared error everywhere. Say how many bits, how large a file or how much distortion
+    the same relative error everywhere. Say how many bits, how large a file or how much distortion
     (one of --bits, --size, --loss, --values); by default nearly nothing is lost. `swsmix
     decompress` gives back the snapped weights bit for bit.
 

@@ -3,11 +3,11 @@
 Two kinds. `quantize_state` fits one that *encodes*: a weight goes to its most responsible
 component, the largest pi_j N(w | mu_j, sigma_j^2), which besides the distance counts how common a
 component is, so that the coded numbers take fewer bits than those of k-means at the same error.
-All components share one std, which says what a bit is worth: one for the whole network (`rate`),
-or, where the number of values is given, one per tensor in units of k-means' error. `cluster` fits
-one that *describes*, for a picture or a table: each component has a std of its own. Both leave
-weights of few values as they are; where the number of values is given, both see the same sample of
-very many weights and start from the same k-means.
+All components share one std, which says what a bit is worth: the same relative error in the whole
+network (`rate`), or, where the number of values is given, one per tensor in units of k-means'
+error. `cluster` fits one that *describes*, for a picture or a table: each component has a std of
+its own. Both leave weights of few values as they are; where the number of values is given, both see
+the same sample of very many weights and start from the same k-means.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def quantize_state(
 ) -> dict[str, Quantized]:
     """Quantise every weight matrix of a state_dict, each with a codebook of its own.
 
-    By default, and for `bits`, `size_bytes` or `loss`, a bit is worth the same in all tensors
-    (`swsmix.compression.rate`): each gets as many values as pay for themselves, and the distortion
+    By default, and for `bits`, `size_bytes` or `loss`, a bit is worth the same relative error in
+    all tensors (`swsmix.compression.rate`): each gets as many values as pay for themselves, and
 
-        loss = sum (w - w_hat)^2 / sum (w - mean)^2,  over all quantised tensors, mean of each
+        sum over tensors of  sum (w - w_hat)^2 / sum (w - mean)^2
 
-    is the least for the bits spent. The default is loss = 0.005. Exact zeros stay zeros in tensors
-    that have many, tied tensors are quantised once, and tensors of few values stay exact where
-    these cost no more bits than other weights do at that loss.
+    is the least for the bits spent. `loss` is the relative distortion of all quantised tensors
+    together, their squared errors over their squares about the mean of each; the default is
+    0.005. Exact zeros stay zeros in tensors that have many, tied tensors are quantised once, and
+    tensors of few values stay exact where these cost no more bits than other weights do at that
+    loss.
 
     With `num_values`, each tensor gets at most K values. A tensor of no more than K different
     values keeps them all; a codebook of the mixture can hold fewer than K: values whose bits would

@@ -1,8 +1,15 @@
 """Bits where they matter: one price of a bit for all tensors of a network.
 
-Every tensor gets the values that minimise its squared error + lambda * its bits
-(`entropy_constrained`), with the same lambda: at the optimum of any budget, another bit saves the
-same squared error wherever it is spent. lambda follows from what is asked: bits per weight, a
+A layer passes on the relative error of its weights, whatever their scale: with w = c v and the next
+layer's inputs divided by c, or normalised, nothing changes. So the values of all tensors are those
+that minimise
+
+    sum over tensors of  error_t / variance_t  + lambda * bits,
+
+error_t the sum of squared changes and variance_t the sum of squares about the mean of a tensor:
+`entropy_constrained` with lambda * variance_t each. At the optimum of any budget, another bit saves
+the same relative error wherever it is spent. To large tensors, whose errors are many and add up to
+little, this gives fewer bits per weight. lambda follows from what is asked: bits per weight, a
 relative distortion, or the size of the whole file.
 """
 
@@ -27,6 +34,7 @@ DEFAULT_LOSS = 0.005
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
 _VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
 _CELLS = 1 << 22  # of all histograms, which stay in memory: 64 MB
+_LEAST = 1e-30  # a lambda
 _SEARCHES = 60  # lambdas tried at most to meet what was asked
 _LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
 _REACH = 20.0  # values of one lambda serve others, down to this part of it
@@ -87,7 +95,7 @@ class Outcome(NamedTuple):
     """What one lambda makes of a network.
 
     Attributes:
-        lam: lambda, in units of the network squared.
+        lam: lambda, for the tensor of the largest variance, in units of the network squared.
         books: a codebook per tensor; None keeps all values that it has.
         bits: the order-0 entropy, per quantised weight.
         loss: the relative distortion.
@@ -138,6 +146,8 @@ class Network:
         largest = max((m.largest for m in found), default=0.0)
         self.unit = 2.0 ** math.floor(math.log2(largest)) if largest else 1.0
         self.matrices = [m.in_units(self.unit) for m in found]
+        variances = [m.variance for m in self.matrices]
+        self._prices = [v / max(variances) if v > 0.0 else 1.0 for v in variances]
         self._matrix_of = {name: i for i, m in enumerate(self.matrices) for name in m.names}
 
     @property
@@ -148,10 +158,10 @@ class Network:
     def at(
         self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
     ) -> Outcome:
-        """The best codebooks where a bit is worth lambda.
+        """The best codebooks where a bit is worth lambda, times each tensor's share of variance.
 
         Args:
-            lam: lambda, in units of the network squared.
+            lam: lambda, for the tensor of the largest variance, in units of the network squared.
             exact: which tensors keep all their values.
             start: values to begin with.
         """
@@ -162,7 +172,8 @@ class Network:
                 books.append(None)
                 bits += m.numel * m.entropy
                 continue
-            book = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
+            price = max(lam * self._prices[i], _LEAST)
+            book = fit(m.weights, price, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
             more_bits, more_error = book.outcome(m.weights)
             books.append(book)
             bits, error, variance = bits + more_bits, error + more_error, variance + m.variance
@@ -179,8 +190,10 @@ class Network:
         Tensors of few values that cost no more than others do at this loss stay exact, and do not
         count: a network that is snapped already stays as it is.
         """
-        most = max(0.5 * math.log2(_GAUSSIAN / loss), 0.0)
-        exact = tuple(m.few and m.entropy <= most for m in self.matrices)
+        exact = tuple(
+            m.few and m.entropy <= most
+            for m, most in zip(self.matrices, self._bits_at(loss), strict=True)
+        )
         return self._search(lambda found: _log_ratio(found.loss, loss), rises=True, exact=exact)
 
     def for_size(self, size: int, length: Callable[[Outcome], int]) -> Outcome:
@@ -254,6 +267,17 @@ class Network:
             made.update(dict.fromkeys(m.names, one))
         return {name: made[name] for name in self.state if name in made}
 
+    def _bits_at(self, loss: float) -> list[float]:
+        """About how many bits each tensor's weights take at this loss of the whole network.
+
+        At high rates the squared error of a weight is as large as lambda says: a tensor's error
+        relative to its variance is in proportion to its number of weights.
+        """
+        variance = sum(m.variance for m in self.matrices)
+        each = variance / sum(m.numel * m.variance for m in self.matrices) if variance else 1.0
+        relative = (loss * m.numel * each for m in self.matrices)
+        return [max(0.5 * math.log2(_GAUSSIAN / share), 0.0) for share in relative]
+
     def _holds(self, m: Matrix, t: Tensor) -> bool:
         """Whether a tensor surveyed before is equal to this one, bit for bit."""
         before = self.state[m.names[0]]
@@ -263,7 +287,8 @@ class Network:
         """A lambda at which nearly all is kept, and one at which one value per tensor remains."""
         mean = sum(m.variance for m in self.matrices) / max(self.numel, 1)
         widest = max((m.weights.spread for m in self.matrices), default=1.0)
-        return max(1e-10 * mean, 1e-30), 4.0 * widest**2 + 1e-29
+        coarsest = 4.0 * widest**2 / min(self._prices, default=1.0)
+        return max(1e-10 * mean, _LEAST), coarsest + 10.0 * _LEAST
 
     def _search(
         self,

@@ -109,16 +109,33 @@ def test_even_weights_have_no_values_between_two_and_three_of_the_same_share():
     assert bits_of(quantize_state({"w": even}, bits=1.3)) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_bits_go_where_they_matter():
-    """The same lambda: each tensor's error per weight is alike, not its error per variance."""
+def relative_errors(state, found):
+    """The squared error of each tensor over its squares about the mean."""
+    return [loss_of({n: state[n]}, {n: found[n]}) for n in state]
+
+
+def test_the_scale_of_a_tensor_does_not_matter():
     state = {"wide": random(300, 100), "narrow": 0.25 * random(300, 100, seed=1)}
     found = quantize_state(state, bits=4.0)
     wide, narrow = (bits_per_weight(found[n].index) for n in state)
-    assert wide - narrow == pytest.approx(2.0, abs=0.02)  # log2 of the scales
-    errors = [(found[n].values - w).square().mean().item() for n, w in state.items()]
-    assert errors[0] == pytest.approx(errors[1], rel=0.02)
-    alone = {n: quantize_state({n: w}, bits=4.0)[n] for n, w in state.items()}
-    assert loss_of(state, found) < 0.5 * loss_of(state, alone)
+    assert wide == pytest.approx(narrow, abs=0.02)
+    one, other = relative_errors(state, found)
+    assert one == pytest.approx(other, rel=0.05)
+
+
+def test_bits_go_where_they_matter():
+    """A bit saves the same relative error everywhere: the error of a weight times their number."""
+    state = {"large": random(1200, 500), "small": random(300, 200, seed=1)}
+    found = quantize_state(state, bits=4.0)
+    large, small = (bits_per_weight(found[n].index) for n in state)
+    ratio = 10.0
+    assert small - large == pytest.approx(0.5 * math.log2(ratio), abs=0.04)
+    together = relative_errors(state, found)
+    assert together[0] == pytest.approx(ratio * together[1], rel=0.1)
+    alike = relative_errors(
+        state, {n: quantize_state({n: w}, bits=4.0)[n] for n, w in state.items()}
+    )
+    assert sum(together) < 0.8 * sum(alike)
 
 
 @pytest.mark.parametrize(
