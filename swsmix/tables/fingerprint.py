@@ -16,6 +16,7 @@ from swsmix.tables.scratch import chunk_on
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
 WORD = (1 << 32) - 1
+_FEW = 1 << 16  # words at a time, whose results stay in the cache
 MASK, LOW, HIGH = 0x5BD1E995, 0x9E3779B1, 0xBF58476D  # any numbers without a pattern; LOW is odd
 
 
@@ -43,10 +44,12 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
         if numba := backends.numba_exact_for(w):
             total += numba.scrambled(words)
             continue
-        for part in words.split(chunk_on(w.device)):
-            x = (part.long() & WORD) ^ MASK  # so that zeros count
-            y = x * LOW + (x * HIGH << 32)
-            low, high = y & WORD, (y >> 32) & WORD
-            sums.append(((y ^ high) + low * high).sum())
+        for part in words.split(_FEW if w.device.type == "cpu" else chunk_on(w.device)):
+            x = part.long().bitwise_and_(WORD).bitwise_xor_(MASK)  # so that zeros count
+            y = x * LOW
+            y += x.mul_(HIGH).bitwise_left_shift_(32)
+            high = (y >> 32).bitwise_and_(WORD)
+            low = (y & WORD).mul_(high)
+            sums.append(y.bitwise_xor_(high).add_(low).sum())
     total += sum(int(each) for each in sums)  # at the end: a GPU need not be waited for before
     return total % (1 << 64)
