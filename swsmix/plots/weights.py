@@ -88,6 +88,8 @@ def clusters(
         density_panel(panel, edges, counts, parameters, colors, numbers, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
         space_ticks(panel)
+    if ax is None:
+        lay_out(figure)  # which sets the panels' widths
     owners = np.flatnonzero(numbers)
     label_centres(
         panels[1],
