@@ -167,6 +167,15 @@ def label_centres(
         )
 
 
+def lowest(unit: float, heights: Array) -> float:
+    """Where a log axis starts, so that single weights and components that hold one are in sight.
+
+    `unit` is the height of one weight in a bin, `heights` are those components' peaks: one so wide
+    that it ends far below is drawn down to a ten-thousandth of the unit.
+    """
+    return float(min([0.5 * unit, *np.maximum(0.3 * heights, 1e-4 * unit)]))
+
+
 def density_panel(
     ax: Axes,
     edges: Array,
@@ -181,7 +190,7 @@ def density_panel(
     """A histogram as a density, the components with mixing > 0, and their sum.
 
     `claimed` (k,) counts the weights that each component claims: those with none are dashed. The
-    log axis starts at `bottom`; by default at half a weight per bin, or lower.
+    log axis starts at `bottom`; by default where `lowest` says.
     """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
     fine = curve_step(edges)
@@ -190,14 +199,24 @@ def density_panel(
     components = _densities(x, *parameters, fine)
     total = components.sum(0)
     top = max(density.max(), total.max())
-    floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
-    floor = floor if bottom is None else bottom
+    floor = 0.0
+    if log:
+        heights = components.max(1)[(claimed >= 1) & (parameters[0] > 0)]
+        floor = lowest(1 / (counts.sum() * step), heights) if bottom is None else bottom
     ground = floor / 10  # below the axis, so that no line runs along it
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
-    tower = not log and top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05
+    highest = int(components.max(1).argmax())
+    off = np.abs(middles - parameters[1][highest]) > 4 * parameters[2][highest] + step
+    rest = max(5 * second, 1.1 * density[off].max(initial=0.0))  # what is to be seen
+    tower = (
+        not log
+        and second > 0
+        and top > max(10 * second, 2 * rest)
+        and (outline > rest).mean() < 0.05
+    )
     if tower:
-        limit = 5 * second  # a lone tower would flatten all other bars: cut it, and label it
+        limit = rest  # a lone tower would flatten all other bars: cut it, and label it
 
     def visible_points(curve: Array) -> Array:
         """The indices of the points that draw the part of a curve above the axis."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from swsmix._files import replacing
 from swsmix._histogram import Array
-from swsmix.plots.density import back_to_front, curve_step, density_panel, peaks
+from swsmix.plots.density import back_to_front, curve_step, density_panel, lowest, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
 from swsmix.plots.training import common_histograms, group_of, series, time_axis
 from swsmix.training.history import History
@@ -96,8 +96,7 @@ def animate_collapse(
     unit_bar = 1 / (counts[0].sum() * step)  # the density of one weight in a bin
     heights = peaks(mixing, std, curve_step(edges))
     live = heights[series(history, group, "count") >= 1]
-    # Low enough to show single weights, and every component that holds one, however wide.
-    bottom = min([0.5 * unit_bar, *np.maximum(0.3 * live, 1e-4 * unit_bar)])
+    bottom = lowest(unit_bar, live)
     top = 2 * max(unit_bar * counts.max(), heights.max())
     figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
     figure.set_dpi(120)

@@ -59,8 +59,8 @@ def clusters(
     The number above a centre counts the weights for which that component is the most responsible;
     components without any have no number and a dashed curve, under those of the others. Components
     with mixing 0 are not drawn. Curves have their own widths, down to a 240th of the axis. In the
-    linear panel a lone bar more than ten times higher than the second highest component is cut, and
-    its height is written beside it.
+    linear panel a lone peak is cut if it is more than ten times as high as the second highest
+    component and twice as high as all other bars; its height is written beside it.
 
     Args:
         weights: a prior, a network, a tensor or array of any shape, or several whose weights are
