@@ -148,12 +148,13 @@ def label_centres(
     legible = gap * (len(at) - 1) <= 1.1
     style: dict[str, Any] = {"fontsize": _LABEL, "va": "bottom", "label": "_centre"}
     tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
+    places = _spread_out(at, gap) if legible else at
     if legible:
+        half = 0.5 * np.array(wide) * point / box.width
+        left = min(-0.015, float((places - half).min(initial=0.0)) - 3 * point / box.width)
         foot = 1 + 7 * point / box.height
-        ax.text(-0.015, foot, title, transform=ax.transAxes, ha="right", color=GREY, **style)
-    for x, place, height, label, color in zip(
-        mean, _spread_out(at, gap) if legible else at, rise, labels, colors, strict=True
-    ):
+        ax.text(left, foot, title, transform=ax.transAxes, ha="right", color=GREY, **style)
+    for x, place, height, label, color in zip(mean, places, rise, labels, colors, strict=True):
         ax.annotate(
             label if legible else "",
             (x, 1),

@@ -87,7 +87,10 @@ def clusters(
     for panel, log in zip(panels, (False, True), strict=True):
         density_panel(panel, edges, counts, parameters, colors, numbers, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
-        space_ticks(panel)
+    handles = list(panels[0].get_legend_handles_labels()[0])
+    if ((numbers < 1) & (parameters[0] > 0)).any():
+        handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
+    add_legend(panels[0], handles, columns + 1)
     if ax is None:
         lay_out(figure)  # which sets the panels' widths
     owners = np.flatnonzero(numbers)
@@ -98,10 +101,11 @@ def clusters(
         [colors[j] for j in owners.tolist()],
         "weights\nin each",
     )
-    handles = list(panels[0].get_legend_handles_labels()[0])
-    if ((numbers < 1) & (parameters[0] > 0)).any():
-        handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
-    add_legend(panels[0], handles)
+    for _ in range(2):  # the title beside the numbers narrows the panels, as a label at an end does
+        if ax is None:
+            lay_out(figure)
+        for panel in panels:
+            space_ticks(panel)
     return figure
 
 
@@ -176,7 +180,6 @@ def responsibilities(
     first = {name: names.index(name) for name in names}  # of components with equal means
     shown = [f"{n} (×{names.count(n)})" if names.count(n) > 1 else n for n in first]
     centres = [named[i] for i in first.values()]
-    label_centres(panels[0], mean[centres], shown, [colors[j] for j in centres], "mean")
     if flat:
         edges, counts = histogram(flat, low, high)
         claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
@@ -188,6 +191,10 @@ def responsibilities(
         panels[1].set(xlim=(low, high), ylabel="weights / bin")
     for panel in unshared(panels):
         panel.set_xlabel("weight")
+    if ax is None:
+        lay_out(figure)  # which sets the panels' widths
+    label_centres(panels[0], mean[centres], shown, [colors[j] for j in centres], "mean")
+    for panel in unshared(panels):
         space_ticks(panel)
     return figure
 
