@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
 from torch import nn
 
@@ -36,6 +37,7 @@ from swsmix.plots.style import (
     shortened_to_width,
     space_ticks,
     styled,
+    text_width,
 )
 from swsmix.prior import MixturePrior
 
@@ -59,7 +61,7 @@ def hinton(
         weight_matrix: a matrix (rows, columns), tensor or array, a row holding the weights of one
             output, as in torch; or a layer or prior with one such matrix.
         mixture: colours the squares by their most responsible component instead of the sign.
-            Components of one colour are named together in the legend.
+            The legend names the means, or the smallest and the largest that share a colour.
         scale: the magnitude that fills a cell; by default the largest one.
         name: the matrix's name, written below it; by default that in the layer or prior, if any.
         ax: one Axes.
@@ -99,10 +101,16 @@ def hinton(
         mean, colors = parameters_of(mixture)[1], np.array(palette)[component]
         used = sorted(set(component.tolist()), key=lambda j: mean[j])
         means = dict(zip(used, distinct(mean[used].tolist()), strict=True))
+        named: dict[str, list[str]] = {}
+        for j, text in means.items():
+            named.setdefault(palette[j], []).append(text)
         handles = [
-            Patch(color=color, label=", ".join(m for j, m in means.items() if palette[j] == color))
-            for color in dict.fromkeys(palette[j] for j in used)
+            Patch(color=color, label=" to ".join(dict.fromkeys([texts[0], texts[-1]])))
+            for color, texts in named.items()
         ]
+        font = FontProperties(size=7)
+        widest = max(text_width(str(handle.get_label()), font) for handle in handles)
+        per_line = max(1, int(72 * width / (widest + 24)))  # points, with the patch
     height = 0.88 * width * min(max(rows / columns, 0.1), 2)
     height += 0.5 + 0.15 * -(-len(handles) // per_line)
     figure, (panel,) = make_panels(ax, 1, width=width, row=height)

@@ -83,7 +83,7 @@ def test_means_that_differ_have_labels_that_differ():
     w = torch.tensor([mean], dtype=torch.float64)
     legend = plots.hinton(w, mixture=near).axes[0].get_legend()
     expected = ["999.998k", "1M", "1.000002M"]
-    assert [t.get_text() for t in legend.get_texts()] == [", ".join(expected)]  # of one colour
+    assert [t.get_text() for t in legend.get_texts()] == ["999.998k to 1.000002M"]  # of one colour
     top = plots.responsibilities(near, w).axes[0]
     assert [t.get_text() for t in top.texts if hasattr(t, "xy")] == expected
 

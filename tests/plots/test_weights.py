@@ -103,8 +103,9 @@ def test_a_narrow_component_looks_as_narrow_as_it_is():
 
 def test_numbers_above_centres_are_upright_and_do_not_touch():
     k = 17
-    mixture = GaussianMixture([1 / k] * k, torch.linspace(-1, 1, k).tolist(), [0.01] * k)
-    w = torch.linspace(-1, 1, k).repeat_interleave(1234)
+    mean = torch.cat([torch.linspace(-0.1, 0.1, k - 2), torch.tensor([-1.0, 1.0])])  # crowded
+    mixture = GaussianMixture([1 / k] * k, mean.tolist(), [0.001] * k)
+    w = mean.repeat_interleave(1234)
     figure = plots.clusters(w, mixture)
     FigureCanvasAgg(figure).draw()
     texts = [t for t in labelled(figure.axes[1], "centre") if hasattr(t, "xy")]
