@@ -30,8 +30,8 @@ LINES = {
     "trajectories": "plots.trajectories(history)",
     "responsibilities": "plots.responsibilities(mixture, weights)",
     "before-after": 'plots.before_after(history.initial["all"], weights, mixture)',
-    "hinton": 'plots.hinton(tensors["hidden.weight"], mixture=mixture)',
-    "hinton-signs": 'plots.hinton(tensors["hidden.weight"])',
+    "hinton": 'plots.hinton(tensors["hidden.weight"], mixture=mixture, name="hidden.weight")',
+    "hinton-signs": 'plots.hinton(tensors["hidden.weight"], name="hidden.weight")',
     "layers": "plots.layers(tensors, mixture)",
     "entropy": "plots.entropy(bits)",
     "loss-terms": "plots.loss_terms(history)",
@@ -39,17 +39,25 @@ LINES = {
 FILM = 'plots.animate_collapse(history, "sunspots-collapse.gif", width=6.0)'
 CAPTIONS = {
     "clusters": "The weights' histogram, the mixture's density and its components scaled by "
-    "mixing, linear and log. Above the centres: the number of weights that each claims.",
-    "collapse": "The histogram over training as a heat map, with the centres on it.",
-    "trajectories": "Mean, std, mixing and the number of clusters (components that claim a weight) "
-    "over training; deaths and mergers are marked.",
-    "responsibilities": "Which component claims a weight of a given value, with the weights below.",
-    "before-after": "Each weight at the end against its start; the bands are the clusters.",
-    "hinton": "A Hinton diagram in the colours of the clusters.",
+    "mixing, linear and log. Above the centres: the number of weights that each claims. Colours "
+    "follow the sign and size of the means: blue and green are negative, orange and pink "
+    "positive. A curve has its component's own width, down to a 240th of the axis, and is dashed "
+    "where the component is the most responsible one for no weight: here two lie under each of "
+    "the two large ones, with the same means.",
+    "collapse": "The histogram over training as a heat map, with the centres that claim weights. A "
+    "cell is a record wide and a bin of the recorded histograms high.",
+    "trajectories": "Mean (band: one std to each side), std, mixing and the number of clusters "
+    "(components that claim a weight) over training; deaths and mergers are marked.",
+    "responsibilities": "Which component claims a weight of a given value, with the weights below. "
+    "Equal means are named once, with their number.",
+    "before-after": "Each weight at the end against its start; the bands are the clusters, two "
+    "stds to each side.",
+    "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters.",
     "hinton-signs": "The same in the colours of the signs.",
-    "layers": "The clusters by tensor.",
+    "layers": "The clusters by tensor. The mixture is that of both, so neither follows it alone.",
     "entropy": "Bits per weight, by tensor.",
-    "loss-terms": "The objective, the data's part and the prior's over training.",
+    "loss-terms": "The objective, the data's part and the prior's over training; where the first "
+    "records are cut, their value is written.",
 }
 
 # Of a posterior (`swsmix.bayes`): the pictures are those of the 1992 paper's Bayesian section.
@@ -57,7 +65,7 @@ POSTERIOR = {
     "bayes-band": "plots.predictive_band(x, predicted.quantiles, mean=predicted.mean, target=y)",
     "bayes-mixture": "plots.mixture_band(weights, mixing, mean, std)\n"
     "plots.membership_band(mixing, mean, std, span=(-3.0, 3.0))",
-    "bayes-calibration": 'plots.calibration({"1921-55": ranks})',
+    "bayes-calibration": 'plots.calibration({"1921-55": ranks, "1956-79": later})',
 }
 
 
@@ -74,7 +82,7 @@ def text() -> str:
         "# Gallery",
         "Every picture that swsmix draws, with the line that makes it. `swsmix inspect PATH` draws "
         "those that any checkpoint allows and, of a run, those of its history. They are of one "
-        "real run: the 104 weights of the 12-8-1 network learning to predict sunspots, "
+        "real run: the 104 weights of the 12-8-1 network learning to predict sunspots, one seed, "
         "`swsmix train --seeds 1`.",
         f"```python\n{SETUP}```",
         "`plots.save(figure, path)` writes PNG, PDF or SVG, the same bytes each time. "

@@ -12,12 +12,14 @@ each weight was snapped to its centre.
 import argparse
 import itertools
 import json
+import statistics
 from pathlib import Path
 
 import torch
 
 from swsmix import MixturePrior, Schedule, fit, plots, snap_
 from swsmix.compression.snap import assign
+from swsmix.plots import style
 from swsmix.problems import nets
 from swsmix.problems.mnist import mnist, mnist_tensors
 from swsmix.training.evaluation import evaluate
@@ -55,33 +57,42 @@ def measure(digits, update, std, rate, seed):
     return evaluate(net, errors, validation), distance
 
 
+@style.styled
 def draw(rows, path):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(plots.FULL, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for update, colour in (("gradient", "#D55E00"), ("proximal", "#0072B2")):
-        for rate, style in zip(RATES, (":", "-", "--"), strict=True):
-            chosen = [r for r in rows if r["update"] == update and r["rate"] == rate]
-            for axes, name in ((left, "errors"), (right, "distance")):
+    """A column for each learning rate; lines are means over seeds, bands their whole range."""
+    figure, axes = style.make_panels(
+        None, 2 * len(RATES), width=plots.FULL, row=1.7, columns=len(RATES), sharex=True
+    )
+    seeds = len({row["seed"] for row in rows})
+    for place, rate in enumerate(RATES):
+        pair = axes[place], axes[place + len(RATES)]
+        for axis, name in zip(pair, ("errors", "distance"), strict=True):
+            for update, colour in (("gradient", plots.POSITIVE), ("proximal", plots.NEGATIVE)):
+                chosen = [r for r in rows if r["update"] == update and r["rate"] == rate]
                 x = sorted({r["std"] for r in chosen})
-                y = [
-                    sum(r[name] for r in chosen if r["std"] == s)
-                    / sum(r["std"] == s for r in chosen)
-                    for s in x
-                ]
-                axes.plot(x, y, style, color=colour, marker="o", markersize=3,
-                          label=f"{update}, lr {rate:g}")  # fmt: skip
-    right.axhline(1.0, color="0.8", zorder=0)
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="final std of the components")
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("errors, snapped (%)")
-    left.set_ylim(bottom=0.0)
-    right.set_yscale("log")
-    right.set_ylabel("distance to centre (std)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3,
-                  frameon=False, fontsize=8)  # fmt: skip
+                found = [[r[name] for r in chosen if r["std"] == s] for s in x]
+                axis.fill_between(
+                    x, [min(f) for f in found], [max(f) for f in found], color=colour, alpha=0.2,
+                    lw=0, label="_range",
+                )  # fmt: skip
+                axis.plot(
+                    x, [statistics.fmean(f) for f in found], color=colour, marker="o",
+                    markersize=2.5, label=update,
+                )  # fmt: skip
+            axis.set_xscale("log")
+        pair[0].set_ylim(0.0, 1.05 * max(r["errors"] for r in rows))
+        pair[1].axhline(1.0, color="0.8", zorder=0)
+        pair[1].set(yscale="log", xlabel="final std of the components")
+        distances = [r["distance"] for r in rows]
+        pair[1].set_ylim(0.7 * min(distances), 1.4 * max(distances))
+        pair[0].set_title(f"learning rate {rate:g}", y=1.0 if place else 1.12)
+    axes[0].set_ylabel("errors, snapped (%)")
+    axes[len(RATES)].set_ylabel("distance to centre (std)")
+    style.add_legend(axes[0])
+    axes[-1].text(
+        0.98, 0.03, f"bands: all {seeds} seeds", transform=axes[-1].transAxes, ha="right",
+        fontsize=6.5, color=style.GREY,
+    )  # fmt: skip
     plots.save(figure, path)
 
 

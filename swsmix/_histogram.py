@@ -90,16 +90,26 @@ def span(parameters: Parameters, flat: Sequence[Tensor] = ()) -> tuple[float, fl
 
 
 def histogram(
-    flat: Sequence[Tensor], low: float, high: float, most: int = MAX_BINS
+    flat: Sequence[Tensor],
+    low: float,
+    high: float,
+    most: int = MAX_BINS,
+    finest: float = float("inf"),
 ) -> tuple[Array, Array]:
     """Bin edges and counts; one bin is centred on zero, so that it holds all pruned weights."""
-    edges = bin_edges(count(flat), low, high, most)
+    edges = bin_edges(count(flat), low, high, most, finest)
     return edges, bin_counts(flat, edges)
 
 
-def bin_edges(total: int, low: float, high: float, most: int = MAX_BINS) -> Array:
-    """The edges of about `most` equal bins for `total` weights; of fewer for few weights."""
-    step = (high - low) / min(most, max(40, 4 * total**0.5))
+def bin_edges(
+    total: int, low: float, high: float, most: int = MAX_BINS, finest: float = float("inf")
+) -> Array:
+    """The edges of about `most` equal bins for `total` weights.
+
+    For few weights there are fewer, unless they would be wider than `finest`, the std of the
+    narrowest component: a bar is to be no wider than the peak over it.
+    """
+    step = max((high - low) / most, min(finest, (high - low) / max(40, 4 * total**0.5)))
     numbers = np.arange(np.floor(low / step - 0.5), np.ceil(high / step - 0.5) + 1)
     edges: Array = (numbers + 0.5) * step
     return edges

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from papers.nowlan1992.drawings_nets import Lines, plain_style
+from papers.nowlan1992.intervals import estimate
 from swsmix import plots
 from swsmix.problems import data
 
@@ -21,6 +23,7 @@ COLORS = {
     "8 components, nu = 10": "#cc79a7",
     "8 components, empirical Bayes": "#009e73",
 }
+_FLOOR = -150.0  # sunspots, of the iterated forecasts' figure
 OTHERS = ("soft-sharing, 8 components, em", "soft-sharing, 8 components, gradient", "weight decay")
 
 
@@ -53,11 +56,26 @@ def fan(bayes: Lines) -> Figure:
     series = data.sunspots(scale=1.0)
     seen = series.series[(series.years >= 1921) & (series.years <= int(years[-1]))]
     quantiles = {float(q): _vector(v) for q, v in line["quantiles"].items()}
-    plots.predictive_band(years, quantiles, mean=_vector(line["mean"]), target=seen, ax=ax)
+    plots.predictive_band(years, quantiles, target=seen, ax=ax)
+    ax.plot(years, quantiles[0.5], color=plots.POSITIVE, lw=1.2, label="median")
+    ax.plot(years, _vector(line["mean"]), color=plots.POSITIVE, lw=0.9, ls=":", label="mean")
     past = (series.years >= 1895) & (series.years <= 1921)
     ax.plot(series.years[past], series.series[past], color="black", lw=0.9)
     ax.axvline(1920.5, color="0.5", lw=0.6, ls=":")
     ax.set(xlabel="year", ylabel="sunspot number", xlim=(1895, float(years[-1]) + 0.5))
+    lowest = quantiles[0.05]
+    ax.set_ylim(_FLOOR, 220)
+    if float(lowest.min()) < _FLOOR:
+        ax.annotate(
+            f"the 90 % interval goes on to {float(lowest.min()):.0f} ↓".replace("-", "−"),
+            (float(years[-1]), _FLOOR), (0, 3), textcoords="offset points", fontsize=6.5,
+            ha="right",
+        )  # fmt: skip
+    ax.axhline(0, color="0.8", lw=0.5, zorder=0)
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0, ncols=5, frameon=False,
+        fontsize=7, handlelength=1.2,
+    )  # fmt: skip
     return plain_style(figure)
 
 
@@ -89,27 +107,36 @@ def evidence(bayes: Lines, rolling: Lines) -> Figure:
     ahead = [n for n in names if n in rolling]
     both = len(ahead) > 1
     figure = Figure(figsize=(plots.FULL, 2.4), layout="constrained")
-    left, *middle, right = figure.subplots(1, 2 + both, sharey=True)
+    left, *middle, test, late = figure.subplots(1, 3 + both, sharey=True)
     best = max(names, key=lambda n: bayes[n]["loo"]["elpd"])
     top = _vector(bayes[best]["loo"]["pointwise"])
+    known = data.sunspots(scale=1.0)
     for i, name in enumerate(names):
         line, color = bayes[name], COLORS[name]
         off = _vector(line["loo"]["pointwise"]) - top
-        error = float(len(off) ** 0.5 * off.std()) if name != best else 0.0
+        error = float(len(off) ** 0.5 * off.std())  # 0 for the best, which is what others are off
         left.errorbar(float(off.sum()), i, xerr=error, fmt="o", ms=4, color=color, lw=1)
-        for split, marker in (("test", "o"), ("late", "D")):
-            arv, error = line[split]["arv"], line[split]["arv_error"]
-            right.errorbar(arv, i, xerr=error, fmt=marker, ms=4, color=color, lw=1)
+        for ax, split in ((test, "test"), (late, "late")):
+            begin, end = data.SUNSPOT_SPLITS[split]
+            seen = known.series[(known.years >= begin) & (known.years <= end)]
+            years = (_vector(line[split]["mean"]) - seen).square() / 1535.0
+            e = estimate(years.tolist())
+            ax.plot([e.low, e.high], [i, i], color=color, lw=1)
+            ax.plot(line[split]["arv"], i, "o", ms=4, color=color)
         if both and name in ahead:
-            elpd = sum(rolling[name]["elpd"]) - max(sum(rolling[n]["elpd"]) for n in ahead)
-            middle[0].plot(elpd, i, "o", ms=4, color=color)
+            totals = {n: _vector(rolling[n]["elpd"]) for n in ahead}
+            folds = totals[name] - max(totals.values(), key=lambda each: float(each.sum()))
+            middle[0].plot(folds, [i + 0.2] * len(folds), "|", ms=5, color=color)
+            middle[0].plot(float(folds.mean()), i, "o", ms=4, color=color)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set_xlabel("PSIS-LOO minus the best\n(nats, standard error)")
-    right.set_xlabel("arv over 1535 (dot 1921-55,\ndiamond 1956-79)")
+    left.set_xlabel("PSIS-LOO minus the\nbest (nats, ± 1 SE)")
+    test.set_xlabel("arv 1921-55\n(95 %, over years)")
+    late.set_xlabel("arv 1956-79\n(95 %, over years)")
     for ax in middle:
-        ax.set_xlabel("held out, rolling origin,\nminus the best (nats)")
-    for ax in (left, *middle, right):
+        ax.set_xlabel("held out, minus the best\n(nats per fold; bars: folds)")
+    for ax in (left, *middle, test, late):
+        ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.grid(axis="x", color="0.92", lw=0.6)
         ax.margins(y=0.2)
     return plain_style(figure)

@@ -19,6 +19,7 @@ CHOICES = {
     "agreement": "nearest to the ensemble",
     "ensemble": "ensemble",
 }
+_LINEAR = 0.1  # test error below which the axis is linear, as some data sets have none at all
 COLORS = dict(zip(CHOICES, ("#999999", "#0072b2", "#d55e00", "#009e73"), strict=True))
 
 
@@ -84,7 +85,11 @@ def cases(shift: Lines) -> Figure:
         ax.set_xticks(list(settings.values()), [str(v) for v in settings.values()])
         ax.minorticks_off()
         ax.grid(color="0.9", lw=0.6)
-    axes[0].set(ylabel="test error (%)", ylim=(0, None))
+        ax.set_yscale("symlog", linthresh=_LINEAR, linscale=0.5)
+        ticks = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.axhline(_LINEAR, color="0.6", lw=0.6, ls=":")
+    axes[0].set(ylabel="test error (%), logarithmic above 0.1", ylim=(-0.01, 60))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return plain_style(figure)
 

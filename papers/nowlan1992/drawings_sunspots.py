@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from papers.nowlan1992 import selection
 from papers.nowlan1992.drawings_nets import Lines, plain_style
@@ -18,29 +18,46 @@ from swsmix.problems import data
 
 _WIDEST = 0.2  # arv; what lies beyond is written at the edge
 _ARVS = (0.1, 0.12, 0.15, 0.2)
-COLORS = {
-    "linear AR(12)": "black",
-    "back-propagation": "#999999",
-    "early stopping": "#56b4e9",
-    "weight decay": "#0072b2",
-    "weight elimination": "#cc79a7",
-    "soft-sharing, 3 components, em": "#e69f00",
-    "soft-sharing, 3 components, gradient": "#66a61e",
-    "soft-sharing, 8 components, em": "#d55e00",
-    "soft-sharing, 8 components, gradient": "#009e73",
-    "weight decay, posterior mean": "#5d3a9b",
-    "soft-sharing, 3 components, posterior mean": "#f781bf",
-    "soft-sharing, 8 components, posterior mean": "#a52a2a",
-    "soft-sharing, all kinds": "#5a3d1c",
-    "all others": "#1b2a49",
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "linear": ("black", ("linear AR(12)",)),
+    "other penalties": (
+        "#0072b2",
+        ("back-propagation", "early stopping", "weight decay", "weight elimination"),
+    ),
+    "soft-sharing by EM": (
+        "#d55e00",
+        ("soft-sharing, 3 components, em", "soft-sharing, 8 components, em"),
+    ),
+    "soft-sharing by gradient": (
+        "#e69f00",
+        ("soft-sharing, 3 components, gradient", "soft-sharing, 8 components, gradient"),
+    ),
+    "posterior means": (
+        "#009e73",
+        (
+            "weight decay, posterior mean",
+            "soft-sharing, 3 components, posterior mean",
+            "soft-sharing, 8 components, posterior mean",
+        ),
+    ),
+    "chosen among several": ("#666666", ("soft-sharing, all kinds", "all others")),
 }
-_LEFT_OUT = (
-    "back-propagation",
-    "soft-sharing, 3 components, gradient",
-    "soft-sharing, 3 components, posterior mean",
-    *selection.POOLS,
-)
-"""Of the figure of iterated forecasts: the first leaves it, the others hide what is there."""
+"""Kind -> its colour, and the methods of that kind: names tell those apart."""
+COLORS = {name: color for color, names in KINDS.values() for name in names}
+HORIZONS = {
+    "other penalties": ("early stopping", "weight decay", "weight elimination"),
+    "soft-sharing": (
+        "soft-sharing, 3 components, em",
+        "soft-sharing, 8 components, em",
+        "soft-sharing, 8 components, gradient",
+    ),
+    "posterior means": (
+        "weight decay, posterior mean",
+        "soft-sharing, 8 components, posterior mean",
+    ),
+}
+"""Panel -> the methods drawn in colour in it. Left out are back-propagation, which leaves the
+figure, two that hide what is there, and the pools, each of which is one of these methods."""
 
 
 def series(final: Lines, confirmed: Lines) -> Figure:
@@ -82,29 +99,38 @@ def series(final: Lines, confirmed: Lines) -> Figure:
 
 def arv(final: Lines, confirmed: Lines) -> Figure:
     """The arv of every method on the years after 1920, by seed and together."""
-    figure = Figure(figsize=(plots.FULL, 4.4), layout="constrained")
+    figure = Figure(figsize=(plots.FULL, 5.4), layout="constrained")
     limits = {"test": (0.06, _WIDEST), "late": (0.3, 0.8), "confirm": (0.15, 0.35)}
     parts = [(final, "test"), (final, "late"), (confirmed, "confirm")][: 3 if confirmed else 2]
     axes = figure.subplots(1, len(parts), sharey=True)
     order = ("linear AR(12)", *selection.METHODS, *selection.POOLS)
     names = [n for n in order if _line(final, n, "single")]
     for ax, (lines, split) in zip(axes, parts, strict=True):
+        edge = limits[split][1]
         for i, name in enumerate(names):
             values = _line(lines, name, "single")["arv"][split]
             e = estimate(values)
             color = COLORS[name]
-            jitter = torch.linspace(-0.22, 0.22, len(values)).tolist()
-            ax.plot(values, [i + j for j in jitter], ".", color=color, ms=2.5, alpha=0.6)
-            ax.plot([e.low, e.high], [i, i], color=color, lw=2)
-            ax.plot(e.mean, i, "o", color=color, ms=5, mec="black", mew=0.5)
-            if split == "test" and e.mean > _WIDEST:
-                ax.text(0.99 * _WIDEST, i - 0.25, f"{e.mean:.2f} →", fontsize=6.5, ha="right")
+            inside = [v for v in values if v <= edge]
+            ax.plot(inside, [i - 0.25] * len(inside), "|", color=color, ms=5, mew=0.7, alpha=0.8)
+            ax.plot([e.low, min(e.high, edge)], [i, i], color=color, lw=2)
+            if e.mean <= edge:
+                ax.plot(e.mean, i, "o", color=color, ms=4.5, mec="black", mew=0.5)
+            beyond = [f"{len(values) - len(inside)} nets"] if len(inside) < len(values) else []
+            beyond += [f"mean {e.mean:.2f}"] if e.mean > edge else []
+            if beyond:
+                ax.text(edge, i - 0.38, f"{', '.join(beyond)} →", fontsize=6.5, ha="right",
+                        bbox={"fc": "w", "ec": "none", "pad": 0.5})  # fmt: skip
             if len(values) > 1:
                 for by, marker in (("ensemble", "D"), ("committee", "s")):
                     together = _line(lines, name, by)["ensemble"][split]
-                    ax.plot(together, i, marker, ms=4, mfc="white", mec=color)
+                    ax.plot(together, i + 0.25, marker, ms=3.5, mfc="white", mec=color, mew=0.8)
         begin, end = data.SUNSPOT_SPLITS[split]
         ax.set(title=f"{begin}-{end}", xlabel="arv (over 1535)", xlim=limits[split])
+        ax.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        ax.tick_params(axis="y", length=0)
+        for i in range(1, len(names)):
+            ax.axhline(i - 0.5, color="0.92", lw=0.6, zorder=0)
         ax.grid(axis="x", color="0.92", lw=0.6)
     rows = [row for row in published()["sunspots"]["rows"] if "ours" in row]
     for row, style in zip(rows, ("-.", "--", ":"), strict=True):
@@ -113,8 +139,8 @@ def arv(final: Lines, confirmed: Lines) -> Figure:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.supxlabel(
-        "small: seeds; dot: their mean and its 95 % interval; diamond: ensemble; square: "
-        "committee; plain nets go on to the right",
+        "bars: nets; dot: their mean and its bootstrap 95 % interval; diamond: ensemble; square: "
+        "committee; arrow: what lies beyond",
         fontsize=7,
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -122,18 +148,26 @@ def arv(final: Lines, confirmed: Lines) -> Figure:
 
 
 def horizon(final: Lines) -> Figure:
-    """The arv of iterated forecasts of 1921-55 against the horizon."""
-    figure = Figure(figsize=(plots.FULL, 3.0), layout="constrained")
-    ax = figure.subplots()
-    for name, color in COLORS.items():
-        if name in _LEFT_OUT:
-            continue
-        if line := _line(final, name, "single"):
-            values = line["horizon"]
-            ax.plot(range(1, len(values) + 1), values, "o-", ms=2.5, lw=1, color=color, label=name)
-    ax.set(xlabel="years ahead", ylabel="arv (over 1535), mean over seeds", ylim=(0, 2))
-    ax.grid(color="0.92", lw=0.6)
-    figure.legend(loc="outside right upper", handlelength=1.5)
+    """The arv of iterated forecasts of 1921-55 against the horizon, each kind over all others."""
+    figure = Figure(figsize=(plots.FULL, 2.7), layout="constrained")
+    axes = figure.subplots(1, len(HORIZONS), sharey=True)
+    drawn = {name for names in HORIZONS.values() for name in names}
+    for ax, (kind, names) in zip(axes, HORIZONS.items(), strict=True):
+        shown = [name for name in names if _line(final, name, "single")]
+        for name in sorted(drawn.difference(shown)):
+            if line := _line(final, name, "single"):
+                years = range(1, len(line["horizon"]) + 1)
+                ax.plot(years, line["horizon"], color="0.87", lw=0.8)
+        linear = [("linear AR(12)", "black")] if _line(final, "linear AR(12)", "single") else []
+        for name, color in (*linear, *zip(shown, ("#0072b2", "#d55e00", "#009e73"), strict=False)):
+            values = _line(final, name, "single")["horizon"]
+            label = name.removeprefix("soft-sharing, ") if kind == "soft-sharing" else name
+            label = label.removesuffix(", posterior mean")
+            ax.plot(range(1, len(values) + 1), values, lw=1.2, color=color, label=label)
+        ax.set(xlabel="years ahead", title=kind, ylim=(0, 2.5))
+        ax.grid(color="0.92", lw=0.6)
+        ax.legend(loc="upper left", frameon=False, fontsize=6.5, handlelength=1.2)
+    axes[0].set_ylabel("arv (over 1535), mean over seeds")
     return plain_style(figure)
 
 
@@ -151,13 +185,13 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
         "geometric mean arv of the folds (the rule)": selection.score,
     }
     for ax, (title, score) in zip(axes, by.items(), strict=True):
-        for name, color in COLORS.items():
-            mine = [key for key in keys if hindsight[key]["method"] == name]
+        for (kind, (color, names)), marker in zip(KINDS.items(), "oosv^D", strict=True):
+            mine = [key for key in keys if hindsight[key]["method"] in names]
             if not mine:
                 continue
             ax.plot(
                 [score(scores[key]) for key in mine], [hindsight[key]["test"] for key in mine],
-                "o", color=color, ms=4, mew=0, alpha=0.8, label=name,
+                marker, ls="", color=color, ms=4, mew=0, alpha=0.7, label=f"{kind} ({len(mine)})",
             )  # fmt: skip
         pairs = [(score(scores[key]), hindsight[key]["test"]) for key in keys]
         rank = float(spearmanr(pairs).statistic)
@@ -168,7 +202,7 @@ def validation(hindsight: Lines, scores: Lines) -> Figure:
         ax.minorticks_off()
         ax.grid(color="0.92", lw=0.6)
     axes[0].set_ylabel("arv 1921-55, mean over seeds")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return plain_style(figure)
 
 

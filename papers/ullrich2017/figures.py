@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tomllib
 from collections.abc import Callable, Iterable
@@ -51,6 +50,9 @@ def dynamics(results: Results) -> Figure | None:
 def pareto(results: Results) -> Figure | None:
     """Figure 2: error against compression, and the front that validation images chose."""
     sweep = [r for r in results.compressed if r["seed"] == 0]
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for r in results.compressed:
+        seeds.setdefault(r["setting"], []).append(r)
     if not sweep:
         return None
     nets = [net for net in NETS if any(r["net"] == net for r in sweep)]
@@ -67,6 +69,8 @@ def pareto(results: Results) -> Figure | None:
             rest = [r for r in mine if r not in front]
             _points(panel, rest, "o", ms=2.5, color=colour, alpha=0.4, mew=0, ls="")
             _points(panel, front, "-o", ms=3, color=colour, label=name)
+            for r in mine:
+                _range_of_seeds(panel, seeds[r["setting"]], colour)
         cited = sorted((r for r in published if r["net"] == net), key=lambda r: r["ratio"])
         for r in cited:
             marker = "s" if r["unit"] == "bytes" else "x"
@@ -89,28 +93,37 @@ def pareto(results: Results) -> Figure | None:
         *panels[0].get_legend_handles_labels()[0],
         Line2D([], [], marker="o", ms=2.5, mew=0, ls="", alpha=0.4, color="black",
                label="ours, not on the front"),
+        Line2D([], [], marker="+", ms=8, mew=0.8, ls="", color="black", label="range of all seeds"),
         Line2D([], [], marker="s", ms=4, mfc="none", ls="", color=plots.NEUTRAL,
                label="published, bytes"),
         Line2D([], [], marker="x", ms=4, ls="", color=plots.NEUTRAL,
                label="published, other units"),
     ]  # fmt: skip
-    figure.legend(handles=keys, loc="outside upper center", ncols=5)
+    figure.legend(handles=keys, loc="outside upper center", ncols=3)
     return figure
 
 
 def _label_points(panel: Any, cited: list[dict[str, Any]]) -> None:
-    """The published points' names at the foot, upright, side by side in the order of the points."""
-    width, points = 8.0, 72 / panel.figure.dpi  # a line's in points, and a pixel's
-    end = -math.inf
-    for r in cited:
-        at = points * panel.transData.transform((r["ratio"], 0))[0]
-        end = max(at, end + width)
-        foot = panel.transData.inverted().transform((end / points, 0))[0]
+    """The published points' letters, from left to right, and what they mean, in the panel."""
+    names = dict(zip("abcdefghijklmnopqrstuvwxyz", cited, strict=False))
+    for letter, r in names.items():
         panel.annotate(
-            short(r["method"]), (r["ratio"], r["error"]), (foot, 0.02),
-            textcoords=("data", "axes fraction"), ha="center", va="bottom", rotation=90, fontsize=5,
-            color=plots.NEUTRAL, arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.7"},
+            letter, (r["ratio"], r["error"]), (0, 4), textcoords="offset points", ha="center",
+            fontsize=7,
         )  # fmt: skip
+    text = "\n".join(f"{letter}  {short(r['method'])}" for letter, r in names.items())
+    panel.text(0.02, 0.99, text, transform=panel.transAxes, va="top", fontsize=7, linespacing=1.15)
+
+
+def _range_of_seeds(panel: Any, rows: list[dict[str, Any]], colour: str) -> None:
+    """A cross from the smallest to the largest of a setting's seeds, if it has several."""
+    if len(rows) < 2:
+        return
+    ratio = [r["ratio"] for r in rows]
+    error = [r["compressed_test_error_percent"] for r in rows]
+    style: dict[str, Any] = {"color": colour, "lw": 0.8, "label": "_seeds"}
+    panel.plot([min(ratio), max(ratio)], [statistics.mean(error)] * 2, **style)
+    panel.plot([statistics.mean(ratio)] * 2, [min(error), max(error)], **style)
 
 
 def _points(panel: Any, rows: list[dict[str, Any]], form: str, **style: Any) -> None:
@@ -147,18 +160,18 @@ def layers(results: Results) -> Figure | None:
     figure = Figure(figsize=(plots.FULL, height), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     labels: list[str] = []
-    for i, (setting, seeds) in enumerate(rows.items()):
-        colour = (plots.NEGATIVE, plots.POSITIVE, "#009e73", "#cc79a7")[i % 4]
+    for setting, seeds in rows.items():
         for name in names[setting]:
             at = len(labels)
-            labels.append(f"{setting}  {name}")
+            labels.append(f"{setting} (n = {len(seeds)})  {name}")
             share = [100 * r["nonzero"][name] / r["weights"][name] for r in seeds]
             bits = [r["entropy_bits_a_weight"][name] for r in seeds]
             for panel, values in ((left, share), (right, bits)):
-                panel.barh(at, statistics.mean(values), color=colour, alpha=0.8)
-                panel.text(statistics.mean(values), at, f" {statistics.mean(values):.2g}",
-                           va="center", fontsize=6)  # fmt: skip
-    left.set_yticks(range(len(labels)), labels, fontsize=6)
+                middle = statistics.mean(values)
+                panel.barh(at, middle, color=plots.NEGATIVE, alpha=0.6)
+                panel.plot([min(values), max(values)], [at, at], color="black", lw=1.0)
+                panel.text(max(values), at, f" {middle:.2g}", va="center", fontsize=6.5)
+    left.set_yticks(range(len(labels)), labels, fontsize=6.5)
     left.invert_yaxis()
     left.set_xlabel("weights that are not zero (%)")
     right.set_xlabel("entropy of the index (bits per weight)")
@@ -173,20 +186,22 @@ def filters(results: Results) -> Figure | None:
     portrait = results.portrait("lenet-5-caffe-shifted")
     if portrait is None:
         return None
-    figure = Figure(figsize=(plots.FULL, 1.0), dpi=150, layout="constrained")
+    figure = Figure(figsize=(plots.FULL, 1.1), dpi=150, layout="constrained")
     grid = figure.subplots(2, 20)
     both = {
         "dense": portrait.weights("before", "conv1.weight"),
         "coded": portrait.snapped("conv1.weight"),
     }
+    top = max(float(flat.abs().max()) for flat in both.values())
     for row, (name, flat) in enumerate(both.items()):
         weights = flat.view(20, 5, 5)
-        top = weights.abs().max()
         for panel, image in zip(grid[row], weights, strict=True):
-            panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
+            shown = panel.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set_linewidth(0.3)
         grid[row, 0].set_ylabel(name, fontsize=7)
+    bar = figure.colorbar(shown, ax=grid, pad=0.01, aspect=12, label="weight")
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 

@@ -1,6 +1,11 @@
 """Mixtures as density curves, and the panel that shows them with the weights' histogram.
 
-Curves are averaged over a bin, as the bars are: a component narrower than a bin keeps its mass.
+A curve has its component's own width down to a 240th of the axis, which is less than a point in
+print. It is averaged over that width, so that narrower components keep their mass. Bars are no
+wider than the narrowest component, down to the same width.
+
+A component is idle if it is the most responsible one for no weight. Its curve is dashed, and lies
+under those of the others.
 """
 
 from __future__ import annotations
@@ -11,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
-from swsmix._histogram import Array, Parameters, chunks
+from swsmix._histogram import MAX_BINS, Array, Parameters, chunks, histogram, span
 from swsmix._labels import format_number
 from swsmix.mixture import GaussianMixture
-from swsmix.plots.style import BARS, GREY, INK, root_figure
+from swsmix.plots.style import BARS, GREY, IDLE, INK, root_figure, text_width
 from swsmix.tables.regions import decision_regions
+
+_LABEL = 6.5  # points
 
 
 def most_responsible(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
@@ -82,10 +90,27 @@ def peaks(mixing: Array, std: Array, step: float) -> Array:
     return mixing * share / step
 
 
-def back_to_front(mixing: Array) -> list[int]:
-    """The components in drawing order: the largest mixing last; of equals, the first one last."""
-    order: list[int] = np.argsort(-mixing, kind="stable")[::-1].tolist()
+def back_to_front(mixing: Array, claimed: Array) -> list[int]:
+    """The components in drawing order: the idle first, the largest mixing last.
+
+    Of equals the first one is last, as it is the one that weights are assigned to.
+    """
+    numbers = np.arange(len(mixing))
+    order: list[int] = np.lexsort((-numbers, mixing, claimed >= 1)).tolist()
     return order
+
+
+def fine_histogram(
+    flat: Sequence[Tensor], parameters: Parameters, most: int = MAX_BINS
+) -> tuple[Array, Array]:
+    """The histogram in bins no wider than the narrowest component with mixing > 0, if possible."""
+    finest = float(parameters[2][parameters[0] > 0].min())
+    return histogram(flat, *span(parameters, flat), most, finest)
+
+
+def curve_step(edges: Array) -> float:
+    """The width over which curves are averaged: what is narrower cannot be seen."""
+    return float(min(edges[1] - edges[0], (edges[-1] - edges[0]) / MAX_BINS))
 
 
 def _spread_out(positions: Array, gap: float) -> Array:
@@ -105,31 +130,51 @@ def _spread_out(positions: Array, gap: float) -> Array:
 def label_centres(
     ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
 ) -> None:
-    """A label above each centre, moved aside where they crowd, with a line to the centre."""
-    box, dpi = ax.get_window_extent(), root_figure(ax).dpi
+    """A label above each centre, in two lines where they crowd, with a line to the centre.
+
+    If even two lines are too short for all labels, only the lines to the centres are drawn.
+    """
+    box, point = ax.get_window_extent(), root_figure(ax).dpi / 72
     low, high = ax.get_xlim()
-    at, gap = (mean - low) / (high - low), 7.5 / 72 * dpi / box.width
-    rise = 1 + 9 / 72 * dpi / box.height
+    font = FontProperties(size=_LABEL)
+    order, wide = np.argsort(mean, kind="stable"), [text_width(each, font) for each in labels]
+    at = (mean - low) / (high - low)
+    one = (max(wide, default=0.0) + 3) * point / box.width  # a label's share of the width
+    crowded = bool((np.diff(at[order]) < one).any())
+    gap = (0.5 * one + 1.5 * point / box.width) if crowded else one
+    line = np.zeros(len(at), dtype=int)
+    line[order[1::2]] = crowded  # every second label stands above the others
+    rise = 1 + (7 + 8.5 * line) * point / box.height
     legible = gap * (len(at) - 1) <= 1.1
-    style: dict[str, Any] = {"fontsize": 6.5, "va": "bottom", "label": "_centre"}
+    style: dict[str, Any] = {"fontsize": _LABEL, "va": "bottom", "label": "_centre"}
     tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
+    places = _spread_out(at, gap) if legible else at
     if legible:
-        ax.text(-0.015, rise, title, transform=ax.transAxes, ha="right", color=GREY, **style)
-    for x, place, label, color in zip(
-        mean, _spread_out(at, gap) if legible else at, labels, colors, strict=True
-    ):
+        half = 0.5 * np.array(wide) * point / box.width
+        left = min(-0.015, float((places - half).min(initial=0.0)) - 3 * point / box.width)
+        foot = 1 + 7 * point / box.height
+        ax.text(left, foot, title, transform=ax.transAxes, ha="right", color=GREY, **style)
+    for x, place, height, label, color in zip(mean, places, rise, labels, colors, strict=True):
         ax.annotate(
             label if legible else "",
             (x, 1),
-            (place, rise),
+            (place, height),
             ("data", "axes fraction"),
             "axes fraction",
             tie | {"color": color},
             color=INK,  # a component's colour may be too light to read
-            rotation=90,
             ha="center",
             **style,
         )
+
+
+def lowest(unit: float, heights: Array) -> float:
+    """Where a log axis starts, so that single weights and components that hold one are in sight.
+
+    `unit` is the height of one weight in a bin, `heights` are those components' peaks: one so wide
+    that it ends far below is drawn down to a ten-thousandth of the unit.
+    """
+    return float(min([0.5 * unit, *np.maximum(0.3 * heights, 1e-4 * unit)]))
 
 
 def density_panel(
@@ -138,28 +183,41 @@ def density_panel(
     counts: Array,
     parameters: Parameters,
     colors: Sequence[str],
+    claimed: Array,
     *,
     log: bool,
     bottom: float | None = None,
 ) -> None:
     """A histogram as a density, the components with mixing > 0, and their sum.
 
-    The log axis starts at `bottom`; by default at half a weight per bin, or lower.
+    `claimed` (k,) counts the weights that each component claims: those with none are dashed. The
+    log axis starts at `bottom`; by default where `lowest` says.
     """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
+    fine = curve_step(edges)
     density = counts / (counts.sum() * step)
-    x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], step)
-    components = _densities(x, *parameters, step)
+    x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], fine)
+    components = _densities(x, *parameters, fine)
     total = components.sum(0)
     top = max(density.max(), total.max())
-    floor = min(0.5 / (counts.sum() * step), 0.01 * total.max()) if log else 0.0
-    floor = floor if bottom is None else bottom
+    floor = 0.0
+    if log:
+        heights = components.max(1)[(claimed >= 1) & (parameters[0] > 0)]
+        floor = lowest(1 / (counts.sum() * step), heights) if bottom is None else bottom
     ground = floor / 10  # below the axis, so that no line runs along it
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
-    tower = not log and top > 10 * second > 0 and (outline > 5 * second).mean() < 0.05
+    highest = int(components.max(1).argmax())
+    off = np.abs(middles - parameters[1][highest]) > 4 * parameters[2][highest] + step
+    rest = max(5 * second, 1.1 * density[off].max(initial=0.0))  # what is to be seen
+    tower = (
+        not log
+        and second > 0
+        and top > max(10 * second, 2 * rest)
+        and (outline > rest).mean() < 0.05
+    )
     if tower:
-        limit = 5 * second  # a lone tower would flatten all other bars: cut it, and label it
+        limit = rest  # a lone tower would flatten all other bars: cut it, and label it
 
     def visible_points(curve: Array) -> Array:
         """The indices of the points that draw the part of a curve above the axis."""
@@ -174,13 +232,17 @@ def density_panel(
     )
     points = visible_points(total)
     ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
-    for j in back_to_front(parameters[0]):
+    for j in back_to_front(parameters[0], claimed):
         if parameters[0][j] == 0:
             continue
         points = visible_points(components[j])
         curve = np.maximum(components[j][points], ground)
+        style: dict[str, Any] = {"color": colors[j], "label": f"_component {j}"}
+        if claimed[j] < 1:
+            ax.plot(x[points], curve, **style, **IDLE)
+            continue
         ax.fill_between(x[points], ground, curve, color=colors[j], alpha=0.35, lw=0)
-        ax.plot(x[points], curve, color=colors[j], lw=0.8, label=f"_component {j}")
+        ax.plot(x[points], curve, lw=0.8, **style)
     ax.set_xlim(edges[0], edges[-1])
     if log and ax.get_yscale() != "log":  # setting it again makes films slow
         ax.set_yscale("log")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from swsmix._files import replacing
 from swsmix._histogram import Array
-from swsmix.plots.density import back_to_front, density_panel, peaks
+from swsmix.plots.density import back_to_front, curve_step, density_panel, lowest, peaks
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
 from swsmix.plots.training import common_histograms, group_of, series, time_axis
 from swsmix.training.history import History
@@ -64,6 +64,10 @@ def animate_collapse(
 ) -> Path:
     """The weights' collapse as a film: histogram, density and centres over training.
 
+    Triangles are the centres that claim weights; the curves of the others are dashed. A component
+    ends below the bars where its mixing is smaller than its share of the weights, as a mixing
+    proportion pinned for zero makes it.
+
     Args:
         history: the history of a run.
         path: the file, .gif, or .mp4 if ffmpeg is installed.
@@ -87,12 +91,12 @@ def animate_collapse(
     epochs, unit = time_axis(history, len(counts))
     mixing, mean, std = (series(history, group, name) for name in ("mixing", "mean", "std"))
     colors = component_colors(history.stacked(group, "mean")[-1])
+    claimed = history.claimed(group).numpy()
     step = edges[1] - edges[0]
     unit_bar = 1 / (counts[0].sum() * step)  # the density of one weight in a bin
-    heights = peaks(mixing, std, step)
+    heights = peaks(mixing, std, curve_step(edges))
     live = heights[series(history, group, "count") >= 1]
-    # Low enough to show single weights, and every component that holds one, however wide.
-    bottom = min([0.5 * unit_bar, *np.maximum(0.3 * live, 1e-4 * unit_bar)])
+    bottom = lowest(unit_bar, live)
     top = 2 * max(unit_bar * counts.max(), heights.max())
     figure, (panel,) = make_panels(None, 1, width=width, row=0.6 * width)
     figure.set_dpi(120)
@@ -102,9 +106,11 @@ def animate_collapse(
         for artist in (*panel.lines, *panel.patches, *panel.collections):
             artist.remove()
         parameters = mixing[i], mean[i], std[i]
-        density_panel(panel, edges, counts[i], parameters, colors, log=True, bottom=bottom)
+        density_panel(
+            panel, edges, counts[i], parameters, colors, claimed[i], log=True, bottom=bottom
+        )
         panel.set(ylim=(bottom, top), xlabel="weight", ylabel="density (1 / weight)")
-        _mark_centres(panel, mixing[i], mean[i], colors)
+        _mark_centres(panel, mixing[i], claimed[i], mean[i], colors)
         if not frames:
             space_ticks(panel)
         panel.set_title(f"{unit} {epochs[i]:g}", y=1.05)
@@ -120,10 +126,12 @@ def animate_collapse(
     return path
 
 
-def _mark_centres(panel: Axes, mixing: Array, mean: Array, colors: Sequence[str]) -> None:
-    """A triangle above the panel at each centre with mixing > 0."""
-    for j in back_to_front(mixing):
-        if mixing[j] == 0:
+def _mark_centres(
+    panel: Axes, mixing: Array, claimed: Array, mean: Array, colors: Sequence[str]
+) -> None:
+    """A triangle above the panel at each centre that claims a weight."""
+    for j in back_to_front(mixing, claimed):
+        if claimed[j] < 1:
             continue
         panel.plot(
             mean[j],

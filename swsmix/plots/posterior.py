@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix._histogram import Array
-from swsmix.plots.density import back_to_front
+from swsmix._labels import format_number
 from swsmix.plots.style import (
     BARS,
     FULL,
@@ -150,7 +150,8 @@ def membership_band(
     """The responsibilities for a weight of a given value, with their uncertainty.
 
     Lines are posterior means of the responsibilities, bands their 50 % intervals. The components of
-    each draw are sorted by their means.
+    each draw are sorted by their means. Each component has a row of its own, from 0 to 1, named by
+    its posterior mean: the bands of several would overlap.
 
     Args:
         mixing: draws of pi (draws, k), sorted by mean (`Posterior.mixture`).
@@ -165,21 +166,23 @@ def membership_band(
     """
     if not span[0] < span[1]:
         raise ValueError(f"span must be an interval (low, high); got {span}")
-    figure, (panel,) = make_panels(ax, 1, width=width, row=2.4)
+    figure, (panel,) = make_panels(ax, 1, width=width, row=max(1.2, 0.5 + 0.3 * mean.shape[-1]))
     grid = torch.linspace(*span, 200, dtype=torch.float64, device="cpu")
     gamma = _log_components(grid, mixing, mean, std).softmax(-1)
-    colors, lines = component_colors(mean.double().mean(0)), {}
-    for j in back_to_front(mixing.double().mean(0).numpy()):
-        color = colors[j]
-        low, high = np.quantile(gamma[..., j].numpy(), [0.25, 0.75], axis=0)
-        panel.fill_between(grid.numpy(), low, high, color=color, alpha=0.25, lw=0)
-        centre = float(mean[:, j].mean())
-        (lines[j],) = panel.plot(
-            grid.numpy(), gamma[..., j].mean(0).numpy(), color=color, lw=1.0,
-            label=f"{centre:.2g}".replace("-", "−"),
-        )  # fmt: skip
-    panel.set(xlim=span, ylim=(0, 1), xlabel="weight", ylabel="responsibility")
-    add_legend(panel, [lines[j] for j in sorted(lines)], columns=8)
+    centres = mean.double().mean(0)
+    colors, x = component_colors(centres), grid.numpy()
+    for row, color in enumerate(colors):
+        low, high = np.quantile(gamma[..., row].numpy(), [0.25, 0.75], axis=0)
+        panel.axhline(row, color="0.85", lw=0.5, zorder=0, label="_row")
+        panel.fill_between(
+            x, row + 0.85 * low, row + 0.85 * high, color=color, alpha=0.3, lw=0, label="_band"
+        )
+        average = gamma[..., row].mean(0).numpy()
+        panel.plot(x, row + 0.85 * average, color=color, lw=1.0, label=f"_component {row}")
+    panel.set_yticks(range(len(colors)), [format_number(c, digits=2) for c in centres.tolist()])
+    panel.tick_params(axis="y", length=0)
+    panel.set(xlim=span, ylim=(-0.1, len(colors)), xlabel="weight")
+    panel.set_ylabel("responsibility,\na row (0 to 1) per mean")
     return figure
 
 
@@ -189,11 +192,13 @@ def calibration(
 ) -> Figure:
     """Observed against nominal coverage of the central intervals.
 
-    The band is where 90 % of calibrated predictions lie.
+    The band of each label is where the curve of that many independent, calibrated predictions lies,
+    at each level, with probability 90 %: fewer observations have a wider band. Labels with one
+    number of observations share one.
 
     Args:
         ranks: label -> the predictive probability below each observation, P(y' < y), in [0, 1];
-            uniform if the predictions are calibrated. The band is for the first label.
+            uniform if the predictions are calibrated.
         width: width of the figure, in inches.
         ax: axes to draw into.
 
@@ -211,18 +216,25 @@ def calibration(
     colors = (POSITIVE, "#0072b2", "#009e73", "#cc79a7")
     if len(ranks) > len(colors):
         raise ValueError(f"calibration has colours for {len(colors)} labels; got {len(ranks)}")
-    for number, ((label, values), color) in enumerate(zip(ranks.items(), colors, strict=False)):
+    sizes = [len(values) for values in ranks.values()]
+    for (label, values), color in zip(ranks.items(), colors, strict=False):
         p = np.asarray(values, dtype=float)
         if ((p < 0) | (p > 1)).any():
             raise ValueError(f"the ranks of {label!r} must lie in [0, 1]")
         inside = 2.0 * np.abs(p - 0.5)
         observed = [(inside <= level).mean() for level in nominal]
         panel.step(nominal, observed, where="mid", color=color, label=f"{label} (n = {len(p)})")
-        if number == 0:
+        if len(p) in sizes:
             low, high = (binom.ppf(q, len(p), nominal) / len(p) for q in (0.05, 0.95))
+            shared = sizes.count(len(p)) > 1
+            sizes = [size for size in sizes if size != len(p)]  # one band per number
+            tint = GREY if shared else color
             panel.fill_between(
-                nominal, low, high, color=color, alpha=0.15, lw=0, label="90 % by chance"
-            )
+                nominal, low, high, step="mid", color=tint, alpha=0.15, lw=0,
+                label=f"90 % by chance, n = {len(p)}",
+            )  # fmt: skip
+            for edge in (low, high):  # where bands overlap, their edges tell them apart
+                panel.step(nominal, edge, where="mid", color=tint, lw=0.5, ls="--", label="_edge")
     panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal coverage", ylabel="observed coverage")
     panel.set_aspect("equal")
     add_legend(panel, columns=2)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -25,8 +24,12 @@ from swsmix._labels import shorten, visible
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
 NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
 BARS, GREY, INK = "#d6d6d6", "#666666", "#1a1a1a"
+IDLE: dict[str, Any] = {"ls": (0, (3, 2)), "lw": 0.7}  # of a component that claims no weight
 
-_COLD_TO_WARM = (NEGATIVE, "#56b4e9", "#009e73", "#cc79a7", "#e69f00", POSITIVE)  # Okabe-Ito
+_COLD = ("#009e73", "#56b4e9", NEGATIVE)  # small, middle and large values; colours of Okabe and Ito
+_WARM = ("#cc79a7", "#e69f00", POSITIVE)
+_STEPS = (1 / 9, 4 / 9)  # of the largest magnitude: equal steps of its square root
+_NEAR_ZERO = 1 / 50  # of the largest magnitude
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -69,11 +72,13 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
 
 
 def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
-    """One colour for each component, by the order of the means: cold below, warm above zero.
+    """The colour of each component, by the sign and size of its mean: at most seven colours.
 
-    The component nearest zero is grey. With up to 7 components the others have colours of Okabe and
-    Ito; with more, steps of the perceptually uniform map "plasma". Both are safe for the
-    colour-blind. Figures of a history use its last means, so that all figures of a run agree.
+    Cold is negative: green, sky blue, blue, from small to large. Warm is positive: pink, orange,
+    vermilion. Grey is zero, to within a fiftieth of the largest magnitude. Small is up to 1/9 of
+    the largest magnitude, large beyond 4/9. So components of about one value share a colour, and
+    equal magnitudes of both signs have colours of one strength. All are of Okabe and Ito, safe for
+    the colour-blind. Figures of a history use its last means, so that all figures of a run agree.
 
     Args:
         mean: the component means (k,), in units of the weights.
@@ -85,14 +90,16 @@ def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
         >>> component_colors(torch.tensor([0.2, 0.0, -0.2]))
         ['#d55e00', '#595959', '#0072b2']
     """
-    mean = mean.detach().double().cpu()
-    zero = int(mean.abs().argmin())
-    others = [j for j in mean.argsort(stable=True).tolist() if j != zero]
-    colors = {zero: NEUTRAL}
-    for j, shade in zip(others, np.linspace(0, 1, len(others)), strict=True):
-        uniform = matplotlib.colormaps["plasma"](0.04 + 0.82 * shade)
-        colors[j] = _COLD_TO_WARM[round(5 * shade)] if len(mean) <= 7 else to_hex(uniform)
-    return [colors[j] for j in range(len(mean))]
+    means = mean.detach().double().cpu().tolist()
+    largest = max(map(abs, means), default=0.0)
+
+    def color(value: float) -> str:
+        if abs(value) <= _NEAR_ZERO * largest:
+            return NEUTRAL
+        size = sum(abs(value) > step * largest for step in _STEPS)
+        return (_WARM if value > 0 else _COLD)[size]
+
+    return [color(value) for value in means]
 
 
 def num_columns(width: float) -> int:
@@ -146,13 +153,13 @@ def space_ticks(ax: Axes) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
         ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
         labels = ax.xaxis.get_major_formatter().format_ticks(ticks)
-        wide = max((_text_width(label, font) for label in labels), default=0.0)
+        wide = max((text_width(label, font) for label in labels), default=0.0)
         apart = points * np.diff(ticks) / (high - low)
         if (apart > wide + 0.5 * font.get_size_in_points()).all():
             return
 
 
-def _text_width(text: str, font: FontProperties) -> float:
+def text_width(text: str, font: FontProperties) -> float:
     """In points, with a twentieth more, because letters are wider in pixels."""
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 0.95
 
@@ -182,10 +189,11 @@ def png(figure: Figure) -> bytes:
 
 
 def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
-    """A legend above the axes, where it covers nothing."""
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    """A legend above the axes, where it covers nothing, to be read line by line."""
+    handles = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
+    columns = min(columns, len(handles))  # which matplotlib fills one after the other
     ax.legend(
-        handles=list(handles),
+        handles=[handle for first in range(columns) for handle in handles[first::columns]],
         ncols=columns,
         loc="lower left",
         bbox_to_anchor=(0, 1.01),
@@ -199,6 +207,6 @@ def shortened_to_width(name: str, points: float, size: float) -> str:
     most = int(points / (0.25 * size)) + 1  # few letters are as narrow as a quarter of their size
     for length in range(min(len(visible(name)), most), 0, -1):
         shown = shorten(name, length)
-        if _text_width(shown, font) <= points:
+        if text_width(shown, font) <= points:
             break
     return shown

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
 from torch import nn
 
-from swsmix._histogram import flat_weights, histogram, parameters_of, span
+from swsmix._histogram import flat_weights, parameters_of
 from swsmix._labels import distinct, format_number
 from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     density_panel,
+    fine_histogram,
     most_responsible,
+    num_claimed,
 )
 from swsmix.plots.given import mixture_of
 from swsmix.plots.given import named_weights as named_weights_of
@@ -34,6 +37,7 @@ from swsmix.plots.style import (
     shortened_to_width,
     space_ticks,
     styled,
+    text_width,
 )
 from swsmix.prior import MixturePrior
 
@@ -47,6 +51,7 @@ def hinton(
     *,
     mixture: GaussianMixture | None = None,
     scale: float | None = None,
+    name: str | None = None,
     ax: Panels = None,
     width: float = COLUMN,
 ) -> Figure:
@@ -56,7 +61,9 @@ def hinton(
         weight_matrix: a matrix (rows, columns), tensor or array, a row holding the weights of one
             output, as in torch; or a layer or prior with one such matrix.
         mixture: colours the squares by their most responsible component instead of the sign.
+            The legend names the means, or the smallest and the largest that share a colour.
         scale: the magnitude that fills a cell; by default the largest one.
+        name: the matrix's name, written below it; by default that in the layer or prior, if any.
         ax: one Axes.
         width: width of the figure, in inches.
 
@@ -69,7 +76,8 @@ def hinton(
         >>> figure = hinton(torch.tensor([[0.5, -1.0], [0.0, 2.0]]))
     """
     if isinstance(weight_matrix, nn.Module):
-        weight_matrix = _only(named_weights_of(weight_matrix))
+        found, weight_matrix = _only(named_weights_of(weight_matrix))
+        name = found if name is None else name
     elif isinstance(weight_matrix, np.ndarray):
         weight_matrix = torch.from_numpy(weight_matrix)
     _check_matrix(weight_matrix)
@@ -92,10 +100,17 @@ def hinton(
         palette, component = component_colors(mixture.mean), most_responsible(flat, mixture)
         mean, colors = parameters_of(mixture)[1], np.array(palette)[component]
         used = sorted(set(component.tolist()), key=lambda j: mean[j])
+        means = dict(zip(used, distinct(mean[used].tolist()), strict=True))
+        named: dict[str, list[str]] = {}
+        for j, text in means.items():
+            named.setdefault(palette[j], []).append(text)
         handles = [
-            Patch(color=palette[j], label=label)
-            for j, label in zip(used, distinct(mean[used].tolist()), strict=True)
+            Patch(color=color, label=" to ".join(dict.fromkeys([texts[0], texts[-1]])))
+            for color, texts in named.items()
         ]
+        font = FontProperties(size=7)
+        widest = max(text_width(str(handle.get_label()), font) for handle in handles)
+        per_line = max(1, int(72 * width / (widest + 24)))  # points, with the patch
     height = 0.88 * width * min(max(rows / columns, 0.1), 2)
     height += 0.5 + 0.15 * -(-len(handles) // per_line)
     figure, (panel,) = make_panels(ax, 1, width=width, row=height)
@@ -123,6 +138,8 @@ def hinton(
         steps = (m * 10**power for power in range(6) for m in (1, 2, 5))
         axis.set_ticks(range(0, cells, next(step for step in steps if step * most >= cells)))
     panel.spines[:].set_visible(False)
+    if name:
+        panel.set_xlabel(f"{shortened_to_width(name, 36 * width, 7.5)}: column (input)")
     add_legend(panel, handles, per_line)
     return figure
 
@@ -148,6 +165,9 @@ def layers(
     width: float = FULL,
 ) -> Figure:
     """The weights and the mixture's density (log), one small panel for each tensor.
+
+    Curves are those of `clusters`, dashed where a component claims no weight of the tensor. A
+    mixture is that of all its tensors, so that the bars of one need not follow it.
 
     Args:
         named_weights: name -> weights of any shape; or a prior or network that has them.
@@ -188,8 +208,9 @@ def layers(
     for panel, (name, weights) in zip(panels, given.items(), strict=True):
         w, own = flat_weights(weights, name), mixture[name]
         parameters = parameters_of(own)
-        edges, counts = histogram(w, *span(parameters, w), _SMALL_BINS)
-        density_panel(panel, edges, counts, parameters, component_colors(own.mean), log=True)
+        edges, counts = fine_histogram(w, parameters, _SMALL_BINS)
+        numbers, colors = num_claimed(w, own), component_colors(own.mean)
+        density_panel(panel, edges, counts, parameters, colors, numbers, log=True)
         panel.set_title("A\ng", fontsize=7)  # takes the space of the title below
     for panel in panels[-columns:] if ax is None else panels:
         panel.set_xlabel("weight")
@@ -239,10 +260,10 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     return figure
 
 
-def _only(matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _only(matrices: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
     if len(matrices) != 1:
         raise ValueError(
             f"weight_matrix must be one matrix, got those of {list(matrices)}: pass one of them"
         )
-    (matrix,) = matrices.values()
-    return matrix.detach()
+    ((name, matrix),) = matrices.items()
+    return name, matrix.detach()

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from swsmix._histogram import MAX_BINS, Array, bin_edges
@@ -16,6 +17,8 @@ from swsmix._labels import format_number
 from swsmix.plots.density import back_to_front
 from swsmix.plots.style import (
     FULL,
+    GREY,
+    IDLE,
     INK,
     NEGATIVE,
     POSITIVE,
@@ -29,6 +32,9 @@ from swsmix.plots.style import (
     unshared,
 )
 from swsmix.training.history import History
+
+_GREYS = ListedColormap([str(1 - 0.65 * i / 255) for i in range(20, 256)])  # lines stand out
+_HALO = [Stroke(linewidth=2.2, foreground="w"), Normal()]
 
 
 def group_of(history: History, group: str | None, what: str) -> str:
@@ -58,7 +64,7 @@ def common_histograms(history: History, group: str) -> tuple[Array, Array]:
     pad = 0.02 * (high - low) or 1e-6
     low, high = low - pad, high + pad
     most = min(MAX_BINS, int((high - low) / np.diff(own_edges).max()))
-    edges = bin_edges(int(own_counts[0].sum()), low, high, most)
+    edges = bin_edges(int(own_counts[0].sum()), low, high, most, finest=0.0)
     below = np.pad(own_counts.cumsum(1), ((0, 0), (1, 0)))
     pairs = zip(own_edges, below, strict=True)
     return edges, np.diff(np.stack([np.interp(edges, e, b).round() for e, b in pairs]))
@@ -99,7 +105,8 @@ def trajectories(
     that claims at least one weight, so of duplicates only one is. A mark shows where a component
     lost its last weight for good: a cross for a death (at the end it expects fewer than one weight,
     N_j < 1), a circle for a merger (it shares weights that others claim). Colours are those of the
-    last means.
+    last means; dashed are the components that claim no weight at the end. The number of clusters
+    may rise: at a large first std, one component is the most responsible for nearly all weights.
 
     Args:
         history: the history of a run.
@@ -114,7 +121,9 @@ def trajectories(
     names = ("mean", "std", "mixing", "count")
     mean, std, mixing, count = (series(history, group, name) for name in names)
     claimed = history.claimed(group).numpy()
-    order, mixing = back_to_front(mixing[-1]), np.where(mixing > 0, mixing, np.nan)
+    idle = claimed[-1] < 1
+    order = back_to_front(mixing[-1], claimed[-1])
+    mixing = np.where(mixing > 0, mixing, np.nan)
     epochs, unit = time_axis(history, len(mean))
     colors = component_colors(history.stacked(group, "mean")[-1])
     columns = num_columns(width)
@@ -124,14 +133,16 @@ def trajectories(
     deaths, mergers = _deaths_and_mergers(claimed, count)
     dot = "." if len(mean) == 1 else ""
     for j in order:
-        color = colors[j]
+        color, dashes = colors[j], IDLE if idle[j] else {}
         end = deaths.get(j, len(mean) - 1) + 1
         for panel, values in zip(panels, (mean, std, mixing), strict=False):
             panel.plot(
-                epochs[:end], values[:end, j], color=color, marker=dot, label=f"_component {j}"
-            )
+                epochs[:end], values[:end, j], color=color, marker=dot, label=f"_component {j}",
+                **dashes,
+            )  # fmt: skip
         below, above = (mean - std)[:end, j], (mean + std)[:end, j]
-        panels[0].fill_between(epochs[:end], below, above, color=color, alpha=0.15, lw=0)
+        if not idle[j]:
+            panels[0].fill_between(epochs[:end], below, above, color=color, alpha=0.15, lw=0)
     keys = []
     for name, marker, lost in (("died", "x", deaths), ("merged", "o", mergers)):
         style: dict[str, Any] = {"ls": "", "marker": marker, "ms": 4, "mfc": "w"}
@@ -140,6 +151,8 @@ def trajectories(
                 epochs[record], mean[record, j], color=colors[j], label=f"_{name} {j}", **style
             )
         keys += [Line2D([], [], color=INK, label=name, **style)] if lost else []
+    if idle.any():
+        keys.append(Line2D([], [], color=INK, label="no weight at the end", **IDLE))
     if keys:
         add_legend(panels[0], keys)
     pad = 0.15 * float(np.ptp(mean)) + float(np.median(std))
@@ -165,6 +178,8 @@ def collapse(
 ) -> Figure:
     """The weight histogram over training as a heat map, with the centres that claim weights.
 
+    A cell is a record wide and as high as a bin of the recorded histograms, which tell no more.
+
     Args:
         history: the history of a run.
         group: the group of weights; needed if there are several.
@@ -184,7 +199,7 @@ def collapse(
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.35 * width + 1)
     low, high = max(nonzero.min(), 1e-4 * nonzero.max()) / 3, nonzero.max()
     mesh = panel.pcolormesh(
-        sides, edges, nonzero.T, cmap="Greys", norm=LogNorm(low, high), rasterized=True
+        sides, edges, nonzero.T, cmap=_GREYS, norm=LogNorm(low, high), rasterized=True
     )
     mean = np.where(history.claimed(group).numpy() >= 1, series(history, group, "mean"), np.nan)
     for j, color in enumerate(component_colors(history.stacked(group, "mean")[-1])):
@@ -195,6 +210,7 @@ def collapse(
             lw=0.8,
             label=f"_component {j}",
             marker="." if len(epochs) == 1 else "",
+            path_effects=_HALO,
         )
     panel.set(xlim=(sides[0], sides[-1]), ylim=(edges[0], edges[-1]), ylabel="weight")
     _label_time(panel, epochs, unit)
@@ -213,7 +229,8 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
     """The objective's terms over training.
 
     The first panel, in nats per case: the objective, the data loss, and their difference, the
-    prior's term. The second, in nats: R(w) (`nll`) and the hyper-prior.
+    prior's term. The second, in nats: R(w) (`nll`) and the hyper-prior. Where the first records
+    would flatten the rest, they are cut, and where they begin is written beside the cut.
 
     Args:
         history: the history of a run, with the scalars that `fit` writes.
@@ -252,4 +269,30 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
         panel.yaxis.set_major_formatter(format_number)
         _label_time(panel, epochs, unit)
         add_legend(panel)
+        _cut_start(panel)
     return figure
+
+
+def _cut_start(ax: Axes) -> None:
+    """Cut the first records if the lines' range over the rest is less than half of the whole."""
+    named = {str(line.get_label()): np.asarray(line.get_ydata()) for line in ax.lines}
+    named = {name: values for name, values in named.items() if len(values) > 2}  # no axhline
+    lines = np.array([*named.values()])
+    first = max(1, lines.shape[-1] // 20) if len(lines) else 0
+    if not first or lines.shape[1] < 5:
+        return
+    late = lines[:, first:]
+    low, high = min(0.0, late.min()), max(0.0, late.max())
+    if lines.min() >= low - (high - low) and lines.max() <= high + (high - low):
+        return
+    pad = 0.05 * (high - low)
+    ax.set_ylim(low - pad, high + pad)
+    said = [
+        f"{name} from {format_number(values[0])}"
+        for name, values in named.items()
+        if not low - pad <= values[0] <= high + pad
+    ]
+    ax.text(
+        0.99, 0.97, "cut: " + ",\n".join(said), transform=ax.transAxes, ha="right", va="top",
+        fontsize=6.5, color=GREY,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from swsmix._histogram import Array, chunks, flat_weights, histogram, parameters_of, span
@@ -16,6 +17,7 @@ from swsmix.mixture import GaussianMixture
 from swsmix.plots.density import (
     curve_points,
     density_panel,
+    fine_histogram,
     label_centres,
     most_responsible,
     num_claimed,
@@ -26,6 +28,8 @@ from swsmix.plots.style import (
     COLUMN,
     FULL,
     GREY,
+    IDLE,
+    INK,
     Panels,
     add_legend,
     component_colors,
@@ -53,9 +57,10 @@ def clusters(
     """The weights' histogram with the mixture's density and its components, linear and log.
 
     The number above a centre counts the weights for which that component is the most responsible;
-    centres without any have no number. Components with mixing 0 are not drawn. In the linear panel
-    a lone bar more than ten times higher than the second highest component is cut, and its height
-    is written beside it.
+    components without any have no number and a dashed curve, under those of the others. Components
+    with mixing 0 are not drawn. Curves have their own widths, down to a 240th of the axis. In the
+    linear panel a lone peak is cut if it is more than ten times as high as the second highest
+    component and twice as high as all other bars; its height is written beside it.
 
     Args:
         weights: a prior, a network, a tensor or array of any shape, or several whose weights are
@@ -73,16 +78,21 @@ def clusters(
     w = flat_weights(weights_of(weights, group))
     mixture = mixture_of(mixture, group, weights)
     parameters, colors = parameters_of(mixture), component_colors(mixture.mean)
-    edges, counts = histogram(w, *span(parameters, w))
+    edges, counts = fine_histogram(w, parameters)
+    numbers = num_claimed(w, mixture)
     columns = num_columns(width)
     figure, panels = make_panels(
         ax, 2, width=width, row=2.5 if columns == 2 else 1.95, columns=columns
     )
     for panel, log in zip(panels, (False, True), strict=True):
-        density_panel(panel, edges, counts, parameters, colors, log=log)
+        density_panel(panel, edges, counts, parameters, colors, numbers, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
-        space_ticks(panel)
-    numbers = num_claimed(w, mixture)
+    handles = list(panels[0].get_legend_handles_labels()[0])
+    if ((numbers < 1) & (parameters[0] > 0)).any():
+        handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
+    add_legend(panels[0], handles, columns + 1)
+    if ax is None:
+        lay_out(figure)  # which sets the panels' widths
     owners = np.flatnonzero(numbers)
     label_centres(
         panels[1],
@@ -91,7 +101,11 @@ def clusters(
         [colors[j] for j in owners.tolist()],
         "weights\nin each",
     )
-    add_legend(panels[0])
+    for _ in range(2):  # the title beside the numbers narrows the panels, as a label at an end does
+        if ax is None:
+            lay_out(figure)
+        for panel in panels:
+            space_ticks(panel)
     return figure
 
 
@@ -106,8 +120,9 @@ def responsibilities(
 ) -> Figure:
     """The responsibilities gamma_j(w) for a weight of a given value, stacked to 1.
 
-    Components whose responsibility exceeds a quarter somewhere are labelled with their means; where
-    they do so over less than a point of the axis, they are drawn a point wide.
+    Components whose responsibility exceeds a quarter somewhere are labelled with their means, equal
+    ones once, with their number; where they do so over less than a point of the axis, they are
+    drawn a point wide.
 
     Args:
         mixture: the mixture (k components), or a prior or weights that bring one (see `clusters`)
@@ -161,8 +176,10 @@ def responsibilities(
         panels[0].vlines(x[at], *sides, colors=shades[i], lw=1, label=f"_narrow {order[i]}")
     panels[0].set(xlim=(low, high), ylim=(0, 1), ylabel="responsibility")
     named = [j for j, most in zip(order, shares.max(1), strict=True) if most > 0.25]
-    names, tints = distinct(mean[named].tolist()), [colors[j] for j in named]
-    label_centres(panels[0], mean[named], names, tints, "mean")
+    names = distinct(mean[named].tolist())
+    first = {name: names.index(name) for name in names}  # of components with equal means
+    shown = [f"{n} (×{names.count(n)})" if names.count(n) > 1 else n for n in first]
+    centres = [named[i] for i in first.values()]
     if flat:
         edges, counts = histogram(flat, low, high)
         claimant = gamma((edges[1:] + edges[:-1]) / 2).argmax(0)
@@ -174,6 +191,10 @@ def responsibilities(
         panels[1].set(xlim=(low, high), ylabel="weights / bin")
     for panel in unshared(panels):
         panel.set_xlabel("weight")
+    if ax is None:
+        lay_out(figure)  # which sets the panels' widths
+    label_centres(panels[0], mean[centres], shown, [colors[j] for j in centres], "mean")
+    for panel in unshared(panels):
         space_ticks(panel)
     return figure
 
@@ -250,7 +271,8 @@ def before_after(
         rasterized=True,
         label="_dots",
     )
-    main.set(xlim=xlim, ylim=ylim, xlabel="initial weight", ylabel="final weight")
+    main.set(xlim=xlim, ylim=ylim, ylabel="final weight")
+    main.set_xlabel("initial weight (grey line: unmoved)")
     main.text(1.02, 1.02, "counts\n(log)", transform=main.transAxes, fontsize=6, color=GREY)
     _margin_histogram(main, before, xlim, "vertical")
     _margin_histogram(main, after, ylim, "horizontal")

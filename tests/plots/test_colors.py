@@ -9,16 +9,54 @@ from matplotlib.colors import to_hex
 from pictures import FIGURES, HISTORY, LIVE, MIXTURE, labelled, number
 
 from swsmix import plots
+from swsmix.mixture import GaussianMixture
+
+COLD, WARM = ("#009e73", "#56b4e9", plots.NEGATIVE), ("#cc79a7", "#e69f00", plots.POSITIVE)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 8, 17, 64])
-def test_component_colors_are_distinct_and_follow_the_order_of_the_means(k):
-    mean = torch.linspace(-1, 1.5, k)
+@pytest.mark.parametrize("lift", [-3.0, -0.2, 0.0, 0.2, 3.0])
+def test_a_components_colour_agrees_with_the_sign_of_its_mean(k, lift):
+    mean = lift + torch.randn(k, generator=torch.Generator().manual_seed(k))
+    for value, color in zip(mean.tolist(), plots.component_colors(mean), strict=True):
+        small = abs(value) <= 0.02 * mean.abs().max().item()
+        assert color in ((plots.NEUTRAL,) if small else WARM if value > 0 else COLD)
+
+
+@pytest.mark.parametrize("k", [3, 17, 64])
+def test_a_components_colour_is_stronger_the_larger_its_mean_and_there_are_seven(k):
+    mean = torch.linspace(-1, 1, k, dtype=torch.float64)
     colors = plots.component_colors(mean)
-    assert len(set(colors)) == k
-    assert colors[int(mean.abs().argmin())] == plots.NEUTRAL
+    assert len(set(colors)) <= 7
+    right = [WARM.index(c) for m, c in zip(mean, colors, strict=True) if m > 0.02]
+    left = [COLD.index(c) for m, c in zip(mean, colors, strict=True) if m < -0.02]
+    assert right == sorted(right) == left[::-1]  # one strength for one magnitude
+    assert right[-1] == 2
     shuffle = torch.randperm(k, generator=torch.Generator().manual_seed(1))
     assert plots.component_colors(mean[shuffle]) == [colors[i] for i in shuffle]
+    assert plots.component_colors(100 * mean) == colors
+
+
+def test_two_means_of_either_sign_have_no_grey_one_between_them():
+    found = plots.component_colors(torch.tensor([-1.04, 1.05]))
+    assert found == [plots.NEGATIVE, plots.POSITIVE]
+    assert plots.component_colors(torch.zeros(3)) == [plots.NEUTRAL] * 3
+
+
+MANY = GaussianMixture([1 / 17] * 17, torch.linspace(-1, 1, 17).tolist(), [0.02] * 17)
+
+
+def test_no_panel_of_many_components_has_more_than_seven_colours():
+    w = MANY.sample(3000, generator=torch.Generator().manual_seed(0))
+    for figure in (
+        plots.clusters(w, MANY),
+        plots.responsibilities(MANY, w),
+        plots.before_after(w, w, MANY),
+        plots.layers({"a": w}, MANY),
+    ):
+        for ax in figure.axes:
+            seen = {color_of(a) for a in labelled(ax, "component") + labelled(ax, "band")}
+            assert len(seen) <= 7
 
 
 def test_component_colors_run_from_cold_to_warm():

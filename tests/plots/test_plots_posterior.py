@@ -45,18 +45,14 @@ def test_the_mixture_and_its_memberships_are_drawn():
     with pytest.raises(ValueError, match="finite weights"):
         plots.mixture_band(torch.tensor([float("nan")]), mixing, mean, std)
     figure = plots.membership_band(mixing, mean, std, span=(-1.0, 1.0))
-    lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
-    np.testing.assert_allclose(sum(lines), 1.0)  # mean responsibilities sum to 1
-    first = torch.tensor(
-        [[0.9, 0.1]], dtype=FLOAT
-    )  # the larger is drawn last, the legend is sorted
-    figure = plots.membership_band(first, mean[:1], std[:1], span=(-1.0, 1.0))
-    *_, last = figure.axes[0].get_lines()
-    assert last.get_ydata()[0] > last.get_ydata()[-1]
-    labels = [
-        float(t.get_text().replace("−", "-")) for t in figure.axes[0].get_legend().get_texts()
-    ]
-    assert labels == sorted(labels)
+    lines = [a for a in figure.axes[0].get_lines() if "component" in a.get_label()]
+    shares = [(line.get_ydata() - row) / 0.85 for row, line in enumerate(lines)]
+    np.testing.assert_allclose(sum(shares), 1.0)  # mean responsibilities sum to 1
+    for row, band in enumerate(figure.axes[0].collections):  # each in a row of its own
+        ends = band.get_paths()[0].vertices[:, 1]
+        assert row <= ends.min() <= ends.max() <= row + 0.85
+    labels = [float(t.get_text().replace("−", "-")) for t in figure.axes[0].get_yticklabels()]
+    assert labels == pytest.approx(mean.mean(0).tolist(), abs=0.01)
     with pytest.raises(ValueError, match="interval"):
         plots.membership_band(mixing, mean, std, span=(1.0, 1.0))
 
@@ -74,3 +70,28 @@ def test_the_calibration_curve_is_the_observed_coverage():
         plots.calibration({})
     with pytest.raises(ValueError, match="4 labels; got 5"):
         plots.calibration({str(number): ranks for number in range(5)})
+
+
+def test_every_number_of_predictions_has_a_band_of_its_own():
+    """The curve of 24 years was once judged by the band of 35."""
+    from scipy.stats import binom
+
+    generator = torch.Generator().manual_seed(0)
+    ranks = {n: torch.rand(int(n), generator=generator).tolist() for n in ("35", "24")}
+    bands = bands_of(plots.calibration(ranks))
+    assert list(bands) == [35, 24]
+    for n, (low, high) in bands.items():
+        assert (low, high) == (binom.ppf(0.05, n, 0.5) / n, binom.ppf(0.95, n, 0.5) / n)
+    assert list(bands_of(plots.calibration({"a": ranks["24"], "b": ranks["24"]}))) == [24]
+
+
+def bands_of(figure):
+    """n -> the ends of its band at a nominal coverage of .5."""
+    (ax,) = figure.axes
+    edges = iter([line.get_ydata()[50] for line in ax.lines if line.get_label() == "_edge"])
+    found = {int(a.get_label().split()[-1]): (next(edges), next(edges)) for a in ax.collections}
+    for band, ends in zip(ax.collections, found.values(), strict=True):
+        corners = band.get_paths()[0].vertices
+        at = corners[np.isclose(corners[:, 0], 0.495) | np.isclose(corners[:, 0], 0.505), 1]
+        assert set(np.round(ends, 9)) <= set(np.round(at, 9))  # what is filled
+    return found

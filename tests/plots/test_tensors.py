@@ -62,13 +62,28 @@ def test_hinton_with_a_mixture_has_the_colours_of_the_components_and_names_their
     assert [t.get_text() for t in legend.get_texts()] == ["−0.5", "0", "0.6"]
 
 
+def test_hinton_says_which_matrix_it_is_and_its_legend_ascends_line_by_line():
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False))
+    assert plots.hinton(layer).axes[0].get_xlabel() == "0.weight: column (input)"
+    figure = plots.hinton(torch.eye(2), name="fc.weight")
+    assert figure.axes[0].get_xlabel() == "fc.weight: column (input)"
+    mean = torch.tensor([-1.0, -0.3, -0.05, 0.0, 0.05, 0.3, 1.0])
+    seven = GaussianMixture([1 / 7] * 7, mean.tolist(), [0.01] * 7)
+    ax = plots.hinton(mean[None], mixture=seven, width=plots.COLUMN).axes[0]
+    FigureCanvasAgg(ax.figure).draw()
+    boxes = {t.get_text(): t.get_window_extent() for t in ax.get_legend().get_texts()}
+    read = sorted(boxes, key=lambda name: (-round(boxes[name].y0), boxes[name].x0))
+    assert len({round(box.y0) for box in boxes.values()}) == 2  # lines
+    assert [float(name.replace("−", "-")) for name in read] == pytest.approx(mean.tolist())
+
+
 def test_means_that_differ_have_labels_that_differ():
     mean = [1e6 - 2, 1e6, 1e6 + 2]
     near = GaussianMixture([0.3, 0.4, 0.3], mean, [0.1] * 3)
     w = torch.tensor([mean], dtype=torch.float64)
     legend = plots.hinton(w, mixture=near).axes[0].get_legend()
     expected = ["999.998k", "1M", "1.000002M"]
-    assert [t.get_text() for t in legend.get_texts()] == expected
+    assert [t.get_text() for t in legend.get_texts()] == ["999.998k to 1.000002M"]  # of one colour
     top = plots.responsibilities(near, w).axes[0]
     assert [t.get_text() for t in top.texts if hasattr(t, "xy")] == expected
 

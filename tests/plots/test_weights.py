@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from pictures import LIVE, MIXTURE, WEIGHTS, bars, curve, draw, labelled, number
+from matplotlib.text import Text
+from pictures import LIVE, MIXTURE, WEIGHTS, bars, curve, draw, labelled, number, overlaps
 from scipy.stats import norm
 
 from swsmix import plots
@@ -84,6 +86,40 @@ def test_labels_of_centres_are_in_ink_and_only_their_ties_in_colour():
         texts = [t for t in labelled(ax, "centre") if hasattr(t, "xy")]
         assert {to_hex(t.get_color()) for t in texts} == {"#1a1a1a"}
         assert [to_hex(t.arrow_patch.get_edgecolor()) for t in texts] == [colors[j] for j in LIVE]
+
+
+def test_a_narrow_component_looks_as_narrow_as_it_is():
+    """A std of .007 over 104 weights once looked like .04, the width of a bar."""
+    mixture = GaussianMixture([0.5, 0.4, 0.1], [-0.14, 0.11, -1.07], [0.007, 0.007, 0.01])
+    w = mixture.sample(104, generator=torch.Generator().manual_seed(0))
+    for ax in (*plots.clusters(w, mixture).axes, *plots.layers({"a": w}, mixture).axes):
+        x, y = curve(ax, "_component 0")
+        wide = np.ptp(x[y >= 0.5 * y.max()]) / 2.355  # full width at half maximum
+        assert wide == pytest.approx(0.007, rel=0.15)
+        assert y.max() == pytest.approx(0.5 * norm(0, 0.007).pdf(0), rel=0.05)
+    edges = bars(plots.clusters(w, mixture).axes[0])[1]
+    assert edges[1] - edges[0] <= 0.0071
+
+
+def test_numbers_above_centres_are_upright_and_do_not_touch():
+    k = 17
+    mean = torch.cat([torch.linspace(-0.1, 0.1, k - 2), torch.tensor([-1.0, 1.0])])  # crowded
+    mixture = GaussianMixture([1 / k] * k, mean.tolist(), [0.001] * k)
+    w = mean.repeat_interleave(1234)
+    figure = plots.clusters(w, mixture)
+    FigureCanvasAgg(figure).draw()
+    texts = [t for t in labelled(figure.axes[1], "centre") if hasattr(t, "xy")]
+    assert [t.get_text() for t in texts] == ["1.23k"] * k
+    assert {t.get_rotation() for t in texts} == {0.0}
+    boxes = [Text.get_window_extent(t) for t in texts]  # without the ties
+    assert not any(overlaps(a, b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_equal_means_are_named_once_with_their_number():
+    twins = GaussianMixture([0.3, 0.3, 0.4], [0.5, 0.5, -1.0], [0.1, 0.1, 0.1])
+    ax = plots.responsibilities(twins).axes[0]
+    names = [t.get_text() for t in labelled(ax, "centre") if hasattr(t, "xy")]
+    assert names == ["−1", "0.5 (×2)"]
 
 
 # Component 1 lies under 0, and 3 has no weights: claimed by none, they would crowd the picture.
