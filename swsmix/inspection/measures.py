@@ -71,8 +71,8 @@ def measures(flat: Sequence[Tensor], values: int = VALUES) -> Measures:
     mean = sum(part.double().sum().item() for part in chunks(flat)) / number
     absolute = square = fourth = 0.0
     for part in chunks(flat):
-        from_mean = part.double().sub_(mean).abs_()
-        absolute += from_mean.sum().item()
+        from_mean = part.double() - mean  # a copy: double() may be the weights themselves
+        absolute += from_mean.abs().sum().item()
         squares = from_mean.square_()
         square += squares.sum().item()
         fourth += squares.square_().sum().item()

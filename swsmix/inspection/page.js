@@ -167,7 +167,7 @@ function draw() {
   }
   at("rings").hidden = chart.querySelector(".outlier") === null;
   make(chart, "path", { class: "axis", d: `M${box.left},${box.bottom}H${box.right}` });
-  const along = ticks(low, high, box.width < 600 ? 4 : 8);
+  const along = ticks(low, high, box.width < 600 ? 6 : 8);
   const digits = digitsFor(along[1] - along[0], low, high);
   for (const value of along) {
     make(chart, "path", { class: "axis", d: `M${x(value)},${box.bottom}v4` });

@@ -62,7 +62,7 @@ function drawCompared() {
         power < -3 ? minus(`1e${power}`) : `${+(100 * 10 ** power).toPrecision(1)} %`);
     }
   });
-  const along = ticks(row.low, row.high, width < 600 ? 4 : 8);
+  const along = ticks(row.low, row.high, width < 600 ? 6 : 8);
   const digits = digitsFor(along[1] - along[0], row.low, row.high);
   const ground = (files.length - 1) * each + 22 + high;
   for (const value of along) {

@@ -53,10 +53,11 @@ def histograms_compared(
             np.maximum(share, floor), edges, baseline=floor, fill=True, color=GREY, label="weights"
         )
         outside = (share > 0) & (np.minimum(abs(edges[1:] - mean), abs(edges[:-1] - mean)) > limit)
-        panel.plot(
-            middles[outside], share[outside], "o", mfc="none", mec=POSITIVE, ms=4.5, mew=0.9,
-            ls="", label="_outliers", clip_on=False,
-        )  # fmt: skip
+        if outside.any():  # an empty line that is not clipped would have no place in the layout
+            panel.plot(
+                middles[outside], share[outside], "o", mfc="none", mec=POSITIVE, ms=4.5, mew=0.9,
+                ls="", label="_outliers", clip_on=False,
+            )  # fmt: skip
         panel.set_title(visible(name), fontsize=7.5)
     panels[0].set_yscale("log")
     panels[0].set_ylim(floor, 2 * max(share.max() for share in shares))
@@ -107,7 +108,7 @@ def measures_compared(
         panel.set_title(label)
         panel.grid(axis="y", color="0.9", lw=0.5)
         panel.set_axisbelow(True)
-    panels[0].set_yticks(lines, [shortened_to_width(name, 90, 7) for name in tensors])
+    panels[0].set_yticks(lines, [shortened_to_width(name, 90.0, 7.0) for name in tensors])
     panels[0].set_ylim(len(tensors) - 0.5, -0.5)
     handles, _ = panels[0].get_legend_handles_labels()
     if len(names) > len(_FEW):

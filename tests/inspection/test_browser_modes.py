@@ -55,15 +55,20 @@ def test_the_chart_is_drawn_for_a_narrow_window_and_not_shrunk(page, window, tmp
             <= 0
         )
         for label in find(driver, "#chart text"):
-            matrix = driver.execute_script("return arguments[0].getScreenCTM().a", label)
-            assert matrix == pytest.approx(1.0, abs=0.01)  # a letter is as large as everywhere
+            scale = driver.execute_script(
+                "const m = arguments[0].getScreenCTM(); return Math.hypot(m.a, m.b)", label
+            )
+            assert scale == pytest.approx(1.0, abs=0.01)  # a letter is as large as everywhere
         assert len(find(driver, "#chart .bar")) > 50
         block = find(driver, "#layers tbody tr")[0].value_of_css_property("display")
         assert (block == "grid") == (width == 390)
     window(700)  # the same page, in a window that changes
     driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 100))")
-    box = find(driver, "#chart")[0]
-    assert float(box.get_attribute("viewBox").split()[2]) == pytest.approx(box.rect["width"], abs=1)
+    drawn, wide = driver.execute_script(
+        "const chart = document.getElementById('chart');"
+        "return [chart.viewBox.baseVal.width, chart.getBoundingClientRect().width]"
+    )
+    assert drawn == pytest.approx(wide, abs=1) and 600 < wide < 700
 
 
 def luminance(color):
@@ -90,7 +95,7 @@ def test_text_and_pictures_are_readable_by_the_systems_setting(page, window, tmp
     )
     driver.get((tmp_path / "report.html").as_uri())
     ground = find(driver, "#figures img")[0].value_of_css_property("background-color")
-    assert luminance(ground) == 1.0  # ink on white in both
+    assert luminance(ground) > 0.99  # ink on white in both
 
 
 def test_only_components_that_own_weights_have_a_colour(page, tmp_path):

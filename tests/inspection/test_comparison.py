@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     names = ("encoder.layers.0.attention.query.weight", "encoder.layers.11.output.weight", "c")
     for epoch in range(3):
         state = {name: torch.randn(30, 20, generator=g) / (i + 1) for i, name in enumerate(names)}
-        state[names[1]][0, :2] = 4.0 * epoch
+        state[names[1]][0, :2] = 12.0 * epoch
         if epoch == 1:
             state["own"] = state.pop("c")
         torch.save(state, folder / f"epoch-{epoch}.pt")
@@ -120,8 +120,8 @@ def test_the_page_and_the_figures_hold_the_comparison(compared):
     panels = pictures[0].figure.axes
     assert len(panels) == 3
     assert len({(p.get_xlim(), p.get_ylim(), p.get_yscale()) for p in panels}) == 1
-    rings = [len(line.get_xdata()) for p in panels for line in p.lines]
-    assert rings[0] == 0 and rings[1] > 0 < rings[2]  # 4 and 8 are far from the others
+    rings = [sum(len(line.get_xdata()) for line in p.lines) for p in panels]
+    assert rings[0] == 0 and rings[1] > 0 < rings[2]  # 12 and 24 are far from the others
     data = json.loads(re.search(r'id="data">(.*?)</script>', html_page(compared), re.DOTALL)[1])
     assert [data["checkpoint"], *(o["checkpoint"] for o in data["others"])] == [*compared.names]
     for row, own in zip(data["compared"], compared.rows, strict=True):
