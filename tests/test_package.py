@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,14 @@ def test_the_top_level_is_the_design_cards():
     top = {name.split("/")[0] for name in listed.stdout.split()}
     allowed = {"pyproject.toml", "swsmix", "tests", "figures", "papers", "README.md"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def test_the_source_archive_holds_the_whole_top_level():
+    project = ROOT.parent
+    settings = tomllib.loads((project / "pyproject.toml").read_text())
+    sdist = settings["tool"]["hatch"]["build"]["targets"]["sdist"]
+    needed = {f"/{name}" for name in ("swsmix", "tests", "papers", "figures", "README.md")}
+    assert set(sdist["include"]) == needed and "exclude" not in sdist  # .gitignore has the rest
 
 
 MAKERS = {

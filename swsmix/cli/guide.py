@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from swsmix.cli.app import app
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown, MarkdownElement
 
 _WIDTH = 100  # of a line of text; wider ones are hard to read
 
@@ -31,7 +35,6 @@ def guide(
     - `swsmix guide compression > compression.md`
     """
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from swsmix import guides
 
@@ -43,9 +46,31 @@ def guide(
     text = guides.text(name)
     console = Console()
     if console.is_terminal and not console.options.ascii_only:
-        console.print(Markdown(_without_files(text)), width=min(console.width, _WIDTH))
+        shown = _markdown(_without_files(text))
+        console.print(shown, width=min(console.width, _WIDTH), crop=False)
     else:
         typer.echo(text, nl=False)
+
+
+def _markdown(text: str) -> Markdown:
+    """Markdown whose code keeps its lines, however narrow the terminal: it can be copied."""
+    from rich.markdown import CodeBlock, Markdown
+    from rich.syntax import Syntax
+
+    class Code(CodeBlock):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            code = str(self.text).rstrip()
+            lines = Syntax(code, self.lexer_name, theme="ansi_dark").highlight(code)
+            lines.rstrip()
+            lines.no_wrap, lines.overflow = True, "ignore"
+            yield lines
+
+    class Guide(Markdown):
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = Markdown.elements | {
+            "fence": Code, "code_block": Code,
+        }  # fmt: skip
+
+    return Guide(text)
 
 
 def _without_files(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,29 +11,40 @@ import typer
 from swsmix._files import make_folder, replacing
 from swsmix.cli import posterior as posteriors
 from swsmix.cli.app import app
+from swsmix.cli.inspect_files import Format, compare, save_figures, say_written
 
 
-class Format(StrEnum):
-    """Kinds of figures."""
+class Measure(StrEnum):
+    """What tensors are sorted by; see `swsmix.inspection.measures`."""
 
-    png = "png"
-    pdf = "pdf"
-    svg = "svg"
+    kurtosis = "kurtosis"
+    gg_shape = "gg-shape"
+    left = "left"
+    bits = "bits"
+    nonzero = "non-zero"
+    outliers = "outliers"
+    clusters = "clusters"
+    weights = "weights"
 
 
 @app.command()
 def inspect(
-    path: Annotated[
-        Path,
+    paths: Annotated[
+        list[Path],
         typer.Argument(
+            metavar="PATH...",
             help="A run folder, a checkpoint in it, a compressed file (.sws), a PyTorch or "
-            "safetensors file, a folder of those, or its index (.index.json).",
+            "safetensors file, a folder of those, or its index (.index.json). Several are compared "
+            "(epochs, or models side by side).",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for figures and page; by default PATH's name + -inspect."),
+        typer.Option(
+            help="The folder for figures and page; by default PATH's name + -inspect, of several "
+            "compared-inspect."
+        ),
     ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="Also write report.html, one self-contained page.")
@@ -72,13 +81,19 @@ def inspect(
             help="The most numbers of a compressed file; by default what its size makes plausible.",
         ),
     ] = None,
+    sort: Annotated[
+        Measure | None,
+        typer.Option(
+            help="Sort the tensors by this, the largest first; of several files, by its change."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress.")] = False,
     bytes_: Annotated[
         bool,
         typer.Option("--bytes", help="Only print where the bytes of a compressed file are."),
     ] = False,
 ) -> None:
-    """Show the clusters in the weights of any checkpoint.
+    """Show the clusters in the weights of any checkpoint, or compare several.
 
     Prints a table and writes figures; with --html also a page that needs no network. A run has the
     mixtures that it learned, a compressed file its codebooks. To any other checkpoint, and to a
@@ -92,6 +107,10 @@ def inspect(
 
     - `swsmix inspect model.safetensors --per-tensor --no-figures`
 
+    - `swsmix inspect epoch-1.pt epoch-2.pt epoch-3.pt --html` : side by side
+
+    - `swsmix inspect model.pt --sort kurtosis` : the heaviest tails first
+
     - `swsmix inspect model.sws --html` : a file of `swsmix compress`, codebook by codebook
 
     - `swsmix inspect model.sws --bytes` : where its bytes are, tensor by tensor
@@ -101,36 +120,47 @@ def inspect(
             "--out": out is not None, "--html": html, "--no-figures": not figures,
             "--animate": animate, "--components": components is not None,
             "--per-tensor": per_tensor, "--include": bool(include), "--exclude": bool(exclude),
-            "--refit": refit, "--seed": seed is not None, "--quiet": quiet,
+            "--refit": refit, "--seed": seed is not None, "--sort": sort is not None,
+            "--quiet": quiet,
         }  # fmt: skip
-        _print_bytes(path, [name for name, given in others.items() if given], max_weights)
+        _print_bytes(paths, [name for name, given in others.items() if given], max_weights)
         return
     import torch
     from rich.console import Console
 
-    from swsmix._labels import file_name, visible
-    from swsmix.inspection import checkpoints, html_page, terminal
+    from swsmix._labels import file_name
+    from swsmix.inspection import checkpoints, draw_figures, html_page, terminal
     from swsmix.inspection.inspect import inspect as inspect_checkpoint
 
     writes = figures or html or animate
-    out = _folder(path, out)
+    out = _folder(paths, out)
     torch.set_num_threads(1)  # sums, and so results, depend on the number of threads
     console = Console()
+    options: dict[str, Any] = {
+        "num_components": components,
+        "per_tensor": per_tensor,
+        "include": include or (),
+        "exclude": exclude or (),
+        "refit": refit,
+        "seed": seed,
+    }
+    by = None if sort is None else sort.value
+    if len(paths) > 1:
+        _check_one(paths, "--animate shows the history of one run", given=animate)
+        inspections = [
+            inspect_checkpoint(each, max_weights=max_weights, **options) for each in paths
+        ]
+        compare(inspections, out, form if figures else None, by, html=html, quiet=quiet)
+        return
+    (path,) = paths
     checkpoint = checkpoints.read(path, max_weights=max_weights)
     if animate:
         _check_history(checkpoint, chosen=bool(include or exclude or per_tensor or refit))
-    inspection = inspect_checkpoint(
-        checkpoint,
-        num_components=components,
-        per_tensor=per_tensor,
-        include=include or (),
-        exclude=exclude or (),
-        refit=refit,
-        seed=seed,
-    )
+    inspection = inspect_checkpoint(checkpoint, **options)
     ascii_only = console.options.ascii_only
     if not quiet:
-        console.print(terminal(inspection, width=console.width, ascii_only=ascii_only))
+        shown = terminal(inspection, width=console.width, ascii_only=ascii_only, sort=by)
+        console.print(shown)
         for line in left_out_lines(checkpoint):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     posterior = posteriors.load_from(path)
@@ -144,7 +174,8 @@ def inspect(
 
     make_folder(out)
     written: list[str] = []
-    pictures = _save_figures(inspection, out, form if figures else None, written, quiet=quiet)
+    drawn = draw_figures(inspection)
+    pictures = save_figures(drawn, out, form if figures else None, written, quiet=quiet)
     if html:
         with replacing(out / "report.html") as temporary:
             temporary.write_text(html_page(inspection, pictures), encoding="utf-8")
@@ -158,8 +189,7 @@ def inspect(
     if animate:
         written += _save_films(inspection, out)
     if not quiet:
-        line = f"\nwritten to {visible(str(out))}/: {', '.join(written)}"
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say_written(out, written)
 
 
 def left_out_lines(checkpoint: Any) -> list[str]:
@@ -177,7 +207,7 @@ def left_out_lines(checkpoint: Any) -> list[str]:
     ]
 
 
-def _print_bytes(path: Path, others: list[str], max_weights: int | None) -> None:
+def _print_bytes(paths: list[Path], others: list[str], max_weights: int | None) -> None:
     """The tables of `--bytes`; `others` are the options given beside it."""
     from rich.console import Console
 
@@ -190,6 +220,8 @@ def _print_bytes(path: Path, others: list[str], max_weights: int | None) -> None
             f"--bytes prints two tables of the whole file and writes nothing: omit "
             f"{', '.join(others)}"
         )
+    _check_one(paths, "--bytes prints the tables of one file", given=True)
+    (path,) = paths
     if path.is_dir():
         raise ValueError(
             f"--bytes needs a compressed file (.sws), and {path} is a folder: name a file in it, "
@@ -210,41 +242,18 @@ def _print_bytes(path: Path, others: list[str], max_weights: int | None) -> None
     console.print(byte_tables(sizes, len(data), ascii_only=console.options.ascii_only))
 
 
-def _folder(path: Path, out: Path | None) -> Path:
+def _folder(paths: list[Path], out: Path | None) -> Path:
     """The folder to write to, which may not exist yet."""
-    out = out or Path(f"{(path.name or path.resolve().name)[-100:]}-inspect")
+    of = "compared" if len(paths) > 1 else (paths[0].name or paths[0].resolve().name)[-100:]
+    out = out or Path(f"{of}-inspect")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out needs a folder; {out} is a file: pass another")
     return out
 
 
-def _save_figures(
-    inspection: Any, out: Path, form: Format | None, written: list[str], *, quiet: bool
-) -> Iterator[Any]:
-    """Draw the figures and yield them, each saved before, with a progress line for a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    from swsmix import plots
-    from swsmix._labels import file_name, visible
-    from swsmix.inspection import draw_figures
-
-    columns = (SpinnerColumn(), TextColumn("drawing {task.description}", markup=False))
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
-        task = bar.add_task("")
-        gc.freeze()  # what was there before is no figure, and looking through it takes long
-        try:
-            for picture in draw_figures(inspection):
-                bar.update(task, description=visible(picture.name))
-                if form is not None:
-                    name = f"{file_name(picture.name)}.{form.value}"
-                    plots.save(picture.figure, out / name)
-                    written.append(name)
-                yield picture
-                del picture
-                gc.collect()  # a figure has reference cycles, and would stay in memory
-        finally:
-            gc.unfreeze()
+def _check_one(paths: list[Path], wants: str, *, given: bool) -> None:
+    if given and len(paths) > 1:
+        raise ValueError(f"{wants}; got {len(paths)} paths: pass one of them")
 
 
 def _check_history(checkpoint: Any, *, chosen: bool) -> None:

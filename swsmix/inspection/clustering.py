@@ -95,6 +95,32 @@ def clustering(flat: Sequence[Tensor], asked: int = 7) -> Clustering:
     return Clustering(0, asked, cost, alone, len(flat))
 
 
+def variance_left(flat: Sequence[Tensor], k: int) -> float:
+    """The share of the variance that the best k values leave, of a sample of very many weights.
+
+    Args:
+        flat: the weights, finite, as vectors.
+        k: the number of values.
+
+    Returns:
+        The share, 0 if the weights have at most k values.
+
+    Example:
+        >>> variance_left([torch.tensor([0.0, 0.0, 1.0, 2.0])], 2)  # 0 0 | 1 2 leaves 0.5 of 2.75
+        0.18181818181818182
+    """
+    x = subsample(flat, 0, most=_SAMPLE_OF_MANY).double().cpu().sort().values
+    x = x - x.mean()
+    scale = x.abs().max().item()
+    if scale == 0.0:
+        return 0.0
+    x = x / scale  # so that squares do not overflow
+    sums, squares = (torch.cat([x.new_zeros(1), s.cumsum(0)]) for s in (x, x.square()))
+    *_, ends = intervals(x, sums, k, _CELLS_OF_MANY)
+    within = squares[ends].diff() - sums[ends].diff().square() / ends.diff().double()
+    return (within.clamp_min(0.0).sum() / squares[-1]).item()
+
+
 def _look(w: Tensor, asked: int, most: int, cells: int) -> tuple[int, float]:
     """The number of values, or 0, and the share of the variance that so many leave, or `asked`."""
     x = w.double().cpu().sort().values

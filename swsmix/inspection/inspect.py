@@ -19,6 +19,7 @@ from swsmix.compression.codebooks import cluster
 from swsmix.diagnosis import Finding
 from swsmix.inspection import checkpoints
 from swsmix.inspection.clustering import Clustering, clustering
+from swsmix.inspection.measures import VALUES, Measures, measures
 from swsmix.inspection.omitted import left_out
 from swsmix.mixture import GaussianMixture
 from swsmix.tables.regions import decision_regions
@@ -37,6 +38,7 @@ class InspectedTensor:
         claimed: the number of weights for which each component is the most responsible (k,).
         nonzero: the number of weights that are not exactly 0.
         counts: its histogram on the group's edges.
+        measures: how heavy its tails are, and how nearly it is clustered.
         clustered: whether the group's weights are clustered; else clusters and bits say nothing.
     """
 
@@ -45,6 +47,7 @@ class InspectedTensor:
     claimed: Array
     nonzero: int
     counts: Array = field(repr=False)
+    measures: Measures = field(repr=False)
     clustered: bool = True
 
     @property
@@ -151,6 +154,27 @@ class Inspection:
         """The number of weights under a mixture."""
         return sum(group.size for group in self.groups)
 
+    @property
+    def num_clustered(self) -> int:
+        """The number of weights that are clustered."""
+        return sum(tensor.size for tensor, _ in self.layers if tensor.clustered)
+
+    @property
+    def num_clusters(self) -> int:
+        """The number of components that claim weights, of the mixtures over clustered weights."""
+        return sum(int((g.claimed > 0).sum()) for g in self.groups if g.clustering)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """The entropy of the clusters, in bits per weight that is clustered; nan if none is."""
+        bits = sum(t.bits_per_weight * t.size for t, _ in self.layers if t.clustered)
+        return bits / self.num_clustered if self.num_clustered else float("nan")
+
+    @property
+    def nonzero(self) -> float:
+        """The share of the weights that are not exactly 0."""
+        return sum(tensor.nonzero for tensor, _ in self.layers) / self.size
+
 
 def inspect(
     source: str | Path | checkpoints.Checkpoint,
@@ -241,7 +265,8 @@ def inspect(
             mixture, origin = cluster(flat, num_components or verdict.asked, seed=seed or 0)
         tensors = {name: read.tensors[name] for name in members}
         found = () if fitted or history is None else tuple(history.findings(group))
-        groups.append(_group(group, mixture, origin, fitted, tensors, verdict, found))
+        values = num_components or VALUES
+        groups.append(_group(group, mixture, origin, fitted, tensors, verdict, found, values))
     return Inspection(read.path, read.kind, tuple(groups), omitted, history)
 
 
@@ -253,6 +278,7 @@ def _group(
     tensors: dict[str, Tensor],
     verdict: Clustering,
     found: tuple[Finding, ...],
+    values: int,
 ) -> Group:
     order = mixture.mean.argsort(stable=True)
     mixture = GaussianMixture(*(t[order] for t in (mixture.mixing, mixture.mean, mixture.std)))
@@ -266,6 +292,7 @@ def _group(
             regions.count(w).numpy(),
             sum(int(part.count_nonzero()) for part in chunks([w])),
             bin_counts([w], edges),
+            measures([w], values),
             bool(verdict),
         )
         for member, w in flat.items()

@@ -1,7 +1,10 @@
 "use strict";
-// The page's only script: a histogram to step through, a slider, a table. No library, no network.
+// A histogram to step through, and a slider. With the other scripts, all that the page runs: no
+// library, no network.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const page = JSON.parse(document.getElementById("data").textContent);
+const files = [page, ...(page.others ?? [])];
+let data = page; // of the checkpoint that is shown
 const at = (id) => document.getElementById(id);
 const state = { group: 0, layer: null, frame: 0, bin: null, sort: null, down: false, timer: null };
 
@@ -63,13 +66,19 @@ function responsibilities(frame, w) {
 
 function current() {
   const group = data.groups[state.group];
-  if (state.layer === null) return { group, frame: group.frames[state.frame], size: group.size };
+  if (state.layer === null) {
+    const far = state.frame === group.frames.length - 1 ? group.far : null;
+    return { group, frame: group.frames[state.frame], size: group.size, far };
+  }
   const layer = data.layers[state.layer];
-  return { group, frame: { ...group.present, counts: layer.counts, claimed: layer.claimed }, size: layer.size };
+  return { group, frame: { ...group.present, counts: layer.counts, claimed: layer.claimed },
+    size: layer.size, far: [layer.mean, 6 * layer.std] };
 }
 
 function range(group) {
-  const frames = state.layer === null ? group.frames : [group.present];
+  const own = state.layer === null ? group.frames : [group.present];
+  const same = files.length > 1 ? files.flatMap((file) => file.groups.map((g) => g.present)) : [];
+  const frames = [...own, ...same]; // checkpoints that are compared have the same axis
   return [Math.min(...frames.map((f) => f.low)), Math.max(...frames.map((f) => f.high))];
 }
 
@@ -82,13 +91,29 @@ function ticks(low, high, most) {
   return places;
 }
 
-const box = { left: 72, right: 945, top: 12, bottom: 300 };
+// In pixels of the screen: a narrow window has a narrow chart, with text of the same size.
+const box = { left: 72, right: 945, top: 12, bottom: 300, width: 960 };
 let bins = [];
 
+function measureChart() {
+  const width = Math.max(Math.round(at("chart").getBoundingClientRect().width), 240);
+  Object.assign(box, { width, left: width < 600 ? 50 : 72, right: width - 15 });
+  at("chart").setAttribute("viewBox", `0 0 ${width} 340`);
+  at("chart").setAttribute("height", "340");
+}
+
+// A component owns weights where it is the most responsible for one. Colours are of owners alone.
+function owners(frame) {
+  return frame.mean.map((_, j) => frame.mixing[j] > 0 && (!frame.claimed || frame.claimed[j] > 0));
+}
+
 function draw() {
-  const { group, frame, size } = current();
+  measureChart();
+  const { group, frame, size, far } = current();
   const chart = at("chart");
   chart.replaceChildren();
+  const owns = owners(frame);
+  const color = (j) => owns[j] ? group.colors[j] : "var(--idle)";
   const log = at("log").checked;
   const [low, high] = range(group);
   const step = (frame.high - frame.low) / frame.counts.length;
@@ -109,7 +134,8 @@ function draw() {
 
   bins = frame.counts.map((count, i) => {
     const gamma = responsibilities(frame, edge(i) + step / 2);
-    const component = gamma.indexOf(Math.max(...gamma));
+    const own = gamma.map((value, j) => owns[j] ? value : -1);
+    const component = own.indexOf(Math.max(...own));
     return { low: edge(i), high: edge(i + 1), count, component, gamma: gamma[component],
       left: x(edge(i)), width: x(edge(i + 1)) - x(edge(i)) };
   });
@@ -121,21 +147,27 @@ function draw() {
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
     .join(" ");
-  const clip = make(chart, "svg", { width: 960, height: box.bottom });
+  const clip = make(chart, "svg", { width: box.width, height: box.bottom });
   frame.mean.forEach((_, j) => {
     if (frame.mixing[j] === 0) return;
-    make(clip, "polyline", { class: "component", stroke: group.colors[j],
+    make(clip, "polyline", { class: owns[j] ? "component" : "component idle", stroke: color(j),
       points: curve(masses.map((mass) => size * mass[j])) });
   });
   make(clip, "polyline", { class: "total", points: curve(totals) });
   frame.mean.forEach((mean, j) => {
-    if (frame.mixing[j] === 0 || mean < low || mean > high) return;
+    if (!owns[j] || mean < low || mean > high) return;
     const [cx, cy] = [x(mean), box.top - 2];
     make(chart, "path", { class: "centre", fill: group.colors[j],
       d: `M${cx - 5},${cy - 8}h10L${cx},${cy}z` });
   });
+  for (const bin of bins) {
+    const nearest = far && Math.min(Math.abs(bin.low - far[0]), Math.abs(bin.high - far[0]));
+    if (!bin.count || !far || nearest <= far[1]) continue;
+    make(chart, "circle", { class: "outlier", r: 5, cx: bin.left + bin.width / 2, cy: y(bin.count) });
+  }
+  at("rings").hidden = chart.querySelector(".outlier") === null;
   make(chart, "path", { class: "axis", d: `M${box.left},${box.bottom}H${box.right}` });
-  const along = ticks(low, high, 8);
+  const along = ticks(low, high, box.width < 600 ? 6 : 8);
   const digits = digitsFor(along[1] - along[0], low, high);
   for (const value of along) {
     make(chart, "path", { class: "axis", d: `M${x(value)},${box.bottom}v4` });
@@ -168,10 +200,12 @@ function drawComponents(group, frame, size) {
   const body = at("components").tBodies[0];
   body.replaceChildren();
   const digits = meanDigits(frame);
+  const owns = owners(frame);
   frame.mean.forEach((mean, j) => {
     const row = make(body, "tr");
     const swatch = make(make(row, "td"), "span", { class: "swatch" });
-    swatch.style.background = group.colors[j];
+    if (owns[j]) swatch.style.background = group.colors[j];
+    else swatch.classList.add("idle");
     make(row, "td", {}, String(j + 1));
     make(row, "td", {}, short(mean, digits));
     for (const value of [frame.std[j], frame.mixing[j]]) make(row, "td", {}, short(value));
@@ -202,7 +236,7 @@ function point(i) {
 
 at("chart").addEventListener("pointermove", (event) => {
   const area = at("chart").getBoundingClientRect();
-  const where = ((event.clientX - area.left) / area.width) * 960;
+  const where = ((event.clientX - area.left) / area.width) * box.width;
   const i = bins.findIndex((bin) => where >= bin.left && where < bin.left + bin.width);
   if (i >= 0) point(i);
 });
@@ -271,101 +305,3 @@ function show(group, layer) {
 
 at("group").addEventListener("change", () => show(Number(at("group").value), null));
 at("whole").addEventListener("click", () => { show(state.group, null); at("chart").focus(); });
-
-// -- the table --------------------------------------------------------------------------------
-
-const columns = [
-  ["tensor", (layer) => layer.name, (layer) => layer.name],
-  ["shape", (layer) => layer.shape, (layer) => layer.size],
-  ["weights", (layer) => whole(layer.size), (layer) => layer.size],
-  ["clusters", (layer) => String(layer.clusters ?? "–"), (layer) => layer.clusters ?? -1],
-  ["bits per weight", (layer) => layer.bits?.toFixed(2) ?? "–", (layer) => layer.bits ?? -1],
-  ["non-zero", (layer) => percent(layer.nonzero), (layer) => layer.nonzero],
-  ["largest share", (layer) => percent(Math.max(...layer.shares)),
-    (layer) => Math.max(...layer.shares)],
-];
-
-const collator = new Intl.Collator("en", { numeric: true });
-
-function drawHead() {
-  const row = make(at("layers").tHead, "tr");
-  columns.forEach(([name], i) => {
-    const button = make(make(row, "th", { scope: "col", "aria-sort": "none" }), "button",
-      { type: "button" }, name);
-    button.addEventListener("click", () => {
-      const first = i > 0; // names ascend first, numbers descend; a third click undoes it
-      const again = state.sort === i;
-      if (again && state.down !== first) state.sort = null;
-      else [state.sort, state.down] = [i, again ? !first : first];
-      drawRows();
-    });
-  });
-  make(row, "th", { scope: "col" }, "shares");
-}
-
-function drawRows() {
-  const wanted = at("filter").value.trim().toLowerCase();
-  const rows = data.layers
-    .map((layer, i) => [layer, i])
-    .filter(([layer]) => layer.name.toLowerCase().includes(wanted));
-  if (state.sort !== null) {
-    const key = columns[state.sort][2];
-    const sign = state.down ? -1 : 1;
-    const compare = (a, b) => typeof a === "string" ? collator.compare(a, b) : a - b;
-    rows.sort(([a], [b]) => sign * compare(key(a), key(b)));
-  }
-  [...at("layers").tHead.rows[0].cells].slice(0, columns.length).forEach((cell, i) => {
-    const order = state.down ? "descending" : "ascending";
-    cell.setAttribute("aria-sort", i === state.sort ? order : "none");
-  });
-  const body = at("layers").tBodies[0];
-  body.replaceChildren();
-  for (const [layer, i] of rows) {
-    const row = make(body, "tr", { "aria-selected": String(i === state.layer) });
-    row.dataset.layer = i;
-    const name = make(make(row, "td"), "button", { type: "button" });
-    layer.name.split(/(?<=\.)/).forEach((part, n) => {
-      if (n) make(name, "wbr");
-      name.append(part);
-    });
-    for (const [, text] of columns.slice(1)) make(row, "td", {}, text(layer));
-    drawShares(make(row, "td"), layer);
-    row.addEventListener("click", () => {
-      show(layer.group, i);
-      at("chart").scrollIntoView({ block: "nearest" });
-    });
-  }
-  at("matching").textContent = `${rows.length} of ${number(data.layers.length, "tensor")}`;
-}
-
-function drawShares(cell, layer) {
-  const title = layer.shares.map((share) => percent(share)).join(", ");
-  const svg = make(cell, "svg", { class: "shares", viewBox: "0 0 100 10", role: "img",
-    preserveAspectRatio: "none", "aria-label": `shares by centre: ${title}` });
-  make(svg, "title", {}, title);
-  let left = 0;
-  layer.shares.forEach((share, j) => {
-    make(svg, "rect", { x: left, width: 100 * share, y: 0, height: 10,
-      fill: data.groups[layer.group].colors[j] });
-    left += 100 * share;
-  });
-}
-
-at("filter").addEventListener("input", drawRows);
-
-// -- start ------------------------------------------------------------------------------------
-
-for (const [name, value] of Object.entries(data.summary)) {
-  const entry = make(at("summary"), "div");
-  make(entry, "dt", {}, name);
-  make(entry, "dd", {}, value);
-}
-data.groups.forEach((group, i) => make(at("group"), "option", { value: i }, group.name));
-at("group-label").hidden = data.groups.length < 2;
-const leftOut = Object.entries(data.leftOut);
-at("left-out").hidden = leftOut.length === 0;
-at("left-out").querySelector("summary").textContent = `${number(leftOut.length, "tensor")} left out`;
-for (const [name, why] of leftOut) make(at("left-out").querySelector("ul"), "li", {}, `${name}: ${why}`);
-drawHead();
-drawRows();
-show(0, null);

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterable
@@ -22,18 +23,21 @@ import numpy as np
 
 from swsmix import plots
 from swsmix._labels import visible
+from swsmix.inspection.comparison import Comparison, Row
 from swsmix.inspection.figures import Picture
 from swsmix.inspection.inspect import Group, InspectedTensor, Inspection
+from swsmix.inspection.measures import FAR
+from swsmix.inspection.sorting import KEYS
 from swsmix.training.history import History
 
 MAX_FRAMES = 200
 
 
-def html_page(inspection: Inspection, pictures: Iterable[Picture] = ()) -> str:
-    """The inspection as the text of one HTML file.
+def html_page(inspection: Inspection | Comparison, pictures: Iterable[Picture] = ()) -> str:
+    """The inspection, or the comparison of several, as the text of one HTML file.
 
     Args:
-        inspection: the inspection.
+        inspection: the inspection, or the comparison.
         pictures: figures for the page, from `draw_figures`.
 
     Returns:
@@ -43,16 +47,18 @@ def html_page(inspection: Inspection, pictures: Iterable[Picture] = ()) -> str:
         >>> Path("report.html").write_text(html_page(inspect("model.pt")))  # doctest: +SKIP
     """
     source = files("swsmix.inspection")
-    template, style, script = (
-        (source / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    template, style, *scripts = (
+        (source / name).read_text(encoding="utf-8")
+        for name in ("page.html", "page.css", "page.js", "page_tables.js", "page_compared.js")
     )
+    script = "\n".join(scripts)
     parts = {
         "title": html.escape(inspection.title),
         "style": style,
         "script": script,
         "style_hash": _hash(style),
         "script_hash": _hash(script),
-        "data": json.dumps(_data(inspection), allow_nan=False).replace("<", "\\u003c"),
+        "data": json.dumps(_data_of(inspection), allow_nan=False).replace("<", "\\u003c"),
         "figures": "\n".join(_figure(picture) for picture in pictures),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -70,18 +76,46 @@ def _figure(picture: Picture) -> str:
     caption = html.escape(visible(picture.caption))
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return (
-        f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure><div class="scroll"><img alt="{caption}" src="{source}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
+def _data_of(shown: Inspection | Comparison) -> dict[str, Any]:
+    if isinstance(shown, Inspection):
+        return _data(shown)
+    first, *others = (
+        {"checkpoint": name} | _data(each)
+        for name, each in zip(shown.names, shown.inspections, strict=True)
+    )
+    return first | {"others": others, "compared": [_row(row) for row in shown.rows]}
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "name": visible(row.name),
+        "low": float(row.edges[0]),
+        "high": float(row.edges[-1]),
+        "values": [
+            None if v is None else {key: _number(value) for key, value in v.items()}
+            for v in row.values
+        ],
+        "differences": [
+            {key: _number(row.difference(i, key)) for key in KEYS} for i in range(len(row.values))
+        ],
+        "reference": {key: row.reference(key) for key in KEYS},
+        "far": [None if m is None else [m.mean, FAR * m.std] for m in row.measured],
+        "counts": [None if c is None else [int(n) for n in c] for c in row.counts],
+    }
+
+
+def _number(value: float) -> float | str | None:
+    """A measure for JSON, which has neither nan nor infinity."""
+    return None if math.isnan(value) else str(value) if math.isinf(value) else float(f"{value:.6g}")
+
+
 def _data(inspection: Inspection) -> dict[str, Any]:
-    tensors = inspection.layers
-    clustered = [t for t, _ in tensors if t.clustered]
-    size = sum(t.size for t in clustered)
-    bits = sum(t.bits_per_weight * t.size for t in clustered) / max(size, 1)
-    nonzero = sum(t.nonzero for t, _ in tensors) / inspection.size
-    groups = [group for group in inspection.groups if group.clustering]
-    clusters = sum(int((group.claimed > 0).sum()) for group in groups)
+    tensors, size = inspection.layers, inspection.num_clustered
     what = "" if size == inspection.size else f", of the {size:,} weights that are clustered"
     summary = {
         "file": visible(str(inspection.path)),
@@ -89,9 +123,9 @@ def _data(inspection: Inspection) -> dict[str, Any]:
         "weights": f"{inspection.size:,}",
         "tensors": f"{len(tensors):,}",
         "mixtures": f"{len(inspection.groups):,}",
-        "clusters in use": f"{clusters:,}{what}" if clustered else "none: not clustered",
-        "bits per weight": f"{bits:.2f}{what}" if clustered else "–",
-        "non-zero": f"{100 * nonzero:.1f} %",
+        "clusters in use": f"{inspection.num_clusters:,}{what}" if size else "none: not clustered",
+        "bits per weight": f"{inspection.bits_per_weight:.2f}{what}" if size else "–",
+        "non-zero": f"{100 * inspection.nonzero:.1f} %",
     }
     order = {group.name: i for i, group in enumerate(inspection.groups)}
     return {
@@ -99,6 +133,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
         "groups": [_group(group, inspection.history) for group in inspection.groups],
         "layers": [_tensor(tensor, order[group.name]) for tensor, group in tensors],
         "leftOut": {visible(name): visible(why) for name, why in inspection.left_out.items()},
+        "values": tensors[0][0].measures.values,
     }
 
 
@@ -117,8 +152,16 @@ def _group(group: Group, history: History | None) -> dict[str, Any]:
         "size": group.size,
         "colors": plots.component_colors(mixture.mean),
         "present": present,
+        "far": _far(group),
         "frames": frames,
     }
+
+
+def _far(group: Group) -> list[float]:
+    """The mean of a group's weights, and the distance from it at which outliers begin."""
+    mean = sum(t.size * t.measures.mean for t in group.layers) / group.size
+    square = sum(t.size * (t.measures.std**2 + (t.measures.mean - mean) ** 2) for t in group.layers)
+    return [mean, FAR * math.sqrt(square / group.size)]
 
 
 def _frames(group: Group, history: History) -> list[dict[str, Any]]:
@@ -168,6 +211,12 @@ def _tensor(tensor: InspectedTensor, group: int) -> dict[str, Any]:
         "claimed": [int(n) for n in tensor.claimed],
         "shares": [round(share, 6) for share in tensor.shares.tolist()],
         "counts": [int(n) for n in tensor.counts],
+        "mean": tensor.measures.mean,
+        "std": tensor.measures.std,
+        "kurtosis": _number(tensor.measures.kurtosis),
+        "ggShape": _number(tensor.measures.shape),
+        "left": _number(tensor.measures.left),
+        "outliers": tensor.measures.outliers,
     }
 
 

@@ -1,4 +1,4 @@
-"""Weights and mixtures as text: a histogram of block characters, and tables for the terminal."""
+"""Weights and mixtures as text: a histogram of block characters, and tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from swsmix._histogram import Array
 from swsmix._labels import distinct, number_of, shorten, visible
-from swsmix.inspection.inspect import InspectedTensor, Inspection
+from swsmix.inspection.inspect import InspectedTensor
 from swsmix.mixture import GaussianMixture
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_MAX_GROUPS = 4  # with a histogram and a table of components
-_MAX_NAMES = 6  # of tensors left out for one reason
 _GAP, _MIN_BINS = 2, 8  # characters between a table's columns, and of the smallest histogram
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
@@ -73,6 +71,7 @@ def histogram_text(
     rows: int = 6,
     width: int = 72,
     ascii_only: bool = False,
+    claimed: Array | None = None,
 ) -> Text:
     """The text histogram, with the centres below it in the colours of the figures.
 
@@ -83,6 +82,7 @@ def histogram_text(
         rows: height of the bars, in lines.
         width: the largest width, in characters.
         ascii_only: for terminals without Unicode.
+        claimed: the weights of each component, if known: those without are not marked.
 
     Returns:
         Lines for rich's `print`.
@@ -101,7 +101,8 @@ def histogram_text(
     colors = component_colors(mixture.mean)
     for j in mixture.mixing.argsort().tolist():  # the largest last, so on top
         place = int((float(mixture.mean[j]) - edges[0]) / step)
-        if mixture.mixing[j] > 0 and 0 <= place <= len(marks):  # the ends of the axis included
+        owns = mixture.mixing[j] > 0 and (claimed is None or claimed[j] > 0)
+        if owns and 0 <= place <= len(marks):  # the ends of the axis included
             marks[min(place, len(marks) - 1)] = ("^" if ascii_only else "▲", colors[j])
     for mark, color in marks:
         text.append(mark, color)
@@ -137,7 +138,7 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     means = distinct(mixture.mean.tolist(), _significant)
     for j in torch.argsort(mixture.mean, stable=True).tolist():
         table.add_row(
-            f"[{colors[j]}]#[/]",
+            f"[{colors[j]}]#[/]" if claimed[j] > 0 else ".",  # a colour only of what owns weights
             means[j],
             *(f"{float(v):.3g}" for v in (mixture.std[j], mixture.mixing[j])),
             f"{claimed[j]:,.0f}",
@@ -238,69 +239,3 @@ def percent(share: float) -> str:
         ['.', '<1', '42', '100']
     """
     return "." if share == 0 else "<1" if share < 0.005 else f"{100 * share:.0f}"
-
-
-def terminal(
-    inspection: Inspection, *, width: int = 120, ascii_only: bool = False
-) -> RenderableType:
-    """An inspection as `swsmix inspect` prints it.
-
-    If there are more than 4 mixtures, the 4 largest are shown, then one table of all tensors.
-
-    Args:
-        inspection: the inspection.
-        width: width of the terminal, in characters.
-        ascii_only: for terminals without Unicode.
-
-    Returns:
-        A renderable for rich's `print`.
-    """
-    from rich.console import Group as Stack
-    from rich.text import Text
-
-    def shown(text: str) -> str:
-        return visible(text, ascii_only=ascii_only)
-
-    parts: list[RenderableType] = [Text(shown(inspection.title), "bold")]
-    chart = min(width, 72)
-    many = len(inspection.groups) > _MAX_GROUPS
-    largest = {g.name for g in sorted(inspection.groups, key=lambda g: -g.size)[:_MAX_GROUPS]}
-    for group in inspection.groups:
-        if group.name not in largest:
-            continue
-        weights = number_of(group.size, "weight")
-        parts += [
-            Text(f"\nmixture '{shown(group.name)}': {weights}; {group.origin}"),
-            Text(f"{group.clustering}\n"),
-            Text("height: log(1 + weights); triangles: centres", "dim"),
-            histogram_text(
-                group.counts, group.edges, group.mixture, width=chart, ascii_only=ascii_only
-            ),
-            Text(""),
-            mixture_table(group.mixture, group.claimed, group.size),
-        ]
-        if not many:
-            parts += [Text(""), tensor_table(group.layers, width=width, ascii_only=ascii_only)]
-    if many:
-        title = (
-            f"\nthe {_MAX_GROUPS} largest of {len(inspection.groups)} mixtures are shown above; "
-        )
-        every = [tensor for tensor, _ in inspection.layers]
-        parts += [
-            Text(f"{title}the tensors of all:\n"),
-            tensor_table(every, width=width, ascii_only=ascii_only),
-        ]
-    for group in inspection.groups:
-        for found in group.findings:
-            parts.append(Text(f"\nmixture '{shown(group.name)}' {found.message}", "bold"))
-    if inspection.left_out:
-        parts.append(Text(""))
-    reasons: dict[str, list[str]] = {}
-    for name, why in inspection.left_out.items():
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-        width_of_name = max(width - 2, 1)
-        some = (shorten(n, width_of_name, ascii_only=ascii_only) for n in names[:_MAX_NAMES])
-        parts.append(Text(f"left out ({shown(why)}): {', '.join(some)}{more}"))
-    return Stack(*parts)

@@ -273,13 +273,26 @@ def _from_mirrors(
                     url, f"md5:{file.md5_of_gz}", fname=f"{file.name}.gz", path=folder
                 )
             except (OSError, ValueError) as error:  # no network, not found, or a wrong checksum
-                tried.append(f"{url}: {type(error).__name__}: {error}")
+                tried.append(f"{url}: {_why(error)}")
                 continue
             arrays[key] = _read_idx(Path(path), file)
             break
         else:
             return None
     return arrays
+
+
+def _why(error: OSError | ValueError) -> str:
+    """Why a download failed, in words: the libraries' own lines name sockets and retries."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the server answered {response.status_code} {response.reason}"
+    name = type(error).__name__
+    if "Timeout" in name or "Connection" in name:
+        return "no connection to it (offline, or the server is down)"
+    if isinstance(error, ValueError):
+        return "what it serves is another file (wrong checksum)"
+    return f"{name}: {error}"
 
 
 def _read_idx(path: Path, file: _IdxFile) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Questions that need no torch are answered without it; the guides are read in the terminal."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -69,6 +70,17 @@ def test_guide_is_formatted_in_a_terminal(width):
     shown = run("guide", "cost", FORCE_COLOR="1", COLUMNS=str(width)).stdout
     assert "# Cost" not in shown and "```" not in shown and "figures/benchmark.png" not in shown
     assert "Know what the prior" in shown
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_code_in_a_guide_keeps_its_lines_and_prose_is_wrapped(width):
+    shown = run("guide", "inspection", FORCE_COLOR="1", COLUMNS=str(width)).stdout
+    lines = re.sub("\x1b\\[[0-9;]*m", "", shown).split("\n")
+    lines = [line.rstrip() for line in lines]
+    blocks = re.findall(r"```\w*\n(.*?)```", guides.text("inspection"), re.DOTALL)
+    code = [line for block in blocks for line in block.rstrip().split("\n")]
+    assert max(map(len, code)) > 80 and set(code) <= set(lines)
+    assert max(len(line) for line in lines if line not in code) <= width
 
 
 def test_an_unknown_guide_is_an_error_that_lists_the_legal_ones():

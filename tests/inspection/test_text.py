@@ -50,6 +50,7 @@ def test_the_table_holds_all_that_was_counted_at_every_width(resnet, width, asci
     assert max(map(len, lines)) <= width
     assert "".join(lines).isascii() == ascii_only
     start = 1 + max(i for i, line in enumerate(lines) if line.startswith("#"))
+    lines = lines[: next(i for i, line in enumerate(lines) if "kurtosis" in line)]
     body = " ".join(line.strip() for line in lines[start:])
     body = " ".join(body.split("left out")[0].split())
     names = set()
@@ -75,7 +76,7 @@ def shortened(name):
 
 def test_a_histogram_and_the_shapes_come_in_as_the_terminal_widens(resnet):
     seen = [plain(resnet, width) for width in range(60, 130)]
-    for column in ("histogram", "shape", "shares, %"):
+    for column in ("histogram", " shape", "shares, %"):
         there = [column in text for text in seen]
         assert there == sorted(there) and there[-1]
 

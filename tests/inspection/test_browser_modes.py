@@ -1,0 +1,148 @@
+"""The report page on a telephone, in the dark, and of several checkpoints."""
+
+import pytest
+import torch
+from browsing import column, find, text
+
+from swsmix.inspection import html_page
+from swsmix.inspection.comparison import compare
+from swsmix.inspection.inspect import inspect
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def window(driver):
+    def resize(width, mode="light"):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        feature = {"name": "prefers-color-scheme", "value": mode}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    yield resize
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.fixture
+def page(driver, tmp_path):
+    def open_(shown):
+        path = tmp_path / "report.html"
+        path.write_text(html_page(shown), encoding="utf-8")
+        driver.get(path.as_uri())
+        return driver
+
+    yield open_
+    assert driver.get_log("browser") == []
+
+
+def checkpoint(path, far=0.0, **others):
+    w = torch.randn(60, 50, generator=torch.Generator().manual_seed(0))
+    w[0, 0] = far
+    torch.save({"w": w} | others, path)
+    return inspect(path)
+
+
+def test_the_chart_is_drawn_for_a_narrow_window_and_not_shrunk(page, window, tmp_path):
+    found = checkpoint(tmp_path / "a.pt")
+    for width in (1280, 390):
+        window(width)
+        driver = page(found)
+        assert (
+            driver.execute_script(
+                "const all = document.documentElement; return all.scrollWidth - all.clientWidth"
+            )
+            <= 0
+        )
+        for label in find(driver, "#chart text"):
+            scale = driver.execute_script(
+                "const m = arguments[0].getScreenCTM(); return Math.hypot(m.a, m.b)", label
+            )
+            assert scale == pytest.approx(1.0, abs=0.01)  # a letter is as large as everywhere
+        assert len(find(driver, "#chart .bar")) > 50
+        block = find(driver, "#layers tbody tr")[0].value_of_css_property("display")
+        assert (block == "grid") == (width == 390)
+    window(700)  # the same page, in a window that changes
+    driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 100))")
+    drawn, wide = driver.execute_script(
+        "const chart = document.getElementById('chart');"
+        "return [chart.viewBox.baseVal.width, chart.getBoundingClientRect().width]"
+    )
+    assert drawn == pytest.approx(wide, abs=1) and 600 < wide < 700
+
+
+def luminance(color):
+    red, green, blue = (int(v) for v in color[color.index("(") + 1 : -1].split(",")[:3])
+    return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_text_and_pictures_are_readable_by_the_systems_setting(page, window, tmp_path, mode):
+    from swsmix import plots
+    from swsmix.inspection import Picture
+
+    window(1100, mode)
+    driver = page(checkpoint(tmp_path / "a.pt"))
+    (body,) = find(driver, "body")
+    paper = luminance(body.value_of_css_property("background-color"))
+    assert (paper < 0.2) == (mode == "dark")
+    for css in ("h1", "#legend", "#layers td", "#layers td button", "#components td"):
+        ink = luminance(find(driver, css)[0].value_of_css_property("color"))
+        assert abs(ink - paper) > 0.45, css
+    (tmp_path / "report.html").write_text(
+        html_page(inspect(tmp_path / "a.pt"), [Picture("a", "A.", plots.entropy({"a": 1.0}))]),
+        encoding="utf-8",
+    )
+    driver.get((tmp_path / "report.html").as_uri())
+    ground = find(driver, "#figures img")[0].value_of_css_property("background-color")
+    assert luminance(ground) > 0.99  # ink on white in both
+
+
+def test_only_components_that_own_weights_have_a_colour(page, tmp_path):
+    found = checkpoint(tmp_path / "a.pt")
+    assert (found.groups[0].claimed > 0).all()
+    found.groups[0].layers[0].claimed[1] = 0  # as of one that another covers everywhere
+    driver = page(found)
+    swatches = find(driver, "#components .swatch")
+    idle = ["idle" in s.get_attribute("class") for s in swatches]
+    assert idle == [j == 1 for j in range(len(idle))]
+    color = driver.execute_script("return data.groups[0].colors[1]")
+    painted = {
+        node.get_attribute(name)
+        for css, name in ((".bar", "fill"), (".component", "stroke"), (".centre", "fill"))
+        for node in find(driver, f"#chart {css}")
+    }
+    assert color not in painted
+    assert len(find(driver, "#chart .centre")) == len(idle) - 1
+
+
+def test_a_single_outlier_is_ringed_and_a_page_without_has_no_ring(page, tmp_path):
+    driver = page(checkpoint(tmp_path / "a.pt", far=30.0))
+    (ring,) = find(driver, "#chart .outlier")
+    bars = find(driver, "#chart .bar")
+    assert float(ring.get_attribute("cx")) >= max(float(bar.get_attribute("x")) for bar in bars)
+    assert find(driver, "#rings")[0].is_displayed()
+    assert min(float(bar.get_attribute("height")) for bar in bars) > 5
+    driver = page(checkpoint(tmp_path / "b.pt"))
+    assert find(driver, "#chart .outlier") == [] and not find(driver, "#rings")[0].is_displayed()
+
+
+def test_checkpoints_are_side_by_side_and_each_is_shown(page, tmp_path):
+    files = [tmp_path / name for name in ("a.pt", "b.pt")]
+    own = {"v": torch.rand(20, 20)}
+    compared = compare([checkpoint(files[0]), checkpoint(files[1], far=30.0, **own)])
+    driver = page(compared)
+    names = [n.text for n in find(driver, "#compared-chart .name")]
+    assert names == ["a.pt", "b.pt"] and len(find(driver, "#compared-chart .outlier")) == 1
+    rows = [[c.text.replace("−", "-") for c in row.find_elements("css selector", "td")]
+            for row in find(driver, "#compared tbody tr")]  # fmt: skip
+    for cells, row in zip(rows, compared.rows, strict=True):
+        shown = [f"{v['kurtosis']:.2f}" if v else "not there" for v in row.values]
+        change = row.difference(1, "kurtosis")
+        expected = f"{change:+.2f}" if row.reference("kurtosis") == 0 else "–"
+        assert cells == [row.name, *shown, expected]
+    assert column(driver, 0) == ["w"]
+    find(driver, "#checkpoint option")[1].click()
+    assert column(driver, 0) == ["w", "v"] and "b.pt" in text(driver, "#summary")
+    find(driver, "#row option")[2].click()
+    assert "has no such tensor" in text(driver, "#compared-chart")
