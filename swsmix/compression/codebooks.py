@@ -61,7 +61,7 @@ def quantize_state(
 
     is the least for the bits spent. `loss` is the relative distortion of all quantised tensors
     together, their squared errors over their squares about the mean of each; the default is
-    0.005. Exact zeros stay zeros in tensors that have many, tied tensors are quantised once, and
+    0.01. Exact zeros stay zeros in tensors that have many, tied tensors are quantised once, and
     tensors of few values stay exact where these cost no more bits than other weights do at that
     loss.
 

@@ -62,7 +62,7 @@ def test_a_loss_is_met_within_a_hundredth(loss):
 
 
 def test_by_default_nearly_nothing_is_lost():
-    assert 0.0049 < loss_of(net(), quantize_state(net())) <= 0.00501
+    assert 0.0098 < loss_of(net(), quantize_state(net())) <= 0.01002
 
 
 @pytest.mark.parametrize("size", [1500, 4000, 9000])
@@ -271,7 +271,7 @@ def test_any_tensor_is_quantised_into_its_own_range(numbers, seed, asked):
     if len(w.unique()) == 1:
         assert torch.equal(q.values, w)
     if asked == {}:
-        assert loss_of({"w": w}, {"w": q}) <= 0.00501 or w.double().var(correction=0) == 0
+        assert loss_of({"w": w}, {"w": q}) <= 0.01002 or w.double().var(correction=0) == 0
 
 
 @pytest.mark.parametrize(
