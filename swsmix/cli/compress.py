@@ -148,11 +148,11 @@ def compress(
                 return
         found = {} if lossless else by_its_mixtures(checkpoint, distortion)
         asked = Asked(bits, most, loss, values, zero, seed)
-        choose: Choose
-        if lossless or found:
-            choose = lambda name, t: found.get(name)  # noqa: E731
-        else:
-            choose = _chooser(rest, asked, checkpoint.exact, quiet=quiet)
+        choose: Choose = (
+            (lambda name, t: found.get(name))
+            if lossless or found
+            else _chooser(rest, asked, checkpoint.exact, quiet=quiet)
+        )
         formats = Formats(numel, sum(t.nbytes for t in original.values()))
         reports: dict[str, TensorReport] = {}
         names = watched(original, "coding", shown=not quiet, weight=lambda n: max(numel[n], 1))
