@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix.codec import decode, decoder, encode, encoder, sizes
+from swsmix.codec import contents, decode, encode, encoder, sizes
 from swsmix.codec.budget import ContextBudget, limits, max_weights_for
 from swsmix.codec.header import TableReader, TableWriter, to_patterns
 from swsmix.codec.stream import StreamDecoder, StreamEncoder, code_adaptively
@@ -173,7 +173,7 @@ def test_every_place_of_a_number_on_a_grid_counts():
 
 
 def test_the_writer_counts_at_least_the_steps_that_the_reader_takes(monkeypatch):
-    budgets = {encoder: [], decoder: []}
+    budgets = {encoder: [], contents: []}
     for module, made in budgets.items():
 
         def counted(*arguments, made=made):
