@@ -76,7 +76,8 @@ def _write_shards(folder: Path, reader: Reader, parts: Iterable[Part]) -> None:
     if notes.index:
         size = sum(e.numel * e.dtype.itemsize for e in reader.entries)
         index = {"metadata": {"total_size": size}, "weight_map": shard_of}
-        (folder / notes.index).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / notes.index) as temporary:
+            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class SafetensorsWriter:

@@ -97,8 +97,9 @@ def test_only_regular_files_are_opened(folder):
     for special in (folder / "pipe.bin", Path("/dev/zero")):
         for read in (
             load_compressed, load_books, partial(_call, "decompress", out=folder / "x.pt"),
-            partial(_call, "compress", out=folder / "x.sws"), inspect.inspect,
-            partial(inspect.inspect, bytes_=True),
+            partial(_call, "compress", out=folder / "x.sws"),
+            lambda path: inspect.inspect([path]),
+            lambda path: inspect.inspect([path], bytes_=True),
         ):  # fmt: skip
             with pytest.raises(ValueError, match="not a regular file"):
                 read(special)
@@ -127,5 +128,5 @@ def test_a_file_that_is_there_is_replaced_only_if_asked_to(folder):
 
 
 def _call(command, *arguments, **options):
-    module = sys.modules["swsmix.cli.compress"]
+    module = sys.modules[f"swsmix.cli.{command}"]
     getattr(module, command)(*arguments, quiet=True, **options)
