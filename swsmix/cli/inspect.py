@@ -251,9 +251,9 @@ def _folder(paths: list[Path], out: Path | None) -> Path:
     return out
 
 
-def _check_one(paths: list[Path], wants: str, *, given: bool) -> None:
+def _check_one(paths: list[Path], need: str, *, given: bool) -> None:
     if given and len(paths) > 1:
-        raise ValueError(f"{wants}; got {len(paths)} paths: pass one of them")
+        raise ValueError(f"{need}; got {len(paths)} paths: pass one of them")
 
 
 def _check_history(checkpoint: Any, *, chosen: bool) -> None:
