@@ -225,6 +225,13 @@ class _Counted(io.FileIO):
         )
         return int(written)
 
+    def truncate(self, size: int | None = None) -> int:
+        def change() -> int:
+            self.tape.dirty.add(os.fstat(self.fileno()).st_ino)
+            return super(_Counted, self).truncate(size)
+
+        return int(self.tape.event("truncate", str(self.name), change))
+
 
 def _open_counted(
     tape: Tape, path: str, mode: str, encoding: Any = None, errors: Any = None, newline: Any = None

@@ -176,7 +176,9 @@ def settle(figure: Figure) -> None:
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         lay_out(figure)
         lay_out(figure)
-        figure.set_layout_engine("none")
+        # Not "none", a placeholder: with any engine each save draws everything twice.
+        with matplotlib.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+            figure.set_layout_engine(None)
 
 
 @styled

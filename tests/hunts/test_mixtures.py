@@ -126,8 +126,8 @@ class Twin:
         swing = abs(self.pull - self.slope[..., None])
         self.slope_error = (2 * self.gamma * swing * self.delta).sum(-1)
         self.slope_error += 8 * U * (self.gamma * abs(self.pull)).sum(-1)
-        felt = self.odds > -760  # the rest has a gamma of 0; these may underflow
-        self.lost = np.where(felt, LONG(2.0) ** -1072, 0)
+        felt = self.odds > -760  # the rest has a gamma of 0; these may too, below -708
+        self.lost = np.where(felt, LONG(2.0) ** -1021, 0)
         self.slope_error += (self.lost * (abs(self.pull) + 1 / sigma + 1)).sum(-1)
         unclear = np.where(self.odds > -delta, swing, 0).max(-1)
         self.slope_error = np.where(self.clear, self.slope_error, self.slope_error + unclear)
