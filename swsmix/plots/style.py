@@ -30,6 +30,7 @@ _COLD = ("#009e73", "#56b4e9", NEGATIVE)  # small, middle and large values; colo
 _WARM = ("#cc79a7", "#e69f00", POSITIVE)
 _STEPS = (1 / 9, 4 / 9)  # of the largest magnitude: equal steps of its square root
 _NEAR_ZERO = 1 / 50  # of the largest magnitude
+_BY_HAND: Any = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -177,7 +178,7 @@ def settle(figure: Figure) -> None:
         lay_out(figure)
         lay_out(figure)
         # Not "none", a placeholder: with any engine each save draws everything twice.
-        with matplotlib.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):
+        with matplotlib.rc_context(_BY_HAND):
             figure.set_layout_engine(None)
 
 
