@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from swsmix._histogram import chunks, few_values
-from swsmix._patterns import Intervals, all_values, counts
 from swsmix.compression.entropy_constrained import Codebook, Histogram, histogram
+from swsmix.compression.patterns import Intervals, all_values, counts
 from swsmix.compression.snap import Quantized
 
 MIN_WEIGHTS = 64  # a smaller tensor stays as it is: its codebook would cost what it saves

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from swsmix._patterns import Intervals, all_values, counts
 from swsmix.codec.distinct import PlacesOf, distinct_values
 from swsmix.codec.header import to_patterns
+from swsmix.compression.patterns import Intervals, all_values, counts
 
 HALF = [torch.bfloat16, torch.float16]
 
