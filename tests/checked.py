@@ -11,6 +11,7 @@ import inspect
 import typing
 
 import jaxtyping
+import torch
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
@@ -42,6 +43,8 @@ def checked(thing):
         cheap = beartype(thing)
     finally:
         thing.__annotations__ = written
+    if thing.__name__ == "forward":
+        cheap = _or_traced(thing, cheap)
     if cheap is thing or not any(map(_names_axes, hints.values())):
         return cheap
 
@@ -50,6 +53,18 @@ def checked(thing):
         __tracebackhide__ = True
         with _jaxtyped("context"):
             return cheap(*args, **kwargs)
+
+    return wrapper
+
+
+def _or_traced(thing, checking):
+    """A network's forward pass: unchecked where torch.fx traces it, with proxies for tensors."""
+
+    @functools.wraps(thing)
+    def wrapper(*args, **kwargs):
+        __tracebackhide__ = True
+        traced = any(isinstance(each, torch.fx.Proxy) for each in args)
+        return (thing if traced else checking)(*args, **kwargs)
 
     return wrapper
 

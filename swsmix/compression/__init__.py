@@ -10,6 +10,7 @@
     merging      merge_components: components that are nearly the same become one
     duplicates   the values of a file: components that describe the same weights share one
     centres      refine_, tie: the centres fitted to the data after snapping
+    batch_norms  fold_batch_norms_: into the layers before them
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
     report       snapping_report: what snapping changes, tensor by tensor
     export       export_onnx: indices and codebooks for ONNX runtimes
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swsmix.codec import load_compressed as load_compressed
+    from swsmix.compression.batch_norms import fold_batch_norms_ as fold_batch_norms_
     from swsmix.compression.centres import refine_ as refine_
     from swsmix.compression.centres import tie as tie
     from swsmix.compression.codebooks import quantize_state as quantize_state
@@ -61,6 +63,7 @@ _HOME = {
     "assign": "compression.snap",
     "compress_": "compression.recipe",
     "export_onnx": "compression.export",
+    "fold_batch_norms_": "compression.batch_norms",
     "load_compressed": "codec",
     "merge_components": "compression.merging",
     "quantize": "compression.snap",

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from swsmix.problems.downloads import retrieve
+
 __all__ = ["MNIST", "MNIST_MIRRORS", "MNISTTensors", "mnist", "mnist_tensors"]
 
 MNIST_MIRRORS: tuple[str, ...] = (
@@ -260,39 +262,13 @@ def _from_mirrors(
     tried: list[str], mirrors: Sequence[str], cache: str | Path | None
 ) -> dict[str, np.ndarray] | None:
     """The arrays through pooch; None, and a line in `tried` per failure, if a file is missing."""
-    import pooch  # here, because only MNIST needs it
-
-    folder = Path(cache) if cache is not None else Path(pooch.os_cache("swsmix"))
-    mirrors = [mirrors] if isinstance(mirrors, str) else mirrors
     arrays: dict[str, np.ndarray] = {}
     for key, file in _FILES.items():
-        for mirror in mirrors:
-            url = f"{mirror.rstrip('/')}/{file.name}.gz"
-            try:
-                path = pooch.retrieve(
-                    url, f"md5:{file.md5_of_gz}", fname=f"{file.name}.gz", path=folder
-                )
-            except (OSError, ValueError) as error:  # no network, not found, or a wrong checksum
-                tried.append(f"{url}: {_why(error)}")
-                continue
-            arrays[key] = _read_idx(Path(path), file)
-            break
-        else:
+        path = retrieve(f"{file.name}.gz", f"md5:{file.md5_of_gz}", mirrors, cache, tried)
+        if path is None:
             return None
+        arrays[key] = _read_idx(path, file)
     return arrays
-
-
-def _why(error: OSError | ValueError) -> str:
-    """Why a download failed, in words: the libraries' own lines name sockets and retries."""
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"the server answered {response.status_code} {response.reason}"
-    name = type(error).__name__
-    if "Timeout" in name or "Connection" in name:
-        return "no connection to it (offline, or the server is down)"
-    if isinstance(error, ValueError):
-        return "what it serves is another file (wrong checksum)"
-    return f"{name}: {error}"
 
 
 def _read_idx(path: Path, file: _IdxFile) -> np.ndarray:

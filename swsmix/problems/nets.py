@@ -1,7 +1,7 @@
 """The papers' networks: ``nn.Sequential``s with named layers (``hidden.weight``).
 
 Initial weights and biases are uniform on +-1/sqrt(fan_in). Given a generator, they depend on it
-alone, and the global random state does not change.
+alone, and the global random state does not change. The residual networks are in `resnets`.
 """
 
 from collections import OrderedDict
@@ -9,7 +9,9 @@ from collections import OrderedDict
 import torch
 from torch import Generator, Tensor, nn
 
-__all__ = ["lenet_5_caffe", "lenet_300_100", "shift_net", "sunspot_net"]
+from swsmix.problems.resnets import device_of, resnet20, wrn
+
+__all__ = ["lenet_5_caffe", "lenet_300_100", "resnet20", "shift_net", "sunspot_net", "wrn"]
 
 
 def sunspot_net(
@@ -135,9 +137,7 @@ def _start(
     layers: OrderedDict[str, nn.Module], generator: Generator | None, dtype: torch.dtype | None
 ) -> nn.Sequential:
     # The constructors drew from the global random state, since restored: draw again.
-    # The user's default; not by `get_default_device`: torch 2.6 raises there after it was set back.
-    default = torch.empty(0, dtype=torch.float32, device=None).device
-    net = nn.Sequential(layers).to(default if generator is None else generator.device, dtype)
+    net = nn.Sequential(layers).to(device_of(generator), dtype)
     for layer in net:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             bound = layer.weight[0].numel() ** -0.5
