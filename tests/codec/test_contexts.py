@@ -162,9 +162,9 @@ def test_a_large_tensor_is_coded_by_its_best_scan(monkeypatch):
     assert size.index_bits < 0.75 * size.entropy_bits
 
 
-def six_sparse_matrices():
+def two_sparse_matrices():
     rows = np.random.default_rng(0).random(2048) ** 3
-    return {f"w{i}": structured(2048, 2048, i, rows) for i in range(6)}
+    return {f"w{i}": structured(2048, 2048, i, rows) for i in range(2)}
 
 
 def a_dense_resnet_50():
@@ -174,8 +174,8 @@ def a_dense_resnet_50():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [six_sparse_matrices, a_dense_resnet_50])
-def test_twenty_five_million_weights_come_back(make):
+@pytest.mark.parametrize("make", [two_sparse_matrices, a_dense_resnet_50])
+def test_millions_of_weights_come_back(make):
     state = make()
     begin = time.process_time()  # of this process: others may be busy
     data = encode(state)
