@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from swsmix import plots
 from swsmix._labels import visible
 from swsmix.inspection.inspect import Inspection
 
@@ -35,6 +34,8 @@ def draw_figures(inspection: Inspection) -> Iterator[Picture]:
     Yields:
         The pictures, each with a name of its own; `_labels.file_name` makes it a file's name.
     """
+    from swsmix import plots
+
     groups = sorted(inspection.groups, key=lambda group: -group.size)[:MAX_GROUPS]
     names = {group.name for group in groups}
     for group in inspection.groups:
@@ -65,6 +66,8 @@ def draw_figures(inspection: Inspection) -> Iterator[Picture]:
 def _training_figures(
     inspection: Inspection, group: str, suffix: str, prefix: str
 ) -> Iterator[Picture]:
+    from swsmix import plots
+
     history = inspection.history
     if history is None or group not in history.groups:
         return
@@ -92,6 +95,8 @@ def _training_figures(
 
 
 def _tensor_figures(inspection: Inspection) -> Iterator[Picture]:
+    from swsmix import plots
+
     every = inspection.layers
     by_size = sorted(range(len(every)), key=lambda i: (-every[i][0].size, i))
     panels, bars = (sorted(by_size[:most]) for most in (MAX_PANELS, MAX_BARS))

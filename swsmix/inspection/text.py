@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from swsmix._colors import component_colors
 from swsmix._histogram import Array
 from swsmix._labels import distinct, number_of, shorten, visible
 from swsmix.inspection.inspect import InspectedTensor
@@ -89,8 +90,6 @@ def histogram_text(
     """
     from rich.text import Text
 
-    from swsmix.plots import component_colors
-
     size = -(-len(counts) // width)
     small = rebin(counts, width)
     step = size * (edges[1] - edges[0])
@@ -127,8 +126,6 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
         A table for rich's `print`.
     """
     from rich.table import Table
-
-    from swsmix.plots import component_colors
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)

@@ -9,27 +9,25 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
-import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
+from swsmix._colors import NEGATIVE as NEGATIVE
+from swsmix._colors import NEUTRAL as NEUTRAL
+from swsmix._colors import POSITIVE as POSITIVE
+from swsmix._colors import component_colors as component_colors
 from swsmix._histogram import Array
 from swsmix._labels import shorten, visible
 
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
-NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
 BARS, GREY, INK = "#d6d6d6", "#666666", "#1a1a1a"
 IDLE: dict[str, Any] = {"ls": (0, (3, 2)), "lw": 0.7}  # of a component that claims no weight
 
-_COLD = ("#009e73", "#56b4e9", NEGATIVE)  # small, middle and large values; colours of Okabe and Ito
-_WARM = ("#cc79a7", "#e69f00", POSITIVE)
-_STEPS = (1 / 9, 4 / 9)  # of the largest magnitude: equal steps of its square root
-_NEAR_ZERO = 1 / 50  # of the largest magnitude
 _BY_HAND: Any = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -72,37 +70,6 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
-    """The colour of each component, by the sign and size of its mean: at most seven colours.
-
-    Cold is negative: green, sky blue, blue, from small to large. Warm is positive: pink, orange,
-    vermilion. Grey is zero, to within a fiftieth of the largest magnitude. Small is up to 1/9 of
-    the largest magnitude, large beyond 4/9. So components of about one value share a colour, and
-    equal magnitudes of both signs have colours of one strength. All are of Okabe and Ito, safe for
-    the colour-blind. Figures of a history use its last means, so that all figures of a run agree.
-
-    Args:
-        mean: the component means (k,), in units of the weights.
-
-    Returns:
-        k colours as "#rrggbb", in the order of the components.
-
-    Example:
-        >>> component_colors(torch.tensor([0.2, 0.0, -0.2]))
-        ['#d55e00', '#595959', '#0072b2']
-    """
-    means = mean.detach().double().cpu().tolist()
-    largest = max(map(abs, means), default=0.0)
-
-    def color(value: float) -> str:
-        if abs(value) <= _NEAR_ZERO * largest:
-            return NEUTRAL
-        size = sum(abs(value) > step * largest for step in _STEPS)
-        return (_WARM if value > 0 else _COLD)[size]
-
-    return [color(value) for value in means]
-
-
 def num_columns(width: float) -> int:
     """Two panels side by side if the figure is at least 5 inches wide, else one."""
     return 2 if width >= 5 else 1
@@ -122,6 +89,7 @@ def make_panels(
         return root_figure(axes[0]), axes
     rows = -(-count // columns)
     figure = Figure(figsize=(width, row * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # keeps what it measured of texts, where a plain canvas measures anew
     # Notebooks show what has a `_repr_png_`; a Figure made without pyplot has none.
     vars(figure)["_repr_png_"] = functools.partial(png, figure)
     grid = figure.subplots(rows, columns, squeeze=False, **subplots).ravel()
@@ -175,7 +143,6 @@ def lay_out(figure: Figure) -> None:
 def settle(figure: Figure) -> None:
     """Lay the figure out and fix it: a constrained layout moves a little with every drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        lay_out(figure)
         lay_out(figure)
         # Not "none", a placeholder: with any engine each save draws everything twice.
         with matplotlib.rc_context(_BY_HAND):

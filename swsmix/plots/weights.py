@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -91,21 +92,19 @@ def clusters(
     if ((numbers < 1) & (parameters[0] > 0)).any():
         handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
     add_legend(panels[0], handles, columns + 1)
-    if ax is None:
-        lay_out(figure)  # which sets the panels' widths
     owners = np.flatnonzero(numbers)
-    label_centres(
-        panels[1],
-        parameters[1][owners],
-        [format_number(numbers[j]) for j in owners],
-        [colors[j] for j in owners.tolist()],
-        "weights\nin each",
+    labels = [format_number(numbers[j]) for j in owners], [colors[j] for j in owners.tolist()]
+    place = functools.partial(
+        label_centres, panels[1], parameters[1][owners], *labels, "weights\nin each"
     )
-    for _ in range(2):  # the title beside the numbers narrows the panels, as a label at an end does
-        if ax is None:
-            lay_out(figure)
-        for panel in panels:
-            space_ticks(panel)
+    if ax is None:
+        first = place()  # by the panels' widths before the layout: their title narrows them
+        lay_out(figure)  # which sets the widths
+        for label in first:
+            label.remove()
+    place()
+    for panel in panels:
+        space_ticks(panel)
     return figure
 
 
