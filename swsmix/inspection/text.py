@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP, _MIN_BINS = 2, 8  # characters between a table's columns, and of the smallest histogram
+_MAX_COMPONENTS = 32  # rows of a mixture's table
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
@@ -115,7 +116,7 @@ def _significant(value: float, digits: int) -> str:
 
 
 def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
-    """The components of a mixture, one per row, sorted by their means.
+    """The components of a mixture, one per row, sorted by their means; the 32 largest of many.
 
     Args:
         mixture: the mixture (k components).
@@ -133,7 +134,10 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     colors = component_colors(mixture.mean)
     means = distinct(mixture.mean.tolist(), _significant)
+    largest = {*np.argsort(-claimed, kind="stable")[:_MAX_COMPONENTS].tolist()}
     for j in torch.argsort(mixture.mean, stable=True).tolist():
+        if j not in largest:
+            continue
         table.add_row(
             f"[{colors[j]}]#[/]" if claimed[j] > 0 else ".",  # a colour only of what owns weights
             means[j],
@@ -141,6 +145,10 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
             f"{claimed[j]:,.0f}",
             f"{100 * claimed[j] / size:.1f} %",
         )
+    if more := len(claimed) - len(largest):
+        rest = claimed.sum() - claimed[[*largest]].sum()
+        share = f"{100 * rest / size:.1f} %"
+        table.add_row("", f"{more} more", "", "", f"{rest:,.0f}", share)
     return table
 
 
@@ -205,7 +213,9 @@ def _cells(tensor: InspectedTensor, ascii_only: bool) -> dict[str, str]:
         "clusters": str(tensor.num_clusters) if tensor.clustered else "-",
         "bits": f"{tensor.bits_per_weight:.2f}" if tensor.clustered else "-",
         "non-zero": f"{100 * tensor.nonzero / tensor.size:.1f} %",
-        "shares, %": " ".join(percent(share) for share in tensor.shares),
+        "shares, %": " ".join(map(percent, tensor.shares))
+        if len(tensor.shares) <= _MAX_COMPONENTS
+        else f"at most {percent(tensor.shares.max())}",
     }
 
 
