@@ -186,7 +186,28 @@ function draw() {
   make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
     "weights / bin");
   point(state.bin === null ? null : Math.min(state.bin, bins.length - 1));
+  drawColors(group, frame, owns);
   drawComponents(group, frame, size);
+}
+
+// The means of each colour, for components of about one value share one.
+function drawColors(group, frame, owns) {
+  const line = at("colors");
+  line.replaceChildren();
+  const means = new Map();
+  const order = frame.mean.map((_, j) => j).filter((j) => owns[j])
+    .sort((a, b) => frame.mean[a] - frame.mean[b]);
+  for (const j of order) {
+    means.set(group.colors[j], [...(means.get(group.colors[j]) ?? []), frame.mean[j]]);
+  }
+  const digits = meanDigits(frame);
+  for (const [color, values] of means) {
+    const entry = make(line, "span");
+    make(entry, "span", { class: "swatch" }).style.background = color;
+    const [first, last] = [short(values[0], digits), short(values.at(-1), digits)];
+    const ends = first === last ? first : `${first} to ${last}`;
+    entry.append(values.length > 1 ? ` ${ends} (${values.length} components)` : ` ${first}`);
+  }
 }
 
 function meanDigits(frame) {
