@@ -159,16 +159,37 @@ def png(figure: Figure) -> bytes:
 
 
 def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
-    """A legend above the axes, where it covers nothing, to be read line by line."""
+    """A legend above the axes, where it covers nothing, to be read line by line.
+
+    It has at most so many columns, and fewer where they would be wider than the axes.
+    """
     handles = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
-    columns = min(columns, len(handles))  # which matplotlib fills one after the other
-    ax.legend(
+    columns = min(columns, len(handles))
+    while columns > 1 and _legend_width(ax, handles, columns) > _room(ax):
+        columns -= 1
+    ax.legend(  # matplotlib fills its columns one after the other
         handles=[handle for first in range(columns) for handle in handles[first::columns]],
         ncols=columns,
         loc="lower left",
         bbox_to_anchor=(0, 1.01),
         borderaxespad=0,
     )
+
+
+def _legend_width(ax: Axes, handles: Sequence[Any], columns: int) -> float:
+    """In points, of lines of at most so many entries."""
+    size = float(matplotlib.rcParams["legend.fontsize"])
+    font = FontProperties(size=size)
+    names = [str(handle.get_label()) for handle in handles]
+    wide = [max(text_width(n, font) for n in names[i::columns]) for i in range(columns)]
+    ems = 1.2 + 0.8 + 1.2  # the handle, the space behind it and that between columns
+    return sum(wide) + ems * size * columns - 0.4 * size  # and a border
+
+
+def _room(ax: Axes) -> float:
+    """About the points that a legend has: a layout makes axes a little wider than they begin."""
+    share = float(ax.get_position().width)
+    return 72 * float(root_figure(ax).get_figwidth()) * share * 1.05
 
 
 def shortened_to_width(name: str, points: float, size: float) -> str:
