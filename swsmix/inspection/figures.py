@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from swsmix._labels import visible
+from swsmix._labels import number_of, visible
 from swsmix.inspection.inspect import Inspection
 
 if TYPE_CHECKING:
@@ -99,28 +99,30 @@ def _tensor_figures(inspection: Inspection) -> Iterator[Picture]:
 
     every = inspection.layers
     by_size = sorted(range(len(every)), key=lambda i: (-every[i][0].size, i))
-    panels, bars = (sorted(by_size[:most]) for most in (MAX_PANELS, MAX_BARS))
+    panels = sorted(by_size[:MAX_PANELS])
 
-    def selection(shown: list[int]) -> str:
-        return "" if len(shown) == len(every) else f" The {len(shown)} largest of {len(every)}."
+    def selection(shown: list[int], of: list[int]) -> str:
+        return "" if len(shown) == len(of) else f" The {len(shown)} largest of {len(of)}."
 
     yield Picture(
         "layers",
-        f"Tensors side by side, weights and mixture (log).{selection(panels)}",
+        f"Tensors side by side, weights and mixture (log).{selection(panels, by_size)}",
         plots.layers(
             {every[i][0].name: every[i][0].weights for i in panels},
             {every[i][0].name: every[i][1].mixture for i in panels},
         ),
     )
-    unclustered = sum(not every[i][0].clustered for i in bars)
-    caution = f" Of {unclustered} the weights are not clustered, and it says nothing."
-    yield Picture(
-        "entropy",
-        "Bits per weight: the entropy of the clusters."
-        + selection(bars)
-        + (caution if unclustered else ""),
-        plots.entropy({every[i][0].name: every[i][0].bits_per_weight for i in bars}),
-    )
+    clustered = [each for each in by_size if every[each][0].clustered]
+    bars = sorted(clustered[:MAX_BARS])  # of the others the clusters, and their bits, say nothing
+    if bars:
+        others = len(every) - len(clustered)
+        caution = f" The weights of {number_of(others, 'more tensor')} are not clustered."
+        yield Picture(
+            "entropy",
+            f"Bits per weight: the entropy of the clusters.{selection(bars, clustered)}"
+            + caution * (others > 0),
+            plots.entropy({every[i][0].name: every[i][0].bits_per_weight for i in bars}),
+        )
     small = [
         (tensor, group)
         for tensor, group in every

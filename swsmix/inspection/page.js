@@ -4,6 +4,9 @@
 
 const page = JSON.parse(document.getElementById("data").textContent);
 const files = [page, ...(page.others ?? [])];
+for (const group of files.flatMap((file) => file.groups)) { // near zero: grey, which a dark page mutes
+  group.colors = group.colors.map((color) => color === page.neutral ? "var(--neutral)" : color);
+}
 let data = page; // of the checkpoint that is shown
 const at = (id) => document.getElementById(id);
 const state = { group: 0, layer: null, frame: 0, bin: null, sort: null, down: false, timer: null };
@@ -114,6 +117,7 @@ function draw() {
   chart.replaceChildren();
   const owns = owners(frame);
   const color = (j) => owns[j] ? group.colors[j] : "var(--idle)";
+  at("idle-note").hidden = frame.mean.every((_, j) => owns[j] || frame.mixing[j] === 0);
   const log = at("log").checked;
   const [low, high] = range(group);
   const step = (frame.high - frame.low) / frame.counts.length;
@@ -142,7 +146,7 @@ function draw() {
   for (const bin of bins) {
     if (!bin.count) continue;
     make(chart, "rect", { class: "bar", x: bin.left, width: Math.max(bin.width, 0.8), y: y(bin.count),
-      height: box.bottom - y(bin.count), fill: group.colors[bin.component], "fill-opacity": 0.45 });
+      height: box.bottom - y(bin.count), fill: group.colors[bin.component] });
   }
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)

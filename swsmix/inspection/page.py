@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from swsmix._colors import component_colors
+from swsmix._colors import NEUTRAL, component_colors
 from swsmix._labels import visible
 from swsmix.inspection.comparison import Comparison, Row
 from swsmix.inspection.figures import Picture
@@ -136,6 +136,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
         "layers": [_tensor(tensor, order[group.name]) for tensor, group in tensors],
         "leftOut": {visible(name): visible(why) for name, why in inspection.left_out.items()},
         "values": tensors[0][0].measures.values,
+        "neutral": NEUTRAL,
     }
 
 
