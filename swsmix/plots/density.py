@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
-from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
@@ -131,13 +130,10 @@ def _spread_out(positions: Array, gap: float) -> Array:
 
 def label_centres(
     ax: Axes, mean: Array, labels: Sequence[str], colors: Sequence[str], title: str
-) -> list[Text]:
+) -> None:
     """A label above each centre, in two lines where they crowd, with a line to the centre.
 
     If even two lines are too short for all labels, only the lines to the centres are drawn.
-
-    Returns:
-        What was written.
     """
     box, point = ax.get_window_extent(), root_figure(ax).dpi / 72
     low, high = ax.get_xlim()
@@ -155,29 +151,23 @@ def label_centres(
     tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
     tie |= {"patchA": None, "relpos": (0.5, 0)}  # from below the label: clipping it there is slow
     places = _spread_out(at, gap) if legible else at
-    written: list[Text] = []
     if legible:
         half = 0.5 * np.array(wide) * point / box.width
         left = min(-0.015, float((places - half).min(initial=0.0)) - 3 * point / box.width)
         foot = 1 + 7 * point / box.height
-        written.append(
-            ax.text(left, foot, title, transform=ax.transAxes, ha="right", color=GREY, **style)
-        )
+        ax.text(left, foot, title, transform=ax.transAxes, ha="right", color=GREY, **style)
     for x, place, height, label, color in zip(mean, places, rise, labels, colors, strict=True):
-        written.append(
-            ax.annotate(
-                label if legible else "",
-                (x, 1),
-                (place, height),
-                ("data", "axes fraction"),
-                "axes fraction",
-                tie | {"color": color},
-                color=INK,  # a component's colour may be too light to read
-                ha="center",
-                **style,
-            )
+        ax.annotate(
+            label if legible else "",
+            (x, 1),
+            (place, height),
+            ("data", "axes fraction"),
+            "axes fraction",
+            tie | {"color": color},
+            color=INK,  # a component's colour may be too light to read
+            ha="center",
+            **style,
         )
-    return written
 
 
 def lowest(unit: float, heights: Array) -> float:

@@ -32,7 +32,6 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    lay_out,
     make_panels,
     shortened_to_width,
     space_ticks,
@@ -192,18 +191,15 @@ def layers(
         edges, counts = fine_histogram(w, parameters, _SMALL_BINS)
         numbers, colors = num_claimed(w, own), component_colors(own.mean)
         density_panel(panel, edges, counts, parameters, colors, numbers, log=True)
-        panel.set_title("A\ng", fontsize=7)  # takes the space of the title below
-    for panel in panels[-columns:] if ax is None else panels:
-        panel.set_xlabel("weight")
-    for panel in panels[::columns] if ax is None else panels:
-        panel.set_ylabel("density")
-    lay_out(figure)  # which sets the panels' widths
-    for panel, (name, (weights, _)) in zip(panels, given.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
         title = f"{shortened_to_width(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
         space_ticks(panel)
+    for panel in panels[-columns:] if ax is None else panels:
+        panel.set_xlabel("weight")
+    for panel in panels[::columns] if ax is None else panels:
+        panel.set_ylabel("density")
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import numpy as np
@@ -94,15 +93,7 @@ def clusters(
     add_legend(panels[0], handles, columns + 1)
     owners = np.flatnonzero(numbers)
     labels = [format_number(numbers[j]) for j in owners], [colors[j] for j in owners.tolist()]
-    place = functools.partial(
-        label_centres, panels[1], parameters[1][owners], *labels, "weights\nin each"
-    )
-    if ax is None:
-        first = place()  # by the panels' widths before the layout: their title narrows them
-        lay_out(figure)  # which sets the widths
-        for label in first:
-            label.remove()
-    place()
+    label_centres(panels[1], parameters[1][owners], *labels, "weights\nin each")
     for panel in panels:
         space_ticks(panel)
     return figure
@@ -190,8 +181,6 @@ def responsibilities(
         panels[1].set(xlim=(low, high), ylabel="weights / bin")
     for panel in unshared(panels):
         panel.set_xlabel("weight")
-    if ax is None:
-        lay_out(figure)  # which sets the panels' widths
     label_centres(panels[0], mean[centres], shown, [colors[j] for j in centres], "mean")
     for panel in unshared(panels):
         space_ticks(panel)
