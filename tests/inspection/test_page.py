@@ -60,6 +60,11 @@ def test_of_very_many_tensors_the_largest_are_drawn_and_it_is_said(tmp_path):
     assert bars_.get_yticklabels()[0].get_text() == "layer05" and len(bars_.patches) == 40
 
 
+def test_figures_for_a_telephone_are_no_wider_than_a_column(run_folder):
+    pictures = [*draw_figures(inspect(run_folder), width=plots.COLUMN)]
+    assert {picture.figure.get_figwidth() for picture in pictures} == {plots.COLUMN}
+
+
 def test_bits_are_drawn_of_clustered_weights_alone(tmp_path):
     torch.save({"a": torch.randn(80, 70), "b": torch.randn(80, 70).sign()}, tmp_path / "a.pt")
     pictures = {p.name: p for p in draw_figures(inspect(tmp_path / "a.pt", per_tensor=True))}
