@@ -16,13 +16,11 @@ FIGURES = Path(__file__).parent
 SETUP = """\
 import torch
 from swsmix import load_run, plots
-from swsmix.compression.snap import assign, bits_per_weight
 
 run = load_run("runs/sunspots")  # after `swsmix train --seeds 1`
 history, mixture = run.history, run.mixtures["all"]
 tensors = {name: run.network[name] for name in run.groups["all"]}
 weights = torch.cat([w.flatten() for w in tensors.values()])
-bits = {name: bits_per_weight(assign(mixture, w)) for name, w in tensors.items()}
 """
 LINES = {
     "clusters": "plots.clusters(weights, mixture)",
@@ -33,7 +31,7 @@ LINES = {
     "hinton": 'plots.hinton(tensors["hidden.weight"], mixture=mixture, name="hidden.weight")',
     "hinton-signs": 'plots.hinton(tensors["hidden.weight"], name="hidden.weight")',
     "layers": "plots.layers(tensors, mixture)",
-    "entropy": "plots.entropy(bits)",
+    "entropy": "plots.entropy(tensors, mixture)",
     "loss-terms": "plots.loss_terms(history)",
 }
 FILM = 'plots.animate_collapse(history, "sunspots-collapse.gif", width=6.0)'
@@ -55,7 +53,7 @@ CAPTIONS = {
     "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters.",
     "hinton-signs": "The same in the colours of the signs.",
     "layers": "The clusters by tensor. The mixture is that of both, so neither follows it alone.",
-    "entropy": "Bits per weight, by tensor.",
+    "entropy": "Bits per weight, the entropy of the clusters, by tensor.",
     "loss-terms": "The objective, the data's part and the prior's over training; where the first "
     "records are cut, their value is written.",
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from swsmix import plots
 from swsmix.mixture import GaussianMixture
@@ -98,3 +102,31 @@ def overlaps(one, two) -> bool:
         and one.y0 < two.y1 - slack
         and two.y0 < one.y1 - slack
     )
+
+
+def assert_nothing_is_cut_off(figure: Figure) -> None:
+    """Legends and texts lie on the page, and ticks and legends cover nothing."""
+    FigureCanvasAgg(figure).draw()
+    page = figure.bbox
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        if legend is not None:
+            box = legend.get_window_extent()
+            assert not any(overlaps(box, other.get_window_extent()) for other in figure.axes)
+            assert page.x0 <= box.x0
+            assert box.x1 <= page.x1 + 1
+        labels = [ax.xaxis.label, ax.yaxis.label, ax._left_title, *ax.texts]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+            ticks = [t for t in ticks if t.get_visible() and t.get_text()]
+            boxes = [t.get_window_extent() for t in ticks]
+            assert not any(overlaps(a, b) for a, b in itertools.combinations(boxes, 2))
+            labels += ticks
+        boxes = [t.get_window_extent() for t in labels if t.get_visible() and t.get_text()]
+        for box in boxes:
+            assert page.x0 - 1 <= box.x0
+            assert box.x1 <= page.x1 + 1
+            assert page.y0 - 1 <= box.y0
+            assert box.y1 <= page.y1 + 1
+        assert all(t.get_fontsize() >= 6 for t in labels)

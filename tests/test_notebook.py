@@ -111,6 +111,8 @@ def test_before_after_layers_and_hinton_take_what_one_has():
     assert plots.before_after(weights, net, MIXTURE).axes
     for each in (prior, net, {n: p.numpy(force=True) for n, p in net[0].named_parameters()}):
         assert len(plots.layers(each).axes) == 2
+        assert len(plots.entropy(each).axes[0].patches) == 2
+    assert len(plots.layers(weights.numpy()).axes) == len(plots.entropy(weights).axes) == 1
     assert plots.hinton(net[0]).axes and plots.hinton(net[0].weight.numpy(force=True)).axes
     with pytest.raises(ValueError, match="must be one matrix, got those of"):
         plots.hinton(net)

@@ -134,7 +134,7 @@ def evidence(bayes: Lines, rolling: Lines) -> Figure:
     test.set_xlabel("arv 1921-55\n(95 %, over years)")
     late.set_xlabel("arv 1956-79\n(95 %, over years)")
     for ax in middle:
-        ax.set_xlabel("held out, minus the best\n(nats per fold; bars: folds)")
+        ax.set_xlabel("held out, minus the\nbest (nats, bars: folds)")
     for ax in (left, *middle, test, late):
         ax.xaxis.set_major_locator(MaxNLocator(3))
         ax.grid(axis="x", color="0.92", lw=0.6)

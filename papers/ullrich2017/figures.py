@@ -186,7 +186,8 @@ def filters(results: Results) -> Figure | None:
     portrait = results.portrait("lenet-5-caffe-shifted")
     if portrait is None:
         return None
-    figure = Figure(figsize=(plots.FULL, 1.1), dpi=150, layout="constrained")
+    figure = Figure(figsize=(plots.FULL, 0.9), dpi=150)
+    figure.set_layout_engine("constrained", wspace=0.1, hspace=0.0, w_pad=0.01, h_pad=0.02)
     grid = figure.subplots(2, 20)
     both = {
         "dense": portrait.weights("before", "conv1.weight"),

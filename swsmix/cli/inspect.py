@@ -170,15 +170,16 @@ def inspect(
             console.print(f"  {name}: {value:.4g}", markup=False, highlight=False)
     if not writes:
         return
-    from swsmix import plots  # Ctrl-C in an import removes no temporary file: none is there yet
+    from swsmix import plots
 
     make_folder(out)
     written: list[str] = []
     drawn = draw_figures(inspection)
     pictures = save_figures(drawn, out, form if figures else None, written, quiet=quiet)
     if html:
+        page = html_page(inspection, pictures)
         with replacing(out / "report.html") as temporary:
-            temporary.write_text(html_page(inspection, pictures), encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8")
         written.append("report.html")
     for _ in pictures:  # without a page they are drawn and saved here
         pass
@@ -239,7 +240,8 @@ def _print_bytes(paths: list[Path], others: list[str], max_weights: int | None) 
     except ValueError as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     console = Console()
-    console.print(byte_tables(sizes, len(data), ascii_only=console.options.ascii_only))
+    ascii_only = console.options.ascii_only
+    console.print(byte_tables(sizes, len(data), width=console.width, ascii_only=ascii_only))
 
 
 def _folder(paths: list[Path], out: Path | None) -> Path:

@@ -47,8 +47,9 @@ def compare(
     drawn = comparison.draw_compared(compared)
     pictures = save_figures(drawn, out, form, written, quiet=quiet)
     if html:
+        page = html_page(compared, pictures)
         with replacing(out / "report.html") as temporary:
-            temporary.write_text(html_page(compared, pictures), encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8")
         written.append("report.html")
     for _ in pictures:
         pass

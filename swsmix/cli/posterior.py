@@ -125,9 +125,11 @@ def summarised(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[st
 
 def load_from(run: Path) -> Posterior | None:
     """The posterior in a run folder; None if it has none."""
+    if not (run / _FILE).is_file():
+        return None  # and spare the import, half a second
     from swsmix.bayes import Posterior
 
-    return Posterior.load(run / _FILE) if (run / _FILE).is_file() else None
+    return Posterior.load(run / _FILE)
 
 
 def draw_figures(posterior: Posterior) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from swsmix._kmeans import kmeans
 from swsmix._progress import watched
 from swsmix.compression.rate import Network, check_asked
 from swsmix.compression.snap import Quantized, assign
-from swsmix.em import HyperPrior, e_step, fit_mixture_, m_step_
+from swsmix.em import HyperPrior, e_step, m_step_
 from swsmix.mixture import GaussianMixture
 from swsmix.start import initial_mixture, subsample
+from swsmix.start.cell_em import fit_cells_
+from swsmix.start.cells import cells_for, cells_of
 
 Method = Literal["mixture", "kmeans"]
 _SAMPLE = 100_000  # a mixture is fitted to at most this many weights, and the two extremes
@@ -154,7 +156,7 @@ def quantize_tensor(
 def cluster(
     flat: Sequence[Tensor], num_components: int, *, seed: int = 0
 ) -> tuple[GaussianMixture, str]:
-    """Fit a mixture that describes weights: k-means, EM on a sample, a few EM steps on all.
+    """Fit a mixture that describes weights: k-means, EM on cells of a sample, a few steps on all.
 
     Weights of few different values (no more than K, or at most 64 with 8 weights per value) are
     clustered already: each value becomes a narrow component.
@@ -183,7 +185,7 @@ def cluster(
     sample = subsample(flat, seed, most=_SAMPLE).float()
     mixture = initial_mixture(sample, num_components, method="kmeans")
     hyper = HyperPrior(std=sample.double().std(correction=0).item() / 20)
-    fit_mixture_(mixture, sample, hyper, max_steps=100, tolerance=1e-3)
+    fit_cells_(mixture, cells_of(sample, cells_for(num_components)), hyper, 100)
     steps = 5 if total > _SAMPLE else 0
     for _ in range(steps):
         table = tables.build(mixture.mixing, mixture.mean, mixture.std)

@@ -42,18 +42,21 @@ class OnnxReport:
         float_bytes: the size that it would have without codebooks.
         num_values: tensor -> the number of its values, for those with a codebook.
         as_they_are: the tensors of at least two dimensions that have none.
+        inputs: the names of the file's inputs, those of the arguments of `forward`.
     """
 
     size_bytes: int
     float_bytes: int
     num_values: dict[str, int]
     as_they_are: tuple[str, ...]
+    inputs: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Two or three lines."""
+        """Three or four lines."""
         values = ", ".join(f"{name} ({k})" for name, k in self.num_values.items())
         lines = [
             f"{self.size_bytes:,} bytes, {self.float_bytes:,} without codebooks",
+            f"inputs: {', '.join(self.inputs)}",
             f"tensors with a codebook (values): {values}",
         ]
         if self.as_they_are:
@@ -126,7 +129,8 @@ def export_onnx(
             )
         data = model.SerializeToString()
         temporary.write_bytes(data)
-    return OnnxReport(len(data), float_bytes, num_values, tuple(as_they_are))
+    names = tuple(each.name for each in model.graph.input)
+    return OnnxReport(len(data), float_bytes, num_values, tuple(as_they_are), names)
 
 
 def _check_packages() -> None:

@@ -29,6 +29,7 @@ MOST = 64  # the largest K, but for weights that have exactly so many values:
 MOST_EQUAL = 256
 _EACH = 8  # weights per value, but for the most frequent one
 _SAMPLE, _CELLS = 100_000, 512
+_ROUNDING = 1e-12  # of a variance: what differences of sums leave of equal weights
 _SAMPLE_OF_MANY, _CELLS_OF_MANY, _MOST_OF_MANY = 20_000, 256, 32
 
 
@@ -118,7 +119,8 @@ def variance_left(flat: Sequence[Tensor], k: int) -> float:
     sums, squares = (torch.cat([x.new_zeros(1), s.cumsum(0)]) for s in (x, x.square()))
     *_, ends = intervals(x, sums, k, _CELLS_OF_MANY)
     within = squares[ends].diff() - sums[ends].diff().square() / ends.diff().double()
-    return (within.clamp_min(0.0).sum() / squares[-1]).item()
+    share = (within.clamp_min(0.0).sum() / squares[-1]).item()
+    return share if share > _ROUNDING else 0.0
 
 
 def _look(w: Tensor, asked: int, most: int, cells: int) -> tuple[int, float]:

@@ -19,10 +19,9 @@ from swsmix._labels import number_of, shorten, visible
 from swsmix.inspection.figures import MAX_BARS, Picture
 from swsmix.inspection.inspect import InspectedTensor, Inspection
 from swsmix.inspection.measures import Measures, measures
-from swsmix.inspection.printed import shown, table_of
+from swsmix.inspection.printed import heads_of, shown, table_of
 from swsmix.inspection.sorting import KEYS, check, places
 from swsmix.inspection.text import bars, rebin
-from swsmix.plots.compared import histograms_compared, measures_compared
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -218,7 +217,8 @@ def table(
         rows.append((row.name, []))
         rows += _lines(row, comparison.names, ascii_only)
     values = next(m.values for m in whole.measured if m is not None)
-    parts.append(table_of("tensor", [*KEYS], rows, values, width=width, ascii_only=ascii_only))
+    heads = heads_of([*KEYS], values)
+    parts.append(table_of("tensor", heads, rows, width=width, ascii_only=ascii_only))
     return Stack(*parts)
 
 
@@ -249,6 +249,8 @@ def draw_compared(comparison: Comparison) -> Iterator[Picture]:
     Yields:
         The pictures; of very many tensors, the 40 largest.
     """
+    from swsmix.plots.compared import histograms_compared, measures_compared
+
     whole = comparison.rows[0]
     counts = [part for part in whole.counts if part is not None]
     far = [m for m in whole.measured if m is not None]

@@ -4,6 +4,9 @@
 
 const page = JSON.parse(document.getElementById("data").textContent);
 const files = [page, ...(page.others ?? [])];
+for (const group of files.flatMap((file) => file.groups)) { // near zero: grey, which a dark page mutes
+  group.colors = group.colors.map((color) => color === page.neutral ? "var(--neutral)" : color);
+}
 let data = page; // of the checkpoint that is shown
 const at = (id) => document.getElementById(id);
 const state = { group: 0, layer: null, frame: 0, bin: null, sort: null, down: false, timer: null };
@@ -114,6 +117,7 @@ function draw() {
   chart.replaceChildren();
   const owns = owners(frame);
   const color = (j) => owns[j] ? group.colors[j] : "var(--idle)";
+  at("idle-note").hidden = frame.mean.every((_, j) => owns[j] || frame.mixing[j] === 0);
   const log = at("log").checked;
   const [low, high] = range(group);
   const step = (frame.high - frame.low) / frame.counts.length;
@@ -142,7 +146,7 @@ function draw() {
   for (const bin of bins) {
     if (!bin.count) continue;
     make(chart, "rect", { class: "bar", x: bin.left, width: Math.max(bin.width, 0.8), y: y(bin.count),
-      height: box.bottom - y(bin.count), fill: group.colors[bin.component], "fill-opacity": 0.45 });
+      height: box.bottom - y(bin.count), fill: group.colors[bin.component] });
   }
   const curve = (values) => values
     .map((value, i) => `${x(edge(places[i]) + step / 2).toFixed(2)},${y(value).toFixed(2)}`)
@@ -186,7 +190,28 @@ function draw() {
   make(chart, "text", { x: 14, y: 156, transform: "rotate(-90 14 156)", "text-anchor": "middle" },
     "weights / bin");
   point(state.bin === null ? null : Math.min(state.bin, bins.length - 1));
+  drawColors(group, frame, owns);
   drawComponents(group, frame, size);
+}
+
+// The means of each colour, for components of about one value share one.
+function drawColors(group, frame, owns) {
+  const line = at("colors");
+  line.replaceChildren();
+  const means = new Map();
+  const order = frame.mean.map((_, j) => j).filter((j) => owns[j])
+    .sort((a, b) => frame.mean[a] - frame.mean[b]);
+  for (const j of order) {
+    means.set(group.colors[j], [...(means.get(group.colors[j]) ?? []), frame.mean[j]]);
+  }
+  const digits = meanDigits(frame);
+  for (const [color, values] of means) {
+    const entry = make(line, "span");
+    make(entry, "span", { class: "swatch" }).style.background = color;
+    const [first, last] = [short(values[0], digits), short(values.at(-1), digits)];
+    const ends = first === last ? first : `${first} to ${last}`;
+    entry.append(values.length > 1 ? ` ${ends} (${values.length} components)` : ` ${first}`);
+  }
 }
 
 function meanDigits(frame) {

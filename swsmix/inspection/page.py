@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from swsmix import plots
+from swsmix._colors import NEUTRAL, component_colors
 from swsmix._labels import visible
 from swsmix.inspection.comparison import Comparison, Row
 from swsmix.inspection.figures import Picture
@@ -69,6 +69,8 @@ def _hash(text: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
+    from swsmix import plots
+
     with tempfile.TemporaryDirectory() as folder:
         svg = plots.save(picture.figure, Path(folder) / "figure.svg").read_bytes()
     # Two decimals are enough for the vertices of paths, which are most of the page.
@@ -134,6 +136,7 @@ def _data(inspection: Inspection) -> dict[str, Any]:
         "layers": [_tensor(tensor, order[group.name]) for tensor, group in tensors],
         "leftOut": {visible(name): visible(why) for name, why in inspection.left_out.items()},
         "values": tensors[0][0].measures.values,
+        "neutral": NEUTRAL,
     }
 
 
@@ -150,7 +153,7 @@ def _group(group: Group, history: History | None) -> dict[str, Any]:
         "clustering": str(group.clustering),
         "findings": [f"This mixture {found.message}." for found in group.findings],
         "size": group.size,
-        "colors": plots.component_colors(mixture.mean),
+        "colors": component_colors(mixture.mean),
         "present": present,
         "far": _far(group),
         "frames": frames,

@@ -91,11 +91,15 @@ function drawShares(cell, layer) {
   const svg = make(cell, "svg", { class: "shares", viewBox: "0 0 100 10", role: "img",
     preserveAspectRatio: "none", "aria-label": `shares by centre: ${title}` });
   make(svg, "title", {}, title);
+  const { colors } = data.groups[layer.group];
   let left = 0;
+  let last = null;
   layer.shares.forEach((share, j) => {
-    make(svg, "rect", { x: left, width: 100 * share, y: 0, height: 10,
-      fill: data.groups[layer.group].colors[j] });
+    if (!share) return;
+    const gap = colors[j] === last ? Math.min(1, 50 * share) : 0; // between two of one colour
+    make(svg, "rect", { x: left + gap, width: 100 * share - gap, y: 0, height: 10, fill: colors[j] });
     left += 100 * share;
+    last = colors[j];
   });
 }
 

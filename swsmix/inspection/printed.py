@@ -116,7 +116,13 @@ def measure_table(
         (tensor.name, [shown(key, float(KEYS[key](tensor)), ascii_only) for key in MEASURED])
         for tensor in tensors
     ]
-    return table_of("tensor", MEASURED, rows, values, width=width, ascii_only=ascii_only)
+    heads = heads_of(MEASURED, values)
+    return table_of("tensor", heads, rows, width=width, ascii_only=ascii_only)
+
+
+def heads_of(keys: Sequence[str], values: int) -> list[str]:
+    """The heads of measures; `values` is K of `left`."""
+    return [f"left by {values}" if key == "left" else key for key in keys]
 
 
 def shown(key: str, value: float, ascii_only: bool, *, signed: bool = False) -> str:
@@ -135,20 +141,18 @@ def shown(key: str, value: float, ascii_only: bool, *, signed: bool = False) -> 
 
 def table_of(
     first: str,
-    keys: Sequence[str],
+    heads: Sequence[str],
     rows: Sequence[tuple[str, Sequence[str]]],
-    values: int,
     *,
     width: int,
     ascii_only: bool,
 ) -> RenderableType:
-    """A table of measures: columns from the left as far as they fit, and the others by name.
+    """A table of numbers: columns from the left as far as they fit, and the others by name.
 
     Args:
         first: the head of the names.
-        keys: the measures.
-        rows: names, each with the texts of its measures; without texts, a heading.
-        values: K of `left`.
+        heads: those of the columns.
+        rows: names, each with the texts of its columns; without texts, a line across.
         width: width of the terminal, in characters.
         ascii_only: for terminals without Unicode.
 
@@ -157,11 +161,10 @@ def table_of(
     """
     from rich.text import Text
 
-    heads = [f"left by {values}" if key == "left" else key for key in keys]
     wide = [max(len(head), *(len(t[i]) for _, t in rows if t)) for i, head in enumerate(heads)]
     labels = [visible(name, ascii_only=ascii_only) for name, texts in rows if texts]
     longest = max(len(first), *map(len, labels))
-    number = len(keys)
+    number = len(heads)
     while number > 1 and min(longest, _MIN_NAME) + sum(_GAP + w for w in wide[:number]) > width:
         number -= 1
     room = width - sum(_GAP + w for w in wide[:number])
@@ -180,6 +183,6 @@ def table_of(
     text.append(line(first, heads), "bold")
     for label, texts in rows:
         text.append("\n" + line(label, texts).rstrip())
-    if number < len(keys):
+    if number < len(heads):
         text.append(f"\ntoo narrow here for: {', '.join(heads[number:])}", "dim")
     return text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from swsmix._labels import shorten
 from swsmix.codec import TensorSize
+from swsmix.inspection.printed import table_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _NAME = 32  # characters, at most
 _NUMBERS = "weights", "K", "bytes", "bits per\nweight", "order-0\nbytes", "saved"
+_SHORT = "weights", "K", "bytes", "bits/w", "order-0", "saved"  # of a narrow terminal
 _OTHER = "header, checksum, coder's loss"
 _PURPOSES = (
     "component numbers",
@@ -24,13 +26,16 @@ _PURPOSES = (
 
 
 def byte_tables(
-    sizes: Mapping[str, TensorSize], total: int, *, ascii_only: bool = False
+    sizes: Mapping[str, TensorSize], total: int, *, width: int = 120, ascii_only: bool = False
 ) -> RenderableType:
     """Two tables, by tensor and by purpose; the bytes of each add up to the file's.
+
+    Where the terminal is narrow, what a tensor is stored as stands below its name.
 
     Args:
         sizes: from `swsmix.codec.sizes`.
         total: the file's bytes.
+        width: width of the terminal, in characters.
         ascii_only: for terminals without Unicode.
 
     Returns:
@@ -46,16 +51,14 @@ def byte_tables(
     rows = [cells[4 * i : 4 * i + 4] for i in range(len(sizes))]
     other = total - sum(cells)
 
-    tensors = _table("tensor", "stored as", *_NUMBERS)
-    for (name, size), row in zip(sizes.items(), rows, strict=True):
-        shown = Text(shorten(name, _NAME, ascii_only=ascii_only))
-        kind = f"{size.kind}: {size.model}" if size.model else size.kind
-        tensors.add_row(shown, kind, *_numbers(size, sum(row)))
     everything = sum(size.numel for size in sizes.values())
-    tensors.add_row(_OTHER, "", "", "", f"{other:,}")
-    tensors.add_row(
-        "total", "", f"{everything:,}", "", f"{total:,}", _per_weight(total, everything)
-    )
+    found = [
+        (name, f"{size.kind}: {size.model}" if size.model else size.kind, _numbers(size, sum(row)))
+        for (name, size), row in zip(sizes.items(), rows, strict=True)
+    ]
+    whole = f"{everything:,}", "", f"{total:,}", _per_weight(total, everything), "", ""
+    found += [(_OTHER, "", ("", "", f"{other:,}", "", "", "")), ("total", "", whole)]
+    tensors = _tensors(found, width, ascii_only)
 
     purposes = _table("what for", "bytes", "share")
     sums = [sum(column) for column in zip(*rows, strict=True)] or [0] * len(_PURPOSES)
@@ -65,15 +68,40 @@ def byte_tables(
     return Group(tensors, Text(""), purposes)
 
 
-def _numbers(size: TensorSize, taken: int) -> Iterator[str]:
+def _numbers(size: TensorSize, taken: int) -> tuple[str, ...]:
     """The columns `_NUMBERS` of a tensor that takes so many bytes."""
-    yield f"{size.numel:,}"
-    yield str(size.num_values or "")
-    yield f"{taken:,}"
-    yield _per_weight(taken, size.numel)
     entropy = size.entropy_bits
-    yield f"{entropy / 8:,.0f}" if entropy else ""
-    yield f"{100 * (1 - size.index_bits / entropy):.1f} %" if entropy else ""
+    return (
+        f"{size.numel:,}",
+        str(size.num_values or ""),
+        f"{taken:,}",
+        _per_weight(taken, size.numel),
+        f"{entropy / 8:,.0f}" if entropy else "",
+        _percent(1 - size.index_bits / entropy) if entropy else "",
+    )
+
+
+def _tensors(
+    rows: Sequence[tuple[str, str, Sequence[str]]], width: int, ascii_only: bool
+) -> RenderableType:
+    """The first table: names, what they are stored as, numbers."""
+    from rich.console import Console
+    from rich.text import Text
+
+    table = _table("tensor", "stored as", *_NUMBERS)
+    for name, kind, numbers in rows:
+        table.add_row(Text(shorten(name, _NAME, ascii_only=ascii_only)), kind, *numbers)
+    if Console(width=1000).measure(table).maximum <= width:
+        return table
+    lines: list[tuple[str, Sequence[str]]] = []
+    for name, kind, numbers in rows:
+        lines.append(("the rest" if name == _OTHER else name, numbers))
+        lines += [(f"  {kind}", ())] if kind else []
+    return table_of("tensor", _SHORT, lines, width=width, ascii_only=ascii_only)
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:.1f} %"  # never -0.0
 
 
 def _per_weight(taken: int, numel: int) -> str:

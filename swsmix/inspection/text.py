@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from swsmix._colors import component_colors
 from swsmix._histogram import Array
 from swsmix._labels import distinct, number_of, shorten, visible
 from swsmix.inspection.inspect import InspectedTensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP, _MIN_BINS = 2, 8  # characters between a table's columns, and of the smallest histogram
+_MAX_COMPONENTS = 32  # rows of a mixture's table
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 
 
@@ -89,8 +91,6 @@ def histogram_text(
     """
     from rich.text import Text
 
-    from swsmix.plots import component_colors
-
     size = -(-len(counts) // width)
     small = rebin(counts, width)
     step = size * (edges[1] - edges[0])
@@ -116,7 +116,7 @@ def _significant(value: float, digits: int) -> str:
 
 
 def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
-    """The components of a mixture, one per row, sorted by their means.
+    """The components of a mixture, one per row, sorted by their means; the 32 largest of many.
 
     Args:
         mixture: the mixture (k components).
@@ -128,15 +128,16 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
     """
     from rich.table import Table
 
-    from swsmix.plots import component_colors
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("mean", "std", "mixing", "weights", "share"):
         table.add_column(name, justify="right", no_wrap=True)
     colors = component_colors(mixture.mean)
     means = distinct(mixture.mean.tolist(), _significant)
+    largest = {*np.argsort(-claimed, kind="stable")[:_MAX_COMPONENTS].tolist()}
     for j in torch.argsort(mixture.mean, stable=True).tolist():
+        if j not in largest:
+            continue
         table.add_row(
             f"[{colors[j]}]#[/]" if claimed[j] > 0 else ".",  # a colour only of what owns weights
             means[j],
@@ -144,6 +145,10 @@ def mixture_table(mixture: GaussianMixture, claimed: Array, size: int) -> Table:
             f"{claimed[j]:,.0f}",
             f"{100 * claimed[j] / size:.1f} %",
         )
+    if more := len(claimed) - len(largest):
+        rest = claimed.sum() - claimed[[*largest]].sum()
+        share = f"{100 * rest / size:.1f} %"
+        table.add_row("", f"{more} more", "", "", f"{rest:,.0f}", share)
     return table
 
 
@@ -208,7 +213,9 @@ def _cells(tensor: InspectedTensor, ascii_only: bool) -> dict[str, str]:
         "clusters": str(tensor.num_clusters) if tensor.clustered else "-",
         "bits": f"{tensor.bits_per_weight:.2f}" if tensor.clustered else "-",
         "non-zero": f"{100 * tensor.nonzero / tensor.size:.1f} %",
-        "shares, %": " ".join(percent(share) for share in tensor.shares),
+        "shares, %": " ".join(map(percent, tensor.shares))
+        if len(tensor.shares) <= _MAX_COMPONENTS
+        else f"at most {percent(tensor.shares.max())}",
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from swsmix._histogram import MAX_BINS, Array, Parameters, chunks, histogram, span
@@ -148,6 +149,7 @@ def label_centres(
     legible = gap * (len(at) - 1) <= 1.1
     style: dict[str, Any] = {"fontsize": _LABEL, "va": "bottom", "label": "_centre"}
     tie: dict[str, Any] = {"arrowstyle": "-", "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
+    tie |= {"patchA": None, "relpos": (0.5, 0)}  # from below the label: clipping it there is slow
     places = _spread_out(at, gap) if legible else at
     if legible:
         half = 0.5 * np.array(wide) * point / box.width
@@ -247,6 +249,8 @@ def density_panel(
     if log and ax.get_yscale() != "log":  # setting it again makes films slow
         ax.set_yscale("log")
     ax.set_ylim(floor, limit)
+    if log and limit > 1e3 * floor:
+        ax.yaxis.set_minor_locator(NullLocator())  # a powder between decades, and half of the time
     if not log:
         ax.yaxis.set_major_formatter(format_number)
     if tower:

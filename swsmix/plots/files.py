@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from swsmix._files import replacing
@@ -113,6 +114,7 @@ def animate_collapse(
         _mark_centres(panel, mixing[i], claimed[i], mean[i], colors)
         if not frames:
             space_ticks(panel)
+            panel.yaxis.set_minor_locator(NullLocator())  # in all frames alike
         panel.set_title(f"{unit} {epochs[i]:g}", y=1.05)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))

@@ -6,7 +6,7 @@ weights without a mixture one is placed on them, as `MixturePrior` would with `"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,3 +75,29 @@ def named_weights(given: nn.Module) -> dict[str, Tensor]:
     if isinstance(given, MixturePrior):
         return {n: p for group in given.mixtures for n, p in given.parameters_of(group).items()}
     return dict(resolve(given, select(given).names))
+
+
+def tensors_of(given: Any, mixture: Any = None) -> dict[str, tuple[Tensor, GaussianMixture]]:
+    """Tensors by name, each with its mixture: the given one, its prior's, or one placed on it.
+
+    Raises:
+        ValueError: if there are no tensors, or a name has no mixture.
+    """
+    if mixture is None and isinstance(given, MixturePrior):
+        mixture = {n: each for g, each in given.mixtures.items() for n in given.parameters_of(g)}
+    if isinstance(mixture, MixturePrior):
+        mixture = mixture_of(mixture, None)
+    if isinstance(given, nn.Module):
+        given = named_weights(given)
+    elif not isinstance(given, Mapping):
+        given = {"weights": torch.cat(flat_weights(weights_of(given)))}
+    named: dict[str, Tensor] = {n: weights_of(w) for n, w in given.items()}
+    if not named:
+        raise ValueError("named_weights: wanted name -> weights, got none: pass one or more")
+    if mixture is None:
+        mixture = {name: mixture_of(None, None, w) for name, w in named.items()}
+    if isinstance(mixture, GaussianMixture):
+        mixture = dict.fromkeys(named, mixture)
+    if missing := [name for name in named if name not in mixture]:
+        raise ValueError(f"mixture: none for {missing}; got those for {list(mixture)}: add them")
+    return {name: (w, mixture[name]) for name, w in named.items()}

@@ -22,7 +22,9 @@ from swsmix.plots.style import (
     POSITIVE,
     add_legend,
     component_colors,
+    lay_out,
     make_panels,
+    space_ticks,
     styled,
 )
 
@@ -55,7 +57,7 @@ def predictive_band(
         ax: axes to draw into.
 
     Raises:
-        ValueError: if a quantile is missing, or the lengths differ.
+        ValueError: if a quantile is missing, the lengths differ, or x does not ascend.
     """
     wanted = [q for low, high, _ in _BANDS for q in (low, high)]
     if missing := [q for q in wanted if q not in quantiles]:
@@ -67,7 +69,9 @@ def predictive_band(
         raise ValueError(
             f"x, quantiles, mean and target must have one length, at least 1; got {sizes}"
         )
-    figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
+    if not bool((x.diff() >= 0).all()):
+        raise ValueError("x must ascend, got numbers that fall; sort all by order = x.argsort()")
+    figure, (panel,) = make_panels(ax, 1, width=width, row=2.6 if width >= FULL else 2.1)
     for low, high, alpha in _BANDS:
         label = f"{round(100 * (high - low))} % interval"
         panel.fill_between(
@@ -123,12 +127,13 @@ def mixture_band(
         np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS,
         label="weights, all draws",
     )  # fmt: skip
+    ground = floor / 10  # below the axis, so that no line runs along it
     for a, b, alpha, label in ((0, 4, 0.2, "90 % band"), (1, 3, 0.42, "50 % band")):
         panel.fill_between(
-            grid, np.maximum(bands[a], floor), np.maximum(bands[b], floor), color=POSITIVE,
+            grid, np.maximum(bands[a], ground), np.maximum(bands[b], ground), color=POSITIVE,
             alpha=alpha, lw=0, label=label,
         )  # fmt: skip
-    panel.plot(grid, np.maximum(bands[2], floor), color=POSITIVE, lw=1.0, label="median density")
+    panel.plot(grid, np.maximum(bands[2], ground), color=POSITIVE, lw=1.0, label="median density")
     if log:
         panel.set_yscale("log")
         panel.set_ylim(floor, 3.0 * max(float(density.max()), float(bands[4].max())))
@@ -166,7 +171,7 @@ def membership_band(
     """
     if not span[0] < span[1]:
         raise ValueError(f"span must be an interval (low, high); got {span}")
-    figure, (panel,) = make_panels(ax, 1, width=width, row=max(1.2, 0.5 + 0.3 * mean.shape[-1]))
+    figure, (panel,) = make_panels(ax, 1, width=width, row=max(1.7, 0.5 + 0.3 * mean.shape[-1]))
     grid = torch.linspace(*span, 200, dtype=torch.float64, device="cpu")
     gamma = _log_components(grid, mixing, mean, std).softmax(-1)
     centres = mean.double().mean(0)
@@ -183,6 +188,9 @@ def membership_band(
     panel.tick_params(axis="y", length=0)
     panel.set(xlim=span, ylim=(-0.1, len(colors)), xlabel="weight")
     panel.set_ylabel("responsibility,\na row (0 to 1) per mean")
+    if ax is None:
+        lay_out(figure)  # which sets the panel's width
+    space_ticks(panel)
     return figure
 
 

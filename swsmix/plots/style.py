@@ -9,27 +9,25 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
-import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
+from swsmix._colors import NEGATIVE as NEGATIVE
+from swsmix._colors import NEUTRAL as NEUTRAL
+from swsmix._colors import POSITIVE as POSITIVE
+from swsmix._colors import component_colors as component_colors
 from swsmix._histogram import Array
 from swsmix._labels import shorten, visible
 
 COLUMN, FULL = 3.3, 6.8  # widths in inches: one column of a paper, and a whole page
-NEGATIVE, NEUTRAL, POSITIVE = "#0072b2", "#595959", "#d55e00"
 BARS, GREY, INK = "#d6d6d6", "#666666", "#1a1a1a"
 IDLE: dict[str, Any] = {"ls": (0, (3, 2)), "lw": 0.7}  # of a component that claims no weight
 
-_COLD = ("#009e73", "#56b4e9", NEGATIVE)  # small, middle and large values; colours of Okabe and Ito
-_WARM = ("#cc79a7", "#e69f00", POSITIVE)
-_STEPS = (1 / 9, 4 / 9)  # of the largest magnitude: equal steps of its square root
-_NEAR_ZERO = 1 / 50  # of the largest magnitude
 _BY_HAND: Any = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
@@ -72,37 +70,6 @@ def styled(plot: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
-    """The colour of each component, by the sign and size of its mean: at most seven colours.
-
-    Cold is negative: green, sky blue, blue, from small to large. Warm is positive: pink, orange,
-    vermilion. Grey is zero, to within a fiftieth of the largest magnitude. Small is up to 1/9 of
-    the largest magnitude, large beyond 4/9. So components of about one value share a colour, and
-    equal magnitudes of both signs have colours of one strength. All are of Okabe and Ito, safe for
-    the colour-blind. Figures of a history use its last means, so that all figures of a run agree.
-
-    Args:
-        mean: the component means (k,), in units of the weights.
-
-    Returns:
-        k colours as "#rrggbb", in the order of the components.
-
-    Example:
-        >>> component_colors(torch.tensor([0.2, 0.0, -0.2]))
-        ['#d55e00', '#595959', '#0072b2']
-    """
-    means = mean.detach().double().cpu().tolist()
-    largest = max(map(abs, means), default=0.0)
-
-    def color(value: float) -> str:
-        if abs(value) <= _NEAR_ZERO * largest:
-            return NEUTRAL
-        size = sum(abs(value) > step * largest for step in _STEPS)
-        return (_WARM if value > 0 else _COLD)[size]
-
-    return [color(value) for value in means]
-
-
 def num_columns(width: float) -> int:
     """Two panels side by side if the figure is at least 5 inches wide, else one."""
     return 2 if width >= 5 else 1
@@ -122,6 +89,8 @@ def make_panels(
         return root_figure(axes[0]), axes
     rows = -(-count // columns)
     figure = Figure(figsize=(width, row * rows), dpi=150, layout="constrained")
+    figure.subplotpars.update(**_about(72 * width, 72 * row * rows, rows, columns))
+    FigureCanvasAgg(figure)  # keeps what it measured of texts, where a plain canvas measures anew
     # Notebooks show what has a `_repr_png_`; a Figure made without pyplot has none.
     vars(figure)["_repr_png_"] = functools.partial(png, figure)
     grid = figure.subplots(rows, columns, squeeze=False, **subplots).ravel()
@@ -131,6 +100,25 @@ def make_panels(
         panel.tick_params(which="major", **TICKS)
         panel.tick_params(which="minor", width=0.4, length=1.5, color="0.45")
     return figure, list(grid[:count])
+
+
+def _about(width: float, height: float, rows: int, columns: int) -> dict[str, float]:
+    """About where a layout will place the panels, in points: what is placed by their sizes sees it.
+
+    To lay a figure out takes as long as to draw it; so it is done once, when the figure is saved.
+    """
+    left, right, between = 48.0, 8.0, 38.0
+    top, bottom = min(20.0, 0.2 * height), min(30.0, 0.3 * height)
+    wide = (width - left - right - between * (columns - 1)) / columns
+    high = (height - top - bottom - between * (rows - 1)) / rows
+    return {
+        "left": left / width,
+        "right": 1 - right / width,
+        "top": 1 - top / height,
+        "bottom": bottom / height,
+        "wspace": between / max(wide, 1.0),
+        "hspace": between / max(high, 1.0),
+    }
 
 
 def root_figure(ax: Axes) -> Figure:
@@ -176,7 +164,6 @@ def settle(figure: Figure) -> None:
     """Lay the figure out and fix it: a constrained layout moves a little with every drawing."""
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         lay_out(figure)
-        lay_out(figure)
         # Not "none", a placeholder: with any engine each save draws everything twice.
         with matplotlib.rc_context(_BY_HAND):
             figure.set_layout_engine(None)
@@ -192,16 +179,36 @@ def png(figure: Figure) -> bytes:
 
 
 def add_legend(ax: Axes, handles: Sequence[Any] | None = None, columns: int = 4) -> None:
-    """A legend above the axes, where it covers nothing, to be read line by line."""
+    """A legend above the axes, where it covers nothing, to be read line by line.
+
+    It has at most so many columns, and fewer where they would be wider than the axes.
+    """
     handles = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
-    columns = min(columns, len(handles))  # which matplotlib fills one after the other
-    ax.legend(
+    columns = min(columns, len(handles))
+    while columns > 1 and _legend_width(ax, handles, columns) > _room(ax):
+        columns -= 1
+    ax.legend(  # matplotlib fills its columns one after the other
         handles=[handle for first in range(columns) for handle in handles[first::columns]],
         ncols=columns,
         loc="lower left",
         bbox_to_anchor=(0, 1.01),
         borderaxespad=0,
     )
+
+
+def _legend_width(ax: Axes, handles: Sequence[Any], columns: int) -> float:
+    """In points, of lines of at most so many entries."""
+    size = float(matplotlib.rcParams["legend.fontsize"])
+    font = FontProperties(size=size)
+    names = [str(handle.get_label()) for handle in handles]
+    wide = [max(text_width(n, font) for n in names[i::columns]) for i in range(columns)]
+    ems = 1.2 + 0.8 + 1.2  # the handle, the space behind it and that between columns
+    return sum(wide) + ems * size * columns - 0.4 * size  # and a border
+
+
+def _room(ax: Axes) -> float:
+    """The points that a legend has: about the width of the axes."""
+    return 72 * float(root_figure(ax).get_figwidth()) * float(ax.get_position().width)
 
 
 def shortened_to_width(name: str, points: float, size: float) -> str:

@@ -21,7 +21,7 @@ from swsmix.plots.density import (
     most_responsible,
     num_claimed,
 )
-from swsmix.plots.given import mixture_of
+from swsmix.plots.given import Weights, tensors_of
 from swsmix.plots.given import named_weights as named_weights_of
 from swsmix.plots.style import (
     COLUMN,
@@ -32,14 +32,12 @@ from swsmix.plots.style import (
     Panels,
     add_legend,
     component_colors,
-    lay_out,
     make_panels,
     shortened_to_width,
     space_ticks,
     styled,
     text_width,
 )
-from swsmix.prior import MixturePrior
 
 _MAX_SQUARES = 65_536
 _SMALL_BINS = 100  # in a panel an inch wide
@@ -158,7 +156,7 @@ def _check_matrix(weights: object) -> None:
 
 @styled
 def layers(
-    named_weights: Mapping[str, torch.Tensor | np.ndarray] | nn.Module,
+    named_weights: Mapping[str, torch.Tensor | np.ndarray] | Weights,
     mixture: GaussianMixture | Mapping[str, GaussianMixture] | None = None,
     *,
     ax: Panels = None,
@@ -170,7 +168,8 @@ def layers(
     mixture is that of all its tensors, so that the bars of one need not follow it.
 
     Args:
-        named_weights: name -> weights of any shape; or a prior or network that has them.
+        named_weights: name -> weights of any shape; a prior or network that has them; or one
+            tensor or array.
         mixture: one mixture for all tensors, or name -> mixture; by default those of the prior, or
             one placed on each tensor.
         ax: one Axes per tensor.
@@ -183,55 +182,44 @@ def layers(
         >>> mixture = GaussianMixture([0.5, 0.5], [0.0, 1.0], [0.1, 0.1])
         >>> figure = layers({"fc1": torch.randn(9), "fc2": torch.randn(9)}, mixture)
     """
-    if mixture is None and isinstance(named_weights, MixturePrior):
-        mixture = {
-            name: each
-            for group, each in named_weights.mixtures.items()
-            for name in named_weights.parameters_of(group)
-        }
-    if isinstance(named_weights, nn.Module):
-        named_weights = named_weights_of(named_weights)
-    given: dict[str, torch.Tensor] = {
-        name: torch.from_numpy(w) if isinstance(w, np.ndarray) else w
-        for name, w in named_weights.items()
-    }
-    if not given:
-        raise ValueError("named_weights: wanted name -> weights, got none: pass one or more")
-    if mixture is None:
-        mixture = {name: mixture_of(None, None, w) for name, w in given.items()}
-    if isinstance(mixture, GaussianMixture):
-        mixture = dict.fromkeys(given, mixture)
-    if missing := [name for name in given if name not in mixture]:
-        raise ValueError(f"mixture: none for {missing}; got those for {list(mixture)}: add them")
+    given = tensors_of(named_weights, mixture)
     columns = min(len(given), max(1, int(width / 1.6)))
     figure, panels = make_panels(ax, len(given), width=width, row=1.45, columns=columns)
-    for panel, (name, weights) in zip(panels, given.items(), strict=True):
-        w, own = flat_weights(weights, name), mixture[name]
+    for panel, (name, (weights, own)) in zip(panels, given.items(), strict=True):
+        w = flat_weights(weights, name)
         parameters = parameters_of(own)
         edges, counts = fine_histogram(w, parameters, _SMALL_BINS)
         numbers, colors = num_claimed(w, own), component_colors(own.mean)
         density_panel(panel, edges, counts, parameters, colors, numbers, log=True)
-        panel.set_title("A\ng", fontsize=7)  # takes the space of the title below
-    for panel in panels[-columns:] if ax is None else panels:
-        panel.set_xlabel("weight")
-    for panel in panels[::columns] if ax is None else panels:
-        panel.set_ylabel("density")
-    lay_out(figure)  # which sets the panels' widths
-    for panel, (name, weights) in zip(panels, given.items(), strict=True):
         points = 72 / figure.dpi * panel.get_window_extent().width
         size = f"{format_number(weights.numel())} weight{'s' * (weights.numel() != 1)}"
         title = f"{shortened_to_width(name, points, 7.0)}\n{size}"
         panel.set_title(title, fontsize=7, parse_math=False, linespacing=1.1)
         space_ticks(panel)
+    for panel in panels[-columns:] if ax is None else panels:
+        panel.set_xlabel("weight")
+    for panel in panels[::columns] if ax is None else panels:
+        panel.set_ylabel("density")
     return figure
 
 
 @styled
-def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float = COLUMN) -> Figure:
+def entropy(
+    named_bits: Mapping[str, float | torch.Tensor | np.ndarray] | Weights,
+    mixture: GaussianMixture | Mapping[str, GaussianMixture] | None = None,
+    *,
+    ax: Panels = None,
+    width: float = COLUMN,
+) -> Figure:
     """The bits per weight of each tensor, as bars, in the order given.
 
+    Of weights they are the zero-order entropy of their clusters, -sum_j p_j log2 p_j with p_j the
+    share of the weights for which component j is the most responsible.
+
     Args:
-        named_bits: name -> bits per weight.
+        named_bits: name -> bits per weight; or weights, as `layers` takes them, a tensor or array.
+        mixture: for weights: one mixture for all, or name -> mixture; by default those of the
+            prior, or one placed on each tensor.
         ax: one Axes.
         width: width of the figure, in inches.
 
@@ -240,7 +228,11 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
 
     Example:
         >>> figure = entropy({"fc1": 0.41, "fc2": 1.9})
+        >>> figure = entropy(torch.nn.Linear(8, 3))
     """
+    if not isinstance(named_bits, Mapping) or any(map(_holds_weights, named_bits.values())):
+        tensors = tensors_of(named_bits, mixture)
+        named_bits = {name: _bits(name, *each) for name, each in tensors.items()}
     bits = np.array(list(named_bits.values()), dtype=float)
     if not len(bits) or not np.isfinite(bits).all() or bits.min() < 0:
         raise ValueError(
@@ -258,6 +250,16 @@ def entropy(named_bits: Mapping[str, float], *, ax: Panels = None, width: float 
     )
     panel.tick_params(axis="y", length=0)
     return figure
+
+
+def _holds_weights(value: object) -> bool:
+    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0
+
+
+def _bits(name: str, weights: torch.Tensor, mixture: GaussianMixture) -> float:
+    numbers = num_claimed(flat_weights(weights, name), mixture)
+    share = numbers[numbers > 0] / numbers.sum()
+    return float(-(share * np.log2(share)).sum()) + 0.0
 
 
 def _only(matrices: Mapping[str, torch.Tensor]) -> tuple[str, torch.Tensor]:

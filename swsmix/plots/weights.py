@@ -91,21 +91,11 @@ def clusters(
     if ((numbers < 1) & (parameters[0] > 0)).any():
         handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
     add_legend(panels[0], handles, columns + 1)
-    if ax is None:
-        lay_out(figure)  # which sets the panels' widths
     owners = np.flatnonzero(numbers)
-    label_centres(
-        panels[1],
-        parameters[1][owners],
-        [format_number(numbers[j]) for j in owners],
-        [colors[j] for j in owners.tolist()],
-        "weights\nin each",
-    )
-    for _ in range(2):  # the title beside the numbers narrows the panels, as a label at an end does
-        if ax is None:
-            lay_out(figure)
-        for panel in panels:
-            space_ticks(panel)
+    labels = [format_number(numbers[j]) for j in owners], [colors[j] for j in owners.tolist()]
+    label_centres(panels[1], parameters[1][owners], *labels, "weights\nin each")
+    for panel in panels:
+        space_ticks(panel)
     return figure
 
 
@@ -191,8 +181,6 @@ def responsibilities(
         panels[1].set(xlim=(low, high), ylabel="weights / bin")
     for panel in unshared(panels):
         panel.set_xlabel("weight")
-    if ax is None:
-        lay_out(figure)  # which sets the panels' widths
     label_centres(panels[0], mean[centres], shown, [colors[j] for j in centres], "mean")
     for panel in unshared(panels):
         space_ticks(panel)

@@ -88,3 +88,25 @@ def test_an_unknown_guide_is_an_error_that_lists_the_legal_ones():
     assert done.returncode == 1
     assert done.stderr.startswith("swsmix: no guide 'cooking'; the guides are training, ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "unneeded"),
+    [(["--no-figures"], ["matplotlib", "scipy", "PIL"]), (["--html"], ["scipy", "swsmix.bayes"])],
+    ids=["the table", "the page"],
+)
+def test_inspect_imports_nothing_that_it_does_not_need(tmp_path, more, unneeded):
+    code = f"""
+import sys, torch
+from swsmix.cli import main
+torch.save({{"w": torch.randn(20, 30)}}, "a.pt")
+sys.argv = ["swsmix", "inspect", "a.pt", "--quiet", *{more!r}]
+try:
+    main()
+finally:
+    print([m for m in {unneeded!r} if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "[]"

@@ -90,6 +90,8 @@ def test_the_bytes_are_those_of_the_file_and_four_bits_per_weight(shipped):
     assert report.float_bytes - report.size_bytes > 3.4 * few
     assert report.float_bytes < 1.1 * 4 * sum(t.numel() for t in net.state_dict().values()) + 3000
     assert "with a codebook" in str(report) and "as they are: gain" in str(report)
+    names = [each.name for each in session(path).get_inputs()]
+    assert list(report.inputs) == names and f"inputs: {names[0]}\n" in str(report)
 
 
 def test_a_state_of_load_compressed_is_what_is_written(tmp_path):

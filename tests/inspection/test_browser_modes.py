@@ -1,5 +1,7 @@
 """The report page on a telephone, in the dark, and of several checkpoints."""
 
+import re
+
 import pytest
 import torch
 from browsing import column, find, text
@@ -114,6 +116,23 @@ def test_only_components_that_own_weights_have_a_colour(page, window, tmp_path):
     }
     assert colors[alone] not in painted
     assert len(find(driver, "#chart .centre")) == len(idle) - 1
+
+
+def test_the_legend_names_the_means_of_each_colour(page, window, tmp_path):
+    window(1100, "light")
+    found = checkpoint(tmp_path / "a.pt")
+    mixture = found.groups[0].mixture
+    driver = page(found)
+    colors = plots.component_colors(mixture.mean)
+    shared = {c: [j for j, each in enumerate(colors) if each == c] for c in colors}
+    assert max(map(len, shared.values())) > 1
+    entries = find(driver, "#colors > span")
+    assert len(entries) == len(shared)
+    for entry, own in zip(entries, shared.values(), strict=True):
+        numbers = [float(t) for t in re.findall(r"-?\d+\.\d+", entry.text.replace("−", "-"))]
+        means = mixture.mean[own].tolist()
+        assert numbers == pytest.approx([*dict.fromkeys([means[0], means[-1]])], rel=1e-2)
+        assert (f"({len(own)} components)" in entry.text) == (len(own) > 1)
 
 
 def test_a_single_outlier_is_ringed_and_a_page_without_has_no_ring(page, window, tmp_path):

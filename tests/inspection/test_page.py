@@ -40,23 +40,39 @@ def test_a_run_has_all_figures_and_a_foreign_checkpoint_those_without_a_history(
 ):
     names = [picture.name for picture in draw_figures(inspect(run_folder))]
     assert names == ["clusters", "responsibilities", "collapse", "trajectories", "before-after",
-                     "layers", "entropy", "hinton-2.weight", "loss-terms"]  # fmt: skip
+                     "layers", "hinton-2.weight", "loss-terms"]  # fmt: skip
     torch.save(cases.state(), tmp_path / "a.pt")
     pictures = [*draw_figures(inspect(tmp_path / "a.pt", per_tensor=True))]
     assert [picture.name for picture in pictures] == [
         "clusters-0.weight", "responsibilities-0.weight", "clusters-2.weight",
-        "responsibilities-2.weight", "layers", "entropy", "hinton-0.weight", "hinton-2.weight",
+        "responsibilities-2.weight", "layers", "hinton-0.weight", "hinton-2.weight",
     ]  # fmt: skip
     assert pictures[0].caption.startswith("Clusters. 0.weight: ")
 
 
 def test_of_very_many_tensors_the_largest_are_drawn_and_it_is_said(tmp_path):
-    torch.save({f"layer{i:02}": torch.randn(80, 1 + i) for i in range(45)}, tmp_path / "a.pt")
+    state = {f"layer{i:02}": torch.randn(80, 1 + i).sign() for i in range(45)}
+    torch.save(state, tmp_path / "a.pt")
     pictures = {p.name: p for p in draw_figures(inspect(tmp_path / "a.pt", num_components=2))}
     assert "The 12 largest of 45" in pictures["layers"].caption
     assert len(pictures["layers"].figure.axes) == 12
     bars_ = pictures["entropy"].figure.axes[0]
     assert bars_.get_yticklabels()[0].get_text() == "layer05" and len(bars_.patches) == 40
+
+
+def test_figures_for_a_telephone_are_no_wider_than_a_column(run_folder):
+    pictures = [*draw_figures(inspect(run_folder), width=plots.COLUMN)]
+    assert {picture.figure.get_figwidth() for picture in pictures} == {plots.COLUMN}
+
+
+def test_bits_are_drawn_of_clustered_weights_alone(tmp_path):
+    torch.save({"a": torch.randn(80, 70), "b": torch.randn(80, 70).sign()}, tmp_path / "a.pt")
+    pictures = {p.name: p for p in draw_figures(inspect(tmp_path / "a.pt", per_tensor=True))}
+    bars_ = pictures["entropy"].figure.axes[0]
+    assert [label.get_text() for label in bars_.get_yticklabels()] == ["b"]
+    assert "The weights of 1 more tensor are not clustered." in pictures["entropy"].caption
+    torch.save({"a": torch.randn(80, 70)}, tmp_path / "a.pt")
+    assert "entropy" not in [p.name for p in draw_figures(inspect(tmp_path / "a.pt"))]
 
 
 def test_the_page_holds_the_inspection_and_is_the_same_each_time(run_folder):
@@ -85,7 +101,7 @@ def test_the_page_holds_the_inspection_and_is_the_same_each_time(run_folder):
 
 def test_the_page_of_a_resnet_50_stays_small(resnet):
     text = html_page(resnet, draw_figures(resnet))
-    assert len(data_of(text)["layers"]) == 54 and text.count("<figure>") == 4
+    assert len(data_of(text)["layers"]) == 54 and text.count("<figure>") == 3
     assert len(text.encode()) < 2.2e6
 
 

@@ -108,15 +108,36 @@ def test_what_the_contexts_save_is_said_and_a_shuffle_saves_nothing():
     assert striped_row[6] == shuffled_row[6]  # the same zero-order entropy
 
 
-@pytest.mark.parametrize("width", [60, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_number_is_cut_and_no_name_reaches_the_terminal_as_it_is(width):
     data = file_of("every kind")
     out = io.StringIO()
-    Console(file=out, width=width).print(byte_tables(sizes(data), len(data)))
+    Console(file=out, width=width).print(byte_tables(sizes(data), len(data), width=width))
+    shown = out.getvalue()
     for row in tables_of(data)[0]:
-        assert f" {row[4]} " in out.getvalue()
-    assert "\x1b" not in out.getvalue() and "\u202e" not in out.getvalue()
-    assert "[red]" in out.getvalue().replace("\n", "") or width == 60
+        assert f" {row[4]} " in shown.replace("\n", " \n")
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert "[red]" in shown or width < 200
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_in_a_narrow_terminal_each_tensor_has_one_line_of_numbers_and_one_of_words(width):
+    data = file_of("every kind")
+    out = io.StringIO()
+    Console(file=out, width=width).print(byte_tables(sizes(data), len(data), width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    begin = next(i for i, line in enumerate(lines) if line.startswith("conv.weight"))
+    assert {"288", "16"} <= {*lines[begin].split()}
+    assert lines[begin + 1].strip().startswith("codebook: ")
+    assert ("too narrow here for" in out.getvalue()) == (width < 60)
+
+
+def test_what_nearly_nothing_saves_has_no_sign():
+    data = encode({"w": snapped((400, 400), 8)})
+    (size,) = sizes(data).values()
+    assert -5e-4 < 1 - size.index_bits / size.entropy_bits < 0
+    assert byte_tables(sizes(data), len(data)).renderables[0].columns[7]._cells[0] == "0.0 %"
 
 
 @given(st.lists(st.lists(st.floats(0.0, 1e6), max_size=4), max_size=20))

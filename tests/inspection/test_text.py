@@ -115,3 +115,15 @@ def test_file_names_are_short_of_safe_characters_and_as_different_as_the_names()
     assert len(set(found)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) for name in found)
     assert file_name("hinton-fc1.weight") == "hinton-fc1.weight"
+
+
+def test_of_very_many_components_the_largest_are_shown_and_the_rest_are_counted(tmp_path):
+    index = torch.arange(100).repeat_interleave(torch.arange(1, 101))
+    torch.save({"w": index[: 10 * (len(index) // 10)].reshape(10, -1) / 7.0}, tmp_path / "a.pt")
+    text = plain(inspect(tmp_path / "a.pt", num_components=100))
+    rows = [line.split() for line in text.splitlines() if line.startswith("#")]
+    assert len(rows) == 32
+    owned = [int(row[4]) for row in rows]
+    assert owned == [*range(69, 101)]
+    assert re.search(r"68 more +2,346 +46.5 %", text)
+    assert "at most 2" in text and "1 1 1" not in text

@@ -1,6 +1,7 @@
 """The runner of the papers: it resumes, keeps what is done, and says what is wrong."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from fake_paper import EXPECTED, NAMES, calls, double, lines, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from swsmix.problems.reproduction import runner, units
 from swsmix.problems.reproduction.units import Unit
@@ -134,3 +136,16 @@ def test_a_unit_with_two_lines_and_a_damaged_file_are_errors_too(tmp_path):
     (tmp_path / "d.json").write_text("{")
     with pytest.raises(units.DamagedResultError, match=r"d\.json is damaged"):
         runner.run_units([one], tmp_path, 1)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_the_bar_says_how_far_it_is_whatever_the_width_and_the_name(width):
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    bar = runner._bar(console)
+    task = bar.add_task("", total=300, completed=12, left="about 1:23:45 left")
+    bar.update(task, description="sunspots-validation: soft-sharing, 8 components, em, fold 3")
+    console.print(bar.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    (line,) = [line for line in lines if line.strip()]
+    assert len(line) <= width and "12/300" in line and "about 1:23:45 left" in line
+    assert "sunspots" in line or width < 60

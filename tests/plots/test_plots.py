@@ -22,10 +22,10 @@ from pictures import (
     HISTORY,
     MIXTURE,
     WEIGHTS,
+    assert_nothing_is_cut_off,
     bars,
     every_figure,
     labelled,
-    overlaps,
     training,
 )
 
@@ -39,31 +39,7 @@ from swsmix.training.history import History
 def test_nothing_is_cut_off_covered_or_crowded(make, width):
     figure = make(width=width)
     assert figure.get_figwidth() == width
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    page = figure.bbox
-    for ax in figure.axes:
-        legend = ax.get_legend()
-        if legend is not None:
-            box = legend.get_window_extent()
-            assert not any(overlaps(box, other.get_window_extent()) for other in figure.axes)
-            assert page.x0 <= box.x0
-            assert box.x1 <= page.x1 + 1
-        labels = [ax.xaxis.label, ax.yaxis.label, ax._left_title, *ax.texts]
-        for axis in (ax.xaxis, ax.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            ticks = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
-            ticks = [t for t in ticks if t.get_visible() and t.get_text()]
-            boxes = [t.get_window_extent() for t in ticks]
-            assert not any(overlaps(a, b) for a, b in itertools.combinations(boxes, 2))
-            labels += ticks
-        boxes = [t.get_window_extent() for t in labels if t.get_visible() and t.get_text()]
-        for box in boxes:
-            assert page.x0 - 1 <= box.x0
-            assert box.x1 <= page.x1 + 1
-            assert page.y0 - 1 <= box.y0
-            assert box.y1 <= page.y1 + 1
-        assert all(t.get_fontsize() >= 6 for t in labels)
+    assert_nothing_is_cut_off(figure)
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e4])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pictures import assert_nothing_is_cut_off
 
 from swsmix import plots
 from swsmix.plots.posterior import mixture_curves
@@ -23,6 +24,23 @@ def test_a_band_holds_the_quantiles():
     assert labels == ["90 % interval", "50 % interval", "posterior mean", "observed"]
     with pytest.raises(ValueError, match=r"\[0.95\] are missing"):
         plots.predictive_band(x, {q: given[q] for q in QUANTILES[:3]})
+    with pytest.raises(ValueError, match=r"x must ascend, .* x\.argsort\(\)"):
+        plots.predictive_band(x.flip(0), given)
+
+
+@pytest.mark.parametrize("width", [plots.COLUMN, plots.FULL])
+def test_nothing_of_a_posterior_is_cut_off_in_one_column(width):
+    x = torch.arange(6, dtype=FLOAT)
+    given = {q: q * (1.0 + x) for q in QUANTILES}
+    mixing, mean, std = draws()
+    ranks = {"soft weight-sharing": [0.1, 0.5, 0.9] * 3, "weight decay": [1.0] * 5}
+    for figure in (
+        plots.predictive_band(x, given, mean=0.5 * (1.0 + x), target=0.4 * x, width=width),
+        plots.mixture_band(torch.randn(500), mixing, mean, std, width=width),
+        plots.membership_band(mixing, mean, std, span=(-1.0, 1.0), width=width),
+        plots.calibration(ranks, width=width),
+    ):
+        assert_nothing_is_cut_off(figure)
 
 
 def draws(num=30):

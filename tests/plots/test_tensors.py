@@ -13,6 +13,7 @@ from pictures import MIXTURE, WEIGHTS, bars, labelled, overlaps
 
 from swsmix import plots
 from swsmix.mixture import GaussianMixture
+from swsmix.prior import MixturePrior
 
 # --- Hinton diagrams ---
 
@@ -162,3 +163,19 @@ def test_entropy_bars_are_the_bits_in_the_order_given():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first is at the top
     assert "bits" in ax.get_xlabel()
+
+
+def test_entropy_bars_of_weights_are_those_of_the_most_responsible_components():
+    mixture = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1])
+    weights = {"even": torch.tensor([-1.0, 1.0, 0.9, -1.1]), "one": torch.ones(3)}
+    named = plots.entropy(weights, mixture).axes[0]
+    assert [bar.get_width() for bar in named.patches] == [1.0, 0.0]
+    quarter = torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    (bar,) = plots.entropy(quarter.numpy(), mixture).axes[0].patches
+    assert bar.get_width() == pytest.approx(2 - 0.75 * np.log2(3))
+    net = torch.nn.Linear(4, 3)
+    prior = MixturePrior(net, 2)
+    with torch.no_grad():
+        net.weight.copy_(prior.mixtures["all"].mean[torch.arange(12).reshape(3, 4) % 2])
+    (bar,) = plots.entropy(prior).axes[0].patches
+    assert bar.get_width() == pytest.approx(1.0)

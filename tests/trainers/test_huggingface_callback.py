@@ -5,30 +5,22 @@ import json
 
 import pytest
 import torch
+from callbacks import OPTIONS, STEPS, assert_same, by_hand, cases, network
 from torch import nn
 
-from swsmix import MixturePrior, Schedule
+from swsmix import MixturePrior
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = pytest.mark.frameworks
-OPTIONS = {"num_data": 48, "schedule": Schedule(tau=0.1, em_every=4, em_rate=0.5)}
-STEPS = 24
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+        self.net = network()
 
     def forward(self, x, labels):
         return {"loss": nn.functional.cross_entropy(self.net(x), labels)}
-
-
-def cases():
-    g = torch.Generator().manual_seed(1)
-    x, y = torch.randn(48, 5, generator=g), torch.randint(3, (48,), generator=g)
-    return [{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]
 
 
 class InOrder(transformers.Trainer):
@@ -40,6 +32,7 @@ def train(folder, steps, *, callbacks=True, resume=None):
     from swsmix.trainers import huggingface
 
     net = Net()
+    rows = [{"x": x, "labels": y} for x, y in zip(*cases(), strict=True)]
     callback = huggingface.PriorCallback(MixturePrior(net, 3), **OPTIONS)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -54,43 +47,23 @@ def train(folder, steps, *, callbacks=True, resume=None):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = InOrder(
-        net, arguments, train_dataset=cases(), callbacks=[callback] if callbacks else []
-    )
+    trainer = InOrder(net, arguments, train_dataset=rows, callbacks=[callback] if callbacks else [])
     trainer.train(resume_from_checkpoint=resume)
     return net, callback
 
 
-def by_hand():
-    net, rows = Net(), cases()
+def looped():
+    net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0, fused=True)
-    prior = MixturePrior(net, 3)
-    prior.attach(optimizer, **OPTIONS)
-    for step in range(STEPS):
-        batch = rows[8 * (step % 6) : 8 * (step % 6) + 8]
-        optimizer.zero_grad()
-        stacked = {k: torch.stack([row[k] for row in batch]) for k in batch[0]}
-        net(**stacked)["loss"].backward()
-        optimizer.step()
-    return net, prior
-
-
-def same(net, callback, other, prior):
-    for a, b in zip(net.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-    mine, theirs = callback.prior.state_dict(), prior.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0, equal_nan=True)
-    assert callback.attachment.tick == STEPS
+    return by_hand(net, optimizer, lambda x, y: net(x, y)["loss"], OPTIONS)
 
 
 def test_the_callback_trains_as_the_loop_by_hand_and_so_does_a_resumed_training(tmp_path):
-    same(*train(tmp_path / "whole", STEPS), *by_hand())
+    assert_same(*train(tmp_path / "whole", STEPS), *looped())
     train(tmp_path / "half", STEPS // 2)
     half = tmp_path / "half" / "checkpoint-12"
     json.loads((half / "trainer_state.json").read_text())
-    same(*train(tmp_path / "other", STEPS, resume=str(half)), *by_hand())
+    assert_same(*train(tmp_path / "other", STEPS, resume=str(half)), *looped())
 
 
 def test_a_checkpoint_without_the_callback_is_refused(tmp_path):

@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 import torch
+from callbacks import EPOCHS, OPTIONS, STEPS, assert_same, batches, by_hand, network
 from torch import nn
 
-from swsmix import MixturePrior, Schedule
+from swsmix import MixturePrior
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what Lightning says of itself
@@ -19,16 +20,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
-OPTIONS = {"num_data": 48, "schedule": Schedule(tau=0.1, em_every=4, em_rate=0.5)}
 BY_ITSELF = {"num_data": 48, "em_every": 4}  # no schedule: the data decide when the prior enters
-EPOCHS = 4
 
 
 class Net(lightning.LightningModule):
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+        self.net = network()
 
     def training_step(self, batch):
         x, y = batch
@@ -36,11 +34,6 @@ class Net(lightning.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def batches():
-    g = torch.Generator().manual_seed(1)
-    return [(torch.randn(8, 5, generator=g), torch.randint(3, (8,), generator=g)) for _ in range(6)]
 
 
 def fit(folder, epochs, options, resume=None):
@@ -61,34 +54,15 @@ def fit(folder, epochs, options, resume=None):
     return net, callback, trainer
 
 
-def by_hand(options):
+def looped(options):
     net = Net()
-    optimizer = net.configure_optimizers()
-    prior = MixturePrior(net, 3)
-    attachment = prior.attach(optimizer, **options)
-    for _ in range(EPOCHS):
-        for batch in batches():
-            optimizer.zero_grad()
-            net.training_step(batch).backward()
-            optimizer.step()
-    return net, prior, attachment
-
-
-def same(net, callback, other, prior, attachment):
-    for a, b in zip(net.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-    mine, theirs = callback.prior.state_dict(), prior.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0, equal_nan=True)
-    assert callback.attachment.tau == attachment.tau
-    assert callback.attachment.tick == EPOCHS * 6
+    return by_hand(net, net.configure_optimizers(), lambda x, y: net.training_step((x, y)), options)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, BY_ITSELF], ids=["scheduled", "by itself"])
 def test_the_callback_trains_as_the_loop_by_hand(tmp_path, options):
     net, callback, _ = fit(tmp_path, EPOCHS, options)
-    same(net, callback, *by_hand(options))
+    assert_same(net, callback, *looped(options))
 
 
 @pytest.mark.parametrize("options", [OPTIONS, BY_ITSELF], ids=["scheduled", "by itself"])
@@ -96,14 +70,14 @@ def test_a_resumed_training_is_one_that_was_never_interrupted(tmp_path, options)
     _, _, trainer = fit(tmp_path, 2, options)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     net, callback, _ = fit(tmp_path, EPOCHS, options, resume=tmp_path / "half.ckpt")
-    same(net, callback, *by_hand(options))
+    assert_same(net, callback, *looped(options))
 
 
 def test_after_training_the_prior_is_out_of_the_optimiser(tmp_path):
     net, callback, trainer = fit(tmp_path, 1, OPTIONS)
     net.training_step(batches()[0]).backward()
     trainer.optimizers[0].step()
-    assert callback.attachment.tick == 6
+    assert callback.attachment.tick == STEPS // EPOCHS
 
 
 def test_the_example():

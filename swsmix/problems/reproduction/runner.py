@@ -25,6 +25,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 import swsmix
 from swsmix.problems.reproduction import signals
@@ -119,11 +120,7 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
     failed: tuple[Unit, Exception] | None = None
     others = set(multiprocessing.active_children())
     done, began = 0, time.monotonic()
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress, _executor(jobs) as pool:
+    with _bar(Console(stderr=True)) as progress, _executor(jobs) as pool:
         bar = progress.add_task(
             "units", total=len(units), completed=len(units) - len(todo), left=""
         )
@@ -163,6 +160,17 @@ def run_units(units: Iterable[Unit], results: Path, jobs: int) -> int:
             "are kept, and the same command goes on from here"
         ) from cause
     return done
+
+
+def _bar(console: Console) -> Progress:
+    """How far it is, in one line: the numbers first, and of a long name what there is room for."""
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns = (
+        *((BarColumn(20),) if console.width >= 80 else ()),
+        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+        TextColumn("{task.description}", markup=False, table_column=rest),
+    )  # fmt: skip
+    return Progress(*columns, console=console, expand=True)
 
 
 def _executor(jobs: int) -> Executor:

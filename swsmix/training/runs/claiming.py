@@ -40,7 +40,7 @@ def claim(path: str | os.PathLike[str]) -> Path:
     if has_checkpoint(path):
         raise FileExistsError(
             f"{path} already holds a run: continue it (--resume, resume=True), replace it "
-            "(--force), or name another folder"
+            "(--force; in Python, delete the folder first), or name another folder"
         )
     if holds_run(path):
         raise FileExistsError(
