@@ -16,13 +16,6 @@ from swsmix.compression.feeding import batches_of, first_tensor
 from swsmix.compression.inputs import _weights
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def correlated(rows, n, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rows, n // 3, generator=g) @ torch.randn(n // 3, n, generator=g) + 0.3

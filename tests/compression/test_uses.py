@@ -12,13 +12,6 @@ from swsmix.compression.unfolding import convolution_rows
 from swsmix.compression.uses import moments, scout, token_counts
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 class Function(nn.Module):
     """A network that is one function of its weights."""
 
