@@ -241,6 +241,12 @@ def test_tied_tensors_are_quantised_once():
         assert found["a"] is found["c"] and found["a"] is not found["b"]
 
 
+def test_the_same_numbers_in_another_order_are_not_tied():
+    w = random(60, 50).bfloat16()
+    found = quantize_state({"a": w, "b": w.flip(0)}, bits=2.0)
+    assert torch.equal(found["b"].values, found["a"].values.flip(0))
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_scale_of_all_weights_changes_nothing(scale):
     w = random(80, 60)
