@@ -8,8 +8,10 @@ import pytest
 import torch
 from loops import make, train
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swsmix import MixturePrior, Schedule
+from swsmix.prior import built_from
 
 # -- caches ----------------------------------------------------------------------------------------
 
@@ -50,6 +52,46 @@ def test_the_penalty_follows_the_mixture_however_it_was_changed(change, copied, 
     with torch.inference_mode(inference):
         change(kept, newer)
     assert torch.isclose(kept.terms()["all"]["nll"].double(), own_nll(kept), rtol=1e-5)
+
+
+class Asked(TorchDispatchMode):
+    """The operations that would wait for a GPU: those whose answer Python reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.waited = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in {"equal", "_local_scalar_dense", "is_nonzero"}:
+            self.waited.append(func)
+        return func(*args, **kwargs or {})
+
+
+def test_who_does_not_wait_for_a_gpu_sees_what_the_counters_see_and_the_rest_a_call_later(
+    monkeypatch,
+):
+    monkeypatch.setattr(built_from, "_is_on_gpu", lambda t: True)
+    monkeypatch.setattr(built_from, "_recorded", lambda t: Ready())
+    _, prior = make()
+    mixture = prior.mixtures["all"]
+    first = prior.tables_of("all", wait=False)
+    with Asked() as asked:
+        assert prior.tables_of("all", wait=False) is first
+    assert not asked.waited
+    prior.em_step_()
+    second = prior.tables_of("all", wait=False)
+    assert second is not first
+    mixture.std.data.mul_(2.0)
+    assert prior.tables_of("all", wait=False) is second  # not yet
+    assert prior.tables_of("all", wait=False) is not second
+    mixture.std.data.mul_(2.0)
+    third = prior.tables_of("all", wait=False)
+    assert prior.tables_of("all") is not third  # who waits sees it at once
+
+
+class Ready:
+    def query(self):
+        return True
 
 
 def test_a_pickle_is_about_as_large_as_the_network_and_the_mixture():

@@ -42,7 +42,7 @@ def _add_to_group_(
     pairs = [
         (_shards.local(p.grad), _shards.local(p.detach())) for p in params if p.grad is not None
     ]
-    prior.tables_of(group).add_gradient_each_(pairs, strength * prior.tau[group])
+    prior.tables_of(group, wait=False).add_gradient_each_(pairs, strength * prior.tau[group])
 
 
 def joint(prior: MixturePrior, params: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -79,7 +79,7 @@ def step_(
             w = exact
         parts.setdefault(group, []).append((w, old, step))
     for group, members in parts.items():
-        prior.tables_of(group).proximal_each_(members, strength * prior.tau[group])
+        prior.tables_of(group, wait=False).proximal_each_(members, strength * prior.tau[group])
     generator = None
     for w, exact in rounded:
         generator = generator or torch.Generator(w.device).manual_seed(rounding or 0)

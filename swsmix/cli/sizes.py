@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,15 +167,20 @@ class Formats:
 
 def bits_per_weight(reports: Mapping[str, TensorReport]) -> float:
     """The order-0 entropy of all component numbers, per weight."""
-    count = sum(r.numel for r in reports.values())
-    return sum(r.bits * r.numel for r in reports.values()) / max(count, 1)
+    each = _once(reports)
+    return sum(r.bits * r.numel for r in each) / max(sum(r.numel for r in each), 1)
 
 
 def relative_loss(reports: Mapping[str, TensorReport]) -> float:
-    """The squared error over the weights' squares about the mean of their tensor."""
-    squares = sum(r.mse * r.numel for r in reports.values())
-    whole = sum(r.variance * r.numel for r in reports.values())
-    return squares / whole if whole else 0.0
+    """The mean over all weights of their tensor's squared error over its variance."""
+    each = _once(reports)
+    lost = sum(r.numel * r.mse / r.variance for r in each if r.variance > 0.0)
+    return lost / max(sum(r.numel for r in each), 1)
+
+
+def _once(reports: Mapping[str, TensorReport]) -> set[TensorReport]:
+    """Tied tensors count once: their reports differ by the name alone."""
+    return {replace(report, name="") for report in reports.values()}
 
 
 def print_table(rows: list[Size]) -> None:

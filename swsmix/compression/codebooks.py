@@ -59,11 +59,10 @@ def quantize_state(
 
         sum over tensors of  sum (w - w_hat)^2 / sum (w - mean)^2
 
-    is the least for the bits spent. `loss` is the relative distortion of all quantised tensors
-    together, their squared errors over their squares about the mean of each; the default is
-    0.01. Exact zeros stay zeros in tensors that have many, tied tensors are quantised once, and
-    tensors of few values stay exact where these cost no more bits than other weights do at that
-    loss.
+    is the least for the bits spent. `loss` is the mean of these over all weights, a tensor of n
+    weights counted n times; the default is 0.01. Exact zeros stay zeros in tensors that have many,
+    tied tensors are quantised once, and tensors of few values stay exact where these cost no more
+    bits than other weights do at that loss.
 
     With `num_values`, each tensor gets at most K values. A tensor of no more than K different
     values keeps them all; a codebook of the mixture can hold fewer than K: values whose bits would

@@ -5,6 +5,7 @@ What is kept of it is its histogram: the tensor itself is read again when it is 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ class Matrix:
         shape: of the tensor.
         dtype: of the tensor.
         weights: its histogram, in units.
+        unit: the unit of the histogram and of codebooks.
         few: whether the histogram has a cell for each of its few values.
         zero: whether one of its values is to be exactly 0.
     """
@@ -41,13 +43,14 @@ class Matrix:
     weights: Histogram
     few: bool
     zero: bool
+    unit: float = 1.0
 
     @property
     def numel(self) -> int:
         """The number of weights."""
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def variance(self) -> float:
         """The sum of squares about the mean."""
         size, mean = self.weights
@@ -76,9 +79,11 @@ class Matrix:
         zero = zero or weights.zeros >= _SPIKE
         return cls([name], tuple(t.shape), t.dtype, weights, few, zero)
 
-    def in_units(self, unit: float) -> Matrix:
-        """The same, measured in another unit."""
-        return replace(self, weights=Histogram(self.weights.size, self.weights.mean / unit))
+    def in_own_units(self) -> Matrix:
+        """The same, in a unit in which the squares of its weights stay far inside the doubles."""
+        unit = 2.0 ** math.floor(math.log2(self.largest)) if self.largest else 1.0
+        weights = Histogram(self.weights.size, self.weights.mean / unit)
+        return replace(self, weights=weights, unit=unit)
 
     def may_be_tied(self, other: Matrix) -> bool:
         """Whether two tensors may be equal: histograms tell nearly all others apart."""
@@ -88,9 +93,9 @@ class Matrix:
             and all(x.equal(y) for x, y in zip(self.weights, other.weights, strict=True))
         )
 
-    def quantized(self, t: Tensor, book: Codebook | None, unit: float) -> Quantized:
-        """The tensor by a codebook in units; None keeps its few values."""
-        return _exactly(t) if book is None else _quantize(self, t, book, unit)
+    def quantized(self, t: Tensor, book: Codebook | None) -> Quantized:
+        """The tensor by a codebook in its units; None keeps its few values."""
+        return _exactly(t) if book is None else _quantize(self, t, book)
 
 
 def is_quantised(t: Tensor) -> bool:
@@ -139,14 +144,14 @@ def _exactly(t: Tensor) -> Quantized:
     return Quantized(codebook, index)
 
 
-def _quantize(m: Matrix, t: Tensor, book: Codebook, unit: float) -> Quantized:
-    """A tensor by a codebook in units, rounded as far as the file gains by it."""
-    book, codebook = _rounded(m, book, unit)
+def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
+    """A tensor by a codebook in its units, rounded as far as the file gains by it."""
+    book, codebook = _rounded(m, book)
     chosen, cuts = book.boundaries()
     codebook = codebook[chosen]
     w = t.reshape(-1)
     exact = torch.float64 if w.dtype == torch.float64 else torch.float32
-    ends = _down(cuts * unit, exact).to(w.device)
+    ends = _down(cuts * m.unit, exact).to(w.device)
     intervals = Intervals(ends, w.dtype, many=len(w) >= _CHUNK)
     index = torch.empty(len(w), dtype=torch.int32, device=w.device)
     used = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
@@ -163,23 +168,23 @@ def _quantize(m: Matrix, t: Tensor, book: Codebook, unit: float) -> Quantized:
     return Quantized(codebook.to(w.device), index.view(t.shape))
 
 
-def _rounded(m: Matrix, book: Codebook, unit: float) -> tuple[Codebook, Tensor]:
+def _rounded(m: Matrix, book: Codebook) -> tuple[Codebook, Tensor]:
     """The codebook with values that the tensor's type holds, or float16 where that pays.
 
     A value that rounds by e costs n e^2 and saves 16 bits or more, worth lambda each; codebooks of
     exact values are left as they are. Values that round to one share their weights.
     """
-    values = (book.values * unit).to(m.dtype)
+    values = (book.values * m.unit).to(m.dtype)
     if m.dtype.itemsize > 2 and book.outcome(m.weights)[1] > 0.0:
         short = values.to(torch.float16)
-        error = (short.double() / unit - book.values).square() @ torch.exp2(-book.bits)
+        error = (short.double() / m.unit - book.values).square() @ torch.exp2(-book.bits)
         saved = 8.0 * (m.dtype.itemsize - 2) * len(values) * book.lam
         if m.numel * error.item() < saved:
             values = short.to(m.dtype)
     values, same = values.unique(return_inverse=True)
     share = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     share.index_add_(0, same, torch.exp2(-book.bits))
-    return Codebook(values.double() / unit, (-torch.log2(share)).clamp_min(0.0), book.lam), values
+    return Codebook(values.double() / m.unit, (-torch.log2(share)).clamp_min(0.0), book.lam), values
 
 
 def _down(x: Tensor, dtype: torch.dtype) -> Tensor:

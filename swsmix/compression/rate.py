@@ -9,8 +9,11 @@ that minimise
 error_t the sum of squared changes and variance_t the sum of squares about the mean of a tensor:
 `entropy_constrained` with lambda * variance_t each. At the optimum of any budget, another bit saves
 the same relative error wherever it is spent. To large tensors, whose errors are many and add up to
-little, this gives fewer bits per weight. lambda follows from what is asked: bits per weight, a
-relative distortion, or the size of the whole file.
+little, this gives fewer bits per weight. lambda follows from what is asked: bits per weight, the
+size of the whole file, or the relative distortion, which is the mean over all weights of their
+tensor's: one tensor of huge numbers does not hide what happens to the others.
+
+    loss = sum over tensors of  n_t error_t / variance_t  /  sum over tensors of  n_t
 """
 
 from __future__ import annotations
@@ -95,8 +98,8 @@ class Outcome(NamedTuple):
     """What one lambda makes of a network.
 
     Attributes:
-        lam: lambda, for the tensor of the largest variance, in units of the network squared.
-        books: a codebook per tensor; None keeps all values that it has.
+        lam: lambda, the relative error of a tensor that is worth a bit.
+        books: a codebook per tensor, in units of its own; None keeps all values that it has.
         bits: the order-0 entropy, per quantised weight.
         loss: the relative distortion.
     """
@@ -142,12 +145,7 @@ class Network:
                 tied[0].names.append(name)
             else:
                 found.append(matrix)
-        # Squares of weights stay far inside the doubles.
-        largest = max((m.largest for m in found), default=0.0)
-        self.unit = 2.0 ** math.floor(math.log2(largest)) if largest else 1.0
-        self.matrices = [m.in_units(self.unit) for m in found]
-        variances = [m.variance for m in self.matrices]
-        self._prices = [v / max(variances) if v > 0.0 else 1.0 for v in variances]
+        self.matrices = [m.in_own_units() for m in found]
         self._matrix_of = {name: i for i, m in enumerate(self.matrices) for name in m.names}
 
     @property
@@ -158,27 +156,27 @@ class Network:
     def at(
         self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
     ) -> Outcome:
-        """The best codebooks where a bit is worth lambda, times each tensor's share of variance.
+        """The best codebooks where a bit is worth lambda, times each tensor's variance.
 
         Args:
-            lam: lambda, for the tensor of the largest variance, in units of the network squared.
+            lam: lambda, the relative error of a tensor that is worth a bit.
             exact: which tensors keep all their values.
             start: values to begin with.
         """
         before = start.books if start else (None,) * len(self.matrices)
-        books, bits, error, variance = list[Codebook | None](), 0.0, 0.0, 0.0
+        books, bits, lost, count = list[Codebook | None](), 0.0, 0.0, 0
         for i, m in enumerate(self.matrices):
             if exact and exact[i]:
                 books.append(None)
                 bits += m.numel * m.entropy
                 continue
-            price = max(lam * self._prices[i], _LEAST)
+            price = max(lam * (m.variance or 1.0), _LEAST)
             book = fit(m.weights, price, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
-            more_bits, more_error = book.outcome(m.weights)
+            more_bits, error = book.outcome(m.weights)
             books.append(book)
-            bits, error, variance = bits + more_bits, error + more_error, variance + m.variance
-        loss = error / variance if variance else 0.0
-        return Outcome(lam, tuple(books), bits / max(self.numel, 1), loss)
+            bits, count = bits + more_bits, count + m.numel
+            lost += m.numel * error / (m.variance or 1.0)
+        return Outcome(lam, tuple(books), bits / max(self.numel, 1), lost / max(count, 1))
 
     def for_bits(self, bits: float) -> Outcome:
         """The least distortion at so many bits per weight, or fewer if all are exact."""
@@ -256,7 +254,7 @@ class Network:
         if name not in self._matrix_of:
             return None
         number = self._matrix_of[name]
-        return self.matrices[number].quantized(t.detach(), found.books[number], self.unit)
+        return self.matrices[number].quantized(t.detach(), found.books[number])
 
     def quantized(self, found: Outcome) -> dict[str, Quantized]:
         """Name -> codebook and index, in the order of the state_dict."""
@@ -273,8 +271,7 @@ class Network:
         At high rates the squared error of a weight is as large as lambda says: a tensor's error
         relative to its variance is in proportion to its number of weights.
         """
-        variance = sum(m.variance for m in self.matrices)
-        each = variance / sum(m.numel * m.variance for m in self.matrices) if variance else 1.0
+        each = self.numel / max(sum(m.numel**2 for m in self.matrices), 1)
         relative = (loss * m.numel * each for m in self.matrices)
         return [max(0.5 * math.log2(_GAUSSIAN / share), 0.0) for share in relative]
 
@@ -285,10 +282,9 @@ class Network:
 
     def _range(self) -> tuple[float, float]:
         """A lambda at which nearly all is kept, and one at which one value per tensor remains."""
-        mean = sum(m.variance for m in self.matrices) / max(self.numel, 1)
-        widest = max((m.weights.spread for m in self.matrices), default=1.0)
-        coarsest = 4.0 * widest**2 / min(self._prices, default=1.0)
-        return max(1e-10 * mean, _LEAST), coarsest + 10.0 * _LEAST
+        most = max((m.numel for m in self.matrices), default=1)
+        spreads = (m.weights.spread**2 / m.variance for m in self.matrices if m.variance > 0.0)
+        return 1e-10 / most, 4.0 * max(spreads, default=1.0)
 
     def _search(
         self,

@@ -17,6 +17,7 @@ from swsmix.em import EMState, HyperPrior, Moments, log_hyper_prior, m_step_, va
 from swsmix.em.variational import Variance
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import evaluation, keys, moving
+from swsmix.prior.built_from import BuiltFrom
 from swsmix.prior.description import description, html_description
 from swsmix.prior.evaluation import Evaluation
 from swsmix.prior.placing import check_sizes, for_group, initial_state
@@ -95,8 +96,7 @@ class MixturePrior(nn.Module):
         self.mode = mode
         self.held: dict[str, float] = {}  # see swsmix.diagnosis.Watch
         self.moves = mode == "em" and method == "auto" and initial is None
-        # The tables of each mixture, with the values that they were built from.
-        self._tables: dict[str, tuple[tuple[Tensor, ...], Tables]] = {}
+        self._tables: dict[str, tuple[BuiltFrom, Tables]] = {}
         self.last_passes: dict[tuple[Any, ...], evaluation.LastPass] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
@@ -220,16 +220,19 @@ class MixturePrior(nn.Module):
         state = self._state(group)
         return log_hyper_prior(state.mixture, state.hyper).to(state.mixture.mean.dtype)
 
-    def tables_of(self, group: str) -> Tables:
-        """The tabulated scalar functions of a group's mixture, built again when it has changed."""
+    def tables_of(self, group: str, *, wait: bool = True) -> Tables:
+        """The tabulated scalar functions of a group's mixture, built again when it has changed.
+
+        Args:
+            group: the group.
+            wait: for a GPU, to compare values; see `swsmix.prior.built_from`.
+        """
         mixture, built = self._state(group).mixture, self._tables.get(group)
-        # The values decide, not the tensors' version counters: `.data`, inference mode and
-        # copies go past those.
         now = mixture.mixing, mixture.mean, mixture.std
-        if built is None or not all(map(_is_same, now, built[0])):
+        if built is None or not built[0].is_still(now, wait=wait):
             with torch.no_grad(), torch.inference_mode(False):
-                kept = tuple(value.detach().clone() for value in now)
-                built = self._tables[group] = kept, tables.build(*kept)
+                kept = BuiltFrom(now)
+                built = self._tables[group] = kept, tables.build(*kept.values)
         return built[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -453,7 +456,3 @@ class MixturePrior(nn.Module):
         if strict:
             keys.check_saved(state_dict, self.selection.groups, self.mode)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and one.equal(other)

@@ -38,10 +38,13 @@ def net():
 
 
 def loss_of(state, found):
-    error = sum((q.values - state[n]).double().square().sum() for n, q in found.items())
-    return (
-        error / sum(state[n].numel() * state[n].double().var(correction=0) for n in found)
-    ).item()
+    """The slow twin: of each weight its tensor's relative error, and the mean over all weights."""
+    each = []
+    for n, q in found.items():
+        w = state[n].double()
+        relative = (q.values.double() - w).square().sum() / (w - w.mean()).square().sum()
+        each.append(relative.expand(w.numel()))
+    return torch.cat(each).mean().item()
 
 
 def bits_of(found):
@@ -55,10 +58,10 @@ def test_bits_are_met_within_a_hundredth(bits):
 
 
 @pytest.mark.parametrize("loss", [0.3, 0.05, 0.004, 1e-3])
-def test_a_loss_is_met_within_a_hundredth(loss):
+def test_a_loss_is_met_within_a_fiftieth(loss):
     found = quantize_state(net(), loss=loss)
     assert list(found) == ["large", "small", "sparse"]
-    assert 0.99 * loss <= loss_of(net(), found) <= 1.001 * loss
+    assert 0.98 * loss <= loss_of(net(), found) <= 1.001 * loss
 
 
 def test_by_default_nearly_nothing_is_lost():
@@ -123,6 +126,17 @@ def test_the_scale_of_a_tensor_does_not_matter():
     assert one == pytest.approx(other, rel=0.05)
 
 
+@pytest.mark.parametrize("asked", [{}, {"bits": 2.0}, {"loss": 0.05}])
+def test_one_tensor_of_huge_numbers_changes_nothing_for_the_others(asked):
+    state = net()
+    found = quantize_state(state, **asked)
+    for scale in (2.0**-40, 2.0**90):
+        other = quantize_state(state | {"large": scale * state["large"]}, **asked)
+        assert all(torch.equal(found[n].index, other[n].index) for n in ("small", "sparse"))
+        # Only in what float16 values, where they reach, round away.
+        assert (found["large"].index != other["large"].index).double().mean() < 0.002
+
+
 def test_bits_go_where_they_matter():
     """A bit saves the same relative error everywhere: the error of a weight times their number."""
     state = {"large": random(1200, 500), "small": random(300, 200, seed=1)}
@@ -153,10 +167,9 @@ def test_the_assignment_is_the_maximum_a_posteriori_of_a_mixture():
     outcome = network.for_bits(1.5)
     for matrix, book in zip(network.matrices, outcome.books, strict=True):
         mixture = book.mixture()
-        theirs = mixture.mean[
-            assign(mixture, network.state[matrix.names[0]].double() / network.unit)
-        ]
-        ours = network.quantized(outcome)[matrix.names[0]].values.double() / network.unit
+        w = network.state[matrix.names[0]].double() / matrix.unit
+        theirs = mixture.mean[assign(mixture, w)]
+        ours = network.quantized(outcome)[matrix.names[0]].values.double() / matrix.unit
         assert ((theirs - ours).abs() > 0.01 * mixture.std[0]).double().mean() < 2e-4
 
 

@@ -116,6 +116,29 @@ def test_a_step_between_two_em_steps_does_not_wait_for_the_gpu(n, dtype):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
+def test_an_attached_step_between_two_em_steps_does_not_wait_for_the_gpu(update):
+    pytest.importorskip("triton")
+    net = torch.nn.Linear(300, 200).to("cuda")
+    prior = MixturePrior(net, 17)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    prior.attach(optimizer, num_data=1000, schedule=Schedule(em_every=100), update=update)
+    x = torch.ones(10, 300, device="cuda")
+
+    def step():
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(3):  # cuts the cells and compiles
+        step()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def problem(device):
     net = cases.network().to(device)
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(1)).to(device)
