@@ -153,18 +153,16 @@ class Calibration:
 
     def lambda_of(self, bits: float) -> float:
         """The lambda at which plain quantisation takes so many bits per weight, or fewer."""
-        power = sum(
-            float(t.double().square().sum()) for n, t in self.given.items() if n in self.weights
-        )
-        middle = math.log(power / sum(w.numel() for w in self.weights.values()) or 1.0)
-        low, high = middle - 30.0, middle + 5.0
+        low, high = -30.0, 5.0
         while high - low > 0.01:
             x = (low + high) / 2.0
             low, high = (x, high) if self.plain_bits(math.exp(x)) > bits else (low, x)
         return math.exp(high)
 
     def _prices(self) -> dict[str, float]:
-        """For each tensor, its squared error per error that this alone makes in the answers.
+        """For each tensor, what a bit is worth in it, in squares of its weights.
+
+            mean of w^2 * sqrt(relative error of the tensor / error that this alone makes)
 
         Measured by quantising it alone, since gradients see no further than their neighbourhood.
         Half of a difference is used (in logarithms, whose mean over the weights is 0): the values
@@ -172,21 +170,26 @@ class Calibration:
         """
         batches = list(self.used)[:_BATCHES]
         first = self.answers(batches)
+        square = {n: float(self.given[n].double().square().mean()) for n in self.weights}
         price: dict[str, float] = {}
         for name, w in watched(self.weights.items(), "sensitivity", shown=self.progress):
             given = self.given[name]
-            lam = _REFERENCE * float(given.double().square().mean())
-            if lam == 0.0:
+            if square[name] == 0.0:
                 continue
+            lam = _REFERENCE * square[name]
             values: Chosen = layerwise.plain(layerwise.matrix(given, False), lam)
             new = values.values.reshape(w.shape)
             w.detach().copy_(new)
             error = self.compare(batches, first).error
             w.detach().copy_(given)
             if error > 0.0:
-                price[name] = float((new.double() - given.double()).square().sum()) / error
+                change = float((new.double() - given.double()).square().sum())
+                price[name] = change / square[name] / error
         total = sum(self.weights[n].numel() for n in price) or 1
         logs = {n: _POWER * math.log(p) for n, p in price.items() if p > 0.0}
         mean = sum(self.weights[n].numel() * x for n, x in logs.items()) / total
         low, high = -math.log(_RANGE), math.log(_RANGE / 16.0)
-        return {n: math.exp(min(max(logs.get(n, mean) - mean, low), high)) for n in self.weights}
+        return {
+            n: (square[n] or 1.0) * math.exp(min(max(logs.get(n, mean) - mean, low), high))
+            for n in self.weights
+        }

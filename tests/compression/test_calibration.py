@@ -18,6 +18,12 @@ def job_of(net, x):
     return Calibration(net, _weights(net), used, held, first_tensor, 0.1, False)
 
 
+def prices(job):
+    """What a bit is worth in each tensor, in units of the mean of its squares."""
+    square = {n: job.given[n].square().mean().item() or 1.0 for n in job.price}
+    return {n: price / square[n] for n, price in job.price.items()}
+
+
 def small():
     return nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 10))
 
@@ -34,15 +40,30 @@ class Two(nn.Module):
 
 
 def test_a_bit_is_worth_less_in_a_tensor_that_the_answers_depend_on_less():
-    price = job_of(Two(0.1), torch.randn(1000, 24)).price
+    price = prices(job_of(Two(0.1), torch.randn(1000, 24)))
     # A hundredth of the squared error, half of it in logarithms.
     assert price["low.weight"] / price["loud.weight"] == pytest.approx(10.0, rel=0.3)
-    assert sum(map(math.log, price.values())) == pytest.approx(0.0, abs=1e-9)
+    assert sum(map(math.log, price.values())) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**12])
+def test_a_network_in_other_units_is_compressed_alike(scale):
+    """A factor in one layer and its inverse in the next change no answer, and no bit."""
+    net, x = small(), torch.randn(1000, 24)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight *= scale
+        other[0].bias *= scale
+        other[2].weight /= scale
+    one, two = (quantize_(each, x, bits=2.0) for each in (net, other))
+    assert two.error == pytest.approx(one.error, rel=0.02)
+    for here, there in zip(one.layers, two.layers, strict=True):
+        assert there.bits == pytest.approx(here.bits, abs=0.02)
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.0])
 def test_no_tensor_is_all_that_counts_and_none_counts_for_nothing(share):
-    price = job_of(Two(share), torch.randn(1000, 24)).price
+    price = prices(job_of(Two(share), torch.randn(1000, 24)))
     assert 1.0 / 64.0 <= price["loud.weight"] <= 1.0 <= price["low.weight"] <= 4.0
 
 
@@ -52,7 +73,7 @@ def test_unused_and_zero_weights_are_as_dear_as_the_mean():
         net.low.weight.zero_()
     net.other = nn.Linear(24, 10)
     job = job_of(net, torch.randn(1000, 24))
-    assert job.price == pytest.approx(dict.fromkeys(job.weights, 1.0))
+    assert prices(job) == pytest.approx(dict.fromkeys(job.weights, 1.0))
     layers = quantize_(net, torch.randn(1000, 24), bits=1.0).layers
     assert [d.name for d in layers if d.note] == ["other.weight"]
 
