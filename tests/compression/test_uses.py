@@ -210,11 +210,11 @@ def test_a_shared_bias_is_not_corrected():
     [
         lambda m, x: F.linear(F.linear(x, m.w, m.b), m.w, m.c),
         lambda m, x: F.linear(x, m.w, m.b) + m.b,
-        lambda m, x: F.linear(x, m.w, m.b) * m.b.sum(),
+        lambda m, x: F.linear(x, m.w, m.d[8:]) * m.d.sum(),
     ],
 )
 def test_a_bias_that_is_not_the_only_one_or_used_otherwise_is_not_corrected(function):
-    model = Function(function, w=W, b=torch.randn(8), c=torch.randn(8))
+    model = Function(function, w=W, b=torch.randn(8), c=torch.randn(8), d=torch.randn(16))
     (piece,) = pieces(model, "w", [torch.randn(9, 8)])
     assert piece.bias is None
 
@@ -255,6 +255,15 @@ def test_weights_that_some_batches_do_not_use_are_seen_in_the_others():
     layer = scout(model, matrices(model), batches)["w"]
     (got,) = moments(model, layer, matrices(model), batches[1:], 1).values()
     assert got.count == 10
+
+
+def test_the_network_runs_no_further_than_the_last_use():
+    runs = []
+    model = Function(lambda m, x: runs.append(F.linear(x, m.w)) or x, w=W)
+    layer = scout(model, matrices(model), [torch.randn(3, 8)])["w"]
+    assert len(runs) == 1
+    moments(model, layer, matrices(model), [torch.randn(3, 8)], 0)
+    assert len(runs) == 1
 
 
 def test_many_rows_are_thinned_evenly(monkeypatch):
