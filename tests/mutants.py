@@ -58,6 +58,7 @@ TESTS = {
     "compression/layerwise.py": [
         *("tests/compression/test_compensation.py", "tests/compression/test_layerwise.py"),
         *("tests/compression/test_calibration.py", "tests/compression/test_inputs.py"),
+        "tests/compression/test_uses.py",
     ],
     "compression/hessians.py": [
         *("tests/compression/test_uses.py", "tests/compression/test_odd_networks.py"),
