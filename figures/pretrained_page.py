@@ -206,10 +206,11 @@ def choice(rows: Rows) -> list[str]:
              "|---|---:|---:|---:|"]  # fmt: skip
     best = None
     own = own_errors(rows, "cnn", "choice")
-    for row in find(rows, network="cnn", method="swsmix"):
+    tried = [r for r in find(rows, network="cnn", method="swsmix") if r["setting"] != "default"]
+    for row in sorted(tried, key=lambda r: float(r["setting"])):
         same = {"method": "swsmix", "setting": row["setting"]}
-        of_text = find(rows, network="minilm", **same)
-        if row["setting"] == "default" or not of_text or "choice" not in row:
+        of_text = [r for r in find(rows, network="minilm", **same) if "choice" in r]
+        if not of_text or "choice" not in row:
             continue
         change, cosine = row["choice"]["errors"] - own, of_text[0]["choice"]["cosine"]
         of_photographs = [r["choice"]["other"] for r in find(rows, network="mobilenet", **same)
@@ -274,6 +275,9 @@ itself, the command stands below.
   its range cut to the least squared error of seven. Of packed numbers and numbers coded in our
   format the smaller file counts. GPTQ has the H, the order, the damping and the correction of
   biases that `quantize_` has; embeddings, of which no H is known, are rounded to 4 bits at least.
+- **Distortion** in the tables is the squared change of all matrices together over their squares
+  about the mean of each. The loss that `swsmix` is asked for weighs tensors otherwise: it is the
+  mean over all weights of their tensor's squared error over its variance.
 - **NNCodec**: dependent quantisation, a range of qp, with and without `opt_qp`, the better of both.
 - **Data.** The CNN's choices are made on 10,000 training images, and its errors are of the 10,000
   test images. The others' halves are the files, sentences (first ones of the docstrings of
