@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from swsmix import plots
 from swsmix.plots import style
@@ -220,7 +220,8 @@ def choice(rows: Rows) -> list[str]:
         good = change <= CNN_ALLOWS and cosine >= MINILM_ASKS + MARGIN
         if good and of_photographs and of_photographs[0] <= MOBILENET_ALLOWS:
             best = max(best or 0.0, float(row["setting"]))
-    return [*lines, "", f"Chosen: {best}."]
+    said = f"Chosen: {best}." if best else "None of these meets all three."
+    return [*lines, "", said]
 
 
 @style.styled
@@ -244,7 +245,7 @@ def draw(rows: Rows) -> Figure:
         if own:
             axis.axhline(own, color="0.6", linestyle=":", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=NAMES[network], ylabel=MEASURES[network][1])
-        axis.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_locator(few_ticks(*axis.get_xlim()))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -253,6 +254,12 @@ def draw(rows: Rows) -> Figure:
         axis.set_xlabel("bytes of the whole file")
     figure.legend(seen.values(), seen.keys(), ncols=6, loc="outside upper center", fontsize=7)
     return figure
+
+
+def few_ticks(low: float, high: float) -> Locator:
+    """1, 2, 5, 10, ..., or even steps where fewer than two of these are in the range."""
+    wide = [m * 10**e for e in range(12) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    return LogLocator(10, (1.0, 2.0, 5.0)) if len(wide) > 1 else MaxNLocator(4)
 
 
 def size_text(size: float) -> str:
