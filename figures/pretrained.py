@@ -54,10 +54,11 @@ SETTINGS: dict[str, dict[str, Sequence[str]]] = {
         "lenet": [],
     },
     "swsmix": {
-        "": ["default", "0.01", "0.02", "0.04", "0.08", "0.12"],
+        "": ["default", "0.01", "0.02", "0.04", "0.08", "0.12", "0.2", "0.3"],
+        "mobilenet": ["default", "0.001", "0.003", "0.01", "0.02", "0.04", "0.08", "0.12"],
         "cnn": ["default", *LOSSES, "0.1", "0.2", "0.3", "0.4"],
         "lenet": ["0.02", "0.05", "0.1", "0.2"],
-        "minilm": ["default", *LOSSES, "0.07"],
+        "minilm": ["default", *LOSSES, "0.07", "0.1"],
     },
     "swsmix with inputs": {
         "": ["default", "2", "2.5", "3", "3.5"],

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from swsmix import plots
 from swsmix.plots import style
@@ -206,10 +206,11 @@ def choice(rows: Rows) -> list[str]:
              "|---|---:|---:|---:|"]  # fmt: skip
     best = None
     own = own_errors(rows, "cnn", "choice")
-    for row in find(rows, network="cnn", method="swsmix"):
+    tried = [r for r in find(rows, network="cnn", method="swsmix") if r["setting"] != "default"]
+    for row in sorted(tried, key=lambda r: float(r["setting"])):
         same = {"method": "swsmix", "setting": row["setting"]}
-        of_text = find(rows, network="minilm", **same)
-        if row["setting"] == "default" or not of_text or "choice" not in row:
+        of_text = [r for r in find(rows, network="minilm", **same) if "choice" in r]
+        if not of_text or "choice" not in row:
             continue
         change, cosine = row["choice"]["errors"] - own, of_text[0]["choice"]["cosine"]
         of_photographs = [r["choice"]["other"] for r in find(rows, network="mobilenet", **same)
@@ -219,7 +220,8 @@ def choice(rows: Rows) -> list[str]:
         good = change <= CNN_ALLOWS and cosine >= MINILM_ASKS + MARGIN
         if good and of_photographs and of_photographs[0] <= MOBILENET_ALLOWS:
             best = max(best or 0.0, float(row["setting"]))
-    return [*lines, "", f"Chosen: {best}."]
+    said = f"Chosen: {best}." if best else "None of these meets all three."
+    return [*lines, "", said]
 
 
 @style.styled
@@ -243,7 +245,7 @@ def draw(rows: Rows) -> Figure:
         if own:
             axis.axhline(own, color="0.6", linestyle=":", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=NAMES[network], ylabel=MEASURES[network][1])
-        axis.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_locator(few_ticks(*axis.get_xlim()))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
         axis.yaxis.set_minor_formatter(NullFormatter())
@@ -252,6 +254,12 @@ def draw(rows: Rows) -> Figure:
         axis.set_xlabel("bytes of the whole file")
     figure.legend(seen.values(), seen.keys(), ncols=6, loc="outside upper center", fontsize=7)
     return figure
+
+
+def few_ticks(low: float, high: float) -> Locator:
+    """1, 2, 5, 10, ..., or even steps where fewer than two of these are in the range."""
+    wide = [m * 10**e for e in range(12) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    return LogLocator(10, (1.0, 2.0, 5.0)) if len(wide) > 1 else MaxNLocator(4)
 
 
 def size_text(size: float) -> str:
@@ -274,6 +282,9 @@ itself, the command stands below.
   its range cut to the least squared error of seven. Of packed numbers and numbers coded in our
   format the smaller file counts. GPTQ has the H, the order, the damping and the correction of
   biases that `quantize_` has; embeddings, of which no H is known, are rounded to 4 bits at least.
+- **Distortion** in the tables is the squared change of all matrices together over their squares
+  about the mean of each. The loss that `swsmix` is asked for weighs tensors otherwise: it is the
+  mean over all weights of their tensor's squared error over its variance.
 - **NNCodec**: dependent quantisation, a range of qp, with and without `opt_qp`, the better of both.
 - **Data.** The CNN's choices are made on 10,000 training images, and its errors are of the 10,000
   test images. The others' halves are the files, sentences (first ones of the docstrings of

@@ -56,7 +56,9 @@ TESTS = {
     "compression/matrices.py": ["tests/compression/test_rate.py"],
     "compression/compensation.py": ["tests/compression/test_compensation.py"],
     "compression/layerwise.py": [
-        *("tests/compression/test_compensation.py", "tests/compression/test_inputs.py"),
+        *("tests/compression/test_compensation.py", "tests/compression/test_layerwise.py"),
+        *("tests/compression/test_calibration.py", "tests/compression/test_inputs.py"),
+        "tests/compression/test_uses.py",
     ],
     "compression/hessians.py": [
         *("tests/compression/test_uses.py", "tests/compression/test_odd_networks.py"),
@@ -64,7 +66,9 @@ TESTS = {
     "compression/uses.py": [
         *("tests/compression/test_uses.py", "tests/compression/test_odd_networks.py"),
     ],
-    "compression/calibration.py": ["tests/compression/test_inputs.py"],
+    "compression/calibration.py": [
+        *("tests/compression/test_calibration.py", "tests/compression/test_inputs.py"),
+    ],
     "bayes/density.py": ["tests/bayes/test_joint.py"],
     "bayes/laplace.py": ["tests/bayes/test_laplace.py"],
     "em/variational.py": [

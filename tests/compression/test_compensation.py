@@ -66,6 +66,23 @@ def test_the_factor_is_that_of_the_damped_inverse():
     assert torch.equal(by.upper, by.upper.triu())
 
 
+def test_blocks_of_a_layer_share_its_unit_and_are_damped_by_their_own_mean():
+    _, x = layer(1)
+    h = x.T @ x
+    mean = h.diagonal().mean()
+    by = factor(h, 0.2, unit=5.0 * mean.item())
+    damped = (h + 0.2 * mean * torch.eye(20, dtype=torch.float64)) / (1.2 * 5.0 * mean)
+    inverse = torch.linalg.inv(damped[by.order][:, by.order])
+    torch.testing.assert_close(by.upper.T @ by.upper, inverse)
+
+
+def test_a_block_whose_inputs_are_always_0_takes_the_cheapest_value():
+    weight, _ = layer(2, outputs=30)
+    book = book_of(weight, 0.1)
+    dead = factor(torch.zeros(20, 20, dtype=torch.float64), 0.1, unit=2.0)
+    assert (compensate(weight, dead, book).which == book.bits.argmin()).all()
+
+
 @pytest.mark.parametrize("scale", [1.0, 17.0, 0.0])
 def test_with_the_identity_or_no_inputs_at_all_it_is_plain_quantisation(scale):
     weight, _ = layer(2, outputs=30)

@@ -11,16 +11,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from swsmix import codec
 from swsmix.compression import calibration, layerwise, quantize_
-from swsmix.compression.calibration import Calibration
-from swsmix.compression.feeding import batches_of, first_tensor
-from swsmix.compression.inputs import _weights
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def correlated(rows, n, seed=0):
@@ -224,11 +214,6 @@ def test_one_giant_weight_does_not_wreck_its_row():
     assert report.error <= report.plain_error
 
 
-def job_of(net, x):
-    used, held = batches_of(x, torch.device("cpu"))
-    return Calibration(net, _weights(net), used, held, first_tensor, 0.1, False)
-
-
 def test_a_layer_whose_compensation_fails_on_held_out_inputs_is_plain(monkeypatch):
     real = layerwise.compensated
 
@@ -258,57 +243,6 @@ def test_a_network_whose_plain_weights_do_better_gets_them(monkeypatch):
     assert not report.compensated
     assert report.error == pytest.approx(report.plain_error, rel=0.5)
     assert relative_error(net, dense, x) < 0.1
-
-
-def test_layers_are_quantised_on_what_the_quantised_layers_before_them_give():
-    net = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 2, bias=False))
-    job = job_of(net, correlated(1000, 24))
-    done = job.quantise_(0.002, compensating=True)
-    assert done.layers[1].way == "compensated"
-    first = net[0].weight.detach().clone(), net[0].bias.detach().clone()
-    last = net[2].weight.detach().clone()
-    job.restore_()
-    given = net[2].weight.detach().clone()
-    with torch.no_grad():
-        net[0].weight.copy_(first[0]), net[0].bias.copy_(first[1])
-        hidden = net[:2](torch.cat(job.used)).double()
-        test = net[:2](torch.cat(job.held)).double()
-    h, held = (x.T @ x / len(x) for x in (hidden, test))
-    piece = layerwise.Piece(slice(0, 2), h, held, hidden.mean(0), None)
-    start = layerwise.plain(given, 0.002 * job.price["2.weight"])
-    wanted = layerwise.compensated(given, [piece], start.book, 0.1).values
-    torch.testing.assert_close(last, wanted, rtol=0.0, atol=1e-6)
-
-
-def test_a_bit_is_worth_less_in_a_tensor_that_the_answers_depend_on_less():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.loud, self.low = nn.Linear(24, 10), nn.Linear(24, 10)
-
-        def forward(self, x):
-            return self.loud(x) + 0.1 * self.low(x)
-
-    job = job_of(Two(), correlated(1000, 24))
-    price = {n: p / job.given[n].square().mean().item() for n, p in job.price.items()}
-    # A hundredth of the squared error, half of it in logarithms.
-    assert price["low.weight"] / price["loud.weight"] == pytest.approx(10.0, rel=0.3)
-    assert sum(map(math.log, price.values())) == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("scale", [2.0**-12, 2.0**12])
-def test_a_network_in_other_units_is_compressed_alike(scale):
-    """A factor in one layer and its inverse in the next change no answer, and no bit."""
-    net, x = small(), correlated(1000, 24)
-    other = copy.deepcopy(net)
-    with torch.no_grad():
-        other[0].weight *= scale
-        other[0].bias *= scale
-        other[2].weight /= scale
-    one, two = (quantize_(each, x, bits=2.0) for each in (net, other))
-    assert two.error == pytest.approx(one.error, rel=0.02)
-    for here, there in zip(one.layers, two.layers, strict=True):
-        assert there.bits == pytest.approx(here.bits, abs=0.02)
 
 
 def test_few_inputs_with_weak_damping_are_warned_of_with_the_remedy():

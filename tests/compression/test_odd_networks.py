@@ -13,13 +13,6 @@ from swsmix.compression import quantize_
 from swsmix.compression.hessians import evaluating
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 class Recurrent(nn.Module):
     """Token numbers through an embedding and a recurrent layer."""
 

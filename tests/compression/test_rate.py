@@ -190,6 +190,16 @@ def test_tensors_of_few_values_stay_exact_while_they_are_cheap():
     assert torch.equal(with_zero.values, values.abs()[index] + 1.0)
 
 
+def test_tensors_that_stay_exact_count_in_bits_and_not_in_loss():
+    values = torch.tensor([-0.31, 0.0, 0.123, 0.7])
+    index = torch.randint(4, (60, 50), generator=torch.Generator().manual_seed(0))
+    network = Network({"few": values[index], "many": random(80, 50)})
+    found = network.for_loss(0.05)
+    assert found.books[0] is None
+    assert found.bits == pytest.approx(bits_of(network.quantized(found)), rel=1e-3)
+    assert found.loss == pytest.approx(0.05, rel=0.01)
+
+
 def test_the_network_of_a_quantised_network_is_itself():
     state = net()
     for asked in ({"bits": 1.5}, {"loss": 0.01}):
@@ -252,6 +262,12 @@ def test_tied_tensors_are_quantised_once():
         found = quantize_state({"a": w, "b": random(60, 50, seed=1), "c": other}, bits=2.0)
         assert list(found) == ["a", "b", "c"]
         assert found["a"] is found["c"] and found["a"] is not found["b"]
+
+
+def test_the_same_numbers_in_another_order_are_not_tied():
+    w = random(60, 50).bfloat16()
+    found = quantize_state({"a": w, "b": w.flip(0)}, bits=2.0)
+    assert torch.equal(found["b"].values, found["a"].values.flip(0))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

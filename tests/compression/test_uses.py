@@ -5,18 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from swsmix.compression import uses
 from swsmix.compression.feeding import batches_of
-from swsmix.compression.hessians import Watch, evaluating
+from swsmix.compression.hessians import Moments, Watch, evaluating
 from swsmix.compression.layerwise import pieces_of
 from swsmix.compression.unfolding import convolution_rows
 from swsmix.compression.uses import moments, scout, token_counts
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 class Function(nn.Module):
@@ -209,6 +203,97 @@ def test_a_shared_bias_is_not_corrected():
     (piece,) = pieces(model, "w", [x])
     assert piece.bias is None
     torch.testing.assert_close(piece.hessian, second_moment(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: F.linear(F.linear(x, m.w, m.b), m.w, m.c),
+        lambda m, x: F.linear(x, m.w, m.b) + m.b,
+        lambda m, x: F.linear(x, m.w, m.d[8:]) * m.d.sum(),
+    ],
+)
+def test_a_bias_that_is_not_the_only_one_or_used_otherwise_is_not_corrected(function):
+    model = Function(function, w=W, b=torch.randn(8), c=torch.randn(8), d=torch.randn(16))
+    (piece,) = pieces(model, "w", [torch.randn(9, 8)])
+    assert piece.bias is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: F.linear(x, m.w) + F.linear(x, m.w[:4]).sum(),
+        lambda m, x: F.linear(x, m.w[8:]) + x.repeat(1, 2) @ m.w,
+    ],
+)
+def test_uses_that_overlap_in_part_or_in_both_directions_are_plain(function):
+    model = Function(function, w=torch.cat([W, W]))
+    layers = scout(model, matrices(model), [torch.randn(9, 8)])
+    assert layers["w"].note == "its uses overlap in part"
+
+
+def test_a_square_weight_that_lies_by_columns_is_not_read_by_rows():
+    model = Function(lambda m, x: F.linear(x, m.w), w=W.T)
+    assert scout(model, matrices(model), [torch.randn(9, 8)])["w"].note
+
+
+def test_only_the_shape_of_a_weight_is_no_use_of_it():
+    model = Function(lambda m, x: F.linear(x, m.w) + torch.zeros_like(m.w).sum(), w=W)
+    assert not scout(model, matrices(model), [torch.randn(9, 8)])["w"].note
+
+
+def test_weights_that_share_a_buffer_are_told_apart():
+    flat = torch.randn(80)
+    a, b = flat[:40].view(5, 8), flat[40:].view(8, 5)
+    model = Function(lambda m, x: F.linear(F.linear(x, m.a), m.b), a=a, b=b)
+    assert [use.name for use in seen(model, torch.randn(3, 8))] == ["a", "b"]
+
+
+def test_weights_that_some_batches_do_not_use_are_seen_in_the_others():
+    model = Function(lambda m, x: F.linear(x, m.w) if len(x) > 5 else x, w=W)
+    batches = [torch.randn(3, 8), torch.randn(10, 8)]
+    layer = scout(model, matrices(model), batches)["w"]
+    (got,) = moments(model, layer, matrices(model), batches[1:], 1).values()
+    assert got.count == 10
+
+
+def test_the_network_runs_no_further_than_the_last_use():
+    runs = []
+    model = Function(lambda m, x: runs.append(F.linear(x, m.w)) or x, w=W)
+    layer = scout(model, matrices(model), [torch.randn(3, 8)])["w"]
+    assert len(runs) == 1
+    moments(model, layer, matrices(model), [torch.randn(3, 8)], 0)
+    assert len(runs) == 1
+
+
+def test_many_rows_are_thinned_evenly(monkeypatch):
+    monkeypatch.setattr(uses, "_MOST_ROWS", 100)  # 32 times the fan-in are more
+    model, x = Function(lambda m, x: F.linear(x, m.w), w=W), torch.randn(600, 8)
+    layer = scout(model, matrices(model), [x])["w"]
+    (got,) = moments(model, layer, matrices(model), [x], 0).values()
+    torch.testing.assert_close(got.hessian(0), second_moment(x[::3]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_rows_of_a_layer_are_the_fewest_of_its_parts():
+    model = Function(lambda m, x: F.linear(x, m.w[:4]).sum() + F.linear(x[:2], m.w[4:]).sum(), w=W)
+    assert scout(model, matrices(model), [torch.randn(9, 8)])["w"].rows == 2
+
+
+def test_a_variance_much_smaller_than_the_mean_is_not_lost():
+    sums, z = Moments(), torch.randn(500, 1)
+    for part in z.split(100):
+        sums.add_((1000.0 + 0.1 * part.expand(-1, 2))[None])
+    wanted = (0.1 * z).double().var(correction=0).item()
+    found = sums.hessian(0, sums.mean(0))
+    assert found[0, 1].item() == pytest.approx(wanted, rel=0.02)
+    assert sums.mean(0)[0].item() == pytest.approx(1000.0 + 0.1 * z.mean().item(), abs=1e-3)
+
+
+def test_constant_inputs_make_all_directions_worth_as_little():
+    sums = Moments()
+    sums.add_(torch.full((1, 30, 3), 2.0))
+    wanted = 4e-6 * torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(sums.hessian(0, sums.mean(0)), wanted)
 
 
 def test_tokens_are_counted():
