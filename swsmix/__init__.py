@@ -7,13 +7,13 @@ The heart, a module each:
 
     mixture     p(w), responsibilities             schedule   tau, EM, annealing on one clock
     selection   which tensors the prior sees       noise      the likelihood of regression
-    sharing     the plain form, with any distance  diagnosis  what goes wrong in training
+    diagnosis   what goes wrong in training
 
 The rooms:
 
     em           the E step, the M step, the hyper-prior
     start        where the components begin; split and merge
-    prior        MixturePrior: mixtures bound to a network, the penalty
+    prior        MixturePrior: mixtures bound to a network, the penalty; its plain form
     attach       the prior in anyone's training loop; the step that moves the weights
     tables       the prior's scalar functions in O(N), certified
     trainers     the prior as a callback of Lightning and of the Hugging Face Trainer
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from swsmix.mixture import GaussianMixture as GaussianMixture
     from swsmix.noise import GaussianNoise as GaussianNoise
     from swsmix.prior import MixturePrior as MixturePrior
+    from swsmix.prior.sharing import sharing_penalty as sharing_penalty
     from swsmix.schedule import Schedule as Schedule
-    from swsmix.sharing import sharing_penalty as sharing_penalty
     from swsmix.training.fitting import fit as fit
     from swsmix.training.runs import load_run as load_run
 
@@ -56,7 +56,7 @@ _HOME = {
     "initial_mixture": "start",
     "load_run": "training.runs",
     "m_step_": "em",
-    "sharing_penalty": "sharing",
+    "sharing_penalty": "prior.sharing",
     "snap_": "compression.snap",
 }
 __all__ = list(_HOME)

@@ -13,7 +13,7 @@ import swsmix
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [  # rooms, and modules of the heart; within a level none imports another
     {"_colors", "_kmeans", "_log_odds"},
-    {"selection", "schedule", "sharing", "noise"},
+    {"selection", "schedule", "noise"},
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture"},
     {"tables", "_histogram"},
