@@ -10,8 +10,10 @@ from swsmix import MixturePrior, fit, load_run
 from swsmix.cli import compress as command
 from swsmix.cli import decompress as back_command
 from swsmix.cli.asked import parse_size
+from swsmix.cli.sizes import bits_per_weight, relative_loss
 from swsmix.codec import load_compressed
 from swsmix.compression.duplicates import file_values
+from swsmix.compression.report import TensorReport
 from swsmix.inspection import checkpoints
 from swsmix.problems import nets
 
@@ -241,3 +243,14 @@ def test_a_curve_is_printed_and_drawn_and_falls(net, tmp_path, capsys):
         command.compress(copy, curve=True)
     command.compress(copy, curve=True, bits=2.0, force=True, quiet=True)
     assert len(load_compressed(tmp_path / "net.sws")) == 3
+
+
+def test_tied_tensors_count_once_in_what_is_printed():
+    def report(name, bits, mse):
+        return TensorReport(name, 100, 1.0, 4, bits, mse, 0.5, 1.0)
+
+    alone = {"a": report("a", 2.0, 0.1), "c": report("c", 4.0, 0.3)}
+    tied = alone | {"b": report("b", 2.0, 0.1)}
+    for reports in (alone, tied):
+        assert relative_loss(reports) == pytest.approx(0.2)
+        assert bits_per_weight(reports) == pytest.approx(3.0)
