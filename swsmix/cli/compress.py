@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -111,6 +112,7 @@ def compress(
     """
     from swsmix._files import replacing
     from swsmix.codec import encode_to
+    from swsmix.compression.lost_rows import warn_of_lost_rows
     from swsmix.compression.matrices import MIN_WEIGHTS, is_quantised
     from swsmix.compression.report import SnappingReport, TensorReport
     from swsmix.compression.streamed import Rounded, snapped_tensors
@@ -148,11 +150,11 @@ def compress(
                 return
         found = {} if lossless else by_its_mixtures(checkpoint, distortion)
         asked = Asked(bits, most, loss, values, zero, seed)
-        choose: Choose = (
-            (lambda name, t: found.get(name))
-            if lossless or found
-            else _chooser(rest, asked, checkpoint.exact, quiet=quiet)
-        )
+        lost: Mapping[str, tuple[int, int]] = {}
+        if lossless or found:
+            choose: Choose = _given(found)
+        else:
+            choose, lost = _chooser(rest, asked, checkpoint.exact, quiet=quiet)
         formats = Formats(numel, sum(t.nbytes for t in original.values()))
         reports: dict[str, TensorReport] = {}
         names = watched(original, "coding", shown=not quiet, weight=lambda n: max(numel[n], 1))
@@ -168,6 +170,7 @@ def compress(
             total = sum(numel.values())
             written = encode_to(file, tensors, total=total, notes=_notes(checkpoint))
     _streams.work_is_saved()
+    warn_of_lost_rows(lost)
     if quiet:
         return
     for line in left_out_lines(checkpoint):
@@ -202,22 +205,26 @@ class Asked(NamedTuple):
     seed: int
 
 
+def _given(found: Mapping[str, Quantized]) -> Choose:
+    """What gives each tensor what was found for it."""
+    return lambda name, t: found.get(name)
+
+
 def _chooser(
     state: Mapping[str, Tensor], asked: Asked, exact: Collection[str], *, quiet: bool
-) -> Choose:
-    """What gives each tensor its codebook and index."""
+) -> tuple[Choose, Mapping[str, tuple[int, int]]]:
+    """What gives each tensor its codebook and index, and the rows that it will have lost."""
     from swsmix.compression.codebooks import quantize_tensor
     from swsmix.compression.rate import Network, check_asked
 
     bits, size_bytes, loss, values, zero, seed = asked
     check_asked(num_values=values, bits=bits, size_bytes=size_bytes, loss=loss)
     if values is not None:
-        return lambda name, t: (
-            None if name in exact else quantize_tensor(name, t, values, zero=zero, seed=seed)
-        )
+        one = functools.partial(quantize_tensor, num_values=values, zero=zero, seed=seed)
+        return (lambda name, t: None if name in exact else one(name, t)), {}
     network = Network(state, zero=zero, exact=exact, progress=not quiet)
     outcome = network.asked(bits=bits, size_bytes=size_bytes, loss=loss)
-    return lambda name, t: network.quantized_tensor(outcome, name, t)
+    return (lambda name, t: network.quantized_tensor(outcome, name, t)), network.lost
 
 
 def _notes(checkpoint: Checkpoint) -> Notes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from swsmix._histogram import chunks, few_values
 from swsmix.compression.entropy_constrained import Codebook, Histogram, histogram
 from swsmix.compression.patterns import Intervals, all_values, counts
-from swsmix.compression.snap import Quantized
+from swsmix.compression.snap import Quantized, smallest_type
 
 MIN_WEIGHTS = 64  # a smaller tensor stays as it is: its codebook would cost what it saves
 _SPIKE = 0.05  # a share of exact zeros that makes zero a value
@@ -94,7 +94,10 @@ class Matrix:
         )
 
     def quantized(self, t: Tensor, book: Codebook | None) -> Quantized:
-        """The tensor by a codebook in its units; None keeps its few values."""
+        """The tensor by a codebook in its units; None keeps its few values.
+
+        The index has the smallest signed type, so that a large tensor needs little memory.
+        """
         return _exactly(t) if book is None else _quantize(self, t, book)
 
 
@@ -140,8 +143,12 @@ def _exactly(t: Tensor) -> Quantized:
     values = few_values([t.reshape(-1)], _FEW)
     assert values is not None
     codebook = values.to(t.device, t.dtype)
-    index = torch.searchsorted(codebook, t.contiguous(), out_int32=True)
-    return Quantized(codebook, index)
+    flat = t.reshape(-1)
+    index = torch.empty(len(flat), dtype=smallest_type(len(codebook)), device=t.device)
+    for start in range(0, len(flat), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        index[part] = torch.searchsorted(codebook, flat[part], out_int32=True)
+    return Quantized(codebook, index.view(t.shape))
 
 
 def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
@@ -153,7 +160,7 @@ def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
     exact = torch.float64 if w.dtype == torch.float64 else torch.float32
     ends = _down(cuts * m.unit, exact).to(w.device)
     intervals = Intervals(ends, w.dtype, many=len(w) >= _CHUNK)
-    index = torch.empty(len(w), dtype=torch.int32, device=w.device)
+    index = torch.empty(len(w), dtype=smallest_type(len(chosen)), device=w.device)
     used = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
     for start in range(0, len(w), _CHUNK):
         part = intervals.of(w[start : start + _CHUNK])
@@ -161,9 +168,9 @@ def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
         used += torch.bincount(part, minlength=len(chosen)).cpu()
     kept = used > 0
     if not kept.all():
-        number = (kept.cumsum(0) - 1).int().to(w.device)
+        number = (kept.cumsum(0) - 1).to(w.device)
         for part in index.split(_CHUNK):  # in place: a large tensor is in memory once
-            part.copy_(number[part])
+            part.copy_(number[part.int()])
         codebook = codebook[kept]
     return Quantized(codebook.to(w.device), index.view(t.shape))
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from swsmix._progress import watched
 from swsmix.codec import encode_to
 from swsmix.compression.entropy_constrained import Codebook, fit
+from swsmix.compression.lost_rows import lost_rows, normalised, warn_of_lost_rows
 from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.snap import Quantized
 from swsmix.compression.streamed import snapped_tensors
@@ -147,6 +148,8 @@ class Network:
                 found.append(matrix)
         self.matrices = [m.in_own_units() for m in found]
         self._matrix_of = {name: i for i, m in enumerate(self.matrices) for name in m.names}
+        self._normalised = normalised(state)
+        self.lost = dict[str, tuple[int, int]]()  # rows: see `lost_rows`
 
     @property
     def numel(self) -> int:
@@ -254,7 +257,11 @@ class Network:
         if name not in self._matrix_of:
             return None
         number = self._matrix_of[name]
-        return self.matrices[number].quantized(t.detach(), found.books[number])
+        made = self.matrices[number].quantized(t.detach(), found.books[number])
+        if name in self._normalised:
+            variance = self.state[self._normalised[name]]
+            self.lost[name] = lost_rows(t, made, variance), len(t)
+        return made
 
     def quantized(self, found: Outcome) -> dict[str, Quantized]:
         """Name -> codebook and index, in the order of the state_dict."""
@@ -262,7 +269,9 @@ class Network:
         for m in self.matrices:
             one = self.quantized_tensor(found, m.names[0], self.state[m.names[0]])
             assert one is not None
-            made.update(dict.fromkeys(m.names, one))
+            wide = Quantized(one.codebook, one.index.int())  # torch looks no other type up
+            made.update(dict.fromkeys(m.names, wide))
+        warn_of_lost_rows(self.lost)
         return {name: made[name] for name in self.state if name in made}
 
     def _bits_at(self, loss: float) -> list[float]:

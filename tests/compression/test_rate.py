@@ -324,3 +324,15 @@ def test_what_cannot_be_asked_for_is_refused(asked, message):
 def test_weights_that_are_not_finite_are_refused_by_name():
     with pytest.raises(ValueError, match="w holds nan or inf"):
         quantize_state({"w": torch.full((9, 9), torch.inf)}, bits=2.0)
+
+
+@pytest.mark.parametrize("loss", [0.05, 1e-5, 1e-8])
+def test_an_index_looks_its_values_up_however_many_they_are(loss):
+    state = net()
+    network = Network(state)
+    outcome = network.for_loss(loss)
+    for name, q in network.quantized(outcome).items():
+        assert torch.equal(q.codebook[q.index], q.values)
+        narrow = network.quantized_tensor(outcome, name, state[name])
+        assert torch.equal(narrow.values, q.values)
+        assert narrow.index.element_size() == (1 if len(q.codebook) <= 128 else 2)
