@@ -117,6 +117,12 @@ def triton_for(*tensors: Tensor) -> Any | None:
     return triton_kernels(tensors[0].device) if usable else None
 
 
+def triton_cells(device: torch.device) -> Any | None:
+    """Triton's cubics of cells (`triton_cells`), if the weights are on a GPU where it works."""
+    usable = _COMPILED.get() and device.type == "cuda" and triton_kernels(device) is not None
+    return _module("triton_cells") if usable else None
+
+
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Use no compiled loops: for a few passes they take longer to load than they save.

@@ -108,8 +108,8 @@ class CellErrors(NamedTuple):
 class Cells:
     """The pieces f' = c0 + c1 x + c2 x^2 + c3 x^3 of all cells, x a float's number in its cell.
 
-    c0 is NaN where none is certified. Many short operations certify them, on the CPU. The weights
-    and the pieces may be on a GPU.
+    c0 is NaN where none is certified. Many short operations certify the intervals, on the CPU. The
+    weights may be on a GPU; the pieces are made there.
 
     Args:
         mixture: the mixture.
@@ -143,8 +143,11 @@ class Cells:
         self.pieces = self._pieces(intervals.taylor[1:] * order / intervals.radius)
 
     def _pieces(self, taylor: Tensor) -> Tensor:
-        """The cubics (cells, 4) of the intervals' polynomials, in float32."""
+        """The cubics (cells, 4) of the intervals' polynomials, in float32, by the weights."""
         at = self.geometry
+        if on_gpu := backends.triton_cells(self.device):
+            made: Tensor = on_gpu.pieces(taylor.to(self.device), *self._geometry_there)
+            return made
         if compiled := backends.numba_cells():
             cubics: Tensor = compiled.pieces(taylor, _CHEBYSHEV, *at)
             return cubics.to(self.device)
@@ -157,6 +160,10 @@ class Cells:
             rows[n] = rows[n] * scale
         rows[0] = rows[0].masked_fill(~at.certified, math.nan)
         return torch.stack(rows, 1).float().to(self.device)
+
+    @functools.cached_property
+    def _geometry_there(self) -> CellGeometry:
+        return CellGeometry(*(each.to(self.device) for each in self.geometry))
 
     @functools.cached_property
     def _curvature(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,12 +133,13 @@ def _lookup(cells: Cells | None) -> tuple[Any, ...]:
     )
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
+    """A Triton kernel or a part of one."""
     # Unwrapped, since a type checker's import hook may have wrapped it.
     return triton.jit(inspect.unwrap(function))
 
 
-@_compiled
+@compiled
 def _find(w, block, low):
     """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
     raw = w.to(tl.int32, bitcast=True)
@@ -146,20 +147,20 @@ def _find(w, block, low):
     return entry >> 5, raw & ((1 << low) - 1), entry & 31
 
 
-@_compiled
+@compiled
 def _cell(first, rest, shift):
     part = rest >> shift
     return first + part, (rest - (part << shift)).to(tl.float32)
 
 
-@_compiled
+@compiled
 def _cubic(pieces, cell, x):
     row = pieces + 4 * cell
     value = tl.load(row + 2) + x * tl.load(row + 3)
     return tl.load(row) + x * (tl.load(row + 1) + x * value)
 
 
-@_compiled
+@compiled
 def _exact(w, mixture, k):
     """The gradient f' and the curvature a from the mixture itself; see `_log_odds.log_odds`."""
     w = w.to(tl.float64)
@@ -194,7 +195,7 @@ def _exact(w, mixture, k):
     return (pull / total + nothing).to(tl.float32), (a / total + nothing).to(tl.float32)
 
 
-@_compiled
+@compiled
 def _pass(
     target, w, n, mixture, k, scale, sums, copies, stride, left, pieces, block, low,
     write: tl.constexpr, add: tl.constexpr, count: tl.constexpr, exact: tl.constexpr,
@@ -228,7 +229,7 @@ def _pass(
         tl.store(target + i, slope, mask=here)
 
 
-@_compiled
+@compiled
 def _proximal(
     w, at, second, n, mixture, k, rate, eps, curvature, pieces, block, low,
     adaptive: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,

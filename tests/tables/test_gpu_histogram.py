@@ -1,4 +1,4 @@
-"""The GPU's histogram, run by Triton's interpreter: the same integers as with torch's operations.
+"""The GPU's histogram and cubics, run by Triton's interpreter: what torch's operations give.
 
 The interpreter is chosen before Triton is loaded: the first test runs the others in a process of
 their own.
@@ -32,10 +32,10 @@ if not INTERPRETED:
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
-        assert f"{3 * len(NAMES)} passed" in done.stdout
+        assert f"{4 * len(NAMES)} passed" in done.stdout
 
 else:
-    from swsmix.tables import triton_loops
+    from swsmix.tables import triton_cells, triton_loops
 
     def case(name):
         """Weights, some of them far out or not finite, and what torch counts."""
@@ -84,3 +84,19 @@ else:
         torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=0)
         for one, other in zip(found.moments, expected.moments, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+    @some_mixtures
+    def test_the_cubics_are_those_of_torch(name, monkeypatch):
+        with tables.uncompiled():
+            expected = tables.build(*MIXTURES[name])._passes.cells.both_pieces
+        monkeypatch.setattr(backends, "triton_cells", lambda device: triton_cells)
+        cells = tables.build(*MIXTURES[name])._passes.cells
+        root = expected[:, 4].double().nan_to_num().sqrt()[:, None]
+        reach = cells.geometry.width.double()[:, None] ** torch.arange(4)
+        for found, other in zip(cells.both_pieces.split(4, 1), expected.split(4, 1), strict=True):
+            assert torch.equal(found.isnan(), other.isnan())
+            known = ~other.isnan().any(1, keepdim=True)
+            found, other = (torch.where(known, each, 0.0) * reach for each in (found, other))
+            # Each term to within a few roundings of the largest.
+            most = other.abs().amax(1, keepdim=True).expand_as(other)
+            assert (found - other).abs().le(4e-7 * (most + root)).all()
