@@ -225,7 +225,7 @@ class Reader:
     def books(self) -> list[Tensor]:
         """The codebooks that have been read, in the order of the file."""
         return [
-            from_patterns(values, self.entries[place].dtype, values.shape)
+            from_patterns(values.copy(), self.entries[place].dtype, values.shape)
             for place, values in sorted(self._books.items())
         ]
 

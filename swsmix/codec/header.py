@@ -222,19 +222,19 @@ def to_patterns(t: Tensor) -> Array:
 
 
 def from_patterns(patterns: Array, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A new tensor with these bit patterns.
+    """A tensor with these bit patterns; in their memory, if it is theirs and of the right type.
 
     Raises:
         ValueError: if a truth value is neither 0 nor 1.
     """
     size = dtype.itemsize
-    if not len(patterns):
-        return torch.zeros(
-            shape, dtype=dtype, device="cpu"
-        )  # an empty numpy array has a stride of 0
+    if not len(patterns):  # an empty numpy array has a stride of 0
+        return torch.zeros(shape, dtype=dtype, device="cpu")
     if dtype == torch.bool and (patterns > 1).any():
         raise ValueError("a truth value is neither 0 nor 1")
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    copied = np.array(patterns, dtype=f"u{size}")
-    signed = copied if size == 1 else copied.view(f"i{size}")
+    own = patterns.flags.owndata and patterns.flags.c_contiguous and patterns.flags.writeable
+    if not own or patterns.dtype != f"u{size}":
+        patterns = np.array(patterns, dtype=f"u{size}")
+    signed = patterns if size == 1 else patterns.view(f"i{size}")
     return torch.from_numpy(signed).view(dtype if dtype.itemsize == size else kind).view(shape)

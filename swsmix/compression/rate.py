@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from swsmix._memory import give_back
 from swsmix._progress import watched
 from swsmix.codec import encode_to
 from swsmix.compression.entropy_constrained import Codebook, fit
@@ -148,6 +149,7 @@ class Network:
                 found.append(matrix)
         self.matrices = [m.in_own_units() for m in found]
         self._matrix_of = {name: i for i, m in enumerate(self.matrices) for name in m.names}
+        give_back()
         self._normalised = normalised(state)
         self.lost = dict[str, tuple[int, int]]()  # rows: see `lost_rows`
 
