@@ -26,12 +26,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swsmix._memory import give_back
 from swsmix._progress import watched
 from swsmix.codec import encode_to
 from swsmix.compression.entropy_constrained import Codebook, fit
 from swsmix.compression.lost_rows import lost_rows, normalised, warn_of_lost_rows
 from swsmix.compression.matrices import Matrix, is_quantised
+from swsmix.compression.memory import give_back
 from swsmix.compression.snap import Quantized
 from swsmix.compression.streamed import snapped_tensors
 
