@@ -6,6 +6,7 @@
     rate         one price of a bit for all tensors: by bits, file size or distortion
     entropy_constrained  the values of one tensor at a price of a bit
     matrices     a tensor surveyed, and set to such values
+    lost_rows    rows set to one value before a batch norm, which are warned of
     snap         snap_: each weight to its centre; snapped_state
     merging      merge_components: components that are nearly the same become one
     duplicates   the values of a file: components that describe the same weights share one
@@ -14,7 +15,7 @@
     transforms   dead neurons folded, neurons sorted: the same outputs, fewer bytes
     report       snapping_report: what snapping changes, tensor by tensor
     export       export_onnx: indices and codebooks for ONNX runtimes
-    streamed     a state_dict one tensor after another
+    streamed     a state_dict one tensor after another; `memory` that is given back
     saving       save_compressed; `swsmix.codec` has the format and load_compressed
 
 `compress_` uses `phases`, `clusters` (of one tensor, between the phases), `straight_through`
