@@ -106,10 +106,13 @@ def pareto(results: Results) -> Figure | None:
 def _label_points(panel: Any, cited: list[dict[str, Any]]) -> None:
     """The published points' letters, from left to right, and what they mean, in the panel."""
     names = dict(zip("abcdefghijklmnopqrstuvwxyz", cited, strict=False))
+    last, is_below = 0.0, False
     for letter, r in names.items():
+        is_below = r["ratio"] < 1.15 * last and not is_below  # beside the one before
+        last = r["ratio"]
         panel.annotate(
-            letter, (r["ratio"], r["error"]), (0, 4), textcoords="offset points", ha="center",
-            fontsize=7,
+            letter, (last, r["error"]), (0, -5 if is_below else 4), textcoords="offset points",
+            ha="center", va="top" if is_below else "baseline", fontsize=7,
         )  # fmt: skip
     text = "\n".join(f"{letter}  {short(r['method'])}" for letter, r in names.items())
     panel.text(0.02, 0.99, text, transform=panel.transAxes, va="top", fontsize=7, linespacing=1.15)
