@@ -82,7 +82,13 @@ function range(group) {
   const own = state.layer === null ? group.frames : [group.present];
   const same = files.length > 1 ? files.flatMap((file) => file.groups.map((g) => g.present)) : [];
   const frames = [...own, ...same]; // checkpoints that are compared have the same axis
-  return [Math.min(...frames.map((f) => f.low)), Math.max(...frames.map((f) => f.high))];
+  const low = Math.min(...frames.map((f) => f.low));
+  const high = Math.max(...frames.map((f) => f.high));
+  // A centre may lie a little beyond the weights that it owns.
+  const near = (mean) => mean > low - 0.1 * (high - low) && mean < high + 0.1 * (high - low);
+  const owns = owners(group.present);
+  const centres = group.present.mean.filter((mean, j) => owns[j] && near(mean));
+  return [Math.min(low, ...centres), Math.max(high, ...centres)];
 }
 
 function ticks(low, high, most) {

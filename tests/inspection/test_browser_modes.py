@@ -118,6 +118,20 @@ def test_only_components_that_own_weights_have_a_colour(page, window, tmp_path):
     assert len(find(driver, "#chart .centre")) == len(idle) - 1
 
 
+def test_a_centre_just_beyond_its_weights_is_marked(page, window, tmp_path):
+    window(1100, "light")
+    found = checkpoint(tmp_path / "a.pt")
+    group = found.groups[0]
+    (low, high), mean = (float(group.edges[i]) for i in (0, -1)), group.mixture.mean
+    mean[0], mean[-1] = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    driver = page(found)
+    assert len(find(driver, "#chart .centre")) == len(mean)
+    (chart,) = find(driver, "#chart")
+    for mark in find(driver, "#chart .centre"):
+        assert chart.rect["x"] <= mark.rect["x"]
+        assert mark.rect["x"] + mark.rect["width"] <= chart.rect["x"] + chart.rect["width"]
+
+
 def test_the_legend_names_the_means_of_each_colour(page, window, tmp_path):
     window(1100, "light")
     found = checkpoint(tmp_path / "a.pt")
