@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 WIDTH = 1024
 SHARD = 1 << 30  # bytes
 HERE = Path(__file__).parent
+# Linux's own peak of the process: `ru_maxrss` begins with that of the process that started it.
 CHILD = """
 import resource, sys
 from swsmix.cli import main
@@ -34,7 +35,9 @@ try:
     main()
 finally:
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    print("spent", spent.ru_maxrss, spent.ru_utime + spent.ru_stime, file=sys.stderr)
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    peak = status["VmHWM"].split()[0]
+    print("spent", peak, spent.ru_utime + spent.ru_stime, file=sys.stderr)
 """
 
 
