@@ -14,9 +14,9 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,7 @@ class Paper:
         prepare: called before the first unit, for an error that each unit would meet.
         record: called with the checkout's results after drawing, to update the paper's README.
         check_quick: called with the results of a quick run.
+        apart: table -> `stages` of what only `--only TABLE` makes, since it takes so long.
     """
 
     folder: Path
@@ -86,6 +87,7 @@ class Paper:
     prepare: Callable[[], object] | None = None
     record: Callable[[Path], None] | None = None
     check_quick: Callable[[Path], None] | None = None
+    apart: Mapping[str, Callable[..., Iterable[list[Unit]]]] = field(default_factory=dict)
 
     def places(self, out: Path | None) -> Places:
         """The checkout's folders, or those in `out`."""
@@ -270,14 +272,15 @@ def _run_stages(
     command: str,
 ) -> None:
     """Run the units stage by stage, and write what they were made with into `run.json`."""
-    if paper.prepare is not None:
+    stages = paper.apart.get(only or "")
+    if stages is None and paper.prepare is not None:
         try:
             paper.prepare()
         except (OSError, ValueError) as error:
             raise SystemExit(str(error)) from error
     places.results.mkdir(parents=True, exist_ok=True)
     began, tables = time.monotonic(), dict[str, None]()
-    for stage in paper.stages(places, seeds, quick=quick):
+    for stage in (stages or paper.stages)(places, seeds, quick=quick):
         tables |= dict.fromkeys(unit.table for unit in stage)
         wanted = [unit for unit in stage if only in (None, unit.table)]
         made = run_units(wanted, places.results, jobs)
@@ -296,7 +299,7 @@ def _run_stages(
         }
         save_json(places.results / "run.json", about)
     if only not in (None, *tables):
-        raise SystemExit(f"the tables are {', '.join(tables)}; got {only!r}")
+        raise SystemExit(f"the tables are {', '.join([*tables, *paper.apart])}; got {only!r}")
 
 
 def _parser(paper: Paper) -> argparse.ArgumentParser:
