@@ -4,6 +4,7 @@
     swsmix reproduce ullrich2017             everything; goes on where it was stopped
     swsmix reproduce ullrich2017 --quick     a subset of the images, a few epochs: does it run?
     swsmix reproduce ullrich2017 --figure pareto
+    swsmix reproduce ullrich2017 --verify    measures the compressed files that are kept
     swsmix reproduce ullrich2017 --only resnet-20     CIFAR-10: hours, and no part of the rest
 
 Each unit of work makes one file in results/, for a pretrained network or a compressed one; see
@@ -29,7 +30,7 @@ from swsmix.problems.reproduction import signals
 if __name__ == "__main__":
     signals.end_quietly()
 
-from papers.ullrich2017 import cifar, settings, work
+from papers.ullrich2017 import cifar, settings, verify, work
 from swsmix.problems.mnist import mnist
 from swsmix.problems.reproduction import runner
 from swsmix.problems.reproduction.runner import Places
@@ -99,6 +100,7 @@ def main() -> None:
         seeds=settings.NUM_SEEDS,
         quick_seeds=1,
         prepare=mnist,  # one clear error rather than one in each process
+        verify=verify.verify,
         apart={name: partial(cifar.stages, name) for name in cifar.ROWS},
     )
     runner.main(paper)

@@ -49,7 +49,7 @@ class Augmented:
             )
         self.dataset, self.y = x, y  # `fit` counts the examples of `dataset`
         self.augment, self.batch_size = augment, batch_size
-        self.generator = torch.Generator(device="cpu").manual_seed(seed)
+        self.generator = torch.Generator(device=x.device).manual_seed(seed)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -57,8 +57,7 @@ class Augmented:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch."""
-        order = torch.randperm(
-            len(self.dataset), generator=self.generator, dtype=torch.int64, device="cpu"
-        )
+        n, device = len(self.dataset), self.generator.device
+        order = torch.randperm(n, generator=self.generator, dtype=torch.int64, device=device)
         for rows in order.split(self.batch_size):
             yield self.augment(self.dataset[rows], generator=self.generator), self.y[rows]

@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, run
+from papers.ullrich2017 import cifar, run, verify
 from swsmix.codec import load_compressed
+from swsmix.compression import save_compressed
 from swsmix.problems import resnets
 from swsmix.problems.cifar10 import CIFAR10Tensors
 from swsmix.problems.reproduction import runner
@@ -43,11 +44,12 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "ROWS", {"tiny": TINY})
     monkeypatch.setattr(cifar, "images", few)
     monkeypatch.setattr(cifar, "THREADS", 1)
+    verify._test_images.cache_clear()
     (tmp_path / "results").mkdir()
     return Places(tmp_path / "results", tmp_path / "figures", tmp_path)
 
 
-def test_a_row_leaves_a_file_that_decodes_to_what_was_measured(places):
+def test_a_row_leaves_a_file_that_is_verified(places, capsys):
     for stage in cifar.stages("tiny", places, 1, quick=False):
         assert runner.run_units(stage, places.results, 1) == 1
         assert unfinished(stage, places.results) == []
@@ -63,7 +65,27 @@ def test_a_row_leaves_a_file_that_decodes_to_what_was_measured(places):
         assert found[name] == result[name]
     # The second batch norm of each block is in the convolution before it.
     assert not any("bn2" in name for name in decoded)
+    capsys.readouterr()
+    assert verify.verify(places.results)
+    assert "tiny-seed0: agrees; " in capsys.readouterr().out
+
+    # A table that says otherwise, another network, a damaged file, and none.
+    table = places.results / "tiny-seed0.json"
+    for changes in ({"size_bytes": 7}, {"compressed_test_error_percent": 101.0}):
+        table.write_text(json.dumps(result | changes))
+        assert not verify.verify(places.results)
+        assert "tiny-seed0: differs; " in capsys.readouterr().out
+    table.write_text(json.dumps(result))
+    content = file.read_bytes()
+    save_compressed(file, torch.nn.Linear(3, 3))
+    assert not verify.verify(places.results)
+    assert "it is not the network of the row" in capsys.readouterr().out
+    file.write_bytes(content[:-3])
+    assert not verify.verify(places.results)
+    assert "differs: 1" in capsys.readouterr().out
     file.unlink()
+    assert verify.verify(places.results)
+    assert "tiny-seed0: no file kept; " in capsys.readouterr().out
     assert unfinished(stage, places.results) == stage
 
 

@@ -73,6 +73,7 @@ class Paper:
         prepare: called before the first unit, for an error that each unit would meet.
         record: called with the checkout's results after drawing, to update the paper's README.
         check_quick: called with the results of a quick run.
+        verify: called with the results for `--verify`; whether the files there agree with them.
         apart: table -> `stages` of what only `--only TABLE` makes, since it takes so long.
     """
 
@@ -87,6 +88,7 @@ class Paper:
     prepare: Callable[[], object] | None = None
     record: Callable[[Path], None] | None = None
     check_quick: Callable[[Path], None] | None = None
+    verify: Callable[[Path], bool] | None = None
     apart: Mapping[str, Callable[..., Iterable[list[Unit]]]] = field(default_factory=dict)
 
     def places(self, out: Path | None) -> Places:
@@ -234,6 +236,10 @@ def _run(paper: Paper, arguments: argparse.Namespace, command: str) -> None:
     quick, figure = arguments.quick, arguments.figure
     out = arguments.out or (Path("runs") / f"{paper.folder.name}-quick" if quick else None)
     places = paper.places(out)
+    if arguments.verify:
+        if paper.verify is None:
+            raise SystemExit(f"{paper.folder.name} has no compressed files to verify")
+        sys.exit(0 if paper.verify(places.results) else 1)
     checkout = paper.places(None).results
     here = places.results.resolve() == checkout.resolve()
     seeds = arguments.seeds or (paper.quick_seeds if quick else paper.seeds)
@@ -307,6 +313,7 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
         description=paper.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few seeds and settings: does it run?")
+    parser.add_argument("--verify", action="store_true", help="measure the kept files again")
     parser.add_argument("--only", metavar="TABLE", help="make only this table of the results")
     parser.add_argument("--figure", metavar="NAME", help="only draw this figure, from the results")
     parser.add_argument(
