@@ -30,6 +30,7 @@ def start_network(
     net = problem.make_net(torch.Generator().manual_seed(seed)).to(device)
     if (dense := problem.dense) is None:
         return net
+    net = net.to(memory_format=torch.channels_last)  # a tenth faster on a CPU, at least
     optimizer = torch.optim.SGD(
         net.parameters(), dense.peak_lr, momentum=0.9, nesterov=True,
         weight_decay=dense.weight_decay,

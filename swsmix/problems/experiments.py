@@ -77,7 +77,7 @@ def train(
     if baseline and not problem.decay_stds:
         raise ValueError(
             "baseline must be False for a problem without networks under weight decay, got True: "
-            "omit it (--no-baseline)"
+            "omit it (`swsmix train --no-baseline`)"
         )
     net = start_network(problem, seed, run=run, progress=progress is not False)
     prior = make_prior(problem, net, mode)

@@ -56,7 +56,7 @@ def train_seeds(
     if problem.dense is not None:
         raise ValueError(
             f"{problem.dense.name} has batch norms and must be trained alone, got {len(seeds)} "
-            "seeds: train one after the other (--seeds 1)"
+            "seeds: train one after the other (`swsmix train --seeds 1`)"
         )
     problem = on_device(problem, device)
     nets = networks(problem, seeds)

@@ -1,4 +1,4 @@
-"""`swsmix train --data cifar10`, on a few hundred random images in CIFAR-10's place."""
+"""`swsmix train --data cifar10`, on a hundred random images in CIFAR-10's place."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """The command, which takes 6 x 40 random images for CIFAR-10."""
+    """The command, which takes 6 x 20 random images for CIFAR-10."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (6, 40, 3, 32, 32), dtype=np.uint8)
-    y = rng.integers(0, 10, (6, 40), dtype=np.uint8)
+    x = rng.integers(0, 256, (6, 20, 3, 32, 32), dtype=np.uint8)
+    y = rng.integers(0, 10, (6, 20), dtype=np.uint8)
     np.savez(
         tmp_path / "cifar10.npz", x_train=x[:5].reshape(-1, 3, 32, 32), y_train=y[:5].reshape(-1),
         x_test=x[5], y_test=y[5],
     )  # fmt: skip
-    records = np.concatenate([y[:, :, None], x.reshape(6, 40, -1)], axis=2)
+    records = np.concatenate([y[:, :, None], x.reshape(6, 20, -1)], axis=2)
     md5 = {n: hashlib.md5(r.tobytes()).hexdigest() for n, r in zip(NAMES, records, strict=True)}
     monkeypatch.setenv("SWSMIX_DATA", str(tmp_path))
-    patch = f"from swsmix.problems import cifar10 as c\nc._IMAGES = 40\nc._MD5_OF_FILES = {md5}\n"
+    patch = f"from swsmix.problems import cifar10 as c\nc._IMAGES = 20\nc._MD5_OF_FILES = {md5}\n"
     return patch + MAIN
 
 
