@@ -74,7 +74,7 @@ class Paper:
         record: called with the checkout's results after drawing, to update the paper's README.
         check_quick: called with the results of a quick run.
         verify: called with the results for `--verify`; whether the files there agree with them.
-        apart: table -> `stages` of what only `--only TABLE` makes, since it takes so long.
+        apart: table -> `stages` of what only `--only TABLE` makes, with one seed: it takes hours.
     """
 
     folder: Path
@@ -279,6 +279,7 @@ def _run_stages(
 ) -> None:
     """Run the units stage by stage, and write what they were made with into `run.json`."""
     stages = paper.apart.get(only or "")
+    seeds = 1 if stages else seeds
     if stages is None and paper.prepare is not None:
         try:
             paper.prepare()
