@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from papers.ullrich2017.kept import Results
-from papers.ullrich2017.tables import NETS, table
+from papers.ullrich2017.tables import NETS, cifar_table, table
 from swsmix import plots
 from swsmix.plots.style import styled
 from swsmix.training.runs import replacing
@@ -275,6 +275,7 @@ def _index(results: Results, pictures: Path) -> str:
         ]
     for net in NETS:
         lines += table(results, net)
+    lines += cifar_table(results)
     for figure in paper["figures"]:
         for suffix in ("png", "gif"):
             if (pictures / f"{figure['name']}.{suffix}").is_file():

@@ -26,6 +26,7 @@ class Results:
         self.folder = folder
         self.compressed = [r for r in results if r["kind"] == "compressed"]
         self.pretrained = [r for r in results if r["kind"] == "pretrained"]
+        self.cifar = [r for r in results if r["kind"] == "cifar10"]
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The results of each setting of the tables, over the seeds."""

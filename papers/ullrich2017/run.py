@@ -4,6 +4,8 @@
     swsmix reproduce ullrich2017             everything; goes on where it was stopped
     swsmix reproduce ullrich2017 --quick     a subset of the images, a few epochs: does it run?
     swsmix reproduce ullrich2017 --figure pareto
+    swsmix reproduce ullrich2017 --verify    measures the compressed files that are kept
+    swsmix reproduce ullrich2017 --only resnet-20     CIFAR-10: hours, and no part of the rest
 
 Each unit of work makes one file in results/, for a pretrained network or a compressed one; see
 swsmix/problems/reproduction. A unit that was stopped goes on from its last epoch.
@@ -14,9 +16,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one unit per core is faster than two threads
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where there are several, beside other work
 # Import `papers` and `swsmix` from this checkout, and nothing from this folder.
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,7 +30,7 @@ from swsmix.problems.reproduction import signals
 if __name__ == "__main__":
     signals.end_quietly()
 
-from papers.ullrich2017 import settings, work
+from papers.ullrich2017 import cifar, settings, verify, work
 from swsmix.problems.mnist import mnist
 from swsmix.problems.reproduction import runner
 from swsmix.problems.reproduction.runner import Places
@@ -96,6 +100,8 @@ def main() -> None:
         seeds=settings.NUM_SEEDS,
         quick_seeds=1,
         prepare=mnist,  # one clear error rather than one in each process
+        verify=verify.verify,
+        apart={name: partial(cifar.stages, name) for name in cifar.ROWS},
     )
     runner.main(paper)
 

@@ -73,3 +73,45 @@ def table(results: Results, net: str) -> list[str]:
             f"{len(rows)} |",
         ]
     return [*lines, ""]
+
+
+CIFAR = {
+    "resnet-20": ("ResNet-20", "not run yet"),
+    "wrn-16-4": ("WRN-16-4", "not run: about 16 minutes an epoch on two cores, 83 epochs and more"),
+}
+"""Network -> its name, and what its row says without a result."""
+
+
+def cifar_table(results: Results) -> list[str]:
+    """The networks on CIFAR-10, and the published row."""
+    published = tomllib.loads((HERE / "published.toml").read_text())
+    lines = [
+        "## CIFAR-10",
+        "",
+        "One seed. Bytes of the whole file against four bytes for each number of the network with "
+        "folded batch norms; images are moved by up to four pixels and mirrored.",
+        "",
+        "| network | method | dense error % | error % | points, of those allowed on validation | "
+        "non-zero % | bytes | compression | its unit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for net, (name, without) in CIFAR.items():
+        lines += [
+            f"| {name} | {row['method']}, as cited | | {row['error']:.2f} | | | | "
+            f"{row['ratio']}x | {UNITS[row['unit']]} |"
+            for row in published["rows"]
+            if row["net"] == net
+        ]
+        found = [r for r in results.cifar if r["net"] == net]
+        for r in found:
+            points = r["compressed_validation_error_percent"] - r["dense_validation_error_percent"]
+            missed = "" if r["met"] else ", missed"
+            lines.append(
+                f"| {name} | **ours** | {r['dense_test_error_percent']:.2f} | "
+                f"{r['compressed_test_error_percent']:.2f} | {points:.2f} of "
+                f"{r['allowed_points']:g}{missed} | {r['nonzero_percent']:.1f} | "
+                f"{r['size_bytes']:,} | **{r['ratio']:.0f}x** | bytes of a file |"
+            )
+        if not found:
+            lines.append(f"| {name} | **ours**: {without} | | | | | | | |")
+    return [*lines, ""]

@@ -133,8 +133,8 @@ def compress(
     Args:
         setting: how.
         seed: of the split, the batches and k-means.
-        scratch: where the pretrained network is, and checkpoints and file go.
-        results: where the tensors of the figures go.
+        scratch: where the pretrained network is, and checkpoints go.
+        results: where the file and the tensors of the figures go.
         subset: so many images only.
         test: whether to read the test images, at the very end.
 
@@ -164,8 +164,7 @@ def compress(
             **options,
         )  # fmt: skip
     state, transformed = smallest(setting, net, done, validation[0][:1000])
-    file = scratch / "files" / f"{setting.name}-seed{seed}.sws"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = results / f"{setting.name}-seed{seed}.sws"
     size = save_compressed(file, state)
     decoded = load_compressed(file)
     if any(not torch.equal(decoded[n], t) for n, t in state.items()):

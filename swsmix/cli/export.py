@@ -74,6 +74,7 @@ def _network(run: Path) -> tuple[nn.Module, Tensor]:
     import torch
 
     from swsmix.cli.train_settings import check_config
+    from swsmix.compression.batch_norms import fold_batch_norms_
     from swsmix.problems import nets
     from swsmix.training.runs import load_config
 
@@ -87,17 +88,21 @@ def _network(run: Path) -> tuple[nn.Module, Tensor]:
     check_config(config, file)
     data, net = config.get("data"), config.get("net")
     dtype = torch.float64 if config.get("dtype") == "float64" else torch.float32
-    make, width = {
-        "sunspots": (nets.sunspot_net, 12),
-        "shift": (nets.shift_net, 20),
-        "mnist": (nets.lenet_5_caffe if net == "lenet-5-caffe" else nets.lenet_300_100, 784),
-    }.get(str(data), (None, 0))
+    make, shape = {
+        "sunspots": (nets.sunspot_net, (12,)),
+        "shift": (nets.shift_net, (20,)),
+        "mnist": (nets.lenet_5_caffe if net == "lenet-5-caffe" else nets.lenet_300_100, (784,)),
+        "cifar10": (nets.wrn if net == "wrn-16-4" else nets.resnet20, (3, 32, 32)),
+    }.get(str(data), (None, ()))
     if make is None:
         raise ValueError(
             f"{file}: `data` must be that of `swsmix train`, got {data!r}: of a network of your "
             "own, use swsmix.compression.export_onnx in Python"
         )
-    return make(dtype=dtype), torch.zeros(2, width, dtype=dtype, device="cpu")
+    network = make(dtype=dtype).eval()
+    if data == "cifar10":
+        fold_batch_norms_(network)  # as `swsmix train` has
+    return network, torch.zeros(2, *shape, dtype=dtype, device="cpu")
 
 
 def _load_(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

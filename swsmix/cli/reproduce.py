@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,9 @@ def reproduce(
     figure: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only draw this figure, from the results.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only measure the compressed files of the results.")
+    ] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one per core.")
@@ -51,12 +55,15 @@ def reproduce(
 
     - `swsmix reproduce nowlan1992 --figure sunspots-horizon --out runs/nowlan1992`
 
+    - `swsmix reproduce ullrich2017 --verify` : decode each file and measure it, in seconds
+
     - `swsmix reproduce nowlan1992 --seeds 3 --jobs 1 --out runs/nowlan1992`
     """
-    _reproduce(name, quick=quick, only=only, figure=figure, seeds=seeds, jobs=jobs, out=out)
+    flags = {"quick": quick, "verify": verify}
+    _reproduce(name, flags, only=only, figure=figure, seeds=seeds, jobs=jobs, out=out)
 
 
-def _reproduce(name: str | None, *, quick: bool, **options: Any) -> None:
+def _reproduce(name: str | None, flags: Mapping[str, bool], **options: Any) -> None:
     papers = _papers()
     known = {path.parent.name: path.parent for path in sorted(papers.glob("*/run.py"))}
     if name is None:
@@ -66,7 +73,7 @@ def _reproduce(name: str | None, *, quick: bool, **options: Any) -> None:
     if name not in known:
         raise ValueError(f"the papers are {', '.join(known)}; got {name!r}")
     command = [sys.executable, str(known[name] / "run.py")]
-    command += ["--quick"] if quick else []
+    command += [f"--{flag}" for flag, given in flags.items() if given]
     for option, value in options.items():
         command += [] if value is None else [f"--{option}", str(value)]
     if code := _call(command):

@@ -22,7 +22,7 @@ from swsmix.cli.train_settings import Data, Dtype, Mode, Net, check_config, resu
 def train(
     context: typer.Context,
     data: Annotated[Data, typer.Option(help="The built-in problem.")] = Data.sunspots,
-    net: Annotated[Net | None, typer.Option(help="The network for MNIST.")] = None,
+    net: Annotated[Net | None, typer.Option(help="The network for MNIST or CIFAR-10.")] = None,
     components: Annotated[
         int | None, typer.Option(min=1, help="K, the number of components, the zero one included.")
     ] = None,
@@ -36,11 +36,16 @@ def train(
         int | None, typer.Option(min=1, help="Optimiser steps (or full-batch rounds) per EM step.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, or full-batch rounds.")] = None,
+    dense_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs before the prior comes (cifar10).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of initial weights and batches.")] = 0,
     seeds: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many seeds, from --seed on, side by side; 10 by default, 1 for mnist."
+            min=1,
+            help="How many seeds, from --seed on, side by side; 10 by default, or 1 for mnist and "
+            "cifar10.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="The device, such as cpu or cuda.")] = "cpu",
@@ -54,7 +59,7 @@ def train(
         bool | None,
         typer.Option(
             "--baseline/--no-baseline",
-            help="Also train under weight decay, to compare; by default, but not for mnist.",
+            help="Also train under weight decay, to compare; by default for the small ones.",
         ),
     ] = None,
     posterior: Annotated[
@@ -91,6 +96,8 @@ def train(
 
     - `swsmix train --data mnist --components 16 --out runs/lenet`
 
+    - `swsmix train --data cifar10 --net wrn-16-4 --device cuda`
+
     - `swsmix train --data shift --mode gradient --live`
 
     - `swsmix train --out runs/lenet --resume --epochs 10`
@@ -105,11 +112,12 @@ def train(
         "mode": mode.value,
         "em_every": em_every,
         "epochs": epochs,
+        "dense_epochs": dense_epochs,
         "seed": seed,
-        "seeds": seeds or (1 if data is Data.mnist else 10),
+        "seeds": seeds or (1 if data.large else 10),
         "device": device,
         "dtype": dtype.value,
-        "baseline": data is not Data.mnist if baseline is None else baseline,
+        "baseline": not data.large if baseline is None else baseline,
     }
     from swsmix.training import runs
 
@@ -171,12 +179,16 @@ def _run(
         "epochs": problem.epochs,
         "tau": problem.schedule.tau,
         "em_every": problem.schedule.em_every,
+        "dense_epochs": None if problem.dense is None else problem.dense.epochs,
     }
     if not resume:
         runs.save_config(out, settings)
 
     def advice() -> str:
-        return "continue with --resume" if runs.has_checkpoint(out) else "nothing was saved yet"
+        if runs.has_checkpoint(out):
+            return "continue with --resume"
+        dense = "the same command goes on with the dense network"
+        return "nothing was saved yet" if problem.dense is None else dense
 
     began = time.monotonic()
     with _said_if_interrupted(advice), _callback(callbacks, live=live) as callback:
@@ -239,6 +251,13 @@ def _problem(settings: dict[str, Any]) -> Any:
     )
     changes = {"num_components": settings["components"], "epochs": settings["epochs"]}
     problem = replace(problem, **{n: v for n, v in changes.items() if v is not None})
+    if (epochs := settings.get("dense_epochs")) is not None:
+        if problem.dense is None:
+            raise ValueError(
+                f"--dense-epochs must be for cifar10, got {settings['data']}, whose networks see "
+                "the prior from the start: omit it"
+            )
+        problem = replace(problem, dense=replace(problem.dense, epochs=epochs))
     changes = {"tau": settings["tau"], "em_every": settings["em_every"]}
     schedule = replace(problem.schedule, **{n: v for n, v in changes.items() if v is not None})
     if problem.lr is None:

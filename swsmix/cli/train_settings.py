@@ -14,13 +14,21 @@ class Data(StrEnum):
     sunspots = "sunspots"
     shift = "shift"
     mnist = "mnist"
+    cifar10 = "cifar10"
+
+    @property
+    def large(self) -> bool:
+        """Whether one seed, without weight decay to compare with, is enough by default."""
+        return self in (Data.mnist, Data.cifar10)
 
 
 class Net(StrEnum):
-    """The networks for MNIST."""
+    """The networks for MNIST, and for CIFAR-10."""
 
     lenet_300_100 = "lenet-300-100"
     lenet_5_caffe = "lenet-5-caffe"
+    resnet_20 = "resnet-20"
+    wrn_16_4 = "wrn-16-4"
 
 
 class Mode(StrEnum):
@@ -41,7 +49,8 @@ def check_config(saved: dict[str, Any], file: Path) -> None:
     """Check the types of a run's settings: someone may have edited them."""
     wanted: dict[str, Any] = {
         "data": Data, "net": Net, "mode": Mode, "dtype": Dtype, "components": int, "em_every": int,
-        "epochs": int, "seed": int, "seeds": int, "tau": float, "baseline": bool, "device": str,
+        "epochs": int, "dense_epochs": int, "seed": int, "seeds": int, "tau": float,
+        "baseline": bool, "device": str,
     }  # fmt: skip
     for name, kind in wanted.items():
         if name not in saved:

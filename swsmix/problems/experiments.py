@@ -13,6 +13,7 @@ from torch import nn
 from swsmix.compression.snap import bits_per_weight, snap_, within_share
 from swsmix.prior import MixturePrior, Mode
 from swsmix.problems.decay import weight_decay
+from swsmix.problems.dense import batches, start_network
 from swsmix.problems.recipes import Problem
 from swsmix.schedule import Schedule
 from swsmix.training.evaluation import Batch, evaluate
@@ -68,9 +69,17 @@ def train(
         baseline: train the weight-decay networks too.
         baseline_progress: show a progress bar for each of them.
         callback: as in `fit`.
+
+    Raises:
+        ValueError: if the problem has no baseline, and one is asked for.
     """
     problem = on_device(problem, device)
-    net = problem.make_net(torch.Generator().manual_seed(seed)).to(device)
+    if baseline and not problem.decay_stds:
+        raise ValueError(
+            "baseline must be False for a problem without networks under weight decay, got True: "
+            "omit it (`swsmix train --no-baseline`)"
+        )
+    net = start_network(problem, seed, run=run, progress=progress is not False)
     prior = make_prior(problem, net, mode)
     _, start = snapped_measures(problem, net, prior)
     history = _fit(
@@ -141,7 +150,7 @@ def _fit(
     return fit(
         net,
         loss,
-        problem.train,
+        batches(problem, seed + 7919),  # other batches than before the prior came
         optimizer=optimizer,
         epochs=problem.epochs,
         prior=prior,
@@ -151,6 +160,7 @@ def _fit(
         iterations=problem.iterations,
         validation=problem.validation,
         measure=problem.measure,
+        measure_train=problem.augment is None,  # augmented images are no measure, and cost a pass
         seed=seed,
         **more,
     )

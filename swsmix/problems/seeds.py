@@ -49,7 +49,15 @@ def train_seeds(
         baseline: train the weight-decay networks too.
         baseline_progress: show a progress bar for them.
         callback: as in `fit_ensemble`.
+
+    Raises:
+        ValueError: if the network has batch norms, which cannot be trained side by side.
     """
+    if problem.dense is not None:
+        raise ValueError(
+            f"{problem.dense.name} has batch norms and must be trained alone, got {len(seeds)} "
+            "seeds: train one after the other (`swsmix train --seeds 1`)"
+        )
     problem = on_device(problem, device)
     nets = networks(problem, seeds)
     priors = [make_prior(problem, net, mode) for net in nets]

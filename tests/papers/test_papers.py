@@ -67,7 +67,7 @@ def test_the_list_keeps_to_the_terminals_width(monkeypatch, capsys):
 
     for width in (40, 60, 100):
         monkeypatch.setenv("COLUMNS", str(width))
-        command._reproduce(None, quick=False)
+        command._reproduce(None, {})
         listed = capsys.readouterr().out
         assert max(map(len, listed.splitlines())) <= width
         for name in (*figures.DRAWINGS, "pareto", "nowlan1992", "sunspots-hindsight.jsonl"):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from papers.ullrich2017 import figures, kept, run, settings, sizes, tables
+from papers.ullrich2017 import figures, kept, run, settings, sizes, tables, verify
 from papers.ullrich2017.images import Images
 from swsmix.compression.recipe import Recipe
 from swsmix.problems.reproduction import runner
@@ -144,7 +144,7 @@ def test_a_lost_network_is_trained_again_only_where_it_is_needed(tmp_path):
 
 
 @pytest.mark.mnist
-def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
+def test_a_unit_runs_writes_a_file_that_is_verified_and_is_then_done(tmp_path, capsys):
     (setting,) = (s for s, _ in settings.quick(1) if s.name == settings.SHIFTED.name)
     recipe = Recipe(sparsify_epochs=1, quantise_epochs=1, finetune_epochs=1, em_every=2)
     setting = replace(setting, recipe=recipe, pretrain_epochs=1)
@@ -157,8 +157,9 @@ def test_a_unit_runs_writes_a_file_that_decodes_and_is_then_done(tmp_path):
         assert runner.run_units([unit], results, 1) == 1
         assert unfinished([unit], results) == []
     result = json.loads(unit.file(results).read_text())
-    file = tmp_path / "files" / f"{unit.key}.sws"
+    file = results / f"{unit.key}.sws"
     assert result["size_bytes"] == file.stat().st_size < result["float32_bytes"] / 10
+    assert verify.verify(results) and "shifted-seed0: agrees" in capsys.readouterr().out
     written = figures.draw(results, pictures)
     assert {p.name for p in written} == {"pareto.png", "bands.png", "layers.png", "README.md"}
 

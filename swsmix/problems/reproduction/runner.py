@@ -14,9 +14,9 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,8 @@ class Paper:
         prepare: called before the first unit, for an error that each unit would meet.
         record: called with the checkout's results after drawing, to update the paper's README.
         check_quick: called with the results of a quick run.
+        verify: called with the results for `--verify`; whether the files there agree with them.
+        apart: table -> `stages` of what only `--only TABLE` makes, with one seed: it takes hours.
     """
 
     folder: Path
@@ -86,6 +88,8 @@ class Paper:
     prepare: Callable[[], object] | None = None
     record: Callable[[Path], None] | None = None
     check_quick: Callable[[Path], None] | None = None
+    verify: Callable[[Path], bool] | None = None
+    apart: Mapping[str, Callable[..., Iterable[list[Unit]]]] = field(default_factory=dict)
 
     def places(self, out: Path | None) -> Places:
         """The checkout's folders, or those in `out`."""
@@ -232,6 +236,10 @@ def _run(paper: Paper, arguments: argparse.Namespace, command: str) -> None:
     quick, figure = arguments.quick, arguments.figure
     out = arguments.out or (Path("runs") / f"{paper.folder.name}-quick" if quick else None)
     places = paper.places(out)
+    if arguments.verify:
+        if paper.verify is None:
+            raise SystemExit(f"{paper.folder.name} has no compressed files to verify")
+        sys.exit(0 if paper.verify(places.results) else 1)
     checkout = paper.places(None).results
     here = places.results.resolve() == checkout.resolve()
     seeds = arguments.seeds or (paper.quick_seeds if quick else paper.seeds)
@@ -270,14 +278,16 @@ def _run_stages(
     command: str,
 ) -> None:
     """Run the units stage by stage, and write what they were made with into `run.json`."""
-    if paper.prepare is not None:
+    stages = paper.apart.get(only or "")
+    seeds = 1 if stages else seeds
+    if stages is None and paper.prepare is not None:
         try:
             paper.prepare()
         except (OSError, ValueError) as error:
             raise SystemExit(str(error)) from error
     places.results.mkdir(parents=True, exist_ok=True)
     began, tables = time.monotonic(), dict[str, None]()
-    for stage in paper.stages(places, seeds, quick=quick):
+    for stage in (stages or paper.stages)(places, seeds, quick=quick):
         tables |= dict.fromkeys(unit.table for unit in stage)
         wanted = [unit for unit in stage if only in (None, unit.table)]
         made = run_units(wanted, places.results, jobs)
@@ -296,7 +306,7 @@ def _run_stages(
         }
         save_json(places.results / "run.json", about)
     if only not in (None, *tables):
-        raise SystemExit(f"the tables are {', '.join(tables)}; got {only!r}")
+        raise SystemExit(f"the tables are {', '.join([*tables, *paper.apart])}; got {only!r}")
 
 
 def _parser(paper: Paper) -> argparse.ArgumentParser:
@@ -304,6 +314,7 @@ def _parser(paper: Paper) -> argparse.ArgumentParser:
         description=paper.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few seeds and settings: does it run?")
+    parser.add_argument("--verify", action="store_true", help="measure the kept files again")
     parser.add_argument("--only", metavar="TABLE", help="make only this table of the results")
     parser.add_argument("--figure", metavar="NAME", help="only draw this figure, from the results")
     parser.add_argument(

@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""What soft weight-sharing is compared with: gradual pruning and straight-through k-means.
+
+    papers/ullrich2017/pruning.py lenet-5-caffe fc1.weight=0.006 conv2.weight=0.08
+    papers/ullrich2017/pruning.py lenet-300-100 --prune-epochs 50 --values 5 fc1.weight=0.03
+
+    prune     the share of zeros of each tensor rises as 1 - (1 - t)^3, and the smallest go
+              (Zhu & Gupta 2017); what has gone does not come back
+    cluster   k-means of what is left; the network answers with the centres and the gradient moves
+              the weights, which are assigned anew as they move
+    snap      to the centres, which are fine-tuned; then our own file, as for the rows of the table
+
+The same images, epochs, optimiser and codec as the rows, so that only the method differs. Prints
+bytes and errors on the validation images; the test images are not read. No full run was made yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":  # import `papers` and `swsmix` from this checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from papers.ullrich2017 import work
+from papers.ullrich2017.images import Images, training_images
+from papers.ullrich2017.settings import Setting
+from swsmix.codec import encode
+from swsmix.compression import clusters
+from swsmix.compression.centres import tie
+from swsmix.compression.snap import snap_to_grid
+from swsmix.start import initial_mixture
+from swsmix.training.evaluation import Loss, evaluate
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How much to prune, and how long.
+
+    Attributes:
+        kept: name of each tensor -> the share of its weights that is left.
+        num_values: of each tensor, zero included.
+        prune_epochs: of pruning; the shares are reached at three quarters.
+        cluster_epochs: of straight-through k-means.
+        finetune_epochs: of the centres.
+        lr: Adam's, falling by a cosine to a twentieth in each phase; fine-tuning has a twentieth.
+        every: steps between two prunings, or two assignments.
+    """
+
+    kept: Mapping[str, float]
+    num_values: int = 8
+    prune_epochs: int = 50
+    cluster_epochs: int = 20
+    finetune_epochs: int = 1
+    lr: float = 2e-3
+    every: int = 50
+
+
+def compress_(net: nn.Module, loss: Loss, images: Images, pruning: Pruning) -> dict[str, Tensor]:
+    """Prune, cluster, snap and fine-tune a pretrained network, in place.
+
+    Returns:
+        The cluster of each weight, by tensor; 0 is zero's.
+    """
+    weights = {name: net.get_parameter(name) for name in pruning.kept}
+    alive = prune_(net, weights, loss, images, pruning)
+    index = cluster_(net, weights, alive, loss, images, pruning)
+    handles = [tie(w, index[name]) for name, w in weights.items()]
+    for batch in _epochs(net, images, pruning.finetune_epochs, pruning.lr / 20):
+        batch(loss, net)
+    for handle in handles:
+        handle.remove()
+    for name, w in weights.items():
+        clusters.set_to_centres_(w, index[name])
+    return index
+
+
+def prune_(
+    net: nn.Module, weights: Mapping[str, Tensor], loss: Loss, images: Images, pruning: Pruning
+) -> dict[str, Tensor]:
+    """Train while the smallest weights go; which are left."""
+    alive = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
+    steps = len(images) * pruning.prune_epochs
+    for step, batch in enumerate(_epochs(net, images, pruning.prune_epochs, pruning.lr)):
+        if step % pruning.every == 0:
+            progress = min((step + pruning.every) / (0.75 * steps), 1.0)
+            for name, w in weights.items():
+                alive[name] = largest(w, kept_at(pruning.kept[name], progress))
+        for name, w in weights.items():
+            w.data.masked_fill_(~alive[name], 0.0)
+        batch(loss, net)
+    for name, w in weights.items():
+        alive[name] = largest(w.data.masked_fill_(~alive[name], 0.0), pruning.kept[name])
+        w.data.masked_fill_(~alive[name], 0.0)
+    return alive
+
+
+def kept_at(kept: float, progress: float) -> float:
+    """The share that is left at some point of the pruning, from 0 to 1."""
+    return 1.0 - (1.0 - kept) * (1.0 - (1.0 - progress) ** 3)
+
+
+def largest(w: Tensor, share: float) -> Tensor:
+    """Which weights are left, if that share of the largest is."""
+    count = round(share * w.numel())
+    mask = torch.zeros(w.numel(), dtype=torch.bool)
+    mask[w.detach().abs().reshape(-1).topk(count).indices] = True
+    return mask.view(w.shape)
+
+
+def cluster_(
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    loss: Loss,
+    images: Images,
+    pruning: Pruning,
+) -> dict[str, Tensor]:
+    """Train with answers from the centres of k-means; the cluster of each weight."""
+    centres, index = {}, {}
+    for name, w in weights.items():
+        left = w.detach()[alive[name]]
+        k = min(pruning.num_values - 1, len(left.unique()))
+        found = initial_mixture(left, k, method="kmeans", seed=0).mean if k else left
+        centres[name] = torch.cat([torch.zeros(1), found])
+    for step, batch in enumerate(_epochs(net, images, pruning.cluster_epochs, pruning.lr)):
+        if step % pruning.every == 0:
+            for name, w in weights.items():
+                index[name] = assigned_(centres[name], w.detach(), alive[name])
+        values = {
+            name: w + (centres[name][index[name]] - w).detach() for name, w in weights.items()
+        }
+        batch(loss, partial(_answer, net, values))
+    for name, w in weights.items():
+        index[name] = assigned_(centres[name], w.detach(), alive[name])
+        w.data.copy_(centres[name][index[name]])
+    return index
+
+
+def _answer(net: nn.Module, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    answer: Tensor = torch.func.functional_call(net, values, (x,))
+    return answer
+
+
+def assigned_(centre: Tensor, w: Tensor, alive: Tensor) -> Tensor:
+    """The nearest centre of each weight that is left, and these centres moved to their means."""
+    index = torch.zeros_like(w, dtype=torch.long)
+    if len(centre) > 1:
+        left = w[alive]
+        j = (left[:, None] - centre[None, 1:]).abs().argmin(1)
+        index[alive] = j + 1
+        count = torch.bincount(j, minlength=len(centre) - 1)
+        mean = torch.bincount(j, left, minlength=len(centre) - 1) / count.clamp_min(1)
+        centre[1:] = torch.where(count > 0, mean, centre[1:])
+    return index
+
+
+Answer = Callable[[Tensor], Tensor]
+
+
+def _epochs(
+    net: nn.Module, images: Images, epochs: int, lr: float
+) -> Iterator[Callable[[Loss, Answer], None]]:
+    """A call for each batch that makes a step of Adam on it."""
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    scheduler = CosineAnnealingLR(optimizer, max(epochs, 1), lr / 20)
+    for _ in range(epochs):
+        net.train()
+        for x, y in images:
+
+            def step(loss: Loss, answer: Answer, x: Tensor = x, y: Tensor = y) -> None:
+                optimizer.zero_grad()
+                loss(answer(x), y).backward()
+                optimizer.step()
+
+            yield step
+        scheduler.step()
+
+
+def main() -> None:
+    """Compress one network, and print what it takes and how many errors it makes."""
+    arguments = _arguments()
+    setting = Setting(
+        f"pruned-{arguments.net}", arguments.net, dropout=arguments.dropout, batch_size=128
+    )
+    few = "" if arguments.images is None else f"-{arguments.images}-images"
+    scratch = Path(__file__).resolve().parents[2] / "runs" / f"ullrich2017{few}"
+    if not work.dense_file(setting, arguments.seed, scratch).is_file():
+        work.pretrain(setting, arguments.seed, scratch, arguments.images)
+    train, validation = training_images(arguments.seed, arguments.images)
+    net = work.network(setting, arguments.seed)
+    net.load_state_dict(load_file(work.dense_file(setting, arguments.seed, scratch)))
+    kept = {name: 1.0 for name, p in net.named_parameters() if p.ndim > 1}
+    kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
+    epochs = arguments.prune_epochs, arguments.cluster_epochs
+    pruning = Pruning(kept, arguments.values, *epochs)
+    index = compress_(net, work.loss, Images(*train, setting, 7919 + arguments.seed), pruning)
+    state = {
+        name: t if name in index else snap_to_grid(t, 8) for name, t in net.state_dict().items()
+    }
+    net.load_state_dict(state)
+    result = {
+        "size_bytes": len(encode({n: t.contiguous() for n, t in state.items()})),
+        "validation_error_percent": evaluate(net, work.errors, validation),
+        "kept": kept,
+    }
+    print(json.dumps(result))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("net", choices=sorted(work.NETS))
+    parser.add_argument("kept", nargs="*", help="TENSOR=SHARE that is left; 1 for the others")
+    parser.add_argument("--values", type=int, default=8, help="of each tensor, zero included")
+    parser.add_argument("--dropout", type=float, default=0.35, help="of pixels, as in the rows")
+    parser.add_argument("--prune-epochs", type=int, default=50)
+    parser.add_argument("--cluster-epochs", type=int, default=20)
+    parser.add_argument("--images", type=int, help="so many only")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The rows of CIFAR-10: a unit runs, resumes, writes a file that decodes, and only when asked."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from papers.ullrich2017 import cifar, run, verify
+from swsmix.codec import load_compressed
+from swsmix.compression import save_compressed
+from swsmix.problems import resnets
+from swsmix.problems.cifar10 import CIFAR10Tensors
+from swsmix.problems.reproduction import runner
+from swsmix.problems.reproduction.runner import Places
+from swsmix.problems.reproduction.units import unfinished
+
+TINY = cifar.Row(
+    "tiny",
+    partial(resnets.wrn, 10, 1),
+    blocks=3,
+    allowed=100.0,
+    recipe=replace(cifar.RECIPE, em_every=2, **cifar.SHORT),
+    dense_epochs=2,
+    batch_size=32,
+)
+
+
+def few(seed, subset):
+    """Images of ten shades of grey, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(n):
+        y = torch.randint(10, (n,), generator=generator)
+        noise = 0.3 * torch.randn(n, 3, 32, 32, generator=generator)
+        return noise + y[:, None, None, None] / 5, y
+
+    return CIFAR10Tensors(*part(64), *part(32), *part(32))
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "ROWS", {"tiny": TINY})
+    monkeypatch.setattr(cifar, "images", few)
+    monkeypatch.setattr(cifar, "THREADS", 1)
+    verify._test_images.cache_clear()
+    (tmp_path / "results").mkdir()
+    return Places(tmp_path / "results", tmp_path / "figures", tmp_path)
+
+
+def test_a_row_leaves_a_file_that_is_verified(places, capsys):
+    for stage in cifar.stages("tiny", places, 1, quick=False):
+        assert runner.run_units(stage, places.results, 1) == 1
+        assert unfinished(stage, places.results) == []
+    result = json.loads((places.results / "tiny-seed0.json").read_text())
+    file = places.results / "tiny-seed0.sws"
+    assert result["size_bytes"] == file.stat().st_size
+    decoded = load_compressed(file)
+    assert result["float32_bytes"] == 4 * sum(t.numel() for t in decoded.values())
+    net = cifar.network(TINY, 0, folded=True)
+    found = cifar.measure(net, decoded, few(0, None))
+    for part in ("validation", "test"):
+        name = f"compressed_{part}_error_percent"
+        assert found[name] == result[name]
+    # The second batch norm of each block is in the convolution before it.
+    assert not any("bn2" in name for name in decoded)
+    capsys.readouterr()
+    assert verify.verify(places.results)
+    assert "tiny-seed0: agrees; " in capsys.readouterr().out
+
+    # A table that says otherwise, another network, a damaged file, and none.
+    table = places.results / "tiny-seed0.json"
+    for changes in ({"size_bytes": 7}, {"compressed_test_error_percent": 101.0}):
+        table.write_text(json.dumps(result | changes))
+        assert not verify.verify(places.results)
+        assert "tiny-seed0: differs; " in capsys.readouterr().out
+    table.write_text(json.dumps(result))
+    content = file.read_bytes()
+    save_compressed(file, torch.nn.Linear(3, 3))
+    assert not verify.verify(places.results)
+    assert "it is not the network of the row" in capsys.readouterr().out
+    file.write_bytes(content[:-3])
+    assert not verify.verify(places.results)
+    assert "differs: 1" in capsys.readouterr().out
+    file.unlink()
+    assert verify.verify(places.results)
+    assert "tiny-seed0: no file kept; " in capsys.readouterr().out
+    assert unfinished(stage, places.results) == stage
+
+
+def test_a_dense_run_that_was_stopped_ends_as_if_it_had_not_been(places, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cifar.pretrain(TINY, 0, whole, None)
+    epochs = iter(range(2))
+
+    class Stopped(cifar.Augmented):
+        def __iter__(self):
+            if next(epochs) == 1:  # in the second epoch
+                raise KeyboardInterrupt
+            yield from super().__iter__()
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cifar, "Augmented", Stopped)
+        cifar.pretrain(TINY, 0, broken, None)
+    cifar.pretrain(TINY, 0, broken, None)
+    first, second = (cifar.dense_file(TINY, 0, each).read_bytes() for each in (whole, broken))
+    assert first == second
+
+
+def test_a_row_is_made_by_its_name_alone(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(runner, "run_units", lambda units, *_: made.extend(units) or 0)
+    monkeypatch.setattr("sys.argv", ["run.py", "--only", "resnet-20", "--out", str(tmp_path)])
+    run.main()
+    assert [unit.key for unit in made] == ["resnet-20-dense-seed0", "resnet-20-seed0"]
+    made.clear()
+    monkeypatch.setattr(run, "mnist", lambda: None)
+    monkeypatch.setattr("sys.argv", ["run.py", "--quick", "--out", str(tmp_path)])
+    run.main()
+    assert made and not any("resnet" in unit.key for unit in made)
