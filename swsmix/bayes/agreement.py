@@ -87,8 +87,8 @@ class Agreement:
         return cls(within=within, **rest)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, the same after a way through JSON."""
+        return asdict(self) | {"within": list(self.within)}
 
 
 def _largest_rhat(chains: Array) -> float:

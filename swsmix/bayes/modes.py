@@ -184,7 +184,7 @@ def _pareto_k(
 
     factor = np.linalg.cholesky(curvature)
     noise = rng.standard_normal((draws, len(z)))
-    points = z + np.linalg.solve(factor.T, noise.T).T
+    points = np.ascontiguousarray(z + np.linalg.solve(factor.T, noise.T).T)
     heights = np.array([-joint.potential(point, centred=True)[0] for point in points])
     log_weights = heights - value + 0.5 * np.square(noise).sum(1)
     if np.ptp(log_weights) < 1e-4:  # a Gaussian: the weights are rounding

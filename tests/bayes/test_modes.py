@@ -47,7 +47,7 @@ def test_of_linear_regression_it_is_exact_whatever_the_starts():
     spread = 0.4**2 * torch.eye(20, dtype=FLOAT) + 0.5**2 * x @ x.T
     exact = NORMAL(0.2 * x.sum(1), spread).log_prob(y).item()
     starts = [joint.start(), joint.start() + 3.0, joint.start() - 1.0]
-    found = mode_evidence(joint, starts)
+    found = mode_evidence(joint, starts, draws=200)
     assert found.log_evidence == pytest.approx(exact, abs=1e-5)
     assert len(found.modes) == 1 and found.num_lost == 0 and found.pareto_k == -math.inf
 
@@ -59,12 +59,12 @@ def test_of_linear_regression_it_is_exact_whatever_the_starts():
 def test_of_a_mixture_of_linear_models_it_is_the_enumerated_evidence(std, slack):
     joint, exact = linear(pinned([0.6, 0.4], [0.0, 1.0], [std, std]))
     starts = [np.array(owner, dtype=float) for owner in itertools.product((0, 1), repeat=4)]
-    found = mode_evidence(joint, starts)
+    found = mode_evidence(joint, starts, draws=200)
     assert found.log_evidence == pytest.approx(exact, abs=slack)
-    again = mode_evidence(joint, starts + starts[::3])  # a mode does not count twice
+    again = mode_evidence(joint, starts + starts[::5], draws=200)  # a mode does not count twice
     assert again.log_evidence == pytest.approx(found.log_evidence)
     if len(found.modes) > 1:  # one that no start leads to is missing
-        assert mode_evidence(joint, starts[:1]).log_evidence < found.log_evidence - 1.0
+        assert mode_evidence(joint, starts[:1], draws=200).log_evidence < found.log_evidence - 1.0
 
 
 def relabelled(joint, z, units, components, sign=1.0):
