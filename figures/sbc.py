@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from scipy import stats
 from torch import nn
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
-from swsmix.bayes import Joint, sample
+from swsmix.bayes import Joint, PosteriorWarning, sample
 
 HYPER = HyperPrior(concentration=2.0, mean=0.0, mean_count=0.25, std=0.5, std_count=8.0)
 OTHER_STD, NOISE_STD, NOISE_COUNT = 0.5, 0.4, 8.0
@@ -76,10 +77,12 @@ def ranks(seed, *, hyper=HYPER, draws=RANKS, thin=4, warmup=120):
         net, prior, torch.from_numpy(x), torch.from_numpy(y), other_std=OTHER_STD,
         noise_scale=NOISE_STD, noise_count=NOISE_COUNT,
     )  # fmt: skip
-    drawn = sample(
-        joint, chains=1, draws=draws * thin, warmup=warmup, seed=seed, target_accept=0.9,
-        max_depth=7, progress=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorWarning)  # one chain: the ranks judge it
+        drawn = sample(
+            joint, chains=1, draws=draws * thin, warmup=warmup, seed=seed, target_accept=0.9,
+            max_depth=7, progress=False,
+        )  # fmt: skip
     kept = drawn.z[0, ::thin]
     posterior = quantities(
         drawn.layout.weights(kept, "all").numpy(),

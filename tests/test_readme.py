@@ -39,6 +39,7 @@ def test_each_python_block_of_the_readme_runs_alone(number, tmp_path, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Do not use this posterior")  # chains for a reader to try
 @pytest.mark.parametrize("page", GUIDES)
 def test_the_python_blocks_of_a_guide_run_in_order(page, tmp_path, monkeypatch):
     found = blocks(page)

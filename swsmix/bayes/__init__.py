@@ -3,8 +3,8 @@
 `Joint` makes one log density, over weights, mixtures and noise, of a network, its `MixturePrior`
 (selection, groups, pins, tau, hyper-priors) and data. The assignments are marginalised. `sample`
 draws from it by NUTS; `fit_guide` approximates it by a Pyro guide. Both return a `Posterior`: it
-holds the draws, predicts, and saves them. `loo`, `held_out` and `compare` judge models; `clusters`
-counts the clusters in use.
+holds the draws, says whether they may be used, predicts, and saves them. `loo`, `held_out` and
+`compare` judge models; `clusters` counts the clusters in use.
 
     model, prior = ..., MixturePrior(model, 3, hyper=HyperPrior(mean_count=0.05, std=0.3))
     fit(model, GaussianNoise(), (x, y), optimizer="l-bfgs", epochs=20, prior=prior)
@@ -30,9 +30,13 @@ imported when a chain or a guide starts, not before.
     svi           fit_guide: variational inference
     program       the joint density as a Pyro model
     posterior     Posterior: the draws
+    symmetric     summaries of draws that no permutation of units or components changes
+    agreement     R-hat and effective sizes, between chains and within each
+    verdict       whether the draws may be used, and what to do
     predictive    what the draws predict
     evidence      loo, held_out, compare, clusters
     laplace       a Gaussian posterior of small networks, and its evidence
+    modes         the evidence summed over the modes that an ensemble finds
 """
 
 from swsmix.bayes.evidence import clusters, compare, held_out, loo
@@ -41,10 +45,12 @@ from swsmix.bayes.nuts import sample
 from swsmix.bayes.posterior import Posterior
 from swsmix.bayes.predictive import Prediction
 from swsmix.bayes.svi import fit_guide
+from swsmix.bayes.verdict import PosteriorWarning
 
 __all__ = [
     "Joint",
     "Posterior",
+    "PosteriorWarning",
     "Prediction",
     "clusters",
     "compare",

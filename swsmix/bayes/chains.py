@@ -24,6 +24,7 @@ class Transition(NamedTuple):
         steps: the number of leapfrog steps.
         diverged: whether the trajectory diverged.
         energy: potential and kinetic energy, in nats.
+        log_density: minus the potential energy.
         step_size: the integrator's.
     """
 
@@ -32,6 +33,7 @@ class Transition(NamedTuple):
     steps: int
     diverged: bool
     energy: float
+    log_density: float
     step_size: float
 
 
@@ -86,7 +88,9 @@ def _transitions(
             if iteration in window_ends:
                 current = metric()
         z = joint.uncentre(state.z)
-        yield Transition(z, draw.accept, draw.steps, draw.diverged, state.energy, step_size)
+        yield Transition(
+            z, draw.accept, draw.steps, draw.diverged, state.energy, -state.value, step_size
+        )
 
 
 def in_turn(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from swsmix.bayes.layout import Array
 from swsmix.bayes.posterior import Posterior
+from swsmix.bayes.symmetric import cluster_counts
 
 
 @dataclass(frozen=True)
@@ -167,22 +168,7 @@ def clusters(posterior: Posterior, group: str | None = None) -> ClusterCounts:
     Returns:
         Two numbers per draw.
     """
-    mixing, mean, std = posterior.mixture(group)
-    weights = posterior.weights(group)
-    occupied, effective = [], []
-    for w, pi, mu, sigma in zip(
-        *(t.double().flatten(0, 1) for t in (weights, mixing, mean, std)), strict=True
-    ):
-        off = (w[:, None] - mu) / sigma
-        gamma = (pi.log() - sigma.log() - 0.5 * off.square()).softmax(-1)
-        occupied.append(len(gamma.argmax(-1).unique()))
-        share = gamma.mean(0)
-        effective.append(-torch.xlogy(share, share).sum())
-    shape = weights.shape[:2]
-    return ClusterCounts(
-        torch.tensor(occupied, dtype=torch.int64, device="cpu").reshape(shape),
-        torch.stack(effective).exp().reshape(shape),
-    )
+    return ClusterCounts(*cluster_counts(posterior.weights(group), *posterior.mixture(group)))
 
 
 def _checked_draws(log_likelihood: Tensor) -> Array:

@@ -133,12 +133,28 @@ class Joint:
         Returns:
             z (d,), see `Posterior.layout`.
         """
-        values = {g: (m.mixing, m.mean, m.std) for g, m in self.prior.mixtures.items()}
+        return self.start_at(self.net, self.prior, noise_std)
+
+    def start_at(
+        self, net: nn.Module, prior: MixturePrior, noise_std: float | None = None
+    ) -> Array:
+        """Z at another network and its prior, alike but for their values.
+
+            starts = [joint.start_at(*pair) for pair in zip(ensemble.models, ensemble.priors)]
+
+        Args:
+            net: the network.
+            prior: its prior.
+            noise_std: as for `start`.
+        """
+        values = {g: (m.mixing, m.mean, m.std) for g, m in prior.mixtures.items()}
         if self.layout.learns_noise and noise_std is None:
+            like = next(net.parameters())
+            x = self.x.to(like) if self.x.is_floating_point() else self.x
             with torch.no_grad():
-                noise_std = (self.net(self.x) - self.y).square().mean().sqrt().item()
+                noise_std = (net(x).to(self.y) - self.y).square().mean().sqrt().item()
             noise_std = max(noise_std, 1e-3 * self.noise_scale)
-        z: Array = self.layout.pack(dict(self.net.named_parameters()), values, noise_std).numpy()
+        z: Array = self.layout.pack(dict(net.named_parameters()), values, noise_std).numpy()
         return z
 
     def centre(self, z: Array) -> Array:

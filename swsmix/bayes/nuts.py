@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from swsmix._progress import watched
-from swsmix.bayes import checks
+from swsmix.bayes import checks, symmetric
+from swsmix.bayes.agreement import Agreement
 from swsmix.bayes.chains import Transition, in_processes, in_turn
 from swsmix.bayes.joint import Joint
 from swsmix.bayes.layout import Array
@@ -21,7 +22,6 @@ from swsmix.bayes.posterior import Posterior
 
 _TYPICAL_STEPS = 128  # leapfrog steps of a transition, to estimate the time
 _LONG_SECONDS = 1800.0
-_MAX_DIVERGENCES = 10, 0.01  # no warning up to this number, or this share of the draws
 Metric = Literal["diagonal", "dense"]
 
 
@@ -65,8 +65,8 @@ def sample(
         progress: show a progress bar.
 
     Returns:
-        The posterior. A warning is given if more than 10 draws, and more than 1 %, are from
-        trajectories that diverged; `Posterior.divergences` counts them all.
+        The posterior. A `PosteriorWarning` says if the draws are not to be trusted, and what to do
+        (`Posterior.verdict`): it judges the predictions at the given inputs.
 
     Raises:
         ValueError: for settings out of range, a start of the wrong length, or one where the density
@@ -118,15 +118,7 @@ def sample(
     about = {"method": "nuts", "seed": seed, "seconds": time.monotonic() - began}
     about |= {name: value for name, value in options.items() if name != "total"}
     posterior = _collected(joint, kept, about)
-    allowed, share = _MAX_DIVERGENCES
-    if posterior.divergences > max(allowed, share * posterior.num_draws):
-        warnings.warn(
-            f"{posterior.divergences:,} of {posterior.num_draws:,} draws are from trajectories "
-            "that diverged: parts of the posterior may be missing (Betancourt 2017). Warm up "
-            f"longer (warmup is {warmup}), raise target_accept (it is {target_accept:g}), or keep "
-            "the components from becoming narrow, by std or std_count of the hyper-prior",
-            stacklevel=2,
-        )
+    posterior.verdict.warn()
     return posterior
 
 
@@ -141,9 +133,11 @@ def _complete_part(kept: list[list[Transition]]) -> list[list[Transition]]:
 def _collected(joint: Joint, kept: list[list[Transition]], about: dict[str, Any]) -> Posterior:
     steps = {
         name: torch.from_numpy(np.array([[getattr(t, name) for t in chain] for chain in kept]))
-        for name in ("accept", "steps", "diverged", "energy", "step_size")
+        for name in ("accept", "steps", "diverged", "energy", "log_density", "step_size")
     }
     z = torch.from_numpy(np.array([[t.z for t in chain] for chain in kept]))
+    predicted = symmetric.predictions(joint.layout, z, joint.net, joint.x)
+    about = about | {"predictions": Agreement.of(predicted).to_dict()}
     return Posterior(z, joint.layout, steps, about)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -9,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from swsmix._files import replacing
-from swsmix.bayes import checks, predictive
-from swsmix.bayes.layout import Array, Layout
+from swsmix.bayes import checks, predictive, symmetric
+from swsmix.bayes.agreement import Agreement
+from swsmix.bayes.layout import Layout
 from swsmix.bayes.predictive import Prediction
+from swsmix.bayes.verdict import Summary, Verdict, judge
 
 _DTYPES = (torch.float32, torch.float64)
 _FORMAT = "swsmix posterior 1"
@@ -117,7 +119,9 @@ class Posterior:
             raise ValueError(f"num must be at least 1; got {num}")
         every = max(1, -(-self.num_draws // num))
         steps = {name: t[:, ::every] for name, t in self.steps.items()}
-        return Posterior(self.z[:, ::every], self.layout, steps, self.about)
+        thin = Posterior(self.z[:, ::every], self.layout, steps, self.about)
+        thin.__dict__["verdict"] = self.verdict  # of all draws: fewer are no worse
+        return thin
 
     def _noise_or_none(self) -> Tensor | None:
         return self.noise_std if self.layout.likelihood == "gaussian" else None
@@ -148,7 +152,7 @@ class Posterior:
         quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         seed: int = 0,
     ) -> Prediction:
-        """The posterior predictive distribution.
+        """The posterior predictive distribution; a `PosteriorWarning` if it is not to be trusted.
 
         Args:
             net: the network; its own parameters are not used.
@@ -163,6 +167,7 @@ class Posterior:
         if any(not 0.0 < q < 1.0 for q in quantiles):
             raise ValueError(f"quantiles must lie between 0 and 1; got {tuple(quantiles)}")
         out = self.outputs(net, x).flatten(0, 1)
+        self.verdict.warn()
         likelihood, noise_std = self.layout.likelihood, self._noise_or_none()
         return predictive.predict_targets(out, likelihood, noise_std, quantiles, seed)
 
@@ -191,37 +196,52 @@ class Posterior:
 
     # -- diagnostics --------------------------------------------------------------------------
 
-    def summary(self, *quantities: tuple[str, Tensor]) -> dict[str, float]:
-        """How well the chains agree.
+    @functools.cached_property
+    def agreements(self) -> dict[str, Agreement]:
+        """How well the chains agree on what no permutation of units or components changes.
+
+        Of the predictions at the inputs that `sample` was given; the log density, the noise's std,
+        the sorted components and the clusters. Without predictions, of the weights' norms.
+        """
+        if self.about.get("method") == "svi":
+            return {}
+        found = symmetric.summaries(self.layout, self.z, self.steps)
+        if "predictions" in self.about:
+            predictions = {"predictions": Agreement.from_dict(self.about["predictions"])}
+        else:
+            predictions = {"norms": Agreement.of(symmetric.norms(self.layout, self.z))}
+        return predictions | {name: Agreement.of(values) for name, values in found.items()}
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """Whether the draws may be used: what is wrong with them, and the remedies.
+
+        R-hat above 1.05, effective sizes below 100, an energy fraction below .3, divergences, trees
+        at their limit, a single chain; draws that are too few, nan, or repeat each other.
+        """
+        return judge(self.z, self.steps, self.about, self.agreements)
+
+    def summary(self, *quantities: tuple[str, Tensor]) -> Summary:
+        """How well the chains agree, and whether the draws may be used; printed, it says so.
 
         R-hat (rank-normalised, split; Vehtari et al. 2021) should be below 1.01, the effective
         sample size (ESS) above 100 per chain. Hidden units may be permuted and change sign between
-        chains: then the weights' R-hat is large, and that does no harm. Look at the predictions:
-        `posterior.summary(("predictions", posterior.outputs(net, x)))`.
+        chains: the weights' R-hat is then large, which does no harm, and only `agreements` are
+        judged. Other inputs: `posterior.summary(("predictions", posterior.outputs(net, x)))`.
 
         Args:
-            quantities: further names with draws (chains, draws, ...).
+            quantities: further names with draws (chains, draws, ...); they are judged too.
 
         Returns:
-            The largest R-hat and the smallest ESS of each quantity (yours, the noise's std, the
-            energy; nan with one chain, or where nothing varies), divergences, mean acceptance and
-            steps per draw.
+            The largest R-hat and the smallest ESS of each quantity (nan where nothing varies),
+            divergences, mean acceptance, steps per draw and energy fraction; agreements and verdict
+            as attributes. A `PosteriorWarning` is given if there is a problem.
         """
-        every: list[tuple[str, Tensor]] = list(quantities)
-        if self.layout.learns_noise:
-            every.append(("noise std", self.noise_std))
-        if "energy" in self.steps:
-            every.append(("energy", self.steps["energy"]))
-        summary: dict[str, float] = {}
-        for name, values in every:
-            rhat, ess = _diagnose(values)
-            summary[f"R-hat of {name}"] = float(np.fmax.reduce(rhat, axis=None))
-            summary[f"ESS of {name}"] = float(np.fmin.reduce(ess, axis=None))
-        if "diverged" in self.steps:
-            summary["divergences"] = float(self.divergences)
-            summary["acceptance"] = float(self.steps["accept"].double().mean())
-            summary["steps per draw"] = float(self.steps["steps"].double().mean())
-        return summary
+        own = {name: Agreement.of(values) for name, values in quantities}
+        agreements = own | {n: a for n, a in self.agreements.items() if n not in own}
+        verdict = judge(self.z, self.steps, self.about, agreements)
+        verdict.warn()
+        return Summary(agreements, self.steps, verdict)
 
     # -- files --------------------------------------------------------------------------------
 
@@ -246,7 +266,7 @@ class Posterior:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
-        """Read a file that `save` has written.
+        """Read a file that `save` has written; a `PosteriorWarning` if it is not to be trusted.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -285,11 +305,13 @@ class Posterior:
                         f"{name} must be one number per draw {tuple(z.shape[:2])}; got "
                         f"{tuple(values.shape)} of {values.dtype}"
                     )
+            verdict = (posterior := cls(z, layout, steps, about)).verdict
         except (
             KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
         ) as error:  # fmt: skip
             raise ValueError(f"{path} is damaged: {error}") from error
-        return cls(z, layout, steps, about)
+        verdict.warn()
+        return posterior
 
     def to_arviz(self, *, log_likelihood: Tensor | None = None) -> Any:
         """The draws in ArviZ's format, for its plots and tables.
@@ -327,19 +349,3 @@ class Posterior:
                 ) from None
             return old(**groups)
         return from_dict(groups)
-
-
-def _diagnose(values: Tensor | Array) -> tuple[Array, Array]:
-    """Rank-normalised split R-hat and bulk ESS of draws (chains, draws, ...), by ArviZ.
-
-    Two arrays of the remaining shape; nan where nothing varies.
-    """
-    from arviz_stats.base.array import array_stats
-
-    draws = np.asarray(values, dtype=np.float64)
-    if draws.shape[1] < 4:
-        return np.full(draws.shape[2:], np.nan), np.full(draws.shape[2:], np.nan)
-    with np.errstate(all="ignore"):
-        rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1)
-        ess = array_stats.ess(draws, chain_axis=0, draw_axis=1)
-    return np.asarray(rhat), np.asarray(ess)

@@ -125,7 +125,9 @@ def fit_guide(
         "method": "svi", "guide": guide, "seed": seed, "epochs": len(elbo), "elbo": elbo,
         "seconds": time.monotonic() - began,
     }  # fmt: skip
-    return Posterior(torch.stack(rows)[None], joint.layout, {}, about)
+    posterior = Posterior(torch.stack(rows)[None], joint.layout, {}, about)
+    posterior.verdict.warn()
+    return posterior
 
 
 def trainer(

@@ -164,10 +164,13 @@ def inspect(
         for line in left_out_lines(checkpoint):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     posterior = posteriors.load_from(path)
-    if posterior is not None and not quiet:
+    if posterior is not None and quiet:
+        posterior.verdict.warn()
+    elif posterior is not None:
         console.print("\nposterior.safetensors", markup=False, highlight=False)
         for name, value in posteriors.summarised(posterior).items():
             console.print(f"  {name}: {value:.4g}", markup=False, highlight=False)
+        console.print(f"  {posterior.verdict}", markup=False, highlight=False, soft_wrap=True)
     if not writes:
         return
     from swsmix import plots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from enum import StrEnum
 from math import isfinite
@@ -49,9 +50,10 @@ def sample_and_save(
 ) -> tuple[dict[str, float], list[str]]:  # fmt: skip
     """Sample the posterior around a trained network, save it, and draw its predictions.
 
-    Returns facts for the table of results, and the file names of the figures.
+    Returns facts for the table of results, and the file names of the figures. Warns, once, if the
+    posterior is not to be trusted.
     """
-    from swsmix import plots
+    from swsmix.bayes import PosteriorWarning
 
     regression = data == "sunspots"
     posterior = _sample(
@@ -59,6 +61,17 @@ def sample_and_save(
         chains=chains, draws=draws, seed=seed, quiet=quiet,
     )  # fmt: skip
     posterior.save(out / _FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorWarning)  # the sampler has given it
+        return _used(posterior, problem, outcome, out, regression=regression)
+
+
+def _used(
+    posterior: Posterior, problem: Problem, outcome: Outcome, out: Path, *, regression: bool
+) -> tuple[dict[str, float], list[str]]:
+    """What a posterior predicts, as facts and figures, see `sample_and_save`."""
+    from swsmix import plots
+
     x, y = problem.test
     predicted = posterior.predict(outcome.net, x)
     mean = predicted.mean if regression else predicted.mean.logit()
@@ -111,7 +124,9 @@ def summarised(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[st
     from swsmix import bayes
 
     facts: dict[str, float] = {"posterior draws": float(posterior.num_draws)}
-    summary = posterior.summary(*quantities)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bayes.PosteriorWarning)
+        summary = posterior.summary(*quantities)
     facts |= {name: value for name, value in summary.items() if isfinite(value)}
     for group in posterior.layout.groups:
         counts = bayes.clusters(posterior.thinned(400), group)
@@ -124,12 +139,14 @@ def summarised(posterior: Posterior, *quantities: tuple[str, Tensor]) -> dict[st
 
 
 def load_from(run: Path) -> Posterior | None:
-    """The posterior in a run folder; None if it has none."""
+    """The posterior in a run folder, without the warning that its verdict gives; None without."""
     if not (run / _FILE).is_file():
         return None  # and spare the import, half a second
-    from swsmix.bayes import Posterior
+    from swsmix.bayes import Posterior, PosteriorWarning
 
-    return Posterior.load(run / _FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PosteriorWarning)
+        return Posterior.load(run / _FILE)
 
 
 def draw_figures(posterior: Posterior) -> dict[str, Any]:

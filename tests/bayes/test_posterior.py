@@ -14,6 +14,9 @@ from swsmix import MixturePrior
 from swsmix.bayes import Joint, Posterior, compare, held_out, loo, sample
 from swsmix.problems import nets
 
+# Draws as few as these are told not to be trusted: tests/bayes/test_verdict.py.
+pytestmark = pytest.mark.filterwarnings("ignore::swsmix.bayes.PosteriorWarning")
+
 
 def test_labels_are_sorted_by_mean_and_nothing_else_changes():
     *_, joint = small()

@@ -241,8 +241,8 @@ module.main()
 def test_a_posterior_is_written_and_inspected(tmp_path, monkeypatch):
     out = tmp_path / "run"
     sampled = ("--posterior", "nuts", "--chains", 1, "--draws", 50)
-    printed = run(*QUICK, "--out", out, *sampled, "--quiet")
-    assert printed == ""
+    code, said = ended(*QUICK, "--out", out, *sampled, "--quiet")
+    assert code == 0 and said.count("Do not use this posterior. 1 x 50 draws") == 1, said
     results = json.loads((out / "results.json").read_text())
     assert results["facts"]["posterior draws"] == 50
     assert 0.0 <= results["facts"]["test targets in the 90 % interval (%)"] <= 100.0
@@ -250,8 +250,16 @@ def test_a_posterior_is_written_and_inspected(tmp_path, monkeypatch):
     for name in ("posterior-band.png", "posterior-mixture.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     printed = run("inspect", out, "--out", tmp_path / "look")
-    for words in ("posterior.safetensors", "ESS of energy", "divergences", "effective clusters"):
+    for words in (
+        "posterior.safetensors",
+        "ESS of log density",
+        "divergences",
+        "effective clusters",
+    ):
         assert words in printed
+    assert "Do not use this posterior. 1 x 50 draws are too few to judge" in printed
+    _, said = ended("inspect", out, "--no-figures", "--quiet")
+    assert said.count("Do not use this posterior. 1 x 50 draws") == 1, said
     assert (tmp_path / "look" / "posterior-mixture.png").is_file()
     other = ("train", "--out", tmp_path / "other", *sampled)
     monkeypatch.setenv("SWSMIX_DATA", str(tmp_path / "none"))  # refused before data are read

@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 from papers.nowlan1992 import bayes, drawings_bayes, figures  # noqa: E402
 
+# Draws as few as these are told not to be trusted.
+pytestmark = pytest.mark.filterwarnings("ignore::swsmix.bayes.PosteriorWarning")
 SHORT = bayes.Length(chains=2, draws=30, warmup=50, max_depth=4)
 NAMES = ("8 components, full Bayes", "8 components, empirical Bayes")
 
