@@ -27,7 +27,7 @@ _BATCHES = 32  # for the squared gradients
 _ROUNDS = 4  # of assignment and bits
 _TRIES = 24  # values of lambda
 _FILLS = 24  # groups of weights tried by themselves
-_CELLS = 1 << 19  # costs in memory at a time
+_CELLS = 1 << 17  # costs in memory at a time
 
 
 def curvatures(
@@ -99,7 +99,7 @@ class Spender:
                 parts = zip(start.split(rows), h.split(rows), strict=True)
                 price = multiplier * bits
                 nearest = torch.cat(
-                    [(each[:, None] * away[at] + price).argmin(1) for at, each in parts]
+                    [away[at].mul_(each[:, None]).add_(price).min(1).indices for at, each in parts]
                 )
                 if torch.equal(nearest, j):
                     break
