@@ -17,10 +17,11 @@ collect_ignore_glob = ["*conftest.py"]
 checked.install()  # before anything imports swsmix
 
 # A property is tried on the same cases in every run, so that a failure is about the change at
-# hand. `--hypothesis-profile default --hypothesis-seed 7` searches elsewhere. There is no deadline:
-# the first case may compile.
-hypothesis.settings.register_profile("alike", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("alike")
+# hand. `--hypothesis-profile hunt --hypothesis-seed 7` searches elsewhere, and longer. There is no
+# deadline: the first case may compile.
+hypothesis.settings.register_profile("alike", derandomize=True, deadline=None, max_examples=40)
+hypothesis.settings.register_profile("hunt", deadline=None, max_examples=400)
+hypothesis.settings.load_profile("hunt" if os.environ.get("SWSMIX_HUNT") == "full" else "alike")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell: the commands that tests interrupt would ignore Ctrl-C.

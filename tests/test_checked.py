@@ -58,3 +58,22 @@ def test_an_axis_has_one_size_in_a_call_and_may_have_another_in_the_next_and_ins
 def test_calls_into_the_library_are_checked(call):
     with pytest.raises(BeartypeCallHintViolation):
         call()
+
+
+def test_inner_functions_of_one_code_are_checked_and_each_calls_its_own():
+    def powers(n, scale=1.0):
+        @checked.checked
+        def power(w: Float[torch.Tensor, " n"], *, by: float = 1.0) -> Float[torch.Tensor, " n"]:
+            return by * scale * w**n
+
+        return power
+
+    one, two = powers(1), powers(2, 3.0)
+    w = torch.arange(3.0)
+    assert one(w).tolist() == [0.0, 1.0, 2.0] and two(w, by=2.0).tolist() == [0.0, 6.0, 24.0]
+    assert one.__wrapped__ is not two.__wrapped__ and one.__qualname__ == two.__qualname__
+    for each in (one, two):
+        with pytest.raises(BeartypeCallHintViolation):
+            each(w, by=2)
+        with pytest.raises(BeartypeCallHintViolation):
+            each(w[None])

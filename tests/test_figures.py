@@ -84,8 +84,8 @@ def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path, 
     from figures import targets
 
     def small(generator):
-        """A tenth of the network's weights; the program is the same."""
-        layers = nn.Linear(784, 30), nn.Linear(30, 10)
+        """A fortieth of the network's weights; the program is the same."""
+        layers = nn.Linear(784, 8), nn.Linear(8, 10)
         with torch.no_grad():
             for layer in layers:
                 layer.weight.copy_(0.05 * torch.randn(layer.weight.shape, generator=generator))

@@ -272,6 +272,8 @@ class _WhichOther:
     def code(
         self, coder: Coder, past: _Past, step: int, others: Array, symbols: Array | None
     ) -> Array:
+        if not len(others):
+            return others
         scan, now, stride = self.scan, step + past.pad, self.scan.stride
         count = past.step_count[now - 1] + past.step_count[now - stride]
         above = past.step_above[now - 1] + past.step_above[now - stride]

@@ -27,6 +27,7 @@ _BATCHES = 32  # for the squared gradients
 _ROUNDS = 4  # of assignment and bits
 _TRIES = 24  # values of lambda
 _FILLS = 24  # groups of weights tried by themselves
+_CELLS = 1 << 17  # costs in memory at a time
 
 
 def curvatures(
@@ -88,18 +89,18 @@ class Spender:
         found = {}
         for name, index in self.index.items():
             c, start, h = self._outside(name)
-            w, j = c[start], start
+            away, j = (c[:, None] - c).square(), start
+            rows = max(_CELLS // len(c), 1)
             zeros = index.numel() - len(start)
             for _ in range(_ROUNDS):
                 count = torch.bincount(j, minlength=len(c)).double()
                 count[0] += zeros
                 bits = -(count / index.numel()).clamp_min(0.5 / index.numel()).log2()
-                best = torch.full_like(w, torch.inf)
-                nearest = start
-                for k in range(len(c)):
-                    cost = h * (w - c[k]).square() + multiplier * bits[k]
-                    nearest = torch.where(cost < best, k, nearest)
-                    best = torch.minimum(best, cost)
+                parts = zip(start.split(rows), h.split(rows), strict=True)
+                price = multiplier * bits
+                nearest = torch.cat(
+                    [away[at].mul_(each[:, None]).add_(price).min(1).indices for at, each in parts]
+                )
                 if torch.equal(nearest, j):
                     break
                 j = nearest

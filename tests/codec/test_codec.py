@@ -47,7 +47,7 @@ def snapped(shape, num_values, dtype, seed, skew=3.0):
 shapes = st.lists(st.integers(0, 6), max_size=4).map(tuple) | st.just((70, 40))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(

@@ -27,7 +27,7 @@ def small(monkeypatch):
 def test_damaged_sections_with_mended_checksums_give_an_error_or_tensors():
     rng, data = np.random.default_rng(0), encode(network())
     outcomes = {"error": 0, "tensors": 0}
-    for _ in range(150):
+    for _ in range(60):
         bad = bytearray(mended(data, rng))
         try:
             state = decode(bytes(bad), max_weights=1 << 16)

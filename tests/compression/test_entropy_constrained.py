@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swsmix.compression.entropy_constrained import Codebook, Histogram, fit, histogram
@@ -112,7 +112,6 @@ def test_a_start_is_refined_and_never_gets_worse():
     assert price(finer) <= price(coarse)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 99),
     st.sampled_from([10, 300, 5000]),

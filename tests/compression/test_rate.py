@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swsmix.codec import encode
@@ -286,7 +286,6 @@ odd = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(odd, st.integers(0, 3), st.sampled_from([{}, {"bits": 1.0}, {"loss": 0.2}]))
 def test_any_tensor_is_quantised_into_its_own_range(numbers, seed, asked):
     generator = torch.Generator().manual_seed(seed)

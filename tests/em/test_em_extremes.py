@@ -4,7 +4,7 @@ import cases
 import pytest
 import torch
 from em_starts import objective
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swsmix import GaussianMixture, HyperPrior, e_step, initial_mixture, m_step_
@@ -50,7 +50,6 @@ def test_textbook_em_collapses_where_the_hyper_prior_does_not():
     assert textbook.std[0] < 1e-9 and ours.std[0] > 1e-3
 
 
-@settings(deadline=None)
 @given(
     w=st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=40),
     k=st.integers(1, 4),

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from swsmix import initial_mixture
 from swsmix.start.cells import cells_of
@@ -24,7 +24,6 @@ numbers = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
 @given(numbers, st.integers(1, 6), st.booleans())
 def test_any_weights_give_a_finite_start_with_as_many_components_as_asked(values, k, zero):
     w = torch.tensor(values, dtype=torch.float32)

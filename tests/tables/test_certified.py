@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tabulated import MIXTURES, every_mixture, twin
 
@@ -74,7 +74,6 @@ def components(k):
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 17).flatmap(components))
 def test_compiled_and_uncompiled_cells_of_any_mixture_are_the_same(parts):
     rarity, mean, log_std = (torch.tensor(each, dtype=torch.float64) for each in parts)

@@ -1,12 +1,10 @@
 """The GPU's histogram and cubics, run by Triton's interpreter: what torch's operations give.
 
-The interpreter is chosen before Triton is loaded: the first test runs the others in a process of
-their own.
+The interpreter is chosen before Triton is loaded: `test_tables` runs these in a process of their
+own, and a run without the interpreter has none of them.
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,21 +18,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NAMES = ["typical", "wide", "hard", "quantised"]
 some_mixtures = pytest.mark.parametrize("name", NAMES)
 
-if not INTERPRETED:
-
-    def test_the_gpus_histogram_is_that_of_torch():
-        pytest.importorskip("triton")
-        # The interpreter of triton 3.2 calls what numpy deprecates.
-        ignored = ["-W", "ignore::RuntimeWarning", "-W", "ignore::DeprecationWarning"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *ignored, __file__],
-            env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        assert f"{4 * len(NAMES)} passed" in done.stdout
-
-else:
+if INTERPRETED:
     from swsmix.tables import triton_cells, triton_loops
 
     def case(name):

@@ -51,14 +51,14 @@ def test_under_adam_each_member_is_that_of_fit(mode, update, dtype):
     assert len(ensemble.histories[0]) == 5
 
 
-@pytest.mark.parametrize(("optimizer", "epochs"), [("adam", 200), ("l-bfgs", 20)])
+@pytest.mark.parametrize(("optimizer", "epochs"), [("adam", 80), ("l-bfgs", 20)])
 def test_without_a_schedule_each_prior_enters_when_its_own_loss_has_fallen(optimizer, epochs):
     nets, priors = made()
     x, y = cases()
     data = [(x, y), (x, 0.01 * y), (x, y), (x, 3.0 * y)]
     ensemble = fit_ensemble(
         nets, nn.functional.mse_loss, data, optimizer=optimizer, epochs=epochs, priors=priors,
-        lr=0.02, batch_size=10, iterations=5, seed=1, progress=False,
+        lr=0.05, batch_size=10, iterations=5, seed=1, progress=False,
     )  # fmt: skip
     taus = torch.tensor([h.scalars["tau"] for h in ensemble.histories])
     entered = [(tau > 0).nonzero()[0].item() for tau in taus if (tau > 0).any()]
@@ -66,16 +66,17 @@ def test_without_a_schedule_each_prior_enters_when_its_own_loss_has_fallen(optim
     ceilings = [0.003 * 40 / sum(p.numel() for p in (n[0].weight, n[2].weight)) for n in nets]
     assert (taus.amax(1) <= torch.tensor(ceilings) * (1 + 1e-6)).all()
     if optimizer == "adam":  # the steps are those of `fit`
-        own = net(3)
+        own = net(1)
         prior = MixturePrior(
-            own, 3, groups="tensor", method="spread", hyper=HyperPrior(std=0.35, std_count=2.0)
+            own, 3, groups="tensor", method="spread", hyper=HyperPrior(std=0.15, std_count=2.0)
         )
         alone = fit(
-            own, nn.functional.mse_loss, data[3], epochs=200, prior=prior,
-            optimizer=torch.optim.Adam(own.parameters(), 0.02), batch_size=10, seed=1,
+            own, nn.functional.mse_loss, data[1], epochs=epochs, prior=prior,
+            optimizer=torch.optim.Adam(own.parameters(), 0.05), batch_size=10, seed=1,
             progress=False,
         )  # fmt: skip
-        assert alone.scalars["tau"] == pytest.approx(ensemble.histories[3].scalars["tau"])
+        assert alone.scalars["tau"] == pytest.approx(ensemble.histories[1].scalars["tau"])
+        assert alone.scalars["tau"][-1] > 0
 
 
 def test_from_an_automatic_start_members_split_and_merge_as_those_of_fit_do():
@@ -144,9 +145,10 @@ def test_the_histories_and_the_objective_are_those_of_the_members_at_the_end():
             torch.testing.assert_close(history.stacked(g, "mean")[-1], mixture.mean)
 
 
-@pytest.mark.parametrize("optimizer", ["l-bfgs", "adam"])
-@pytest.mark.parametrize("mode", ["em", "gradient"])
-@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(
+    ("first", "optimizer", "mode"),  # every two of them together
+    [(0, "l-bfgs", "em"), (0, "adam", "gradient"), (2, "l-bfgs", "gradient"), (2, "adam", "em")],
+)
 def test_a_resumed_ensemble_has_the_same_bits(first, optimizer, mode, tmp_path):
     def go(epochs, **options):
         nets, priors = made(mode)

@@ -262,7 +262,7 @@ def test_an_entry_is_resumed_bit_for_bit_before_in_and_after_it(method, mode, tm
         net, train, _ = separable()
         prior = MixturePrior(net, 3, mode=mode)
         history = fit(
-            net, nn.BCEWithLogitsLoss(), train, optimizer=method, epochs=epochs, iterations=8,
+            net, nn.BCEWithLogitsLoss(), train, optimizer=method, epochs=epochs, iterations=4,
             prior=prior, run=path, resume=resume, progress=False,
         )  # fmt: skip
         return [*net.parameters(), *prior.state_dict().values()], history.scalars["tau"]
