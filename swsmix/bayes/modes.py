@@ -1,14 +1,15 @@
 """The evidence of a model, by Laplace's approximation at each mode that an ensemble finds.
 
-    log p(data) = log sum_modes copies exp(log p(data, z*) + d / 2 log 2 pi - log det H / 2)
+    log p(data | phi) = log sum_modes copies exp(log p(data, z*) + d / 2 log 2 pi - log det H / 2)
 
-over all unknowns: weights, mixtures and noise, in the coordinates z of `Layout`, where H is the
-curvature of -log p(data, z) at the mode z*. The model with the larger evidence describes the data
-better, its prior counted: so K can be chosen, and no data are kept apart. A mode is counted with
-its copies: hidden units and components in another order, hidden units of the other sign.
+over weights, biases and noise, z, of mixtures phi that are held (pinned); H is the curvature of
+-log p(data, z) at the mode z*. A mode is counted with its copies: hidden units in another order, or
+of the other sign.
 
 It is exact where the posterior is Gaussian. Modes that no start has led to are missing, so that it
-is rather too small. Narrow components are funnels, no Gaussians: see `Mode.pareto_k`.
+is rather too small; see also `Mode.pareto_k`. With the mixture's stds free, the joint density is
+the largest where all weights and stds have collapsed, and Laplace's approximation there says
+nothing of the posterior: hence the pins.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from torch import nn
 
@@ -28,7 +28,7 @@ from swsmix.bayes.layout import Array
 from swsmix.bayes.network import SequentialEvaluator
 
 _SAME = 1e-3  # nats: modes that differ less are one
-_ALIKE = 1e-3  # units and components that differ less are alike
+_ALIKE = 1e-3  # units that differ less are alike
 _STEP = 1e-4  # of the differences of gradients, in units of z
 _NEWTON_STEPS, _SETTLED = 30, 1e-9  # the second: half the squared Newton step, in nats
 
@@ -82,7 +82,10 @@ class ModeEvidence:
 def mode_evidence(
     joint: Joint, starts: Sequence[Array], *, draws: int = 1000, seed: int = 0
 ) -> ModeEvidence:
-    """The evidence of a model from the modes that these starts lead to.
+    """The evidence of a model with pinned mixtures, from the modes that these starts lead to.
+
+    At mixtures that were fitted to the data, one with more components fits by itself a little
+    better: a difference of a nat or two per component is no evidence.
 
     Args:
         joint: the model; d + 1 gradients per Newton step, so for some hundreds of unknowns.
@@ -91,12 +94,15 @@ def mode_evidence(
         seed: of these draws.
 
     Raises:
-        ValueError: if tau is not 1, or no start leads to a mode.
+        ValueError: if tau is not 1, a mixture is not pinned, or no start leads to a mode.
 
     Example:
-        >>> from swsmix import HyperPrior, MixturePrior
+        >>> import torch
+        >>> from swsmix import GaussianMixture, HyperPrior, MixturePrior
+        >>> pins = dict.fromkeys(("pinned_mixing", "pinned_mean", "pinned_std"), [True])
         >>> net, x = nn.Linear(2, 1), torch.randn(20, 2)
-        >>> prior = MixturePrior(net, 1, hyper=HyperPrior(mean_count=0.1))
+        >>> held = GaussianMixture([1.0], [0.0], [0.5], **pins)
+        >>> prior = MixturePrior(net, initial=held, hyper=HyperPrior(mean_count=0.1))
         >>> joint = Joint(net, prior, x, x.sum(1, keepdim=True) + torch.randn(20, 1))
         >>> len(mode_evidence(joint, [joint.start()]).modes)
         1
@@ -105,6 +111,12 @@ def mode_evidence(
         raise ValueError(
             "the evidence is defined at tau = 1 alone: a prior raised to the power tau is not "
             f"normalised; got {[term.tau for term in joint.terms.values()]}"
+        )
+    if any(sum(c.sizes) for c in joint.layout.components.values()):
+        raise ValueError(
+            "the evidence needs mixtures that are held: with their stds free, the joint density is "
+            "the largest at a collapsed network. Pin all of mixing, mean and std at a fit: "
+            "GaussianMixture(..., pinned_mixing=[True, ...], pinned_mean=..., pinned_std=...)"
         )
     rng = np.random.default_rng(seed)
     modes: list[Mode] = []
@@ -123,7 +135,7 @@ def mode_evidence(
     if not modes:
         raise ValueError(
             f"none of the {len(starts)} starts leads to a maximum: train the networks longer, or "
-            "give the hyper-prior a larger std or std_count"
+            "hold the mixture at wider stds"
         )
     modes.sort(key=lambda mode: -mode.log_mass)
     total = float(np.logaddexp.reduce([mode.log_mass for mode in modes]))
@@ -199,42 +211,20 @@ def _pareto_k(
 def _log_copies(joint: Joint, centred: Array, value: float) -> float:
     """Log of the number of different modes that relabelling makes of this one.
 
-    Units or components that are alike have no order; a sign counts where the density allows it.
+    Units that are alike have no order; a sign counts where the density allows it.
     """
-    z = joint.uncentre(centred)
-    copies = 0.0
-    for group, c in joint.layout.components.items():
-        hyper, term = joint.terms[group].hyper, joint.layout.mixture(torch.from_numpy(z), group)
-        mixture = np.stack([t.numpy() for t in term], 1)
-        pins = [c.pinned_mixing, c.pinned_mean, c.pinned_std]
-        kinds = [
-            tuple(
-                [*(p[j] for p in pins)]
-                + [float(v[j]) for v in vars(hyper).values()]
-                + [(c.mixing, c.mean, c.std)[i][j] for i, p in enumerate(pins) if p[j]]
-            )
-            for j in range(len(mixture))
-        ]
-        for kind in set(kinds):
-            rows = mixture[[k == kind for k in kinds]]
-            copies += _log_orders(np.log(np.abs(rows) + 1e-9) * np.sign(rows + 1e-12))
-    mirrored, free = z.copy(), False
+    z, copies = joint.uncentre(centred), 0.0
     for units in _hidden_layers(joint):
         rows = []
         for unit in units:
-            mirrored[unit] *= -1.0
             turned = z.copy()
             turned[unit] *= -1.0
             row = z[unit]
             if _is_copy(joint, turned, z, value):
-                copies, free = copies + math.log(2.0), True
+                copies += math.log(2.0)
                 row = row * np.sign(row[np.abs(row).argmax()])  # alike, up to the sign
             rows.append(row)
         copies += _log_orders(np.array(rows))
-    for _, mu, _ in joint.layout.mixture_slices.values():
-        mirrored[mu] *= -1.0
-    if not free and _is_copy(joint, mirrored, z, value):
-        copies += math.log(2.0)
     return copies
 
 

@@ -67,63 +67,59 @@ def test_of_a_mixture_of_linear_models_it_is_the_enumerated_evidence(std, slack)
         assert mode_evidence(joint, starts[:1], draws=200).log_evidence < found.log_evidence - 1.0
 
 
-def relabelled(joint, z, units, components, sign=1.0):
-    """The same network and mixture under other labels."""
-    network = joint.layout.network(torch.from_numpy(z))
-    network["hidden.weight"] = sign * network["hidden.weight"][units]
-    network["hidden.bias"] = sign * network["hidden.bias"][units]
-    network["output.weight"] = sign * network["output.weight"][:, units]
-    mixing, mean, std = (t[components] for t in joint.layout.mixture(torch.from_numpy(z), "all"))
-    mixture = {"all": (mixing, sign * mean, std)}
-    return joint.layout.pack(network, mixture, joint.layout.noise(torch.from_numpy(z))).numpy()
-
-
-def case(k=2, hyper=HYPER, **options):
+def case(mixture):
     net, _, x, y, _ = small()
-    prior = MixturePrior(net, k, hyper=hyper, **options)
-    return Joint(net, prior, x, y)
+    return Joint(net, MixturePrior(net, initial=mixture, hyper=HYPER), x, y)
 
 
-def test_copies_are_counted_and_not_found_anew():
-    joint = case()
-    one = mode_evidence(joint, [joint.start()])
-    copies = [relabelled(joint, joint.start(), [2, 0, 1], [1, 0])]
-    copies += [relabelled(joint, joint.start(), [0, 2, 1], [0, 1], sign=-1.0)]
-    several = mode_evidence(joint, [joint.start(), *copies])
-    assert len(several.modes) == 1
-    assert several.log_evidence == pytest.approx(one.log_evidence, abs=1e-3)
+ONE_SIDED = pinned([0.6, 0.4], [0.0, 0.6], [0.3, 0.2])
+SYMMETRIC = pinned([0.5, 0.5], [-0.6, 0.6], [0.3, 0.3])
 
 
-def log_copies(joint):
-    """Of the heaviest mode; and of its units, whether they are alike."""
-    (mode,) = mode_evidence(joint, [joint.start()]).modes
-    z = torch.from_numpy(joint.uncentre(mode.z))
-    return math.exp(mode.log_copies), joint.layout.network(z), joint.layout.mixture(z, "all")
+@pytest.mark.parametrize(
+    ("mixture", "sign"), [(ONE_SIDED, 1.0), (SYMMETRIC, -1.0)], ids=["one-sided", "symmetric"]
+)
+def test_copies_are_counted_and_not_found_anew(mixture, sign):
+    joint = case(mixture)
+    start = torch.from_numpy(joint.start())
+    one = mode_evidence(joint, [start.numpy()], draws=200)
+    network = {name: t.clone() for name, t in joint.layout.network(start).items()}
+    order, signs = [2, 0, 1], torch.tensor([1.0, sign, sign], dtype=FLOAT)
+    network["hidden.weight"] = signs[:, None] * network["hidden.weight"][order]
+    network["hidden.bias"] = signs * network["hidden.bias"][order]
+    network["output.weight"] = signs * network["output.weight"][:, order]
+    held = {"all": joint.layout.mixture(start, "all")}
+    other = joint.layout.pack(network, held, joint.layout.noise(start)).numpy()
+    assert np.abs(other - start.numpy()).max() > 0.1
+    both = mode_evidence(joint, [start.numpy(), other], draws=200)
+    assert len(both.modes) == 1
+    assert both.log_evidence == pytest.approx(one.log_evidence, abs=1e-3)
 
 
-def test_the_number_of_copies_is_that_of_different_labellings():
-    for joint, free_signs in ((case(), False), (case(1, zero=True), True)):
-        count, network, (mixing, mean, std) = log_copies(joint)
-        units = torch.cat([network["hidden.weight"], network["output.weight"].T], 1)
-        everything = set()
-        k = len(mean)
-        signs = itertools.product((1, -1), repeat=3) if free_signs else [(1,) * 3, (-1,) * 3]
-        for sign, order, parts in itertools.product(
-            list(signs), itertools.permutations(range(3)), itertools.permutations(range(k))
-        ):
-            turned = units[list(order)] * torch.tensor(sign, dtype=FLOAT)[:, None]
-            mirror = 1 if free_signs else sign[0]
-            labelled = torch.stack([mixing, mirror * mean, std], 1)[list(parts)]
-            found = [*turned.flatten().tolist(), *labelled.flatten().tolist()]
-            everything.add(tuple(round(v, 2) + 0.0 for v in found))
-        assert count == pytest.approx(len(everything))
+@pytest.mark.parametrize("mixture", [ONE_SIDED, SYMMETRIC, pinned([1.0], [0.0], [0.05])])
+def test_the_number_of_copies_is_that_of_different_labellings(mixture):
+    joint = case(mixture)
+    (mode,) = mode_evidence(joint, [joint.start()], draws=200).modes
+    network = joint.layout.network(torch.from_numpy(joint.uncentre(mode.z)))
+    units = torch.cat([network["hidden.weight"], network["output.weight"].T], 1)
+    units = torch.cat([units, network["hidden.bias"][:, None]], 1)
+    signs = [(1,) * 3] if mixture is ONE_SIDED else itertools.product((1, -1), repeat=3)
+    different = set()
+    for sign, order in itertools.product(list(signs), itertools.permutations(range(3))):
+        turned = units[list(order)] * torch.tensor(sign, dtype=FLOAT)[:, None]
+        different.add(tuple(round(v, 2) + 0.0 for v in turned.flatten().tolist()))
+    assert math.exp(mode.log_copies) == pytest.approx(len(different))
 
 
 def test_what_has_no_evidence_is_refused():
     net, _, x, y, _ = small()
-    joint = Joint(net, MixturePrior(net, 2, hyper=HYPER, tau=0.9), x, y)
-    with pytest.raises(ValueError, match="tau = 1 alone"):
-        mode_evidence(joint, [joint.start()])
+    for options, message in (
+        ({"initial": ONE_SIDED, "tau": 0.9}, "tau = 1 alone"),
+        ({"num_components": 2}, "mixtures that are held: with their stds free"),
+    ):
+        joint = Joint(net, MixturePrior(net, hyper=HYPER, **options), x, y)
+        with pytest.raises(ValueError, match=message):
+            mode_evidence(joint, [joint.start()])
 
 
 def test_a_start_from_another_network_is_its_own():
