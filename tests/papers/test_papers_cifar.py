@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, run, verify
+from papers.ullrich2017 import cifar, kept, run, tables, verify
 from swsmix.codec import load_compressed
 from swsmix.compression import save_compressed
 from swsmix.problems import resnets
@@ -51,7 +51,7 @@ def places(tmp_path, monkeypatch):
     return Places(tmp_path / "results", tmp_path / "figures", tmp_path)
 
 
-def test_a_row_leaves_a_file_that_is_verified(places, capsys):
+def test_a_row_leaves_a_file_that_is_verified(places, capsys, monkeypatch):
     for stage in cifar.stages("tiny", places, 1, quick=False):
         assert runner.run_units(stage, places.results, 1) == 1
         assert unfinished(stage, places.results) == []
@@ -67,6 +67,11 @@ def test_a_row_leaves_a_file_that_is_verified(places, capsys):
         assert found[name] == result[name]
     # The second batch norm of each block is in the convolution before it.
     assert not any("bn2" in name for name in decoded)
+    monkeypatch.setitem(tables.CIFAR, "tiny", ("Tiny", "not run"))
+    lines = tables.cifar_table(kept.Results(places.results))
+    (row,) = (line for line in lines if line.startswith("| Tiny |"))
+    assert f"| {result['size_bytes']:,} | **{result['ratio']:.0f}x** |" in row
+    assert any(line.startswith("| WRN-16-4 | **ours**: not run") for line in lines)
     capsys.readouterr()
     assert verify.verify(places.results)
     assert "tiny-seed0: agrees; " in capsys.readouterr().out
