@@ -1,5 +1,6 @@
 """The rows of CIFAR-10: a unit runs, resumes, writes a file that decodes, and only when asked."""
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -7,10 +8,11 @@ from functools import partial
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, run, verify
+from papers.ullrich2017 import cifar, kept, run, tables, verify
 from swsmix.codec import load_compressed
 from swsmix.compression import save_compressed
 from swsmix.problems import resnets
+from swsmix.problems.augmentation import Augmented
 from swsmix.problems.cifar10 import CIFAR10Tensors
 from swsmix.problems.reproduction import runner
 from swsmix.problems.reproduction.runner import Places
@@ -49,7 +51,7 @@ def places(tmp_path, monkeypatch):
     return Places(tmp_path / "results", tmp_path / "figures", tmp_path)
 
 
-def test_a_row_leaves_a_file_that_is_verified(places, capsys):
+def test_a_row_leaves_a_file_that_is_verified(places, capsys, monkeypatch):
     for stage in cifar.stages("tiny", places, 1, quick=False):
         assert runner.run_units(stage, places.results, 1) == 1
         assert unfinished(stage, places.results) == []
@@ -65,6 +67,11 @@ def test_a_row_leaves_a_file_that_is_verified(places, capsys):
         assert found[name] == result[name]
     # The second batch norm of each block is in the convolution before it.
     assert not any("bn2" in name for name in decoded)
+    monkeypatch.setitem(tables.CIFAR, "tiny", ("Tiny", "not run"))
+    lines = tables.cifar_table(kept.Results(places.results))
+    (row,) = (line for line in lines if line.startswith("| Tiny |"))
+    assert f"| {result['size_bytes']:,} | **{result['ratio']:.0f}x** |" in row
+    assert any(line.startswith("| WRN-16-4 | **ours**: not run") for line in lines)
     capsys.readouterr()
     assert verify.verify(places.results)
     assert "tiny-seed0: agrees; " in capsys.readouterr().out
@@ -89,23 +96,45 @@ def test_a_row_leaves_a_file_that_is_verified(places, capsys):
     assert unfinished(stage, places.results) == stage
 
 
-def test_a_dense_run_that_was_stopped_ends_as_if_it_had_not_been(places, tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    cifar.pretrain(TINY, 0, whole, None)
-    epochs = iter(range(2))
+def stopped_at(number):
+    """`Augmented`, interrupted as its epoch of that number begins, counted over all."""
+    count = itertools.count()
 
-    class Stopped(cifar.Augmented):
+    class Stopped(Augmented):
         def __iter__(self):
-            if next(epochs) == 1:  # in the second epoch
+            if next(count) == number:
                 raise KeyboardInterrupt
             yield from super().__iter__()
 
+    return Stopped
+
+
+def test_a_dense_run_that_was_stopped_ends_as_if_it_had_not_been(places, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cifar.pretrain(TINY, 0, whole, None)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(cifar, "Augmented", Stopped)
+        patched.setattr(cifar, "Augmented", stopped_at(1))
         cifar.pretrain(TINY, 0, broken, None)
     cifar.pretrain(TINY, 0, broken, None)
     first, second = (cifar.dense_file(TINY, 0, each).read_bytes() for each in (whole, broken))
     assert first == second
+
+
+@pytest.mark.slow
+def test_a_compression_that_was_stopped_ends_as_if_it_had_not_been(places, tmp_path, monkeypatch):
+    row = replace(TINY, recipe=replace(TINY.recipe, finetune_epochs=1), allowed=30.0)
+    files = []
+    for stops in ((), (1, 2)):
+        scratch = tmp_path / f"{len(stops)}-stops"
+        scratch.mkdir()
+        cifar.pretrain(row, 0, scratch, None)
+        for stop in stops:  # as the second phase begins, and two epochs later
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(cifar, "Augmented", stopped_at(stop))
+                cifar.compress(row, 0, scratch, scratch, None)
+        cifar.compress(row, 0, scratch, scratch, None)
+        files.append((scratch / "tiny-seed0.sws").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_a_row_is_made_by_its_name_alone(monkeypatch, tmp_path):
