@@ -125,3 +125,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="of a run in mode 'em'"):
         LearnedPrior.load(path)
     assert isinstance(learned.hyper_priors["in"], HyperPrior)
+
+
+def test_groups_are_scaled_by_factors_of_their_own():
+    learned = LearnedPrior.of(learned_prior())
+    one, two = learned.scaled({"in": 0.5}), learned.scaled(0.5)
+    assert torch.equal(one.mixtures["in"].std, two.mixtures["in"].std)
+    assert torch.equal(one.mixtures["out.put"].std, learned.mixtures["out.put"].std)
+    with pytest.raises(ValueError, match=r"no groups \['inn'\]; this prior has"):
+        learned.scaled({"inn": 0.5})

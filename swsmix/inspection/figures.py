@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from swsmix._labels import number_of, visible
 from swsmix.inspection.inspect import Inspection
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 12, 40, 4, 64
 
 
 class Picture(NamedTuple):
-    """A figure, its name (for a file) and its caption."""
+    """A matplotlib figure, its name (for a file) and its caption."""
 
     name: str
     caption: str
-    figure: Figure
+    figure: Any
 
 
 def draw_figures(inspection: Inspection, *, width: float | None = None) -> Iterator[Picture]:

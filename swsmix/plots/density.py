@@ -223,7 +223,7 @@ def density_panel(
 
     def visible_points(curve: Array) -> Array:
         """The indices of the points that draw the part of a curve above the axis."""
-        above = np.flatnonzero(curve > (ground if log else 1e-4 * top))
+        above = np.flatnonzero(curve > (ground if log else 1e-4 * limit))
         part = np.arange(max(above[0] - 1, 0), min(above[-1] + 2, len(x))) if len(above) else above
         curve = np.maximum(curve[part], ground)
         height = np.log(curve / floor) / np.log(limit / floor) if log else curve / limit

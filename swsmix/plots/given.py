@@ -51,10 +51,16 @@ def weights_of(given: Any, group: str | None = None) -> Any:
     if isinstance(given, nn.Module):
         return list(named_weights(given).values())
     if isinstance(given, np.ndarray):
-        return torch.from_numpy(given)
+        return _tensor(given)
     if isinstance(given, list | tuple):
-        return [torch.from_numpy(w) if isinstance(w, np.ndarray) else w for w in given]
+        return [_tensor(w) if isinstance(w, np.ndarray) else w for w in given]
     return given
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array of any strides and byte order, which is not changed."""
+    kind = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64
+    return torch.from_numpy(np.array(array, dtype=kind, order="C"))
 
 
 def mixture_of(given: Any, group: str | None, weights: Any = None) -> GaussianMixture:

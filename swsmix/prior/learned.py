@@ -115,15 +115,22 @@ class LearnedPrior:
                 lines.append(f"  {name:<7}{row}")
         return "\n".join(lines)
 
-    def scaled(self, factor: float) -> LearnedPrior:
-        """The prior of weights that are all multiplied by a factor: means and stds are, too.
+    def scaled(self, factor: float | Mapping[str, float]) -> LearnedPrior:
+        """The prior of weights that are multiplied by a factor: means and stds are, too.
 
         For a network with another fan-in, for instance, whose weights are as much smaller.
 
+        Args:
+            factor: of all weights, or group -> factor; groups that are not named stay as they are.
+
         Raises:
-            ValueError: if the factor is not positive and finite.
+            ValueError: if a factor is not positive and finite, or there is no such group.
         """
-        if not 0.0 < factor < math.inf:
+        factors = dict.fromkeys(self.mixtures, 1.0)
+        factors |= factor if isinstance(factor, Mapping) else dict.fromkeys(factors, factor)
+        if unknown := [group for group in factors if group not in self.mixtures]:
+            raise ValueError(f"no groups {unknown}; this prior has {list(self.mixtures)}")
+        if not all(0.0 < each < math.inf for each in factors.values()):
             raise ValueError(
                 f"the factor of the weights must be positive and finite, got {factor}; "
                 "give the ratio of their scales"
@@ -131,9 +138,9 @@ class LearnedPrior:
         mixtures, hyper_priors = {}, {}
         for group, old in self.mixtures.items():
             mixture, hyper = old.plain_copy(), self.hyper_priors[group].expanded(old)
-            mixture.mean.mul_(factor)
-            mixture.std.mul_(factor)
-            scaled = {name: factor * hyper[name] for name in ("mean", "std")}
+            mixture.mean.mul_(factors[group])
+            mixture.std.mul_(factors[group])
+            scaled = {name: factors[group] * hyper[name] for name in ("mean", "std")}
             mixtures[group], hyper_priors[group] = mixture, HyperPrior(**{**hyper, **scaled})
         return LearnedPrior(mixtures, hyper_priors, self.groups)
 

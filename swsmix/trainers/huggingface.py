@@ -17,15 +17,10 @@ class PriorCallback(TrainerCallback, ExportableState):
     """Trains a model under a prior, and keeps prior and clock in `trainer_state.json`.
 
     Args:
-        prior: on the Trainer's model or a part of it; moved to its device.
-        options: of `MixturePrior.attach`: `num_data`, `tau`, `schedule`, ...
-
-    Attributes:
-        attachment: while training and after it, None before.
+        prior: on the Trainer's model or a part of it; `options` are those of its `attach`.
 
     Example:
-        >>> callback = PriorCallback(MixturePrior(torch.nn.Linear(8, 3), 4), num_data=512)
-        >>> list(callback.state())  # Trainer(..., callbacks=[callback])
+        >>> list(PriorCallback(MixturePrior(torch.nn.Linear(8, 3), 4), num_data=512).state())
         ['saved']
     """
 
@@ -38,15 +33,19 @@ class PriorCallback(TrainerCallback, ExportableState):
         self.prior.to(next(given["model"].parameters()).device)
         self.on_train_end(args, state, control)  # of a training that an error has ended
         self.attachment = self.prior.attach(given["optimizer"], **self.options)
+        names = list(self.prior.selection.names)
         if state.global_step > 0:
-            if (kept := state.stateful_callbacks.get(type(self).__name__)) is None:
+            kept = state.stateful_callbacks.get(type(self).__name__) or []
+            texts = [one["saved"] for one in (kept if isinstance(kept, list) else [kept])]
+            every = [torch.load(BytesIO(b64decode(t)), "cpu", weights_only=True) for t in texts]
+            saved = [one for one in every if one.get("weights", names) == names]
+            if not saved:
                 raise ValueError(
-                    "training must resume from a checkpoint saved with a PriorCallback; got a "
-                    "trainer_state.json without one: start anew, or omit the callback"
+                    f"training must resume from a checkpoint saved with a PriorCallback of {names};"
+                    f" got {len(every)} of others: start anew, or omit the callback"
                 )
-            saved = torch.load(BytesIO(b64decode(kept["saved"])), "cpu", weights_only=True)
-            self.prior.load_state_dict(saved["prior"])
-            self.attachment.load_state_dict(saved["clock"])
+            self.prior.load_state_dict(saved[-1]["prior"])
+            self.attachment.load_state_dict(saved[-1]["clock"])  # a list grows
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Detach; the mixtures stay as they are."""
@@ -56,5 +55,6 @@ class PriorCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """The mixtures and the clock, as text for JSON."""
         clock = self.attachment.state_dict() if self.attachment else None
-        torch.save({"prior": self.prior.state_dict(), "clock": clock}, file := BytesIO())
+        saved = {"prior": self.prior.state_dict(), "clock": clock}
+        torch.save({**saved, "weights": list(self.prior.selection.names)}, file := BytesIO())
         return {"saved": b64encode(file.getvalue()).decode()}

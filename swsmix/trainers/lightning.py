@@ -15,16 +15,11 @@ class PriorCallback(lightning.Callback):
 
     Args:
         prior: on the module or a part of it; moved to the module's device.
-        options: of `MixturePrior.attach`: `num_data`, `tau`, `schedule`, ...
-
-    Attributes:
-        attachment: while training and after it, None before.
+        options: of `MixturePrior.attach`. `attachment` is None before training.
 
     Example:
-        >>> net = lightning.LightningModule()
-        >>> net.layer = torch.nn.Linear(8, 3)
-        >>> callback = PriorCallback(MixturePrior(net, 4), num_data=512)  # Trainer(callbacks=[...])
-        >>> callback.state_dict()["clock"] is None
+        >>> callback = PriorCallback(MixturePrior(torch.nn.Linear(8, 3), 4), num_data=512)
+        >>> callback.state_dict()["clock"] is None  # Trainer(callbacks=[callback])
         True
     """
 
@@ -33,8 +28,16 @@ class PriorCallback(lightning.Callback):
         self.attachment: Attachment | None = None
         self._clock: dict[str, Any] | None = None  # of a checkpoint, until training begins
 
+    @property
+    def state_key(self) -> str:
+        """Of this prior's weights, so that a Trainer may have several such callbacks."""
+        return self._generate_state_key(weights=self.prior.selection.names)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Attach to the optimisers, which are made and restored by now."""
+        if trainer.ckpt_path and self._clock is None:
+            file = f"{trainer.ckpt_path} was saved without this PriorCallback"
+            raise ValueError(f"{file}: start anew, or load its weights alone")
         self.prior.to(pl_module.device)
         self.attachment = self.prior.attach(trainer.optimizers, **self.options)
         if self._clock is not None:

@@ -14,6 +14,9 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytestmark = pytest.mark.frameworks
 
 
+WEIGHTS = [f"net.{name}" for name, p in network().named_parameters() if p.ndim > 1]
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -28,7 +31,7 @@ class InOrder(transformers.Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def train(folder, steps, *, callbacks=True, resume=None):
+def train(folder, steps, *, callbacks=True, resume=None, second=False):
     from swsmix.trainers import huggingface
 
     net = Net()
@@ -47,7 +50,11 @@ def train(folder, steps, *, callbacks=True, resume=None):
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = InOrder(net, arguments, train_dataset=rows, callbacks=[callback] if callbacks else [])
+    used = [callback] if callbacks else []
+    if second:
+        extra = MixturePrior(net, 3, groups={"one": WEIGHTS[:1]})
+        used.append(huggingface.PriorCallback(extra, num_data=48, tau=0.0))
+    trainer = InOrder(net, arguments, train_dataset=rows, callbacks=used)
     trainer.train(resume_from_checkpoint=resume)
     return net, callback
 
@@ -66,9 +73,16 @@ def test_the_callback_trains_as_the_loop_by_hand_and_so_does_a_resumed_training(
     assert_same(*train(tmp_path / "other", STEPS, resume=str(half)), *looped())
 
 
+def test_of_two_callbacks_each_resumes_its_own_prior(tmp_path):
+    assert_same(*train(tmp_path / "whole", STEPS, second=True), *looped())
+    train(tmp_path / "half", STEPS // 2, second=True)
+    half = tmp_path / "half" / "checkpoint-12"
+    assert_same(*train(tmp_path / "other", STEPS, resume=str(half), second=True), *looped())
+
+
 def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
     train(tmp_path, STEPS // 2, callbacks=False)
-    with pytest.raises(ValueError, match=r"saved with a PriorCallback; got .* omit the callback"):
+    with pytest.raises(ValueError, match=r"saved with a PriorCallback of .* got 0 of .* omit the"):
         train(tmp_path, STEPS, resume=str(tmp_path / "checkpoint-12"))
 
 

@@ -36,7 +36,7 @@ class Net(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def fit(folder, epochs, options, resume=None):
+def fit(folder, epochs, options, resume=None, used=True):
     net = Net()
     callback = trainers.PriorCallback(MixturePrior(net, 3), **options)
     trainer = lightning.Trainer(
@@ -46,7 +46,7 @@ def fit(folder, epochs, options, resume=None):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback],
+        callbacks=[callback] if used else [],
         default_root_dir=folder,
     )
     data = torch.utils.data.DataLoader(batches(), batch_size=None)
@@ -71,6 +71,20 @@ def test_a_resumed_training_is_one_that_was_never_interrupted(tmp_path, options)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     net, callback, _ = fit(tmp_path, EPOCHS, options, resume=tmp_path / "half.ckpt")
     assert_same(net, callback, *looped(options))
+
+
+def test_a_checkpoint_without_the_callback_is_refused(tmp_path):
+    _, _, trainer = fit(tmp_path, 2, OPTIONS, used=False)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match=r"saved without this PriorCallback: start anew"):
+        fit(tmp_path, EPOCHS, OPTIONS, resume=tmp_path / "plain.ckpt")
+
+
+def test_callbacks_of_unlike_weights_have_states_of_their_own():
+    net = network()
+    names = [name for name, p in net.named_parameters() if p.ndim > 1]
+    priors = [MixturePrior(net, 3, groups={"one": name}) for name in names]
+    assert len({trainers.PriorCallback(prior).state_key for prior in priors}) == len(names) > 1
 
 
 def test_after_training_the_prior_is_out_of_the_optimiser(tmp_path):
