@@ -107,7 +107,10 @@ def _index(results: Path, pictures: Path) -> str:
         name = figure["name"]
         if (pictures / f"{name}.png").is_file():
             lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
-            lines += [f"*{figure['shows']} The paper's counterpart: {figure['counterpart']}*"]
+            counterpart = f"The paper's counterpart: {figure['counterpart']}"
+            if figure["counterpart"].startswith("None"):
+                counterpart = "The paper has none."
+            lines += [f"*{figure['shows']} {counterpart}*"]
     return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
 
 

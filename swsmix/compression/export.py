@@ -118,6 +118,11 @@ def export_onnx(
         own = copy.deepcopy(module).cpu().eval()
         if state is not None:
             own.load_state_dict(dict(state))
+        if short := [n for n, t in own.state_dict().items() if t.dtype == torch.bfloat16]:
+            raise ValueError(
+                "a network to export must be in float32 or float16, which ONNX Runtime computes in "
+                f"on a CPU, got bfloat16 in {short[:3]}: export model.float(), and the inputs too"
+            )
         model = _graph(own, tuple(each.detach().cpu() for each in inputs), dynamic_batch)
         float_bytes = model.ByteSize()
         num_values, as_they_are = _look_up_(model)

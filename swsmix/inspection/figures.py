@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from swsmix._labels import number_of, visible
 from swsmix.inspection.inspect import Inspection
@@ -11,7 +12,8 @@ from swsmix.inspection.inspect import Inspection
 MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 12, 40, 4, 64
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """A matplotlib figure, its name (for a file) and its caption."""
 
     name: str

@@ -51,14 +51,17 @@ def weights_of(given: Any, group: str | None = None) -> Any:
     if isinstance(given, nn.Module):
         return list(named_weights(given).values())
     if isinstance(given, np.ndarray):
-        return _tensor(given)
+        return tensor_of(given)
     if isinstance(given, list | tuple):
-        return [_tensor(w) if isinstance(w, np.ndarray) else w for w in given]
+        return [tensor_of(w) if isinstance(w, np.ndarray) else w for w in given]
     return given
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """An array of any strides and byte order, which is not changed."""
+def tensor_of(given: Tensor | np.ndarray | Sequence[float]) -> Tensor:
+    """Numbers on the CPU without a gradient; an array may have any strides and byte order."""
+    if isinstance(given, Tensor):
+        return given.detach().cpu()
+    array = np.asarray(given)
     kind = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.float64
     return torch.from_numpy(np.array(array, dtype=kind, order="C"))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from swsmix._histogram import Array
 from swsmix._labels import format_number
+from swsmix.plots.given import tensor_of
 from swsmix.plots.style import (
     BARS,
     FULL,
@@ -28,16 +28,17 @@ from swsmix.plots.style import (
     styled,
 )
 
+Numbers = Tensor | np.ndarray
 _BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.38))  # low and high quantile, opacity
 
 
 @styled
 def predictive_band(
-    x: Float[Tensor, " n"],
-    quantiles: Mapping[float, Float[Tensor, " n"]],
+    x: Numbers,
+    quantiles: Mapping[float, Numbers],
     *,
-    mean: Float[Tensor, " n"] | None = None,
-    target: Float[Tensor, " n"] | None = None,
+    mean: Numbers | None = None,
+    target: Numbers | None = None,
     color: str = POSITIVE,
     width: float = FULL,
     ax: Axes | None = None,
@@ -64,7 +65,9 @@ def predictive_band(
         raise ValueError(
             f"the intervals need the quantiles {sorted(wanted)}; {missing} are missing"
         )
-    sizes = {len(v) for v in (x, *quantiles.values(), mean, target) if v is not None}
+    x, quantile = tensor_of(x), {q: tensor_of(v) for q, v in quantiles.items()}
+    mean, target = (None if v is None else tensor_of(v) for v in (mean, target))
+    sizes = {len(v) for v in (x, *quantile.values(), mean, target) if v is not None}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"x, quantiles, mean and target must have one length, at least 1; got {sizes}"
@@ -75,7 +78,7 @@ def predictive_band(
     for low, high, alpha in _BANDS:
         label = f"{round(100 * (high - low))} % interval"
         panel.fill_between(
-            x.numpy(), quantiles[low].numpy(), quantiles[high].numpy(), color=color, alpha=alpha,
+            x.numpy(), quantile[low].numpy(), quantile[high].numpy(), color=color, alpha=alpha,
             lw=0, label=label,
         )  # fmt: skip
     if mean is not None:
@@ -89,10 +92,10 @@ def predictive_band(
 
 @styled
 def mixture_band(
-    weights: Float[Tensor, "*n"],
-    mixing: Float[Tensor, "draws k"],
-    mean: Float[Tensor, "draws k"],
-    std: Float[Tensor, "draws k"],
+    weights: Numbers,
+    mixing: Numbers,
+    mean: Numbers,
+    std: Numbers,
     *,
     log: bool = True,
     width: float = FULL,
@@ -112,7 +115,8 @@ def mixture_band(
     Raises:
         ValueError: if there are no weights, or one is not finite.
     """
-    flat = weights.detach().double().reshape(-1).cpu().numpy()
+    flat = tensor_of(weights).double().reshape(-1).numpy()
+    mixing, mean, std = (tensor_of(each) for each in (mixing, mean, std))
     if not len(flat) or not np.isfinite(flat).all():
         raise ValueError(f"wanted finite weights, at least one; got {len(flat)}")
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
@@ -144,9 +148,9 @@ def mixture_band(
 
 @styled
 def membership_band(
-    mixing: Float[Tensor, "draws k"],
-    mean: Float[Tensor, "draws k"],
-    std: Float[Tensor, "draws k"],
+    mixing: Numbers,
+    mean: Numbers,
+    std: Numbers,
     *,
     span: tuple[float, float],
     width: float = FULL,
@@ -171,6 +175,7 @@ def membership_band(
     """
     if not span[0] < span[1]:
         raise ValueError(f"span must be an interval (low, high); got {span}")
+    mixing, mean, std = (tensor_of(each) for each in (mixing, mean, std))
     figure, (panel,) = make_panels(ax, 1, width=width, row=max(1.7, 0.5 + 0.3 * mean.shape[-1]))
     grid = torch.linspace(*span, 200, dtype=torch.float64, device="cpu")
     gamma = _log_components(grid, mixing, mean, std).softmax(-1)

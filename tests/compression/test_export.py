@@ -118,3 +118,11 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(TypeError, match=r"must be a tensor or a sequence of tensors, got \['list"):
         export_onnx(path, nn.Linear(60, 60), [[1.0]])
     assert not list(tmp_path.iterdir())
+
+
+def test_types_that_the_runtime_does_not_compute_in_are_refused(tmp_path):
+    net = nn.Linear(20, 20)
+    snap_(MixturePrior(net, 4))
+    with pytest.raises(ValueError, match=r"got bfloat16 in \['weight', 'bias'\]: export model"):
+        export_onnx(tmp_path / "n.onnx", net.bfloat16(), torch.randn(1, 20).bfloat16())
+    assert not list(tmp_path.iterdir())
