@@ -10,6 +10,10 @@ import sys
 import tempfile
 
 MAIN = "from swsmix.cli import main\nmain()"
+# The pictures of a training take longer than three epochs of it.
+UNDRAWN = f"""import importlib
+importlib.import_module("swsmix.cli.train")._save_figures = lambda outcome, out: []
+{MAIN}"""
 _FORKED = "forkserver" in multiprocessing.get_all_start_methods()
 _IMPORTED = [
     "swsmix.cli", "swsmix.bayes", "swsmix.compression.recipe", "swsmix.inspection.live",

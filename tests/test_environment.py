@@ -39,15 +39,9 @@ def defaults(dtype, device, deterministic=False):
         torch.set_default_dtype(torch.float32)
 
 
-@contextlib.contextmanager
-def on_meta():
-    with torch.device("meta"), defaults(torch.float16, None):
-        yield
-
-
+# `with torch.device("meta")` is the same mode of torch as that default.
 SETTINGS = {
     "bfloat16, meta, deterministic": lambda: defaults(torch.bfloat16, "meta", True),
-    "float16 with torch.device": on_meta,
     "float64": lambda: defaults(torch.float64, None),
 }
 

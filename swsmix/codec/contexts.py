@@ -9,6 +9,7 @@ own step the lanes in earlier chunks. A weight is coded as "is it the commonest 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _LEVELS = 12  # classes of a density
 _FINE = 24  # the same, finer
 _NEAR = 24  # classes of the number of other values among the neighbours
 _FIRST_CHUNKS = (16, 8, 4, 2)  # the first chunk ends at 1 / 16 of the lanes, and so on
+_PER_LEVEL = np.array([[_LEVELS], [8]])  # the last two contexts begin with the step's density
 
 
 @dataclass(frozen=True)
@@ -128,28 +130,30 @@ class _CommonOrNot:
 
     def code(self, coder: Coder, past: _Past, step: int, bits: Array | None) -> Array:
         """A flag per lane: 1 where the value is another one."""
-        table, inputs, pick = self._contexts(past, step)
         order = np.argsort(-past.lane_count[: past.started], kind="stable")
+        table, inputs, pick = (each[:, order] for each in self._contexts(past, step))
+        known = None if bits is None else bits[order]
         ends = [len(order) // part for part in _FIRST_CHUNKS if len(order) >= 64]
-        base = np.zeros(self.scan.lanes, np.int64)
+        base = np.zeros(len(order), np.int64)
         flag = np.zeros(self.scan.lanes, np.int64)
         ones, expected = 0, 0  # in this step; the expected ones are over ONE
-        for chunk in np.split(order, ends):
+        for begin, end in pairwise([0, *ends, len(order)]):
             rate = (ones + 1) * ONE * ONE // ((ones + 2) * ONE + expected)
-            inputs[-1, chunk] = LOGIT[min(max(rate, 1), ONE - 1)]
-            level = int(np.clip(4 + inputs[-1, chunk[:1]] // 90, 0, 7)[0]) if len(chunk) else 0
-            here = table[:, chunk]
-            here[-2:] += level * np.array([[_LEVELS], [8]])
+            logit = LOGIT[min(max(rate, 1), ONE - 1)]
+            inputs[-1, begin:end] = logit
+            level = min(max(4 + int(logit // 90), 0), 7)
+            here = table[:, begin:end]
+            here[-2:] += level * _PER_LEVEL
             coded, p = self.model.code(
-                coder, base[chunk], here, inputs[:, chunk], [s[chunk] for s in pick],
-                None if bits is None else bits[chunk],
+                coder, base[begin:end], here, inputs[:, begin:end], pick[:, begin:end],
+                None if known is None else known[begin:end],
             )  # fmt: skip
-            flag[chunk] = coded
+            flag[order[begin:end]] = coded
             ones, expected = ones + int(coded.sum()), expected + int(p.sum())
         return flag
 
-    def _contexts(self, past: _Past, step: int) -> tuple[Array, Array, list[Array]]:
-        """The contexts (13, lanes), the direct logits (5, lanes), and the weight sets."""
+    def _contexts(self, past: _Past, step: int) -> tuple[Array, Array, Array]:
+        """The contexts (13, lanes), the direct logits (5, lanes), the weight sets (2, lanes)."""
         stride, lanes = self.scan.stride, self.scan.lanes
         pattern, near, close, closest = self._neighbours(past, step)
         count, among = self._step_density(past, step)
@@ -184,7 +188,7 @@ class _CommonOrNot:
             logit_of_ratio(past.lane_recent, 1024, base, 512),
             np.zeros(lanes),
         ])  # fmt: skip
-        return table, inputs, [np.minimum(near, 7), side]
+        return table, inputs, np.stack([np.minimum(near, 7), side])
 
     def _neighbours(self, past: _Past, step: int) -> tuple[Array, Array, Array, int]:
         """Of the neighbours' flags: a pattern, their number, a weighted sum, and its maximum."""
@@ -244,7 +248,8 @@ class _LaneStarts:
         while past.started < scan.lanes:
             again = min(new, 2)
             bit = None if bits is None else bits[past.started : past.started + 1]
-            coded, _ = self.model.code(coder, one, context * 3 + again, inputs, [one + again], bit)
+            pick = (one + again)[None]
+            coded, _ = self.model.code(coder, one, context * 3 + again, inputs, pick, bit)
             if not coded[0]:
                 break
             flag[past.started] = 1
@@ -314,5 +319,5 @@ class _WhichOther:
     ) -> Array:
         size = len(node)
         contexts = node * self.widths + table
-        pick = [np.full(size, kind)]
+        pick = np.full((1, size), kind)
         return self.model.code(coder, node, contexts, np.zeros((0, size)), pick, bits)[0]

@@ -98,7 +98,7 @@ class DecisionModel:
         base: Array,
         contexts: Array,
         inputs: Array,
-        pick: list[Array],
+        pick: Array,
         bits: Array | None,
     ) -> tuple[Array, Array]:
         """Code a batch of decisions and learn from it.
@@ -108,7 +108,7 @@ class DecisionModel:
             base: the base context of each (n,).
             contexts: the other contexts (m, n).
             inputs: logits given directly (d, n), in units of 1 / LOGIT_SCALE.
-            pick: for each group of weight sets, the set of each decision (n,).
+            pick: for each group of weight sets, the set of each decision (g, n).
             bits: the decisions (n,), or None to read them.
 
         Returns:
@@ -118,7 +118,8 @@ class DecisionModel:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = contexts + self.offset
         if self._loops is not None:
-            return self._code_compiled(coder, base, place, inputs, np.stack(pick), bits)
+            inputs = np.ascontiguousarray(inputs, np.float64)
+            return self._code_compiled(coder, base, place, inputs, np.ascontiguousarray(pick), bits)
         logits = self._logits(base, place, inputs)
         lanes = np.arange(base.shape[0])
         outputs = [
@@ -144,7 +145,7 @@ class DecisionModel:
         """The same, in numba's loops."""
         loops = self._loops
         logits, outputs, probability = loops.predict(
-            self.ones, self.seen, base, place, np.asarray(inputs, np.float64), self._weights, pick,
+            self.ones, self.seen, base, place, inputs, self._weights, pick,
             self.prior, float(ONE), LOGIT, PROBABILITY, _MAX_LOGIT,
         )  # fmt: skip
         bits = coder.bits(probability, bits).astype(np.int64)
@@ -168,7 +169,7 @@ class DecisionModel:
         return np.concatenate([of_base, inputs, own, sure])
 
     def _adapt_weights_(
-        self, logits: Array, outputs: list[Array], pick: list[Array], bits: Array
+        self, logits: Array, outputs: list[Array], pick: Array, bits: Array
     ) -> None:
         """A diagonal Newton step of the mixing weights that were used."""
         squares, lanes = logits * logits, np.arange(len(bits))

@@ -130,7 +130,7 @@ def test_an_interrupted_guide_is_drawn_from(monkeypatch):
 def test_few_simulations_are_calibrated_and_a_wrong_prior_is_not():
     hyper = sbc.wrong(sbc.HYPER)
     right, wrong = (
-        [sbc.ranks(seed, hyper=h, thin=2, warmup=60)[0] for seed in range(24)]
+        [sbc.ranks(seed, hyper=h, thin=1, warmup=40)[0] for seed in range(16)]
         for h in (sbc.HYPER, hyper)
     )
     assert min(sbc.uniformity(right, bins=4)) > 1e-4

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from commands import MAIN, ended, run
+from commands import MAIN, UNDRAWN, ended, run
 from typer.testing import CliRunner
 
 from swsmix import codec, load_run
@@ -36,7 +36,7 @@ def test_train_writes_a_run_folder_with_pictures_and_prints_the_table(tmp_path):
 def test_the_network_that_was_saved_is_the_one_that_was_measured(tmp_path):
     from swsmix.problems import data, nets
 
-    run(*QUICK, "--seeds", 1, "--out", tmp_path / "run")
+    run(*QUICK, "--seeds", 1, "--out", tmp_path / "run", program=UNDRAWN)
     net = nets.sunspot_net()
     net.load_state_dict(load_run(tmp_path / "run").network)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -47,9 +47,10 @@ def test_the_network_that_was_saved_is_the_one_that_was_measured(tmp_path):
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
-    run(*QUICK, "-q", "--out", tmp_path / "whole")
-    run("train", "--epochs", 1, "--no-baseline", "-q", "--out", tmp_path / "half")
-    run("train", "--resume", "--epochs", 3, "-q", "--out", tmp_path / "half")
+    undrawn = {"program": UNDRAWN}
+    run(*QUICK, "-q", "--out", tmp_path / "whole", **undrawn)
+    run("train", "--epochs", 1, "--no-baseline", "-q", "--out", tmp_path / "half", **undrawn)
+    run("train", "--resume", "--epochs", 3, "-q", "--out", tmp_path / "half", **undrawn)
     whole, half = load_run(tmp_path / "whole"), load_run(tmp_path / "half")
     assert half.epoch == 3 and half.config["epochs"] == 3
     assert all(torch.equal(v, half.network[k]) for k, v in whole.network.items())
@@ -66,21 +67,21 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
 
 def test_an_existing_run_is_kept_unless_forced(tmp_path):
     out = tmp_path / "run"
-    run(*QUICK, "-q", "--out", out)
+    run(*QUICK, "-q", "--out", out, program=UNDRAWN)
     before = (out / "results.json").read_bytes()
     run(*QUICK, "-q", "--out", out, fails="continue it (--resume")
     assert (out / "results.json").read_bytes() == before
     for bad in (("--components", 1000), ("--device", "abacus")):
         run(*QUICK, "--force", *bad, "--out", out, fails=str(bad[1]))
         assert (out / "results.json").read_bytes() == before
-    run(*QUICK, "-q", "--seed", 1, "--out", out, "--force")
+    run(*QUICK, "-q", "--seed", 1, "--out", out, "--force", program=UNDRAWN)
     assert (out / "results.json").read_bytes() != before
 
 
 @pytest.mark.parametrize("mode", ["em", "gradient"])
 def test_the_shift_problem_trains_in_both_modes(tmp_path, mode):
     run(*QUICK, "-q", "--data", "shift", "--mode", mode, "--components", 4, "--tau", 0.2,
-        "--dtype", "float64", "--out", tmp_path / "run")  # fmt: skip
+        "--dtype", "float64", "--out", tmp_path / "run", program=UNDRAWN)  # fmt: skip
     saved = load_run(tmp_path / "run")
     assert saved.mixtures["all"].num_components == 4
     assert saved.network["hidden.weight"].dtype == torch.float64

@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from commands import run
+from commands import UNDRAWN, run
 from safetensors.torch import load_file, save_file
 from test_cli import QUICK
 
@@ -20,7 +20,7 @@ from swsmix.problems import nets
 
 def test_a_run_is_compressed_to_the_size_that_is_printed_and_comes_back_snapped(tmp_path):
     folder = tmp_path / "run"
-    run(*QUICK, "--data", "shift", "-q", "--out", folder)
+    run(*QUICK, "--data", "shift", "-q", "--out", folder, program=UNDRAWN)
     printed = run("compress", folder)
     small = tmp_path / "run.sws"
     size = int(re.search(r"run\.sws\s*│\s*([\d,]+)", printed)[1].replace(",", ""))

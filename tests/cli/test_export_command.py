@@ -1,6 +1,6 @@
 import pytest
 import torch
-from commands import run
+from commands import UNDRAWN, run
 from test_cli import QUICK
 
 from swsmix import load_run
@@ -13,7 +13,7 @@ runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installe
 
 def test_a_run_is_exported_as_it_is_compressed(tmp_path):
     folder = tmp_path / "run"
-    run(*QUICK, "--data", "shift", "-q", "--out", folder)
+    run(*QUICK, "--data", "shift", "-q", "--out", folder, program=UNDRAWN)
     printed = run("export", folder)
     file = tmp_path / "run.onnx"
     assert f"{file.stat().st_size:,} bytes" in printed and "hidden.weight (" in printed
@@ -34,7 +34,7 @@ def test_a_run_is_exported_as_it_is_compressed(tmp_path):
 def test_what_is_no_run_or_has_other_weights_is_refused(tmp_path):
     run("export", tmp_path, fails="must have a run folder of `swsmix train`")
     torch.save({"w": torch.zeros(3, 3)}, tmp_path / "net.pt")
-    run(*QUICK, "--data", "sunspots", "-q", "--out", tmp_path / "run")
+    run(*QUICK, "-q", "--out", tmp_path / "run", program=UNDRAWN)
     run(
         "export", tmp_path / "run", "--weights", tmp_path / "net.pt",
         fails="the weights must be those of the run's network",

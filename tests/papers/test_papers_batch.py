@@ -160,14 +160,14 @@ def test_a_squashed_output_has_the_right_gradient():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_without_data_the_draws_are_the_priors(temperature):
-    chains, std = 24, 0.4
+    chains, std = 72, 0.4  # side by side they cost little
     x = torch.zeros(4, 2, dtype=FLOAT)
     cases = batch.Cases(x, x[:, 0], torch.zeros(chains, 4, dtype=FLOAT), "binary", 2)
     one = torch.ones(chains, 1, dtype=FLOAT)
     hyper = HyperPrior(std=std, std_count=1e7)
     prior = penalties.Sharing(GaussianMixture(one, 0 * one, std * one), hyper, one[:, 0])
     drawn = sampling.sample(
-        cases, cases.start(range(chains), 0.3), prior, burn=60, keep=120, temperature=temperature
+        cases, cases.start(range(chains), 0.3), prior, burn=60, keep=40, temperature=temperature
     )
     w = drawn[..., : cases.num_weights]  # mu is free to wander: within a net
     assert w.std(2).square().mean().sqrt().item() == pytest.approx(std * temperature**0.5, rel=0.06)

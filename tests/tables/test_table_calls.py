@@ -135,7 +135,7 @@ torch.set_num_threads(1)
 def peak():  # of this process alone: getrusage would count its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-n, k = 4_000_000, 17
+n, k = 8_000_000, 17
 w, grad = 0.05 * torch.randn(n), torch.ones(n)
 table = tables.build(torch.full((k,), 1 / k), torch.linspace(-1, 1, k), torch.full((k,), 0.05))
 def calls(w, grad):
