@@ -8,8 +8,8 @@ of the other sign.
 
 It is exact where the posterior is Gaussian. Modes that no start has led to are missing, so that it
 is rather too small; see also `Mode.pareto_k`. With the mixture's stds free, the joint density is
-the largest where all weights and stds have collapsed, and Laplace's approximation there says
-nothing of the posterior: hence the pins.
+the largest where most hidden units are dead, far from the posterior's mass; Laplace's approximation
+looks good there and says nothing: hence the pins.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def mode_evidence(
     if any(sum(c.sizes) for c in joint.layout.components.values()):
         raise ValueError(
             "the evidence needs mixtures that are held: with their stds free, the joint density is "
-            "the largest at a collapsed network. Pin all of mixing, mean and std at a fit: "
+            "the largest where most units are dead. Pin all of mixing, mean and std at a fit: "
             "GaussianMixture(..., pinned_mixing=[True, ...], pinned_mean=..., pinned_std=...)"
         )
     rng = np.random.default_rng(seed)

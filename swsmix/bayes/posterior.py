@@ -120,7 +120,7 @@ class Posterior:
         every = max(1, -(-self.num_draws // num))
         steps = {name: t[:, ::every] for name, t in self.steps.items()}
         thin = Posterior(self.z[:, ::every], self.layout, steps, self.about)
-        thin.__dict__["verdict"] = self.verdict  # of all draws: fewer are no worse
+        vars(thin)["verdict"] = self.verdict  # of all draws: fewer are no worse
         return thin
 
     def _noise_or_none(self) -> Tensor | None:
@@ -200,24 +200,23 @@ class Posterior:
     def agreements(self) -> dict[str, Agreement]:
         """How well the chains agree on what no permutation of units or components changes.
 
-        Of the predictions at the inputs that `sample` was given; the log density, the noise's std,
-        the sorted components and the clusters. Without predictions, of the weights' norms.
+        Of predictions at the inputs that `sample` was given (without, of the weights' norms), the
+        log density, the noise's std, the sorted components and the clusters.
         """
         if self.about.get("method") == "svi":
-            return {}
+            return {}  # a guide's draws are independent
         found = symmetric.summaries(self.layout, self.z, self.steps)
         if "predictions" in self.about:
-            predictions = {"predictions": Agreement.from_dict(self.about["predictions"])}
+            first = {"predictions": Agreement.from_dict(self.about["predictions"])}
         else:
-            predictions = {"norms": Agreement.of(symmetric.norms(self.layout, self.z))}
-        return predictions | {name: Agreement.of(values) for name, values in found.items()}
+            first = {"norms": Agreement.of(symmetric.norms(self.layout, self.z))}
+        return first | {name: Agreement.of(values) for name, values in found.items()}
 
     @functools.cached_property
     def verdict(self) -> Verdict:
         """Whether the draws may be used: what is wrong with them, and the remedies.
 
-        R-hat above 1.05, effective sizes below 100, an energy fraction below .3, divergences, trees
-        at their limit, a single chain; draws that are too few, nan, or repeat each other.
+        `swsmix guide posterior` has all that is looked for, and the limits.
         """
         return judge(self.z, self.steps, self.about, self.agreements)
 
@@ -238,7 +237,7 @@ class Posterior:
             as attributes. A `PosteriorWarning` is given if there is a problem.
         """
         own = {name: Agreement.of(values) for name, values in quantities}
-        agreements = own | {n: a for n, a in self.agreements.items() if n not in own}
+        agreements = own | self.agreements | own  # yours first, and instead of ours
         verdict = judge(self.z, self.steps, self.about, agreements)
         verdict.warn()
         return Summary(agreements, self.steps, verdict)

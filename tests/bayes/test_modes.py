@@ -10,7 +10,7 @@ from joints import FLOAT, conjugate, small
 from torch import nn
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior
-from swsmix.bayes import Joint
+from swsmix.bayes import Joint, modes
 from swsmix.bayes.modes import mode_evidence
 
 HYPER = HyperPrior(mean_count=0.3, std=0.3, std_count=6.0)
@@ -96,19 +96,39 @@ def test_copies_are_counted_and_not_found_anew(mixture, sign):
     assert both.log_evidence == pytest.approx(one.log_evidence, abs=1e-3)
 
 
-@pytest.mark.parametrize("mixture", [ONE_SIDED, SYMMETRIC, pinned([1.0], [0.0], [0.05])])
-def test_the_number_of_copies_is_that_of_different_labellings(mixture):
-    joint = case(mixture)
-    (mode,) = mode_evidence(joint, [joint.start()], draws=200).modes
-    network = joint.layout.network(torch.from_numpy(joint.uncentre(mode.z)))
+def labellings(joint, z, free):
+    """How many different networks the orders of three units, and their signs if free, make."""
+    network = joint.layout.network(torch.from_numpy(z))
     units = torch.cat([network["hidden.weight"], network["output.weight"].T], 1)
     units = torch.cat([units, network["hidden.bias"][:, None]], 1)
-    signs = [(1,) * 3] if mixture is ONE_SIDED else itertools.product((1, -1), repeat=3)
+    signs = itertools.product((1, -1), repeat=3) if free else [(1,) * 3]
     different = set()
     for sign, order in itertools.product(list(signs), itertools.permutations(range(3))):
         turned = units[list(order)] * torch.tensor(sign, dtype=FLOAT)[:, None]
         different.add(tuple(round(v, 2) + 0.0 for v in turned.flatten().tolist()))
-    assert math.exp(mode.log_copies) == pytest.approx(len(different))
+    return len(different)
+
+
+@pytest.mark.parametrize("mixture", [ONE_SIDED, SYMMETRIC, pinned([1.0], [0.0], [0.05])])
+def test_the_number_of_copies_is_that_of_different_labellings(mixture):
+    joint = case(mixture)
+    (mode,) = mode_evidence(joint, [joint.start()], draws=200).modes
+    count = labellings(joint, joint.uncentre(mode.z), mixture is not ONE_SIDED)
+    assert math.exp(mode.log_copies) == pytest.approx(count)
+
+
+@pytest.mark.parametrize("mixture", [ONE_SIDED, SYMMETRIC])
+@pytest.mark.parametrize("second", [1.0, -1.0, 0.0])
+def test_units_that_are_alike_have_no_order(mixture, second):
+    joint = case(mixture)
+    z = joint.start()
+    for name, axis in (("hidden.weight", 0), ("hidden.bias", 0), ("output.weight", 1)):
+        values = z[joint.layout.slices[name]].reshape(joint.layout.parameters[name])
+        units = np.moveaxis(values, axis, 0)  # a view
+        units[1] = second * units[0]
+    found = modes._log_copies(joint, joint.centre(z), joint.log_joint(z)[0])
+    count = labellings(joint, z, mixture is SYMMETRIC)
+    assert math.exp(found) == pytest.approx(count)
 
 
 def test_what_has_no_evidence_is_refused():
