@@ -187,7 +187,8 @@ def page(rows: Rows) -> str:
         table(steps),
         ["## Threads"],
         threads(rows),
-        ["![Cost against weights, components, network and threads](benchmark.png)"],
+        ["![Cost against weights, components, network and threads: medians of one run, bars from "
+         "the 10th to the 90th percentile of its rounds](benchmark.png)"],
     ]  # fmt: skip
     return "\n\n".join("\n".join(each) for each in parts if each) + "\n"
 

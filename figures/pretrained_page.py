@@ -319,7 +319,11 @@ def write(rows: Rows, folder: Path) -> None:
         lines += [f"**Not measured yet:** {', '.join(absent)}.", ""]
     if there:
         (folder / "pretrained.png").write_bytes(style.png(draw(rows)))
-        lines += ["![Bytes against the measure](pretrained.png)", "", "## What it must show", ""]
+        lines += [
+            "![Bytes against the measure, on the report halves: one network and one run for each "
+            "point, so no spread is drawn](pretrained.png)",
+        ]
+        lines += ["", "## What it must show", ""]
         lines += aims(rows)
         lines += ["", "## Bytes at equal measure", ""]
         for network in there:
