@@ -265,12 +265,12 @@ def posterior(folder):
             guide = fit_guide(
                 joint, epochs=2, batch_size=6, draws=60, mixture_every=2, progress=False
             )
-        for each in (drawn, guide):
-            each.save(folder / "posterior.safetensors")
-            again = Posterior.load(folder / "posterior.safetensors")
-            prediction = again.predict(net, inputs, quantiles=(0.1, 0.9))
-            found += [again.z, list(again.mixture()), again.weights(), again.noise_std]
-            found += [prediction.mean, prediction.quantiles, vars(clusters(again))]
+            for each in (drawn, guide):
+                each.save(folder / "posterior.safetensors")
+                again = Posterior.load(folder / "posterior.safetensors")
+                prediction = again.predict(net, inputs, quantiles=(0.1, 0.9))
+                found += [again.z, list(again.mixture()), again.weights(), again.noise_std]
+                found += [prediction.mean, prediction.quantiles, vars(clusters(again))]
         score = guide.log_likelihood(net, inputs, targets)
         found += [score, loo(score).elpd]
     return found

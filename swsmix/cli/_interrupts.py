@@ -85,6 +85,14 @@ def as_exit_codes() -> Iterator[None]:
         raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
+    except BaseException as error:
+        # An extension module in Rust turns an interrupt inside it into a panic.
+        if isinstance(error, Exception) or type(error).__name__ != "PanicException":
+            raise
+        for kind, number in ((_Terminated, signal.SIGTERM), (KeyboardInterrupt, signal.SIGINT)):
+            if kind.__name__ in str(error):
+                raise typer.Exit(128 + number) from None
+        raise
     finally:
         if main:
             signal.signal(signal.SIGTERM, old)

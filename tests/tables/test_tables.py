@@ -26,7 +26,8 @@ def test_the_gpus_kernels_keep_these_laws_and_those_of_their_histogram():
     command += ["-k", f"triton and ({laws}) or gpu_histogram"]
     done = subprocess.run(
         [*command, __file__, Path(__file__).with_name("test_gpu_histogram.py")],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert f"{2 * len(MIXTURES) + 2 + 4 * 4} passed" in done.stdout
