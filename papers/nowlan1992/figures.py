@@ -108,8 +108,9 @@ def _index(results: Path, pictures: Path) -> str:
         if (pictures / f"{name}.png").is_file():
             lines += ["", f"## {name}", "", f"![{figure['shows']}]({name}.png)", ""]
             counterpart = f"The paper's counterpart: {figure['counterpart']}"
-            if figure["counterpart"].startswith("None"):
-                counterpart = "The paper has none."
+            if figure["counterpart"].startswith("None: "):
+                words = figure["counterpart"].removeprefix("None: ")
+                counterpart = words[0].upper() + words[1:]
             lines += [f"*{figure['shows']} {counterpart}*"]
     return "\n".join([*lines, "", "## The numbers", "", numbers(results)]) + "\n"
 
