@@ -12,12 +12,14 @@ import weakref
 
 import pytest
 import torch
+import typer
 from commands import run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from swsmix.cli import compress as command
 from swsmix.cli import decompress as back_command
+from swsmix.cli._interrupts import as_exit_codes
 from swsmix.codec import decode, encode, encode_to, encoder, load_compressed, reading, sizes
 from swsmix.compression.codebooks import quantize_state, snapped
 from swsmix.compression.rate import Network
@@ -260,3 +262,15 @@ def test_the_memory_is_that_of_a_few_tensors_whatever_the_file(tmp_path):
         [sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) / 1000 < 3 * 4 + 60
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("... _Terminated() ...", 143), ("... KeyboardInterrupt() ...", 130)]
+)
+def test_an_interrupt_that_an_extension_in_rust_turned_into_a_panic_has_its_code(text, code):
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(typer.Exit) as ended, as_exit_codes():
+        raise panic(text)
+    assert ended.value.exit_code == code
+    with pytest.raises(panic), as_exit_codes():
+        raise panic("index out of bounds")
