@@ -88,7 +88,7 @@ def clusters(
         density_panel(panel, edges, counts, parameters, colors, numbers, log=log)
         panel.set(xlabel="weight", ylabel="density (1 / weight)")
     handles = list(panels[0].get_legend_handles_labels()[0])
-    if ((numbers < 1) & (parameters[0] > 0)).any():
+    if any(_rises(line) for panel in panels for line in panel.lines if line.is_dashed()):
         handles.append(Line2D([], [], color=INK, label="most responsible for none", **IDLE))
     add_legend(panels[0], handles, columns + 1)
     owners = np.flatnonzero(numbers)
@@ -97,6 +97,15 @@ def clusters(
     for panel in panels:
         space_ticks(panel)
     return figure
+
+
+def _rises(line: Line2D) -> bool:
+    """Whether a curve rises into view, by a hundredth of its panel's height."""
+    panel = line.axes
+    assert panel is not None
+    top = float(np.max(line.get_ydata(), initial=panel.get_ylim()[0]))
+    low, high, at = panel.yaxis.get_transform().transform([*panel.get_ylim(), top])
+    return bool(at - low > 0.01 * (high - low))
 
 
 @styled
@@ -225,7 +234,7 @@ def before_after(
     )
     if len(before) != len(after):
         raise ValueError(
-            f"wanted the same weights before and after, got {len(before)} and {len(after)}: "
+            f"needs the same weights before and after, got {len(before)} and {len(after)}: "
             "pass both from the same tensors of the network"
         )
     parameters, colors = parameters_of(mixture), component_colors(mixture.mean)

@@ -226,7 +226,7 @@ for draw, argument, end in (
     try:
         draw()
     except TypeError as error:
-        assert str(error).startswith(f"{argument}: wanted a tensor"), error
+        assert str(error).startswith(f"{argument}: needs a tensor"), error
         assert str(error).endswith(end), error
     else:
         raise SystemExit(f"{argument} was drawn")
@@ -239,3 +239,24 @@ def test_what_is_no_tensor_is_refused_with_what_to_do_about_it():
         [sys.executable, "-c", FOREIGN], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.1, True), (1e-6, False)])
+def test_idle_components_have_a_key_where_one_rises_into_view(share, named):
+    weights = torch.linspace(-0.02, 0.02, 200)
+    pair = GaussianMixture([1.0 - share, share], [0.0, 0.0], [0.01, 0.012])
+    assert ("most responsible for none" in legend_of(plots.clusters(weights, pair))) == named
+
+
+def test_a_wide_component_is_drawn_to_the_edges_under_a_tower_that_is_cut():
+    weights = torch.cat([torch.linspace(-1e-3, 1e-3, 2000), torch.tensor([-1.2, 0.5, 1.0, 1.5])])
+    mixture = GaussianMixture([0.98, 0.02], [0.0, 0.3], [1e-3, 1.0])
+    panel = plots.clusters(weights, mixture).axes[0]
+    assert any("cut: reaches" in text.get_text() for text in panel.texts)
+    x, _ = curve(panel, "_component 1")
+    left, right = panel.get_xlim()
+    assert x[0] < left + 0.02 and x[-1] > right - 0.02
