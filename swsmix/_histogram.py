@@ -29,17 +29,17 @@ def flat_weights(weights: Weights, name: str = "weights") -> list[Tensor]:
     for w in given:
         if not isinstance(w, Tensor):
             raise TypeError(
-                f"{name}: wanted a tensor or a list of tensors, got {type(w).__name__}: "
+                f"{name}: needs a tensor or a list of tensors, got {type(w).__name__}: "
                 + ("pass list(w.values())" if isinstance(w, Mapping) else "pass torch.as_tensor(w)")
             )
     flat = [w.detach().reshape(-1) for w in given if w.numel()]
     if not flat:
         shapes = [tuple(w.shape) for w in given]
         got = f"shape {shapes[0]}" if isinstance(weights, Tensor) else f"shapes {shapes}"
-        raise ValueError(f"{name}: wanted at least one weight, got {got}: omit it")
+        raise ValueError(f"{name}: needs at least one weight, got {got}: omit it")
     if bad := sum(int((~part.isfinite()).sum()) for part in chunks(flat)):
         raise ValueError(
-            f"{name}: wanted finite weights, got {bad} nan or inf among {count(flat)}: "
+            f"{name}: needs finite weights, got {bad} nan or inf among {count(flat)}: "
             "find where training diverged, or pass weights[weights.isfinite()]"
         )
     return flat

@@ -175,7 +175,7 @@ def _checked_draws(log_likelihood: Tensor) -> Array:
     draws = log_likelihood.detach().double().numpy()
     if draws.ndim != 3 or draws.shape[-1] < 2:
         raise ValueError(
-            f"wanted log likelihoods (chains, draws, n) of at least 2 cases; got {draws.shape}"
+            f"needs log likelihoods (chains, draws, n) of at least 2 cases; got {draws.shape}"
         )
     if not np.isfinite(draws).all():
         raise ValueError(f"{int((~np.isfinite(draws)).sum())} log likelihoods are nan or inf")

@@ -285,7 +285,7 @@ class Posterior:
             raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
         if meta.get("format") != _FORMAT:
             raise ValueError(
-                f"{path} is not a posterior: wanted the format {_FORMAT!r}, got "
+                f"{path} is not a posterior: needs the format {_FORMAT!r}, got "
                 f"{meta.get('format')!r}"
             )
         try:

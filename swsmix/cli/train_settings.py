@@ -66,7 +66,7 @@ def check_config(saved: dict[str, Any], file: Path) -> None:
             good, what = isinstance(value, kind), f"a {kind.__name__}"
         if not good:
             raise ValueError(
-                f"{file}: `{name}`: wanted {what}, got {value!r}: correct it, or start the run "
+                f"{file}: `{name}`: needs {what}, got {value!r}: correct it, or start the run "
                 "again (--force)"
             )
 

@@ -88,7 +88,7 @@ class Calibration:
         self.first = self.answers(self.held)
         if not all(bool(y.isfinite().all()) for y in self.first):
             raise ValueError(
-                "the network's answers to the inputs hold nan or inf: wanted inputs as it was "
+                "the network's answers to the inputs hold nan or inf: needs inputs as it was "
                 "trained on, and a network whose own answers are finite"
             )
         self.price = self._prices()

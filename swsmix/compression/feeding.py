@@ -42,7 +42,7 @@ def batches_of(inputs: Inputs, device: torch.device) -> tuple[list[Any], list[An
         (held if number % _QUARTER == _QUARTER - 1 else used).append(batch)
     if not used:
         raise ValueError(
-            "wanted at least one batch of inputs (a tensor, a tuple of arguments or a mapping of "
+            "needs at least one batch of inputs (a tensor, a tuple of arguments or a mapping of "
             "keyword arguments), got none: a generator may be used up, pass a list of batches"
         )
     return used, held or used
@@ -86,7 +86,7 @@ def first_tensor(answer: Any) -> Tensor:
         if t.is_floating_point():
             return t
     raise TypeError(
-        f"wanted a network that answers with floating-point tensors, got {type(answer).__name__}: "
+        f"needs a network that answers with floating-point tensors, got {type(answer).__name__}: "
         "pass output=, a function from its answer to the tensor that counts"
     )
 

@@ -154,7 +154,7 @@ def _goal(bits: float | None, size_bytes: int | None, loss: float | None) -> tup
     asked = {"bits": bits, "size_bytes": size_bytes, "loss": loss}
     given = {name: float(value) for name, value in asked.items() if value is not None}
     if len(given) > 1:
-        raise ValueError(f"wanted at most one of bits, size_bytes and loss, got {given}")
+        raise ValueError(f"needs at most one of bits, size_bytes and loss, got {given}")
     name, value = next(iter(given.items()), ("loss", _LOSS))
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite; got {value:g}")
@@ -284,5 +284,5 @@ def _meet(
             break
         x = a + (b - a) * min(max(-p / (q - p), 0.1), 0.9)
     if best is None:
-        raise ValueError(f"wanted {name} of at most {bound:g}; the least reached is {least:.4g}")
+        raise ValueError(f"needs {name} of at most {bound:g}; the least reached is {least:.4g}")
     return best, state

@@ -96,7 +96,7 @@ def load(path: Path) -> tuple[str, Any]:
             may_hold_weights=True,
         )
     raise UnreadableError(
-        f"{path} is no checkpoint that swsmix can read: wanted a run folder, a PyTorch or "
+        f"{path} is no checkpoint that swsmix can read: needs a run folder, a PyTorch or "
         f"safetensors file or a file of `swsmix compress`, got one that begins with {magic[:16]!r}",
         may_hold_weights=True,
     )
@@ -174,7 +174,7 @@ def _load_torch(path: Path) -> Any:
         else:
             why = "it is damaged, or not a file of torch.save"
         raise UnreadableError(
-            f"{path}: {why}. Wanted tensors alone; if you trust the file, load it yourself and "
+            f"{path}: {why}. Needs tensors alone; if you trust the file, load it yourself and "
             "write torch.save(model.state_dict(), ...)",
             may_hold_weights=not code or _may_hold_weights(path),
         ) from error

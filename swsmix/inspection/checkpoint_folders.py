@@ -284,7 +284,7 @@ def _without_consolidated(
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> the shard that holds it."""
     files.check_regular(path)
-    wanted = f'{path}: wanted an index, {{"weight_map": {{tensor: file}}}}'
+    wanted = f'{path}: needs an index, {{"weight_map": {{tensor: file}}}}'
     if path.stat().st_size > _MAX_INDEX:
         raise ValueError(f"{wanted}, got {path.stat().st_size:,} bytes, too many for one")
     try:

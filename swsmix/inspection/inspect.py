@@ -238,7 +238,7 @@ def inspect(
     if not chosen:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(omitted.items())[:8])
         raise ValueError(
-            f"{read.path} ({read.kind}) has no weights to inspect: wanted finite floating-point "
+            f"{read.path} ({read.kind}) has no weights to inspect: needs finite floating-point "
             "tensors of at least two dimensions, or patterns in include; got "
             f"{reasons or 'no tensors'}"
         )

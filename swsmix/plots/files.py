@@ -44,7 +44,7 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
     path = Path(path)
     kind = path.suffix[1:].lower()
     if kind not in METADATA:
-        raise ValueError(f"path: wanted .png, .pdf or .svg, got {path.name!r}: change its suffix")
+        raise ValueError(f"path: needs .png, .pdf or .svg, got {path.name!r}: change its suffix")
     settle(figure)
     picture = io.BytesIO()  # matplotlib's own files complain once more when they are collected
     figure.savefig(picture, format=kind, dpi=dpi, metadata=METADATA[kind])
@@ -86,7 +86,7 @@ def animate_collapse(
     path, group = Path(path), group_of(history, group, "animate_collapse")
     kind, ffmpeg = path.suffix.lower(), shutil.which("ffmpeg")
     if kind not in {".gif", ".mp4"} or (kind == ".mp4" and ffmpeg is None):
-        why = "there is no ffmpeg for it" if kind == ".mp4" else "wanted .gif or .mp4"
+        why = "there is no ffmpeg for it" if kind == ".mp4" else "needs .gif or .mp4"
         raise ValueError(f"path: got {path.name!r}, {why}: change the suffix to .gif")
     edges, counts = common_histograms(history, group)
     epochs, unit = time_axis(history, len(counts))

@@ -102,7 +102,7 @@ def tensors_of(given: Any, mixture: Any = None) -> dict[str, tuple[Tensor, Gauss
         given = {"weights": torch.cat(flat_weights(weights_of(given)))}
     named: dict[str, Tensor] = {n: weights_of(w) for n, w in given.items()}
     if not named:
-        raise ValueError("named_weights: wanted name -> weights, got none: pass one or more")
+        raise ValueError("named_weights: needs name -> weights, got none: pass one or more")
     if mixture is None:
         mixture = {name: mixture_of(None, None, w) for name, w in named.items()}
     if isinstance(mixture, GaussianMixture):

@@ -118,7 +118,7 @@ def mixture_band(
     flat = tensor_of(weights).double().reshape(-1).numpy()
     mixing, mean, std = (tensor_of(each) for each in (mixing, mean, std))
     if not len(flat) or not np.isfinite(flat).all():
-        raise ValueError(f"wanted finite weights, at least one; got {len(flat)}")
+        raise ValueError(f"needs finite weights, at least one; got {len(flat)}")
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
     low, high = np.quantile(flat, [0.002, 0.998])
     grid = np.linspace(low, high, 400)

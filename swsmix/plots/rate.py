@@ -35,7 +35,7 @@ def rate_distortion(
     """
     drawn = {name: [p for p in points if min(p) > 0] for name, points in curves.items()}
     if not any(drawn.values()):
-        raise ValueError("curves: wanted points of positive size and distortion, got none")
+        raise ValueError("curves: needs points of positive size and distortion, got none")
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.75 * width)
     for name, points in drawn.items():
         panel.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=name)

@@ -83,7 +83,7 @@ def make_panels(
         axes = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, dtype=object)))
         if len(axes) != count or not all(isinstance(a, Axes) for a in axes):
             raise ValueError(
-                f"ax: wanted {count} Axes, got {len(axes)} object(s) of type "
+                f"ax: needs {count} Axes, got {len(axes)} object(s) of type "
                 f"{type(ax).__name__}: pass figure.subplots(1, {count}), or omit it"
             )
         return root_figure(axes[0]), axes

@@ -80,7 +80,7 @@ def hinton(
         weight_matrix = torch.from_numpy(weight_matrix)
     _check_matrix(weight_matrix)
     if scale is not None and not scale > 0:
-        raise ValueError(f"scale: wanted a positive magnitude, got {scale}: omit it")
+        raise ValueError(f"scale: needs a positive magnitude, got {scale}: omit it")
     (w,) = flat = flat_weights(weight_matrix, "weight_matrix")
     value, (rows, columns) = w.double().cpu().numpy(), weight_matrix.shape
     full = scale or float(np.abs(value).max()) or 1.0
@@ -145,11 +145,11 @@ def hinton(
 def _check_matrix(weights: object) -> None:
     if not isinstance(weights, torch.Tensor):
         raise TypeError(
-            f"weight_matrix: wanted a tensor, got {type(weights).__name__}: pass torch.as_tensor(w)"
+            f"weight_matrix: needs a tensor, got {type(weights).__name__}: pass torch.as_tensor(w)"
         )
     if weights.ndim != 2 or weights.numel() > _MAX_SQUARES:
         raise ValueError(
-            f"weight_matrix: wanted a matrix of at most {_MAX_SQUARES:,} weights, got shape "
+            f"weight_matrix: needs a matrix of at most {_MAX_SQUARES:,} weights, got shape "
             f"{tuple(weights.shape)}: pass w.flatten(1), or a block such as w[:64, :64]"
         )
 
@@ -236,7 +236,7 @@ def entropy(
     bits = np.array(list(named_bits.values()), dtype=float)
     if not len(bits) or not np.isfinite(bits).all() or bits.min() < 0:
         raise ValueError(
-            "named_bits: wanted name -> finite bits per weight, at least 0; got "
+            "named_bits: needs name -> finite bits per weight, at least 0; got "
             f"{dict(named_bits)}: pass one or more tensors, and omit those without a size"
         )
     figure, (panel,) = make_panels(ax, 1, width=width, row=0.5 + 0.17 * len(bits))

@@ -40,7 +40,7 @@ _HALO = [Stroke(linewidth=2.2, foreground="w"), Normal()]
 def group_of(history: History, group: str | None, what: str) -> str:
     """The group to draw: the only one, or the one asked for."""
     if not any(columns.get("mean") for columns in history.series.values()):
-        raise ValueError(f"{what}: wanted a history with records, got an empty one: record some")
+        raise ValueError(f"{what}: needs a history with records, got an empty one: record some")
     if group is None and len(history.groups) == 1:
         return history.groups[0]
     if group not in history.groups:
@@ -246,7 +246,7 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
     wanted = ("objective", "data_loss", "nll", "hyper_prior")
     if missing := [name for name in wanted if not history.scalars.get(name)]:
         raise ValueError(
-            f"loss_terms: wanted records of {list(wanted)}, got {len(history)} record(s) without "
+            f"loss_terms: needs records of {list(wanted)}, got {len(history)} record(s) without "
             f"{missing}: write them with History.record"
         )
     objective, data, nll, hyper = (np.asarray(history.scalars[name]) for name in wanted)

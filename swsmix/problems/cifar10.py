@@ -155,7 +155,7 @@ def cifar10_tensors(
     n = len(images.x_train)
     if not 0 <= num_validation < n:
         raise ValueError(
-            f"wanted 0 to {n - 1} validation images, fewer than the {n} training images, got "
+            f"needs 0 to {n - 1} validation images, fewer than the {n} training images, got "
             f"{num_validation}"
         )
     if generator is None:
@@ -271,7 +271,7 @@ def _read_archive(path: Path) -> np.ndarray:
 
             return _checked(path, read)
     except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-        raise _corrupt(path, f"wanted the published archive, got {error!r}") from error
+        raise _corrupt(path, f"needs the published archive, got {error!r}") from error
 
 
 def _checked(path: Path, read: Callable[[str], bytes]) -> np.ndarray:
@@ -284,7 +284,7 @@ def _checked(path: Path, read: Callable[[str], bytes]) -> np.ndarray:
             raise _corrupt(path, f"{name} is missing") from error
         got = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if got != wanted:
-            raise _corrupt(path, f"wanted {name} of MD5 {wanted}, got {got}")
+            raise _corrupt(path, f"needs {name} of MD5 {wanted}, got {got}")
         parts.append(np.frombuffer(data, np.uint8).reshape(-1, _RECORD))
     return np.concatenate(parts)
 
@@ -300,9 +300,9 @@ def _read_npz(path: Path) -> np.ndarray:
                 member = io.BytesIO(archive.read(f"{key}.npy"))
                 arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
     except Exception as error:  # zipfile and numpy raise a dozen kinds
-        raise _corrupt(path, f"wanted a numpy npz file, got {error!r}") from error
+        raise _corrupt(path, f"needs a numpy npz file, got {error!r}") from error
     if missing:
-        raise _corrupt(path, f"wanted arrays {list(_ARRAYS)}, it lacks {missing}")
+        raise _corrupt(path, f"needs arrays {list(_ARRAYS)}, it lacks {missing}")
     records = []
     for part, n in (("train", 5 * _IMAGES), ("test", _IMAGES)):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -310,7 +310,7 @@ def _read_npz(path: Path) -> np.ndarray:
             if array.shape != shape or array.dtype.kind not in "iu":
                 raise _corrupt(
                     path,
-                    f"wanted {name}_{part} of integers {shape}, got {array.dtype} {array.shape}",
+                    f"needs {name}_{part} of integers {shape}, got {array.dtype} {array.shape}",
                 )
         flat = x.astype(np.uint8).reshape(n, -1)
         records.append(np.concatenate([y.reshape(-1, 1).astype(np.uint8), flat], axis=1))

@@ -138,7 +138,7 @@ def sunspots(
     first_year, last_train_year = 1700, SUNSPOT_SPLITS["train"][1]
     if not 1 <= lags <= last_train_year - first_year:
         raise ValueError(
-            f"wanted 1 to {last_train_year - first_year} lags, got {lags}; "
+            f"needs 1 to {last_train_year - first_year} lags, got {lags}; "
             f"training targets end in {last_train_year} and the series starts in {first_year}"
         )
     _check_positive(scale=scale)
@@ -192,7 +192,7 @@ def arv(
     """
     if prediction.shape != target.shape or target.numel() == 0:
         raise ValueError(
-            "wanted prediction and target of one shape with at least one case, got "
+            "needs prediction and target of one shape with at least one case, got "
             f"{tuple(prediction.shape)} and {tuple(target.shape)}; squeeze a network's output "
             "(n, 1) to (n,)"
         )
@@ -243,10 +243,10 @@ def shift(
         (torch.Size([100, 20]), torch.Size([1940, 20]))
     """
     if coding not in ("01", "pm1"):
-        raise ValueError(f"wanted coding '01' (bits 0, 1) or 'pm1' (bits -1, +1), got {coding!r}")
+        raise ValueError(f"needs coding '01' (bits 0, 1) or 'pm1' (bits -1, +1), got {coding!r}")
     if not 3 <= bits <= 16:
         raise ValueError(
-            f"wanted 3 to 16 bits, got {bits}; on 1 or 2 bits the left and the right shift coincide"
+            f"needs 3 to 16 bits, got {bits}; on 1 or 2 bits the left and the right shift coincide"
         )
     device = generator.device
     places = torch.arange(bits, dtype=torch.int64, device=device)
@@ -257,7 +257,7 @@ def shift(
     y = torch.arange(len(x), dtype=torch.int64, device=device) >= len(x) // 2
     if not 1 <= num_cases <= len(x):
         raise ValueError(
-            f"wanted 1 to {len(x)} cases, as many as {bits} bits have, got {num_cases}; more bits "
+            f"needs 1 to {len(x)} cases, as many as {bits} bits have, got {num_cases}; more bits "
             "have more cases"
         )
     order = torch.randperm(len(x), generator=generator, dtype=torch.int64, device=device)
@@ -269,4 +269,4 @@ def shift(
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"wanted a positive, finite {name}, got {value}")
+            raise ValueError(f"needs a positive, finite {name}, got {value}")

@@ -147,7 +147,7 @@ def mnist_tensors(
     num_images = len(digits.x_train)
     if not 0 <= num_validation < num_images:
         raise ValueError(
-            f"wanted 0 to {num_images - 1} validation images, fewer than the {num_images} training "
+            f"needs 0 to {num_images - 1} validation images, fewer than the {num_images} training "
             f"images, got {num_validation}"
         )
     if generator is None:
@@ -201,7 +201,7 @@ class _IdxFile:
         """The array in an idx file's bytes, whose SHA-256 must be the published one."""
         got = hashlib.sha256(payload).hexdigest()
         if got != self.sha256:
-            raise _corrupt(path, f"wanted {self.name} of SHA-256 {self.sha256}, got {got}")
+            raise _corrupt(path, f"needs {self.name} of SHA-256 {self.sha256}, got {got}")
         flat = np.frombuffer(payload, np.uint8, offset=len(self.header()))
         return flat.reshape(self.shape).copy()
 
@@ -279,7 +279,7 @@ def _read_idx(path: Path, file: _IdxFile) -> np.ndarray:
             with gzip.open(raw) if path.suffix == ".gz" else raw as stream:
                 payload = stream.read(num_bytes + 1)
         except (EOFError, OSError, zlib.error) as error:
-            raise _corrupt(path, f"wanted an idx file, got {error!r}") from error
+            raise _corrupt(path, f"needs an idx file, got {error!r}") from error
     return file.array(payload, path)
 
 
@@ -296,14 +296,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                         member = io.BytesIO(archive.read(f"{key}.npy"))
                         arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
         except Exception as error:  # zipfile and numpy raise a dozen kinds
-            raise _corrupt(path, f"wanted a numpy npz file, got {error!r}") from error
+            raise _corrupt(path, f"needs a numpy npz file, got {error!r}") from error
     if missing:
-        raise _corrupt(path, f"wanted arrays {list(_FILES)}, it lacks {missing}")
+        raise _corrupt(path, f"needs arrays {list(_FILES)}, it lacks {missing}")
     for key, file in _FILES.items():
         got = arrays[key]
         if got.shape != file.shape or got.dtype.kind not in "iu":
             raise _corrupt(
-                path, f"wanted {key} of integers {file.shape}, got {got.dtype} {got.shape}"
+                path, f"needs {key} of integers {file.shape}, got {got.dtype} {got.shape}"
             )
         payload = file.header() + got.astype(np.uint8).tobytes()
         arrays[key] = file.array(payload, path)

@@ -122,7 +122,7 @@ def _one_hidden_layer(
     inputs: int, hidden: int, generator: Generator | None, dtype: torch.dtype | None
 ) -> nn.Sequential:
     if inputs < 1 or hidden < 1:
-        raise ValueError(f"wanted at least one input and one hidden unit, got {inputs}-{hidden}-1")
+        raise ValueError(f"needs at least one input and one hidden unit, got {inputs}-{hidden}-1")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         layers = OrderedDict[str, nn.Module](
             hidden=nn.Linear(inputs, hidden),
@@ -156,12 +156,12 @@ class _Images(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             raise TypeError(
-                f"wanted floating-point pixels, got {images.dtype}; "
+                f"needs floating-point pixels, got {images.dtype}; "
                 "divide uint8 pixels by 255 (mnist_tensors does)"
             )
         if images.shape[1:].numel() != 784:
             raise ValueError(
-                "wanted a batch of images with 784 pixels each, such as (b, 784), (b, 28, 28) or "
+                "needs a batch of images with 784 pixels each, such as (b, 784), (b, 28, 28) or "
                 f"(b, 1, 28, 28), got shape {tuple(images.shape)}; "
                 "give a single image a batch axis with image[None]"
             )

@@ -72,7 +72,7 @@ def wrn(
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1 or width < 1:
         raise ValueError(
-            "wanted a depth of 10, 16, 22 and so on (6 n + 4) and a width of at least 1, got "
+            "needs a depth of 10, 16, 22 and so on (6 n + 4) and a width of at least 1, got "
             f"WRN-{depth}-{width}"
         )
     return _start(lambda: _WideResNet(blocks, width), generator, dtype)

@@ -151,5 +151,5 @@ def test_settings_that_were_edited_are_named(tmp_path, name, value):
         "seed": -4, "device": "cpu", "dtype": "float32", "baseline": True,
     }  # fmt: skip
     check_config(good, tmp_path)
-    with pytest.raises(ValueError, match=f"^{tmp_path}: `{name}`: wanted .*, got .*: correct it"):
+    with pytest.raises(ValueError, match=f"^{tmp_path}: `{name}`: needs .*, got .*: correct it"):
         check_config(good | {name: value}, tmp_path)

@@ -117,7 +117,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(sharded, name):
 )  # fmt: skip
 def test_a_damaged_index_is_named(sharded, text):
     (sharded / INDEX).write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"index\.json: wanted an index"):
+    with pytest.raises(ValueError, match=r"index\.json: needs an index"):
         checkpoints.read(sharded)
 
 

@@ -95,7 +95,7 @@ def test_ax_draws_into_the_axes_given(make):
     axes = figure.subplots(1, count)
     assert make(ax=axes) is figure
     assert all(ax.has_data() for ax in np.ravel(axes))
-    with pytest.raises(ValueError, match=rf"wanted {count} Axes, got {count + 1}"):
+    with pytest.raises(ValueError, match=rf"needs {count} Axes, got {count + 1}"):
         make(ax=Figure().subplots(1, count + 1))
 
 
@@ -237,17 +237,17 @@ EMPTY = torch.zeros(0)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: plots.clusters(EMPTY, MIXTURE), r"wanted at least one weight, got shape \(0,\)"),
+        (lambda: plots.clusters(EMPTY, MIXTURE), r"needs at least one weight, got shape \(0,\)"),
         (lambda: plots.clusters(NAN, MIXTURE), "2 nan or inf among 3.*isfinite"),
         (lambda: plots.responsibilities(MIXTURE, NAN), "2 nan or inf among 3"),
-        (lambda: plots.before_after(WEIGHTS, EMPTY, MIXTURE), "final: wanted at least one"),
+        (lambda: plots.before_after(WEIGHTS, EMPTY, MIXTURE), "final: needs at least one"),
         (lambda: plots.before_after(WEIGHTS, WEIGHTS[1:], MIXTURE), "got 20000 and 19999"),
-        (lambda: plots.hinton(WEIGHTS), r"wanted a matrix .* got shape \(20000,\).*flatten"),
+        (lambda: plots.hinton(WEIGHTS), r"needs a matrix .* got shape \(20000,\).*flatten"),
         (lambda: plots.hinton(torch.zeros(257, 256)), r"at most 65,536 .*\(257, 256\)"),
         (lambda: plots.hinton(torch.zeros(0, 3)), "at least one weight"),
         (lambda: plots.hinton(torch.eye(2), scale=0.0), "positive magnitude, got 0.0"),
         (lambda: plots.layers({}, MIXTURE), "got none"),
-        (lambda: plots.layers({"a": NAN}, MIXTURE), "a: wanted finite"),
+        (lambda: plots.layers({"a": NAN}, MIXTURE), "a: needs finite"),
         (lambda: plots.layers({"a": WEIGHTS}, {"b": MIXTURE}), r"none for \['a'\].*\['b'\]"),
         (lambda: plots.entropy({}), "got {}"),
         (lambda: plots.entropy({"a": -1.0}), "at least 0; got {'a': -1.0}"),
@@ -260,9 +260,9 @@ EMPTY = torch.zeros(0)
         (lambda: plots.trajectories(HISTORY, "fc"), r"group 'fc': pass group= one of \['all'\]"),
         (
             lambda: plots.save(Figure(), "picture.jpg"),
-            "wanted .png, .pdf or .svg, got 'picture.jpg'",
+            "needs .png, .pdf or .svg, got 'picture.jpg'",
         ),
-        (lambda: plots.animate_collapse(HISTORY, "film.avi"), "got 'film.avi', wanted .gif"),
+        (lambda: plots.animate_collapse(HISTORY, "film.avi"), "got 'film.avi', needs .gif"),
     ],
 )
 def test_errors_say_what_was_wanted_and_got(make, message):

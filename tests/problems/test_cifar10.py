@@ -68,7 +68,7 @@ def test_other_data_are_refused(few, tmp_path, monkeypatch, kind):
     data[700] ^= 1
     put(tmp_path, {**few, "data_batch_3.bin": bytes(data)}, kind)
     monkeypatch.setenv("SWSMIX_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"does not hold CIFAR-10: wanted data_batch_3.bin of MD5"):
+    with pytest.raises(ValueError, match=r"does not hold CIFAR-10: needs data_batch_3.bin of MD5"):
         cifar10.cifar10(mirrors=[])
 
 
@@ -139,7 +139,7 @@ def test_training_images_have_mean_0_and_variance_1_and_the_rest_the_same_scale(
 
 @pytest.mark.parametrize("number", [-1, 40])
 def test_as_many_validation_images_as_there_are_is_an_error(number):
-    with pytest.raises(ValueError, match=f"wanted 0 to 39 validation images.*got {number}"):
+    with pytest.raises(ValueError, match=f"needs 0 to 39 validation images.*got {number}"):
         cifar10_tensors(drawn(), num_validation=number)
 
 

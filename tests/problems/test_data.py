@@ -91,7 +91,7 @@ def test_an_unknown_split_lists_the_known_ones() -> None:
 
 @pytest.mark.parametrize("lags", [0, -1, 221])
 def test_lags_without_a_training_case_are_refused(lags: int) -> None:
-    with pytest.raises(ValueError, match=rf"wanted 1 to 220 lags, got {lags}"):
+    with pytest.raises(ValueError, match=rf"needs 1 to 220 lags, got {lags}"):
         data.sunspots(lags)
 
 
@@ -208,7 +208,7 @@ def test_the_whole_problem_is_every_unambiguous_strip_shifted_both_ways(
     x, y = data.shift(num_cases, generator=seeded(0), bits=bits)
     assert len({tuple(row) for row in x.tolist()}) == num_cases
     assert y.sum() == num_cases / 2
-    with pytest.raises(ValueError, match=rf"wanted 1 to {num_cases} cases.* got {num_cases + 1}"):
+    with pytest.raises(ValueError, match=rf"needs 1 to {num_cases} cases.* got {num_cases + 1}"):
         data.shift(num_cases + 1, generator=seeded(0), bits=bits)
 
 
@@ -240,10 +240,10 @@ def test_codings_differ_by_an_affine_map_only() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"coding": "+-1"}, r"wanted coding '01' .* or 'pm1' .* got '\+-1'"),
-        ({"bits": 2}, "wanted 3 to 16 bits, got 2"),
-        ({"bits": 17}, "wanted 3 to 16 bits, got 17"),
-        ({"num_cases": 0}, "wanted 1 to 2040 cases"),
+        ({"coding": "+-1"}, r"needs coding '01' .* or 'pm1' .* got '\+-1'"),
+        ({"bits": 2}, "needs 3 to 16 bits, got 2"),
+        ({"bits": 17}, "needs 3 to 16 bits, got 17"),
+        ({"num_cases": 0}, "needs 1 to 2040 cases"),
     ],
 )
 def test_shift_says_what_it_wants(keywords: dict[str, object], message: str) -> None:

@@ -51,7 +51,7 @@ def test_one_wrong_byte_is_noticed(
     write_folder(tmp_path, tiny, kind)
     monkeypatch.setenv("SWSMIX_DATA", str(tmp_path))
     name = mnist._FILES[key].name
-    with pytest.raises(ValueError, match=rf"does not hold MNIST: wanted {name} of SHA-256 .* got"):
+    with pytest.raises(ValueError, match=rf"does not hold MNIST: needs {name} of SHA-256 .* got"):
         mnist.mnist(mirrors=())
 
 
@@ -78,9 +78,9 @@ def test_a_longer_or_shorter_idx_file_is_noticed(
     ("change", "message"),
     [
         ({"y_test": None}, r"lacks \['y_test'\]"),
-        ({"y_test": np.zeros(4)}, r"wanted y_test of integers \(4,\), got float64 \(4,\)"),
-        ({"x_test": np.zeros((4, 784), np.uint8)}, r"wanted x_test .* got uint8 \(4, 784\)"),
-        ({"y_test": np.array([None] * 4)}, "wanted a numpy npz file.*allow_pickle"),
+        ({"y_test": np.zeros(4)}, r"needs y_test of integers \(4,\), got float64 \(4,\)"),
+        ({"x_test": np.zeros((4, 784), np.uint8)}, r"needs x_test .* got uint8 \(4, 784\)"),
+        ({"y_test": np.array([None] * 4)}, "needs a numpy npz file.*allow_pickle"),
     ],
 )
 def test_an_npz_of_other_arrays_is_refused(
@@ -158,7 +158,7 @@ def test_an_archive_with_an_unknown_compression_is_a_clear_error(
         raw[raw.index(signature) + offset] = 99
     (tmp_path / "mnist.npz").write_bytes(raw)
     monkeypatch.setenv("SWSMIX_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match="does not hold MNIST: wanted a numpy npz file"):
+    with pytest.raises(ValueError, match="does not hold MNIST: needs a numpy npz file"):
         mnist.mnist(mirrors=())
 
 

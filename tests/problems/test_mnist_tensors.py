@@ -85,7 +85,7 @@ def test_standardising_looks_at_the_training_part_alone(digits: mnist.MNIST) -> 
 def test_holding_out_all_of_the_training_data_is_refused(
     digits: mnist.MNIST, num_validation: int
 ) -> None:
-    with pytest.raises(ValueError, match=rf"wanted 0 to 7 .* got {num_validation}"):
+    with pytest.raises(ValueError, match=rf"needs 0 to 7 .* got {num_validation}"):
         mnist.mnist_tensors(digits, num_validation=num_validation)
 
 

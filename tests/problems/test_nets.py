@@ -79,13 +79,13 @@ def test_lenets_take_every_layout_of_the_same_pixels(name: str) -> None:
 @pytest.mark.parametrize("shape", [(28, 28), (784,), (2, 783), (2, 3, 28, 28)])
 @lenets
 def test_lenets_say_which_shapes_they_take(name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"wanted a batch .* got shape .*image\[None\]"):
+    with pytest.raises(ValueError, match=r"needs a batch .* got shape .*image\[None\]"):
         build(name)(torch.zeros(shape))
 
 
 @lenets
 def test_lenets_say_what_to_do_with_bytes(name: str) -> None:
-    with pytest.raises(TypeError, match=r"wanted floating-point .*uint8.* by 255"):
+    with pytest.raises(TypeError, match=r"needs floating-point .*uint8.* by 255"):
         build(name)(torch.zeros(2, 28, 28, dtype=torch.uint8))
 
 

@@ -154,7 +154,7 @@ def test_a_name_that_is_none_is_a_broken_field(tmp_path):
     state = torch.load(file, weights_only=True)
     state["job"]["made_with"]["optimizer"] = 3
     torch.save(state, file)
-    with pytest.raises(ValueError, match=r"`job.made_with.optimizer`: wanted a name, got 3"):
+    with pytest.raises(ValueError, match=r"`job.made_with.optimizer`: needs a name, got 3"):
         go(tmp_path, 2, "Adam", resume=True)
 
 

@@ -186,7 +186,7 @@ def check_history(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _refuse(field: str, wanted: str, got: Any) -> None:
     text = "nothing" if got is None else str(got) if isinstance(got, str) else repr(got)
     text = text if len(text) <= 80 else f"{text[:77]}..."
-    raise ValueError(f"`{field}`: wanted {wanted}, got {text}")
+    raise ValueError(f"`{field}`: needs {wanted}, got {text}")
 
 
 def _dictionary(value: Any, field: str) -> dict[Any, Any]:
