@@ -71,6 +71,7 @@ def test_a_norm_is_matched_by_its_number_of_channels():
         "stem.weight": torch.ones(16, 8),
         "narrow.running_var": torch.ones(8),
         "wide.running_var": torch.ones(16),
+        "late.running_var": torch.ones(8),
     }
     assert normalised(state) == {"stem.weight": "wide.running_var"}
 
