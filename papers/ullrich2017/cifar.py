@@ -1,6 +1,6 @@
 """The rows of CIFAR-10: a dense network, its compressed file, and what the file is worth.
 
-    swsmix reproduce ullrich2017 --only resnet-20     about 4 hours on two free cores
+    swsmix reproduce ullrich2017 --only resnet-20     about 100 minutes on two free cores
     swsmix reproduce ullrich2017 --only wrn-16-4      for a GPU
 
 Each phase is at most 40 epochs and has a checkpoint after every one; the same command goes on from
@@ -60,7 +60,7 @@ class Row:
     blocks: int
     allowed: float
     recipe: Recipe
-    dense_epochs: int = 30
+    dense_epochs: int = 18
     peak_lr: float = 0.2
     batch_size: int = 128
     weight_decay: float = 5e-4
@@ -68,11 +68,11 @@ class Row:
 
 RECIPE = Recipe(
     num_components=8,
-    sparsify_tau=0.04,
+    sparsify_tau=0.02,
     quantise_tau=0.01,
-    sparsify_epochs=35,
-    warmup_epochs=5,
-    quantise_epochs=12,
+    sparsify_epochs=16,
+    warmup_epochs=3,
+    quantise_epochs=5,
     finetune_epochs=1,
     # A folded network has no batch norm to hold it: a tenth of what the LeNets take.
     sparsify_lr=5e-4,
