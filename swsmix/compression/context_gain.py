@@ -4,7 +4,7 @@ The coder uses contexts where they save a hundredth of a tensor's bits. Here two
 the lengths that follow from the counts of each class: what classes of rows and columns save, less
 what it takes to learn their lengths, and what another assignment saves of that at its price. Both
 stand well apart: a tensor whose rows and columns are alike saves nothing by either, and keeps the
-lengths of the whole tensor.
+lengths of the whole tensor. Of a small tensor the coder itself is asked last.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from swsmix._progress import watched
 from swsmix.codec.encoder import CONTEXT_BUDGET, is_large
 from swsmix.codec.index import MAX_VALUES
+from swsmix.compression.context_trial import MOST_WEIGHTS, is_smaller
 from swsmix.compression.entropy_constrained import Codebook
 from swsmix.compression.in_context import ClassCells, ContextBook
 from swsmix.compression.matrices import Matrix
@@ -64,8 +65,9 @@ def cells_where_it_pays(
         needed = _decisions(m, book)
         if needed > left or sum(c.number for c in cells.values()) > _CELLS:
             continue
-        seen = ClassCells(m, state[m.names[0]].detach(), book)
-        if _pays(seen, book):
+        t = state[m.names[0]].detach()
+        seen = ClassCells(m, t, book)
+        if _pays(m, t, seen, book):
             cells[i] = seen
             left -= needed  # the coder has no time for more
         else:
@@ -97,10 +99,13 @@ def _decisions(m: Matrix, book: Codebook) -> int:
     return int(m.numel * (1.0 + others * len(book.values).bit_length()))
 
 
-def _pays(cells: ClassCells, book: Codebook) -> bool:
+def _pays(m: Matrix, t: Tensor, cells: ClassCells, book: Codebook) -> bool:
     plain = cells.spent(book)
     if plain.bits - plain.in_context - plain.described < _SAVED * plain.bits:
         return False
-    again = cells.spent(cells.fitted(book))
+    found = cells.fitted(book)
+    again = cells.spent(found)
     gain = plain.in_context - again.in_context + (plain.error - again.error) / book.lam
-    return gain >= _WORTH * plain.bits
+    if gain < _WORTH * plain.bits:
+        return False
+    return m.numel > MOST_WEIGHTS or is_smaller(m, t, book, found)
