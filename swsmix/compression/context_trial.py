@@ -21,7 +21,7 @@ from swsmix.compression.in_context import ContextBook, quantized
 from swsmix.compression.matrices import Matrix
 from swsmix.compression.snap import Quantized
 
-MOST_WEIGHTS = 1 << 17  # a coding takes a microsecond or two for each
+MOST_WEIGHTS = 1 << 16  # a coding takes a microsecond or two for each
 
 
 @torch.no_grad()

@@ -170,16 +170,23 @@ class ClassCells:
         """The number of cells."""
         return int(self._half.size)
 
-    def fitted(self, book: Codebook, costs: list[float] | None = None) -> ContextBook:
+    def fitted(
+        self,
+        book: Codebook | ContextBook,
+        lam: float | None = None,
+        costs: list[float] | None = None,
+    ) -> ContextBook:
         """Values and lengths in context, from those of a codebook.
 
         Args:
-            book: where to begin, and its lambda.
+            book: where to begin.
+            lam: lambda, by default the codebook's.
             costs: receives the objective, at first and after each step.
         """
-        values, share = book.values.numpy(), np.exp2(-book.bits.numpy())
-        bits = np.tile(book.bits.numpy(), (self.classes.number, 1))
-        last, lam = np.inf, book.lam
+        lam, last = book.lam if lam is None else lam, np.inf
+        of_whole = book.shared if isinstance(book, ContextBook) else book.bits
+        values, share = book.values.numpy(), np.exp2(-of_whole.numpy())
+        bits = np.broadcast_to(book.bits.numpy(), (self.classes.number, len(values)))
         for _ in range(_STEPS):
             size, total = self._assigned(values, bits, lam)
             pinned = self.zero & (values == 0.0)

@@ -10,7 +10,8 @@ from swsmix.compression.entropy_constrained import Codebook
 from swsmix.compression.in_context import ContextBook
 
 _SEARCHES = 60  # lambdas tried at most
-_CORRECTIONS = 6  # of them where they are near it already
+_CORRECTIONS = 9  # of them where they are near it already
+_FRESH = 2  # of these, each with values of its own
 _MISSED = 2e-3  # as a logarithm, what they may miss
 _LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
 _REACH = 20.0  # values of one lambda serve others, down to this part of it
@@ -87,21 +88,35 @@ def _between(
 
 
 def corrected(at: At, lam: float, excess: Excess, *, rises: bool) -> Outcome | None:
-    """The same by a few secants in log lambda, near one that is nearly right; None if it fails."""
+    """The same near a lambda that is nearly right, in a few steps; None if they fail.
+
+    Values come and go with lambda, and by that the outcome leaps. So where the first steps miss,
+    all others begin with the values that these ended with.
+    """
     best: Outcome | None = None
+    start: Outcome | None = None
     slope = _SLOPES[0] if rises else _SLOPES[1]
+    ends = dict[bool, tuple[float, float]]()  # whether it is too much -> log lambda, by how much
     x, before = math.log(lam), None
-    for _ in range(_CORRECTIONS):
-        found = at(math.exp(x))
+    for step in range(_CORRECTIONS):
+        found = at(math.exp(x), start=start)
         over = excess(found)
         if over <= 0.0 and (best is None or over > excess(best)):
             best = found
         if -2.0 * _WITHIN <= over <= 0.0 or not math.isfinite(over):
             break
-        if before is not None and x != before[0]:
-            seen = (over - before[1]) / (x - before[0])
-            if seen * slope > 0.0:
-                slope = seen
-        before = x, over
-        x -= min(max((over + _WITHIN) / slope, -_FARTHEST), _FARTHEST)
+        if step >= _FRESH:
+            ends[over > 0.0] = x, over
+        elif step == _FRESH - 1:
+            start, slope = found, 0.5 * slope  # fewer things move
+        if len(ends) == 2:
+            (y, under), (z, above) = ends[False], ends[True]
+            share = (-_WITHIN - under) / (above - under)
+            x = y + min(max(share, 0.05), 0.95) * (z - y)
+        else:
+            if before is not None:
+                seen = (over - before[1]) / (x - before[0])
+                slope = math.copysign(min(max(abs(seen), 0.2), 2.0), slope)
+            before = (x, over) if start is not None and step >= _FRESH else None
+            x -= min(max((over + _WITHIN) / slope, -_FARTHEST), _FARTHEST)
     return best if best is not None and excess(best) >= -_MISSED else None

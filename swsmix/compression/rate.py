@@ -161,7 +161,7 @@ class Network:
         Args:
             lam: lambda, the relative error of a tensor that is worth a bit.
             exact: which tensors keep all their values.
-            start: values to begin with; of an outcome without contexts.
+            start: values to begin with.
             cells: of tensors whose lengths depend on the context, by number.
         """
         before = start.books if start else (None,) * len(self.matrices)
@@ -172,16 +172,8 @@ class Network:
                 bits += m.numel * m.entropy
                 continue
             price = max(lam * (m.variance or 1.0), _LEAST)
-            first = before[i]
-            assert not isinstance(first, ContextBook)
-            book = fit(m.weights, price, zero=m.zero, value_bits=_VALUE_BITS, start=first)
-            if i in cells:
-                in_classes = cells[i].fitted(book)
-                books.append(in_classes)
-                error, more_bits, *_ = cells[i].spent(in_classes)
-            else:
-                books.append(book)
-                more_bits, error = book.outcome(m.weights)
+            book, more_bits, error = _book(m, price, before[i], cells.get(i))
+            books.append(book)
             bits, count = bits + more_bits, count + m.numel
             lost += m.numel * error / (m.variance or 1.0)
         return Outcome(lam, tuple(books), bits / max(self.numel, 1), lost / max(count, 1))
@@ -322,6 +314,20 @@ class Network:
         most = max((m.numel for m in self.matrices), default=1)
         spreads = (m.weights.spread**2 / m.variance for m in self.matrices if m.variance > 0.0)
         return 1e-10 / most, 4.0 * max(spreads, default=1.0)
+
+
+def _book(
+    m: Matrix, lam: float, first: Codebook | ContextBook | None, cells: ClassCells | None
+) -> tuple[Codebook | ContextBook, float, float]:
+    """A tensor's values at a lambda, the order-0 bits and the squared error that they make."""
+    if not isinstance(first, ContextBook):
+        first = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=first)
+        if cells is None:
+            return first, *first.outcome(m.weights)
+    assert cells is not None
+    found = cells.fitted(first, lam)
+    error, bits, *_ = cells.spent(found)
+    return found, bits, error
 
 
 class _Measured(io.BufferedIOBase):
