@@ -14,6 +14,9 @@ size of the whole file, or the relative distortion, which is the mean over all w
 tensor's: one tensor of huge numbers does not hide what happens to the others.
 
     loss = sum over tensors of  n_t error_t / variance_t  /  sum over tensors of  n_t
+
+With lambda near what it will be, bits are counted once more as the file's coder would count them,
+by row and column, where that pays (`in_context`, `context_gain`).
 """
 
 from __future__ import annotations

@@ -109,12 +109,12 @@ def test_each_weight_has_its_cheapest_value(dtype):
 
 
 def test_rows_of_large_weights_are_of_the_highest_class_and_classes_are_of_equal_size():
-    w = torch.logspace(-2, 2, 24)[:, None] * alike(24, 40)
+    w = torch.logspace(2, -2, 24)[:, None] * alike(24, 40)
     m, book, _ = surveyed(w, 1e-3)
     classes = Classes.of(w, m.unit, book)
     assert torch.bincount(classes.rows).tolist() == [2] * 12
     assert torch.bincount(classes.columns).tolist() == [5] * 8
-    assert classes.rows[-6:].min() > classes.rows[:12].max()
+    assert classes.rows[:6].min() > classes.rows[-12:].max()
     assert classes.number == 96 and classes.of_columns == 8
 
 
@@ -198,6 +198,15 @@ def test_exact_zeros_stay_zeros():
     assert uses == [True]
     q = found["w"]
     assert (q.codebook == 0.0).any() and (q.values[w == 0.0] == 0.0).all()
+
+
+def test_a_zero_stays_where_zeros_are_so_rare_that_its_length_is_not_worth_it():
+    w = 0.1 + 0.001 * alike(160, 150)
+    w[:80] *= torch.rand(80, 150, generator=torch.Generator().manual_seed(1)) < 0.02
+    w[80:, ::60] = 0.0
+    m, book, cells = surveyed(w, 0.8)
+    q = quantized(m, w, cells.fitted(book))
+    assert m.zero and len(q.codebook) == 2 and (q.values[w == 0.0] == 0.0).all()
 
 
 def test_one_giant_weight_is_not_clipped():
