@@ -1,35 +1,46 @@
-"""What code lengths that depend on row and column would save over one length per value.
+"""What lengths by row and column save over one length per value and tensor.
 
     python figures/pretrained_contexts.py [NETWORK ...]
 
-`quantize_state` prices a value by how common it is in its tensor. The file's context coder knows
-more: rows and columns whose weights are large. Here each weight is assigned again, to the least
-
-    (w - c_j)^2 + lambda b_j(row class, column class),
-
-the lengths b of classes being counted and the weights assigned in turn, from the values, lambda and
-assignment of `quantize_state`. Sizes are of whole files; without it, the file of `quantize_state`
-at the same loss. `unlike-rows` is made here: four matrices whose rows have scales of e^0 to e^2.
+`quantize_state` prices a value by how common it is in its tensor, and then by how common it is in
+the class of its row and column (`swsmix.compression.in_context`). Here are whole files without and
+with the second stage, of the same loss, and seconds of the processor: of finding values and
+lengths, and of the whole, with coding. `unlike-rows` is made here: four matrices whose rows have
+scales of e^0 to e^2.
 """
 
 import sys
+import time
 from collections.abc import Mapping
+from typing import NamedTuple
+from unittest import mock
 
 import torch
 from pretrained_methods import small
-from pretrained_networks import NETWORKS
+from pretrained_networks import NETWORKS, MissingError
 from torch import Tensor
 
 from swsmix.codec import encode
+from swsmix.compression import quantize_state, rate
 from swsmix.compression.codebooks import snapped
-from swsmix.compression.rate import Network
-from swsmix.compression.snap import Quantized
 
-LOSSES = (0.02, 0.05, 0.1, 0.3)
-CLASSES = (6, 4)  # of rows and of columns, by the mean distance from the commonest value
-STEPS = 3
-BESIDE = (-2, -1, 0, 1, 2)  # values tried, counted from the nearest
-PRIOR = 20.0  # weights' worth of the tensor's own shares in each class
+LOSSES = (0.005, 0.02, 0.1, 0.3)
+
+
+class Made(NamedTuple):
+    """A file.
+
+    Attributes:
+        size: in bytes.
+        loss: the mean over weights of their tensor's relative error, as `quantize_state` has it.
+        finding: seconds for values and assignment.
+        whole: seconds with coding.
+    """
+
+    size: int
+    loss: float
+    finding: float
+    whole: float
 
 
 def unlike_rows() -> dict[str, Tensor]:
@@ -42,66 +53,44 @@ def unlike_rows() -> dict[str, Tensor]:
     return state
 
 
-def classes_of(size: Tensor, number: int) -> Tensor:
-    """Classes of equally many, by size."""
-    return size.argsort().argsort() * number // len(size)
-
-
-def assigned_again(t: Tensor, found: Quantized, lam: float) -> Quantized:
-    """A tensor's values and assignment by the lengths of its rows' and columns' classes."""
-    w = t.reshape(len(t), -1).double()
-    index, values = found.index.view(w.shape).long(), found.codebook.double()
-    k, price = len(values), lam * float((w - w.mean()).square().sum())
-    nearest = torch.bucketize(w, (values[1:] + values[:-1]) / 2)
-    for _ in range(STEPS):
-        commonest = torch.bincount(index.flatten(), minlength=k).argmax()
-        away = (values[index] - values[commonest]).abs()
-        rows, columns = classes_of(away.mean(1), CLASSES[0]), classes_of(away.mean(0), CLASSES[1])
-        where = rows[:, None] * CLASSES[1] + columns
-        cells = CLASSES[0] * CLASSES[1]
-        count = torch.bincount((where * k + index).flatten(), minlength=cells * k).view(cells, k)
-        share = (count.sum(0) + 0.5) / (count.sum() + 0.5 * k)
-        bits = -((count + PRIOR * share) / (count.sum(1, keepdim=True) + PRIOR)).log2()
-        least = torch.full_like(w, torch.inf)
-        for step in BESIDE:
-            j = (nearest + step).clamp(0, k - 1)
-            cost = (w - values[j]).square() + price * bits[where, j]
-            index = torch.where(cost < least, j, index)
-            least = torch.minimum(cost, least)
-        number = torch.bincount(index.flatten(), minlength=k)
-        mean = torch.bincount(index.flatten(), w.flatten(), minlength=k) / number.clamp_min(1)
-        values = torch.where((number > 0) & (values != 0.0), mean.half().double(), values)
-    return Quantized(values.to(t.dtype), index.view(t.shape))
-
-
-def loss_of(state: Mapping[str, Tensor], found: Mapping[str, Quantized]) -> float:
-    """The mean over weights of their tensor's relative error, as `quantize_state` has it."""
+def made(state: Mapping[str, Tensor], loss: float) -> Made:
+    start = time.process_time()
+    found = quantize_state(state, loss=loss)
+    finding = time.process_time() - start
+    new = snapped(state, found)
+    size = len(encode(new))
+    whole = time.process_time() - start
     lost = count = 0.0
-    for name, q in found.items():
+    for name in found:
         w = state[name].double()
-        error = (w - q.values.double()).square().sum() / (w - w.mean()).square().sum()
+        error = (w - new[name].double()).square().sum() / (w - w.mean()).square().sum()
         lost += w.numel() * float(error)
         count += w.numel()
-    return lost / count
+    return Made(size, lost / count, finding, whole)
+
+
+def without_contexts(state: Mapping[str, Tensor], loss: float) -> Made:
+    with mock.patch.object(rate, "cells_where_it_pays", return_value={}):
+        return made(state, loss)
 
 
 def main(names: list[str]) -> None:
-    print("| network | loss | bytes | by row and column | change |\n|---|---:|---:|---:|---:|")
+    print("| network | loss | bytes before | bytes | change | seconds before | seconds |")
+    print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    encode({"w": torch.randn(99, 99).round()})  # compiled before it is timed
     for name in names:
-        state = unlike_rows() if name == "unlike-rows" else small(NETWORKS[name]().state())
-        network = Network(state)
+        try:
+            state = unlike_rows() if name == "unlike-rows" else small(NETWORKS[name]().state())
+        except MissingError as error:
+            print(f"{name}: skipped: {error}")
+            continue
         for loss in LOSSES:
-            outcome = network.for_loss(loss)
-            plain = network.quantized(outcome)
-            again = {
-                n: assigned_again(state[n], q, outcome.lam) if len(q.codebook) > 1 else q
-                for n, q in plain.items()
-            }
-            reached = loss_of(state, again)
-            size = len(encode(snapped(state, again)))
-            before = len(encode(snapped(state, network.quantized(network.for_loss(reached)))))
-            change = f"{100.0 * (size / before - 1.0):+.1f} %"
-            print(f"| {name} | {reached:.3f} | {before:,} | {size:,} | {change} |", flush=True)
+            after = made(state, loss)
+            before = without_contexts(state, after.loss)  # at the loss that was reached
+            change = f"{100.0 * (after.size / before.size - 1.0):+.2f} %"
+            seconds = (f"{m.finding:.2f} of {m.whole:.2f}" for m in (before, after))
+            row = f"{after.loss:.4f} | {before.size:,} | {after.size:,} | {change}"
+            print(f"| {name} | {row} | {' | '.join(seconds)} |", flush=True)
 
 
 if __name__ == "__main__":

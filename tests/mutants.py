@@ -53,6 +53,12 @@ TESTS = {
         *("tests/compression/test_entropy_constrained.py", "tests/compression/test_rate.py"),
     ],
     "compression/rate.py": ["tests/compression/test_rate.py"],
+    "compression/in_context.py": ["tests/compression/test_in_context.py"],
+    "compression/context_gain.py": ["tests/compression/test_in_context.py"],
+    "compression/context_trial.py": ["tests/compression/test_in_context.py"],
+    "compression/lambda_search.py": [
+        *("tests/compression/test_rate.py", "tests/compression/test_in_context.py"),
+    ],
     "compression/matrices.py": ["tests/compression/test_rate.py"],
     "compression/compensation.py": ["tests/compression/test_compensation.py"],
     "compression/layerwise.py": [

@@ -26,7 +26,7 @@ from swsmix.codec.stream import Array, StreamEncoder, counted, entropy_bits, sma
 from swsmix.codec.values import write_values
 
 # Decisions for context models in one file, about half a minute; later tensors do without.
-_BUDGET = 1 << 26
+CONTEXT_BUDGET = 1 << 26
 # Of a network of more numbers than these, only sparse tensors are coded in contexts: those of a
 # dense one cost minutes, and save a percent where the budget reaches.
 _MANY = 1 << 25
@@ -98,13 +98,18 @@ def encode_to(
     """
     if isinstance(state, Mapping):
         total = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
-    encoder = _Encoder(file, contexts=contexts, is_large=(total or 0) > _MANY)
+    encoder = _Encoder(file, contexts=contexts, is_large=is_large(total or 0))
     pairs = ((name, state[name]) for name in state) if isinstance(state, Mapping) else state
     count = len(state) if isinstance(state, Mapping) else None
     for name, t in watched(pairs, "coding", shown=progress, total=count):
         encoder.add_(name, t)
         del t  # before the next one is made
     return encoder.finish(notes or Notes())
+
+
+def is_large(total: int) -> bool:
+    """Whether a network has so many numbers that only its sparse tensors are coded in contexts."""
+    return total > _MANY
 
 
 def check(name: str, t: Tensor) -> None:
@@ -145,7 +150,7 @@ class _Encoder:
         self.table, self.stream = TableWriter(), StreamEncoder()
         self.codebooks: list[tuple[torch.dtype, Array]] = []
         self.densities = RowDensities()
-        self.budget = ContextBudget(_BUDGET if contexts else 0)
+        self.budget = ContextBudget(CONTEXT_BUDGET if contexts else 0)
         self._is_large = is_large
         self._in_section = self._waiting = 0  # tensors, and weights
         self._numbers = 0

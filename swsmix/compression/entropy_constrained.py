@@ -133,7 +133,7 @@ class Codebook(NamedTuple):
 
     def boundaries(self) -> tuple[Int[Tensor, " r"], Float[Tensor, " r_less_1"]]:
         """The values that some weight would choose, and where one takes over from the next."""
-        index, cuts = _boundaries(self.values.numpy(), self.bits.numpy(), self.lam)
+        index, cuts = boundaries_of(self.values.numpy(), self.bits.numpy(), self.lam)
         return torch.from_numpy(index), torch.from_numpy(cuts)
 
     def assign(self, w: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -243,7 +243,7 @@ class _Sums(NamedTuple):
         return found
 
 
-def _boundaries(c: Array, bits: Array, lam: float) -> tuple[Array, Array]:
+def boundaries_of(c: Array, bits: Array, lam: float) -> tuple[Array, Array]:
     """The values that are chosen, and the weights at which the next takes over.
 
     The costs less w^2 are straight lines in w, of slope -2 c_j: their lower envelope.
@@ -273,7 +273,7 @@ def _settle(
     """Values and bits moved until they stand still, the range of cells (2, k) of each, pinned."""
     total, last, before = sums.powers[0, -1], math.inf, None
     for _ in range(_STEPS):
-        index, cuts = _boundaries(values, bits, lam)
+        index, cuts = boundaries_of(values, bits, lam)
         edge = np.searchsorted(sums.mean, cuts, side="right")
         cells = np.zeros((2, len(values)), np.int64)
         cells[0, index] = np.concatenate([[0], edge])

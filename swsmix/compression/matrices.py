@@ -158,7 +158,7 @@ def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
     codebook = codebook[chosen]
     w = t.reshape(-1)
     exact = torch.float64 if w.dtype == torch.float64 else torch.float32
-    ends = _down(cuts * m.unit, exact).to(w.device)
+    ends = down(cuts * m.unit, exact).to(w.device)
     intervals = Intervals(ends, w.dtype, many=len(w) >= _CHUNK)
     index = torch.empty(len(w), dtype=smallest_type(len(chosen)), device=w.device)
     used = torch.zeros(len(chosen), dtype=torch.int64, device="cpu")
@@ -175,11 +175,11 @@ def _quantize(m: Matrix, t: Tensor, book: Codebook) -> Quantized:
     return Quantized(codebook.to(w.device), index.view(t.shape))
 
 
-def _rounded(m: Matrix, book: Codebook) -> tuple[Codebook, Tensor]:
-    """The codebook with values that the tensor's type holds, or float16 where that pays.
+def rounded_values(m: Matrix, book: Codebook) -> Tensor:
+    """A codebook's values as the tensor's type holds them, or as float16 does where that pays.
 
     A value that rounds by e costs n e^2 and saves 16 bits or more, worth lambda each; codebooks of
-    exact values are left as they are. Values that round to one share their weights.
+    exact values are left as they are.
     """
     values = (book.values * m.unit).to(m.dtype)
     if m.dtype.itemsize > 2 and book.outcome(m.weights)[1] > 0.0:
@@ -188,13 +188,18 @@ def _rounded(m: Matrix, book: Codebook) -> tuple[Codebook, Tensor]:
         saved = 8.0 * (m.dtype.itemsize - 2) * len(values) * book.lam
         if m.numel * error.item() < saved:
             values = short.to(m.dtype)
-    values, same = values.unique(return_inverse=True)
+    return values
+
+
+def _rounded(m: Matrix, book: Codebook) -> tuple[Codebook, Tensor]:
+    """The codebook with its values rounded; those that round to one share their weights."""
+    values, same = rounded_values(m, book).unique(return_inverse=True)
     share = torch.zeros(len(values), dtype=torch.float64, device="cpu")
     share.index_add_(0, same, torch.exp2(-book.bits))
     return Codebook(values.double() / m.unit, (-torch.log2(share)).clamp_min(0.0), book.lam), values
 
 
-def _down(x: Tensor, dtype: torch.dtype) -> Tensor:
+def down(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The largest numbers of a type that are no larger, so that w <= x is the same for them."""
     near = x.to(dtype)
     below = torch.nextafter(near, torch.full_like(near, -math.inf))

@@ -14,13 +14,18 @@ size of the whole file, or the relative distortion, which is the mean over all w
 tensor's: one tensor of huge numbers does not hide what happens to the others.
 
     loss = sum over tensors of  n_t error_t / variance_t  /  sum over tensors of  n_t
+
+With lambda near what it will be, bits are counted once more as the file's coder would count them,
+by row and column, where that pays (`in_context`, `context_gain`).
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +33,11 @@ from torch import Tensor
 
 from swsmix._progress import watched
 from swsmix.codec import encode_to
+from swsmix.compression import in_context
+from swsmix.compression.context_gain import cells_where_it_pays, coded_bits
 from swsmix.compression.entropy_constrained import Codebook, fit
+from swsmix.compression.in_context import ClassCells, ContextBook
+from swsmix.compression.lambda_search import Excess, Outcome, corrected, log_ratio, search
 from swsmix.compression.lost_rows import lost_rows, normalised, warn_of_lost_rows
 from swsmix.compression.matrices import Matrix, is_quantised
 from swsmix.compression.memory import give_back
@@ -40,10 +49,6 @@ CURVE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # relative distortion
 _VALUE_BITS = 24.0  # of a value in the file: 16, and about 8 for how often it occurs
 _CELLS = 1 << 22  # of all histograms, which stay in memory: 64 MB
 _LEAST = 1e-30  # a lambda
-_SEARCHES = 60  # lambdas tried at most to meet what was asked
-_LEAP = 5e-3  # as a logarithm, what is missed where no lambda comes nearer
-_REACH = 20.0  # values of one lambda serve others, down to this part of it
-_WITHIN = 5e-4  # how near, as a logarithm
 _FILES = 8  # files made at most to meet a size
 _GAUSSIAN = math.pi * math.e / 6.0  # D 2^(2R) / variance of scalar quantisation at high rates
 
@@ -96,22 +101,6 @@ def check_asked(
         )
 
 
-class Outcome(NamedTuple):
-    """What one lambda makes of a network.
-
-    Attributes:
-        lam: lambda, the relative error of a tensor that is worth a bit.
-        books: a codebook per tensor, in units of its own; None keeps all values that it has.
-        bits: the order-0 entropy, per quantised weight.
-        loss: the relative distortion.
-    """
-
-    lam: float
-    books: tuple[Codebook | None, ...]
-    bits: float
-    loss: float
-
-
 class Network:
     """The weight matrices of a state_dict, surveyed once, for any lambda.
 
@@ -137,7 +126,11 @@ class Network:
         progress: bool = False,
     ) -> None:
         self.state = state
-        sizes = {n: t.numel() for n, t in state.items() if n not in exact and is_quantised(t)}
+        sizes, self._total, self._progress = dict[str, int](), 0, progress
+        for name, t in state.items():
+            self._total += t.numel()
+            if name not in exact and is_quantised(t):
+                sizes[name] = t.numel()
         cells = min(max(_CELLS // max(len(sizes), 1), 1 << 11), 1 << 16)
         found: list[Matrix] = []
         for name in watched(sizes, "measuring", shown=progress, weight=sizes.__getitem__):
@@ -159,7 +152,12 @@ class Network:
         return sum(m.numel for m in self.matrices)
 
     def at(
-        self, lam: float, *, exact: tuple[bool, ...] = (), start: Outcome | None = None
+        self,
+        lam: float,
+        *,
+        exact: tuple[bool, ...] = (),
+        start: Outcome | None = None,
+        cells: Mapping[int, ClassCells] = MappingProxyType({}),
     ) -> Outcome:
         """The best codebooks where a bit is worth lambda, times each tensor's variance.
 
@@ -167,17 +165,17 @@ class Network:
             lam: lambda, the relative error of a tensor that is worth a bit.
             exact: which tensors keep all their values.
             start: values to begin with.
+            cells: of tensors whose lengths depend on the context, by number.
         """
         before = start.books if start else (None,) * len(self.matrices)
-        books, bits, lost, count = list[Codebook | None](), 0.0, 0.0, 0
+        books, bits, lost, count = list[Codebook | ContextBook | None](), 0.0, 0.0, 0
         for i, m in enumerate(self.matrices):
             if exact and exact[i]:
                 books.append(None)
                 bits += m.numel * m.entropy
                 continue
             price = max(lam * (m.variance or 1.0), _LEAST)
-            book = fit(m.weights, price, zero=m.zero, value_bits=_VALUE_BITS, start=before[i])
-            more_bits, error = book.outcome(m.weights)
+            book, more_bits, error = _book(m, price, before[i], cells.get(i))
             books.append(book)
             bits, count = bits + more_bits, count + m.numel
             lost += m.numel * error / (m.variance or 1.0)
@@ -185,7 +183,7 @@ class Network:
 
     def for_bits(self, bits: float) -> Outcome:
         """The least distortion at so many bits per weight, or fewer if all are exact."""
-        return self._search(lambda found: _log_ratio(found.bits, bits), rises=False)
+        return self._met(lambda found: log_ratio(found.bits, bits), rises=False)
 
     def for_loss(self, loss: float) -> Outcome:
         """The fewest bits at this relative distortion.
@@ -197,7 +195,7 @@ class Network:
             m.few and m.entropy <= most
             for m, most in zip(self.matrices, self._bits_at(loss), strict=True)
         )
-        return self._search(lambda found: _log_ratio(found.loss, loss), rises=True, exact=exact)
+        return self._met(lambda found: log_ratio(found.loss, loss), rises=True, exact=exact)
 
     def for_size(self, size: int, length: Callable[[Outcome], int]) -> Outcome:
         """The least distortion in a file of at most so many bytes.
@@ -259,7 +257,11 @@ class Network:
         if name not in self._matrix_of:
             return None
         number = self._matrix_of[name]
-        made = self.matrices[number].quantized(t.detach(), found.books[number])
+        m, book = self.matrices[number], found.books[number]
+        if isinstance(book, ContextBook):
+            made = in_context.quantized(m, t.detach(), book)
+        else:
+            made = m.quantized(t.detach(), book)
         if name in self._normalised:
             variance = self.state[self._normalised[name]]
             self.lost[name] = lost_rows(t, made, variance), len(t)
@@ -275,6 +277,25 @@ class Network:
             made.update(dict.fromkeys(m.names, wide))
         warn_of_lost_rows(self.lost)
         return {name: made[name] for name in self.state if name in made}
+
+    def _met(self, excess: Excess, *, rises: bool, exact: tuple[bool, ...] = ()) -> Outcome:
+        """The outcome where `excess`, a logarithm, is just below 0; it rises or falls in lambda.
+
+        First with lengths of whole tensors, and then, near the lambda found, with lengths in
+        context where they pay, unless no bits are saved at what was asked.
+        """
+        at = functools.partial(self.at, exact=exact)
+        plain = search(at, self._range(), excess, rises=rises)
+        cells = cells_where_it_pays(
+            self.state, self.matrices, plain.books, total=self._total, progress=self._progress
+        )
+        if not cells:
+            return plain
+        found = corrected(functools.partial(at, cells=cells), plain.lam, excess, rises=rises)
+        if found is None:
+            return plain
+        before, after = (coded_bits(self.matrices, o.books, cells) for o in (plain, found))
+        return found if after < before else plain
 
     def _bits_at(self, loss: float) -> list[float]:
         """About how many bits each tensor's weights take at this loss of the whole network.
@@ -297,54 +318,19 @@ class Network:
         spreads = (m.weights.spread**2 / m.variance for m in self.matrices if m.variance > 0.0)
         return 1e-10 / most, 4.0 * max(spreads, default=1.0)
 
-    def _search(
-        self,
-        excess: Callable[[Outcome], float],
-        *,
-        rises: bool,
-        exact: tuple[bool, ...] = (),
-    ) -> Outcome:
-        """The outcome where `excess`, a logarithm, is just below 0; it rises or falls in lambda."""
-        fine, coarse = (self.at(lam, exact=exact) for lam in self._range())
-        good, bad = (fine, coarse) if rises else (coarse, fine)
-        if excess(bad) <= 0.0:
-            return bad
-        good, bad = self._between(excess, good, bad, exact)
-        if excess(good) >= -_LEAP or not math.isfinite(excess(good)):
-            return good
-        # A leap: two sets of values cost the same at this lambda, and none lies between. The
-        # coarser ones at smaller lambdas do.
-        coarse = bad if rises else good
-        fine = self.at(coarse.lam / _REACH, exact=exact, start=coarse)
-        first, second = (fine, coarse) if rises else (coarse, fine)
-        if excess(first) > 0.0 or excess(second) <= 0.0:
-            return good
-        found, _ = self._between(excess, first, second, exact, coarse)
-        return found if excess(found) > excess(good) else good
 
-    def _between(
-        self,
-        excess: Callable[[Outcome], float],
-        good: Outcome,
-        bad: Outcome,
-        exact: tuple[bool, ...],
-        start: Outcome | None = None,
-    ) -> tuple[Outcome, Outcome]:
-        """The last outcome that is good enough between two, and the first that is not."""
-        slack, over = excess(good), excess(bad)
-        for step in range(_SEARCHES):
-            x, y = math.log(good.lam), math.log(bad.lam)
-            if slack >= -2.0 * _WITHIN or abs(y - x) < 1e-4:
-                break
-            share = 0.5
-            if step % 3 < 2 and math.isfinite(slack):  # both are nearly straight in log lambda
-                share = min(max((-_WITHIN - slack) / (over - slack), 0.01), 0.99)
-            found = self.at(math.exp(x + share * (y - x)), exact=exact, start=start)
-            if excess(found) <= 0.0:
-                good, slack = found, excess(found)
-            else:
-                bad, over = found, excess(found)
-        return good, bad
+def _book(
+    m: Matrix, lam: float, first: Codebook | ContextBook | None, cells: ClassCells | None
+) -> tuple[Codebook | ContextBook, float, float]:
+    """A tensor's values at a lambda, the order-0 bits and the squared error that they make."""
+    if not isinstance(first, ContextBook):
+        first = fit(m.weights, lam, zero=m.zero, value_bits=_VALUE_BITS, start=first)
+        if cells is None:
+            return first, *first.outcome(m.weights)
+    assert cells is not None
+    found = cells.fitted(first, lam)
+    error, bits, *_ = cells.spent(found)
+    return found, bits, error
 
 
 class _Measured(io.BufferedIOBase):
@@ -352,7 +338,3 @@ class _Measured(io.BufferedIOBase):
 
     def write(self, data: Any, /) -> int:
         return len(data)
-
-
-def _log_ratio(is_: float, wanted: float) -> float:
-    return math.log(is_ / wanted) if is_ > 0.0 else -math.inf

@@ -125,7 +125,7 @@ def test_coding_takes_a_minute_at_most(monkeypatch):
     monkeypatch.setattr(encoder, "ContextBudget", counted)
     encode({"a": state["a"]})
     # Enough for the first, whose decisions are counted, and not for the next.
-    monkeypatch.setattr(encoder, "_BUDGET", encoder._BUDGET - budgets[0].left)
+    monkeypatch.setattr(encoder, "CONTEXT_BUDGET", encoder.CONTEXT_BUDGET - budgets[0].left)
     limited = sizes(encode(state))
     assert limited["a"].index_bits == full["a"].index_bits < 0.8 * limited["a"].entropy_bits
     assert limited["c"].index_bits > limited["c"].entropy_bits
