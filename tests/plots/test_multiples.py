@@ -113,6 +113,14 @@ def test_every_form_of_the_weights_before_training_gives_the_same_dots():
         plots.before_after({"1.weight": tensors["1.weight"]}, prior, group="0.weight")
 
 
+def test_a_vector_for_each_group_is_the_start_of_its_tensors():
+    prior = MixturePrior(network(), 3, groups={"first": ["0.weight", "1.weight"], "last": "2.*"})
+    initial = {group: 0.5 * prior.flat_weights(group) for group in ("last", "first")}
+    for ax, group in zip(plots.before_after(initial, prior).axes, prior.mixtures, strict=True):
+        end = prior.flat_weights(group)
+        np.testing.assert_allclose(dots(ax), np.stack([0.5 * end, end], 1), rtol=1e-6)
+
+
 def test_a_panel_of_matrices_has_each_weight_and_its_own_scale():
     net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(3, 2))
     figure = plots.hinton(net)
