@@ -27,6 +27,13 @@ TAKES = {
 }
 
 
+JUNK = {
+    *("str", "path", "class", "set", "generator", "optimizer", "network without weights"),
+    *("list of str", "list of None", "array of str", "array of objects", "dict of str", "complex"),
+    *("meta", "empty history", "empty list", "nested checkpoint", "learned prior"),
+}
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     command = [sys.executable, str(Path(anything.__file__))]
@@ -51,6 +58,11 @@ def test_a_figure_of_anything_is_drawn_or_refused_in_the_houses_form(outcomes, n
 def test_a_figure_draws_what_a_user_has_at_hand(outcomes, name):
     refused = {kind: found for kind, found in outcomes[name].items() if found != "drawn"}
     assert not TAKES[name] & set(refused), refused
+
+
+@pytest.mark.parametrize("name", anything.FIGURES)
+def test_what_is_no_weights_is_never_drawn_as_if_it_were_not_there(outcomes, name):
+    assert {kind for kind in JUNK if outcomes[name][kind] == "drawn"} == set()
 
 
 def test_every_public_figure_is_tried():
