@@ -47,11 +47,13 @@ CAPTIONS = {
     "trajectories": "Mean (band: one std to each side), std, mixing and the number of clusters "
     "(components that claim a weight) over training; deaths and mergers are marked.",
     "responsibilities": "Which component claims a weight of a given value, with the weights below. "
-    "Equal means are named once, with their number.",
+    "Equal means are named once, with their number. A bar has the colour of the component that "
+    "claims it, by the sign and size of its mean: near zero a weight may have the other sign.",
     "before-after": "Each weight at the end against its start; the bands are the clusters, two "
-    "stds to each side.",
-    "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters.",
-    "hinton-signs": "The same in the colours of the signs.",
+    "stds to each side, and the colours those of their means.",
+    "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters, by the sign "
+    "and size of their means: near zero a weight may have the other sign.",
+    "hinton-signs": "The same in the colours of the weights' own signs.",
     "layers": "The clusters by tensor. The mixture is that of both, so neither follows it alone.",
     "entropy": "Bits per weight, the entropy of the clusters, by tensor.",
     "loss-terms": "The objective, the data's part and the prior's over training; where the first "
