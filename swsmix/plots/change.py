@@ -55,8 +55,8 @@ def before_after(
     Bands are mean +- 2 std of each component that claims a final weight; weights on the grey
     diagonal did not move; the margins show histograms of all weights (log counts). At most 20,000
     weights are drawn as dots, the same ones every time. A dot's colour is that of the mean of the
-    component that claims the final weight, which near zero may have the other sign. A prior with several mixtures has a panel
-    for each, the 12 largest.
+    component that claims the final weight, which near zero may have the other sign. A prior with
+    several mixtures has a panel for each, the 12 largest.
 
     Args:
         initial: weights before training: a tensor or array of any shape, in the order of the final
