@@ -69,7 +69,7 @@ def stages(places: Places, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
     units += [
         Unit("modes", key, portraits.objectives, arguments, few, {"seeds": few["restarts"]})
         for key, arguments in portraits.SHARED.items()
-        if not quick
+        if not quick or key.endswith("-em")
     ]
     units += [
         Unit("portraits", key, portraits.plain, arguments)
