@@ -8,6 +8,9 @@ shows. `--run` takes another run folder, `--out` writes to another folder than t
 """
 
 import argparse
+import json
+import re
+import tomllib
 from pathlib import Path
 
 from swsmix import plots
@@ -47,11 +50,13 @@ CAPTIONS = {
     "trajectories": "Mean (band: one std to each side), std, mixing and the number of clusters "
     "(components that claim a weight) over training; deaths and mergers are marked.",
     "responsibilities": "Which component claims a weight of a given value, with the weights below. "
-    "Equal means are named once, with their number.",
+    "Equal means are named once, with their number. A bar has the colour of the component that "
+    "claims it, by the sign and size of its mean: near zero a weight may have the other sign.",
     "before-after": "Each weight at the end against its start; the bands are the clusters, two "
-    "stds to each side.",
-    "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters.",
-    "hinton-signs": "The same in the colours of the signs.",
+    "stds to each side, and the colours those of their means.",
+    "hinton": "A Hinton diagram of the hidden layer in the colours of the clusters, by the sign "
+    "and size of their means: near zero a weight may have the other sign.",
+    "hinton-signs": "The same in the colours of the weights' own signs.",
     "layers": "The clusters by tensor. The mixture is that of both, so neither follows it alone.",
     "entropy": "Bits per weight, the entropy of the clusters, by tensor.",
     "loss-terms": "The objective, the data's part and the prior's over training; where the first "
@@ -99,17 +104,39 @@ def text() -> str:
         "makes these from the posterior of the sunspots.",
     ]
     for name, line in POSTERIOR.items():
-        parts += [f"```python\n{line}\n```", f"![{name}](nowlan1992/{name}.png)"]
+        caption = captions()[f"nowlan1992/{name}.png"]
+        parts += [f"```python\n{line}\n```", f"![{caption}](nowlan1992/{name}.png)", caption]
     parts += ["## Other pictures", "\n".join(others())]
     return "\n\n".join(parts) + "\n"
 
 
+def captions() -> dict[str, str]:
+    """Picture -> what it shows, and of how many: from the papers' and the pages' own words."""
+    known = {}
+    for path in FIGURES.parent.glob("papers/*/paper.toml"):
+        for each in tomllib.loads(path.read_text())["figures"]:
+            caption = f"{each['title']}: {each['of']}."
+            for kind in ("png", "gif"):
+                known[f"{path.parent.name}/{each['name']}.{kind}"] = caption
+    for page in FIGURES.glob("*.md"):
+        if page.name != "README.md":
+            shown = re.findall(r"!\[(.*?)\]\((\S+)\)", page.read_text(), re.DOTALL)
+            known |= {link: f"{' '.join(words.split())}." for words, link in shown}
+    seeds = len({row["seed"] for row in json.loads((FIGURES / "updates.json").read_text())})
+    known["updates.png"] = (
+        "Errors after snapping, and distances to the centres, of the explicit gradient and the "
+        f"proximal step, by learning rate and final std: means of {seeds} seeds, their range."
+    )
+    return known
+
+
 def others() -> list[str]:
-    """A link to every other picture in figures/ and its folders."""
+    """A link to every other picture in figures/ and its folders, with a line of what it shows."""
     pictures = sorted(p for kind in ("png", "gif") for p in FIGURES.rglob(f"*.{kind}"))
     own = {FIGURES / "sunspots-collapse.gif", *(FIGURES / f"gallery/{name}.png" for name in LINES)}
     links = [p.relative_to(FIGURES).as_posix() for p in pictures if p not in own]
-    return [f"- [{link}]({link})" for link in links]
+    known = captions()
+    return [f"- [{link}]({link}): {known[link]}" for link in links]
 
 
 def draw(run: str | Path, folder: Path) -> None:

@@ -24,6 +24,9 @@ def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
     Args:
         mean: the component means (k,), in units of the weights.
 
+    Raises:
+        TypeError: if mean is no tensor of real numbers.
+
     Returns:
         k colours as "#rrggbb", in the order of the components.
 
@@ -31,7 +34,10 @@ def component_colors(mean: Float[torch.Tensor, " k"]) -> list[str]:
         >>> component_colors(torch.tensor([0.2, 0.0, -0.2]))
         ['#d55e00', '#595959', '#0072b2']
     """
-    means = mean.detach().double().cpu().tolist()
+    if not isinstance(mean, torch.Tensor) or mean.is_complex() or mean.is_meta:
+        kind = mean.device if isinstance(mean, torch.Tensor) else type(mean).__name__
+        raise TypeError(f"mean: needs a tensor of real means (k,), got {kind}: pass mixture.mean")
+    means = mean.detach().to_dense().double().cpu().reshape(-1).tolist()
     largest = max(map(abs, means), default=0.0)
 
     def color(value: float) -> str:

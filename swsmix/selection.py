@@ -77,7 +77,10 @@ def select(
         raise ValueError("groups is empty: name at least one group with its patterns")
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ValueError(f"the model {type(model).__name__} has no parameters to put a prior on")
+        raise ValueError(
+            f"the model must have parameters to put a prior on, got {type(model).__name__} without "
+            "any: pass the network"
+        )
     _check_shapes(parameters)
     excluded = set(_matching(parameters, exclude, "exclude"))
 

@@ -49,6 +49,21 @@ def test_the_prior_of_a_run_is_one_too(run_folder):
     assert learned.groups == {"all": ("2.weight",)}
 
 
+def test_a_run_folder_is_loaded_as_its_outcome_or_its_newest_checkpoint(run_folder, tmp_path):
+    outcome = LearnedPrior.load(run_folder / "final" / "prior.safetensors")
+    same(LearnedPrior.load(run_folder), outcome)
+    same(LearnedPrior.load(run_folder / "final"), outcome)
+    for epoch, prior in ((1, learned_prior()), (12, learned_prior())):
+        folder = tmp_path / f"checkpoint-{epoch:06}"
+        folder.mkdir()
+        newest = LearnedPrior.of(prior)
+        newest.save(folder / "prior.safetensors")
+    same(LearnedPrior.load(tmp_path), newest)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"must be a file.* got the folder .*empty without one: "):
+        LearnedPrior.load(tmp_path / "empty")
+
+
 @pytest.mark.parametrize("worth", [None, 50.0])
 def test_scaled_it_is_the_prior_of_scaled_weights(worth):
     # The penalty of c w under the scaled prior is that of w but for constants, in any weights.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -99,8 +100,11 @@ def collapse(portraits: Lines) -> Figure:
     return plain_style(figure)
 
 
-def modes(portraits: Lines) -> Figure:
-    """EM against gradient mode: the objective over training."""
+def modes(runs: Lines) -> Figure:
+    """EM against gradient mode: the objective over training, of ten nets each.
+
+    Lines are medians over the nets, bands hold the middle half of them.
+    """
     problems = {"shift": (5, 10), "sunspots": (3, 8)}
     figure = Figure(figsize=(plots.FULL, 2.9), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -108,15 +112,17 @@ def modes(portraits: Lines) -> Figure:
     for ax, (problem, sizes) in zip(axes, problems.items(), strict=True):
         for size, style in zip(sizes, ("--", "-"), strict=True):
             for mode, color in colors.items():
-                line = portraits.get(f"{problem}-{size}-{mode}")
+                line = runs.get(f"{problem}-{size}-{mode}")
                 if line is None:
                     continue
-                objective = [r["objective"] for r in line["rounds"]]
-                at = [line["iterations"] * i for i in range(len(objective))]
-                ax.plot(
-                    at, objective, style, color=color, lw=1.1, label=f"{mode}, {size} components"
+                low, median, high = np.quantile(line["objectives"], [0.25, 0.5, 0.75], axis=1)
+                at = [line["iterations"] * i for i in range(len(median))]
+                label = f"{mode}, {size} components"
+                ax.fill_between(
+                    at, low, high, color=color, alpha=0.15, lw=0, label=f"_band {label}"
                 )
-                taus = [r["tau"] for r in line["rounds"]][1:]
+                ax.plot(at, median, style, color=color, lw=1.1, label=label)
+                taus = line["taus"][1:]
                 ramp = 1 + taus.index(taus[-1])
         if ramp > 1:
             ax.axvline(at[ramp], color="0.6", lw=0.7, ls=":")
@@ -188,5 +194,5 @@ DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "sunspots-nets": (partial(diagrams, problem="sunspots"), ("portraits",)),
     "sunspots-mixtures": (partial(mixtures, problem="sunspots"), ("portraits",)),
     "collapse": (collapse, ("portraits",)),
-    "modes": (modes, ("portraits",)),
+    "modes": (modes, ("modes",)),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -147,27 +148,38 @@ def arv(final: Lines, confirmed: Lines) -> Figure:
     return plain_style(figure)
 
 
-def horizon(final: Lines) -> Figure:
-    """The arv of iterated forecasts of 1921-55 against the horizon, each kind over all others."""
+def horizon(nets: Lines, final: Lines) -> Figure:
+    """The arv of iterated forecasts of 1921-55 against the horizon, each kind over all others.
+
+    Lines are medians over the nets, bands hold the middle half of them.
+    """
     figure = Figure(figsize=(plots.FULL, 2.7), layout="constrained")
     axes = figure.subplots(1, len(HORIZONS), sharey=True)
     drawn = {name for names in HORIZONS.values() for name in names}
+    linear = final.get("linear AR(12)", {}).get("horizon", [])
+    quartiles = {
+        name: np.quantile(nets[name]["horizons"], [0.25, 0.5, 0.75], axis=1)
+        for name in sorted(drawn)
+        if name in nets
+    }
     for ax, (kind, names) in zip(axes, HORIZONS.items(), strict=True):
-        shown = [name for name in names if _line(final, name, "single")]
-        for name in sorted(drawn.difference(shown)):
-            if line := _line(final, name, "single"):
-                years = range(1, len(line["horizon"]) + 1)
-                ax.plot(years, line["horizon"], color="0.87", lw=0.8)
-        linear = [("linear AR(12)", "black")] if _line(final, "linear AR(12)", "single") else []
-        for name, color in (*linear, *zip(shown, ("#0072b2", "#d55e00", "#009e73"), strict=False)):
-            values = _line(final, name, "single")["horizon"]
+        for name, (_, median, _) in quartiles.items():
+            if name not in names:
+                ax.plot(range(1, len(median) + 1), median, color="0.87", lw=0.8, label="_other")
+        if linear:
+            ax.plot(range(1, len(linear) + 1), linear, color="black", lw=1.2, label="linear AR(12)")
+        shown = [name for name in names if name in quartiles]
+        for name, color in zip(shown, ("#0072b2", "#d55e00", "#009e73"), strict=False):
+            low, median, high = quartiles[name]
             label = name.removeprefix("soft-sharing, ") if kind == "soft-sharing" else name
             label = label.removesuffix(", posterior mean")
-            ax.plot(range(1, len(values) + 1), values, lw=1.2, color=color, label=label)
+            years = range(1, len(median) + 1)
+            ax.fill_between(years, low, high, color=color, alpha=0.15, lw=0, label=f"_band {label}")
+            ax.plot(years, median, lw=1.2, color=color, label=label)
         ax.set(xlabel="years ahead", title=kind, ylim=(0, 2.5))
         ax.grid(color="0.92", lw=0.6)
         ax.legend(loc="upper left", frameon=False, fontsize=6.5, handlelength=1.2)
-    axes[0].set_ylabel("arv (over 1535), mean over seeds")
+    axes[0].set_ylabel("arv (over 1535), median of nets")
     return plain_style(figure)
 
 
@@ -214,6 +226,6 @@ def _line(final: Lines, name: str, by: str) -> Mapping[str, Any]:
 DRAWINGS: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "sunspots-series": (series, ("sunspots-final", "sunspots-confirm")),
     "sunspots-arv": (arv, ("sunspots-final", "sunspots-confirm")),
-    "sunspots-horizon": (horizon, ("sunspots-final",)),
+    "sunspots-horizon": (horizon, ("sunspots-horizons", "sunspots-final")),
     "sunspots-validation": (validation, ("sunspots-hindsight", "sunspots-validation")),
 }

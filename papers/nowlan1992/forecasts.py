@@ -86,6 +86,15 @@ def iterated(forecast: Forecast, most: int = 25) -> list[float]:
     Returns:
         By horizon, averaged over the networks.
     """
+    return [digits(nets.mean()) for nets in iterated_each(forecast, most)]
+
+
+def iterated_each(forecast: Forecast, most: int = 25) -> list[Tensor]:
+    """As `iterated`, for each of the networks.
+
+    Returns:
+        By horizon (b,).
+    """
     x, y = numbers(*data.SUNSPOT_SPLITS["test"])
     window = x[None]
     errors = []
@@ -93,7 +102,7 @@ def iterated(forecast: Forecast, most: int = 25) -> list[float]:
         out = forecast(window)
         left = len(y) - ahead  # origins whose target is still in the split
         off = out[:, :left] - y[ahead:]
-        errors.append(digits(off.square().mean() / data.VARIANCE_1535))
+        errors.append(off.square().mean(1) / data.VARIANCE_1535)
         window = window.expand(len(out), *x.shape)
         window = torch.cat([window[..., 1:], out[..., None]], 2)
     return errors

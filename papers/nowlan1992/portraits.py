@@ -39,6 +39,41 @@ def shared(problem: str, components: int, mode: str, *, restarts: int = 10) -> d
     Returns:
         `rounds`: by round, tau, the objective at full tau (nats), the weights and the mixture.
     """
+    cases, recipe, theta, value, seen = _watched(problem, components, mode, restarts)
+    fits = _fits(cases, theta)
+    best = int(torch.where(fits == fits.max(), value, torch.inf).argmin())
+    names = ("tau", "objective", "data_term", "weights", "mixing", "mean", "std")
+    rounds = [
+        {name: _plain(part[best]) for name, part in zip(names, parts, strict=True)}
+        for parts in seen
+    ]
+    return {"iterations": recipe.iterations, "rounds": rounds, "net": _plain(theta[best])}
+
+
+def objectives(problem: str, components: int, mode: str, *, restarts: int = 10) -> dict[str, Any]:
+    """The objective over training of every restart, for the spread of its figure.
+
+    Args:
+        problem: "shift" or "sunspots".
+        components: k.
+        mode: "em" or "gradient".
+        restarts: nets.
+
+    Returns:
+        `objectives` (nats, at full tau), by round and restart, and `taus`, by round.
+    """
+    _, recipe, _, _, seen = _watched(problem, components, mode, restarts)
+    return {
+        "iterations": recipe.iterations,
+        "taus": [_plain(parts[0][0]) for parts in seen],
+        "objectives": [_plain(parts[1]) for parts in seen],
+    }
+
+
+def _watched(
+    problem: str, components: int, mode: str, restarts: int
+) -> tuple[Cases, SharingRecipe, Tensor, Tensor, list[tuple[Tensor, ...]]]:
+    """Nets under soft weight-sharing, their objectives, and what happened to them by round."""
     cases, recipe, start = _problem(problem, restarts, mode)
     recipe = replace(recipe, components=components, mode=mode)
     seen: list[tuple[Tensor, ...]] = []
@@ -54,14 +89,7 @@ def shared(problem: str, components: int, mode: str, *, restarts: int = 10) -> d
         seen.append(tuple(part.clone() for part in (prior.tau, *parts)))
 
     theta, _, value = sharing(cases, start, recipe, watch=watch)
-    fits = _fits(cases, theta)
-    best = int(torch.where(fits == fits.max(), value, torch.inf).argmin())
-    names = ("tau", "objective", "data_term", "weights", "mixing", "mean", "std")
-    rounds = [
-        {name: _plain(part[best]) for name, part in zip(names, parts, strict=True)}
-        for parts in seen
-    ]
-    return {"iterations": recipe.iterations, "rounds": rounds, "net": _plain(theta[best])}
+    return cases, recipe, theta, value, seen
 
 
 def plain(problem: str, method: str) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def stages(places: Places, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
         if not quick or key.endswith("-em")
     ]
     units += [
+        Unit("modes", key, portraits.objectives, arguments, few, {"seeds": few["restarts"]})
+        for key, arguments in portraits.SHARED.items()
+        if not quick or key.endswith("-em")
+    ]
+    units += [
         Unit("portraits", key, portraits.plain, arguments)
         for key, arguments in portraits.PLAIN.items()
     ]
@@ -77,6 +82,12 @@ def stages(places: Places, seeds: int, *, quick: bool) -> Iterable[list[Unit]]:
         Unit("sunspots-final", f"{name}, by {by}", sunspots.final, (members, every), {}, stamp)
         for by in selection.BY
         for name, members in selection.chosen(scores, by).items()
+        for stamp in [{"seeds": seeds, "members": [[*member] for member in members]}]
+    ]
+    final += [
+        Unit("sunspots-horizons", name, sunspots.horizons, (members, every), {}, stamp)
+        for name, members in selection.chosen(scores, "single").items()
+        if name in selection.METHODS
         for stamp in [{"seeds": seeds, "members": [[*member] for member in members]}]
     ]
     final += [

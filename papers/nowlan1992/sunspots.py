@@ -23,6 +23,7 @@ from papers.nowlan1992.forecasts import (
     Scale,
     digits,
     iterated,
+    iterated_each,
     linear,
     measured,
     networks,
@@ -183,6 +184,18 @@ def final(members: Members, seeds: Sequence[int]) -> dict[str, Any]:
     result = {"members": [[name, dict(setting)] for name, setting in members]}
     horizon = {"seeds": [*seeds], "horizon": iterated(forecast)}
     return result | measured(forecast) | horizon
+
+
+def horizons(members: Members, seeds: Sequence[int]) -> dict[str, Any]:
+    """The iterated errors of the networks of `final` one by one, for the spread of their figure.
+
+    Returns:
+        The members and seeds; the arv of 1921-55 by horizon and seed.
+    """
+    nets = iterated_each(trained(members, seeds))
+    rows = [[float(f"{value:.4g}") for value in each.tolist()] for each in nets]
+    members = [[name, dict(setting)] for name, setting in members]  # type: ignore[misc]
+    return {"members": members, "seeds": [*seeds], "horizons": rows}
 
 
 def trained(members: Members, seeds: Sequence[int]) -> Forecast:

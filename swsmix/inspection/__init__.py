@@ -12,6 +12,7 @@ comparison   compare: several checkpoints side by side, as text, figures and a p
 text         weights and mixtures as text
 printed      terminal: an inspection for the terminal
 figures      draw_figures: every figure of an inspection
+dark         a picture's greys for a page that may be dark
 page         html_page: one self-contained page of HTML
 live         view, watch: training in the terminal
 """

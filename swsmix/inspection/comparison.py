@@ -55,7 +55,14 @@ class Row:
         return next(known, None)
 
     def difference(self, i: int, key: str) -> float:
-        """What a measure of checkpoint `i` is more than the reference's; nan if one has none."""
+        """What a measure of checkpoint `i` is more than the reference's.
+
+        It is nan if one has none, or if one of the two is infinite: then no number is the change.
+        """
+        change = self._change(i, key)
+        return math.nan if math.isinf(change) else change
+
+    def _change(self, i: int, key: str) -> float:
         place = self.reference(key)
         mine, reference = self.values[i], None if place is None else self.values[place]
         if mine is None or reference is None:
@@ -63,9 +70,9 @@ class Row:
         return 0.0 if mine[key] == reference[key] else mine[key] - reference[key]
 
     def change(self, key: str) -> float:
-        """The largest magnitude of a measure's differences; nan if there is none."""
+        """The largest magnitude of a measure's changes, infinite ones too; nan if there is none."""
         reference = self.reference(key)
-        differences = (self.difference(i, key) for i in range(len(self.values)) if i != reference)
+        differences = (self._change(i, key) for i in range(len(self.values)) if i != reference)
         return max((abs(d) for d in differences if d == d), default=math.nan)
 
 
@@ -216,10 +223,25 @@ def table(
     for row in (whole, *tensors):
         rows.append((row.name, []))
         rows += _lines(row, comparison.names, ascii_only)
+    if any(_has_dash(row) for row in (whole, *tensors)):
+        said = (
+            "-: weights that are all equal have no kurtosis and no shape, and no number is the "
+            "change to or from an infinite shape"
+        )
+        parts.append(Text(said, "dim"))
     values = next(m.values for m in whole.measured if m is not None)
     heads = heads_of([*KEYS], values)
     parts.append(table_of("tensor", heads, rows, width=width, ascii_only=ascii_only))
     return Stack(*parts)
+
+
+def _has_dash(row: Row) -> bool:
+    """Whether a checkpoint's shape, or its difference from the first, is no number."""
+    key = "gg-shape"
+    return any(
+        v is not None and math.isnan(row.difference(i, key) if i != row.reference(key) else v[key])
+        for i, v in enumerate(row.values)
+    )
 
 
 def _bar(counts: Array | None, width: int, ascii_only: bool) -> str:

@@ -9,6 +9,10 @@ from typing import Any
 from swsmix._labels import number_of, visible
 from swsmix.inspection.inspect import Inspection
 
+COLORS = (
+    "Colour is the sign and size of the mean of the component that claims a weight, which near "
+    "zero may have the other sign than the weight."
+)
 MAX_GROUPS, MAX_PANELS, MAX_BARS, MAX_MATRICES, MAX_SIDE = 6, 12, 40, 4, 64
 
 
@@ -53,7 +57,8 @@ def draw_figures(inspection: Inspection, *, width: float | None = None) -> Itera
         )
         yield Picture(
             f"responsibilities{suffix}",
-            f"Responsibilities.{prefix} Which component claims a weight of a given value.",
+            f"Responsibilities.{prefix} Which component claims a weight of a given value; below, "
+            f"the weights. {COLORS}",
             plots.responsibilities(group.mixture, group.weights, width=width),
         )
         yield from _training_figures(inspection, group.name, suffix, prefix, width)
@@ -91,7 +96,8 @@ def _training_figures(
         final = torch.cat([w.reshape(-1) for w in own.weights])
         yield Picture(
             f"before-after{suffix}",
-            f"Before and after.{prefix} Each weight at the start and at the end of training.",
+            f"Before and after.{prefix} Each weight at the start and at the end of training. "
+            f"{COLORS}",
             plots.before_after(initial, final, own.mixture),
         )
 
@@ -134,6 +140,6 @@ def _tensor_figures(inspection: Inspection, width: float) -> Iterator[Picture]:
     for tensor, group in small[:MAX_MATRICES]:
         yield Picture(
             f"hinton-{tensor.name}",
-            f"Hinton diagram of {visible(tensor.name)}: area is magnitude, colour the cluster.",
+            f"Hinton diagram of {visible(tensor.name)}: area is magnitude. {COLORS}",
             plots.hinton(tensor.weights.float(), mixture=group.mixture),
         )

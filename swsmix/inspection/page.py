@@ -24,6 +24,7 @@ import numpy as np
 from swsmix._colors import NEUTRAL, component_colors
 from swsmix._labels import visible
 from swsmix.inspection.comparison import Comparison, Row
+from swsmix.inspection.dark import for_both
 from swsmix.inspection.figures import Picture
 from swsmix.inspection.inspect import Group, InspectedTensor, Inspection
 from swsmix.inspection.measures import FAR
@@ -76,7 +77,8 @@ def _figure(picture: Picture) -> str:
     # Two decimals are enough for the vertices of paths, which are most of the page.
     svg = re.sub(rb"([ML] -?\d+\.\d\d)\d* (-?\d+\.\d\d)\d*", rb"\1 \2", svg)
     caption = html.escape(visible(picture.caption))
-    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    both = for_both(svg.decode("utf-8")).encode("utf-8")
+    source = "data:image/svg+xml;base64," + base64.b64encode(both).decode()
     return (
         f'<figure><div class="scroll"><img alt="{caption}" src="{source}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"

@@ -8,19 +8,24 @@ colour in all figures of a run (`component_colors`).
 All functions raise a ValueError for empty or non-finite weights, an empty history, an unknown or
 ambiguous group, and the wrong number of axes.
 
-    weights    clusters, responsibilities, before_after
-    tensors    hinton, layers, entropy
+    weights    clusters, responsibilities
+    change     before_after
+    matrices   hinton
+    tensors    layers, entropy
     training   trajectories, collapse, loss_terms
     posterior  predictive_band, mixture_band, membership_band, calibration
     rate       rate_distortion: the size of files against what they lose
     files      save, animate_collapse
     density    densities as curves, and the panel that shows them with a histogram
     given      what a figure takes: a prior, a network, a tensor or an array
+    multiples  a panel for each of a prior's mixtures
     style      sizes, colours, panels, legends
 """
 
 from swsmix.plots import _backend  # noqa: F401  # imported first, for what it does
+from swsmix.plots.change import before_after
 from swsmix.plots.files import animate_collapse, save
+from swsmix.plots.matrices import hinton
 from swsmix.plots.posterior import (
     calibration,
     membership_band,
@@ -28,9 +33,9 @@ from swsmix.plots.posterior import (
     predictive_band,
 )
 from swsmix.plots.style import COLUMN, FULL, NEGATIVE, NEUTRAL, POSITIVE, component_colors
-from swsmix.plots.tensors import entropy, hinton, layers
+from swsmix.plots.tensors import entropy, layers
 from swsmix.plots.training import collapse, loss_terms, trajectories
-from swsmix.plots.weights import before_after, clusters, responsibilities
+from swsmix.plots.weights import clusters, responsibilities
 
 __all__ = [
     "COLUMN",

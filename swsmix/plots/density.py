@@ -27,6 +27,7 @@ from swsmix.plots.style import BARS, GREY, IDLE, INK, root_figure, text_width
 from swsmix.tables.regions import decision_regions
 
 _LABEL = 6.5  # points
+SMALL_BINS = 100  # in a panel an inch or two wide
 
 
 def most_responsible(flat: Sequence[Tensor], mixture: GaussianMixture) -> Array:
@@ -193,11 +194,11 @@ def density_panel(
     """A histogram as a density, the components with mixing > 0, and their sum.
 
     `claimed` (k,) counts the weights that each component claims: those with none are dashed. The
-    log axis starts at `bottom`; by default where `lowest` says.
+    log axis starts at `bottom`; by default where `lowest` says. Without weights there are no bars.
     """
     step, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
-    fine = curve_step(edges)
-    density = counts / (counts.sum() * step)
+    fine, total_count = curve_step(edges), max(counts.sum(), 1.0)
+    density = counts / (total_count * step)
     x = curve_points(edges[0], edges[-1], parameters[1], parameters[2], fine)
     components = _densities(x, *parameters, fine)
     total = components.sum(0)
@@ -205,7 +206,7 @@ def density_panel(
     floor = 0.0
     if log:
         heights = components.max(1)[(claimed >= 1) & (parameters[0] > 0)]
-        floor = lowest(1 / (counts.sum() * step), heights) if bottom is None else bottom
+        floor = lowest(1 / (total_count * step), heights) if bottom is None else bottom
     ground = floor / 10  # below the axis, so that no line runs along it
     limit, second = (2 if log else 1.04) * top, np.sort(components.max(1))[-2:][0]
     outline = np.maximum(density, np.interp(middles, x, total))
@@ -229,9 +230,9 @@ def density_panel(
         height = np.log(curve / floor) / np.log(limit / floor) if log else curve / limit
         return part[simplified(x[part], height[None], 5e-4)]
 
-    ax.stairs(
-        np.maximum(density, floor), edges, baseline=floor, fill=True, color=BARS, label="weights"
-    )
+    if counts.any():
+        bars = np.maximum(density, floor)
+        ax.stairs(bars, edges, baseline=floor, fill=True, color=BARS, label="weights")
     points = visible_points(total)
     ax.plot(x[points], np.maximum(total[points], ground), color=INK, lw=0.8, label="mixture")
     for j in back_to_front(parameters[0], claimed):

@@ -19,6 +19,7 @@ from PIL import Image
 from swsmix._files import replacing
 from swsmix._histogram import Array
 from swsmix.plots.density import back_to_front, curve_step, density_panel, lowest, peaks
+from swsmix.plots.given import refusal
 from swsmix.plots.style import METADATA, component_colors, make_panels, settle, space_ticks, styled
 from swsmix.plots.training import common_histograms, group_of, series, time_axis
 from swsmix.training.history import History
@@ -36,12 +37,17 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
         dpi: dots per inch of PNGs, and of rasterised parts in the other formats.
 
     Raises:
+        TypeError: if it is no figure, or the path no path.
         ValueError: for another suffix.
 
     Example:
         >>> save(entropy({"fc1": 0.41}), "entropy.pdf")  # doctest: +SKIP
     """
-    path = Path(path)
+    if not isinstance(figure, Figure):
+        raise TypeError(
+            refusal("figure", "a figure", figure, "draw one, as by plots.clusters(prior)")
+        )
+    path = path_of(path)
     kind = path.suffix[1:].lower()
     if kind not in METADATA:
         raise ValueError(f"path: needs .png, .pdf or .svg, got {path.name!r}: change its suffix")
@@ -51,6 +57,17 @@ def save(figure: Figure, path: str | Path, *, dpi: float = 200) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(picture.getvalue())
     return path
+
+
+def path_of(given: object) -> Path:
+    """A path.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(given, str | Path):
+        return Path(given)
+    raise TypeError(refusal("path", "the path of a file", given, 'pass one, as "picture.png"'))
 
 
 @styled
@@ -78,16 +95,17 @@ def animate_collapse(
         width: width of the picture, in inches of 120 pixels.
 
     Raises:
+        TypeError: if it is no history, or the path no path.
         ValueError: for another suffix, or if ffmpeg is missing.
 
     Example:
         >>> animate_collapse(history, "collapse.gif")  # doctest: +SKIP
     """
-    path, group = Path(path), group_of(history, group, "animate_collapse")
+    path, group = path_of(path), group_of(history, group, "animate_collapse")
     kind, ffmpeg = path.suffix.lower(), shutil.which("ffmpeg")
     if kind not in {".gif", ".mp4"} or (kind == ".mp4" and ffmpeg is None):
-        why = "there is no ffmpeg for it" if kind == ".mp4" else "needs .gif or .mp4"
-        raise ValueError(f"path: got {path.name!r}, {why}: change the suffix to .gif")
+        needs = "needs ffmpeg for .mp4" if kind == ".mp4" else "needs .gif or .mp4"
+        raise ValueError(f"path: {needs}, got {path.name!r}: change the suffix to .gif")
     edges, counts = common_histograms(history, group)
     epochs, unit = time_axis(history, len(counts))
     mixing, mean, std = (series(history, group, name) for name in ("mixing", "mean", "std"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from swsmix._histogram import Array
 from swsmix._labels import format_number
-from swsmix.plots.given import tensor_of
+from swsmix.plots.given import refusal, tensor_of
 from swsmix.plots.style import (
     BARS,
     FULL,
@@ -58,19 +58,26 @@ def predictive_band(
         ax: axes to draw into.
 
     Raises:
+        TypeError: for anything but numbers.
         ValueError: if a quantile is missing, the lengths differ, or x does not ascend.
     """
     wanted = [q for low, high, _ in _BANDS for q in (low, high)]
+    if not isinstance(quantiles, Mapping):
+        raise TypeError(
+            refusal("quantiles", "q -> numbers", quantiles, "pass Posterior.predict's .quantiles")
+        )
     if missing := [q for q in wanted if q not in quantiles]:
         raise ValueError(
-            f"the intervals need the quantiles {sorted(wanted)}; {missing} are missing"
+            f"quantiles: needs those of the intervals, {sorted(wanted)}, got {[*quantiles]}: add "
+            f"{missing}"
         )
-    x, quantile = tensor_of(x), {q: tensor_of(v) for q, v in quantiles.items()}
-    mean, target = (None if v is None else tensor_of(v) for v in (mean, target))
-    sizes = {len(v) for v in (x, *quantile.values(), mean, target) if v is not None}
-    if len(sizes) != 1 or 0 in sizes:
+    x, quantile = tensor_of(x, "x"), {q: tensor_of(v, f"{q}") for q, v in quantiles.items()}
+    mean, target = (None if v is None else tensor_of(v, "mean, target") for v in (mean, target))
+    shapes = {tuple(v.shape) for v in (x, *quantile.values(), mean, target) if v is not None}
+    if len(shapes) != 1 or len(x.shape) != 1 or not len(x):
         raise ValueError(
-            f"x, quantiles, mean and target must have one length, at least 1; got {sizes}"
+            "x, quantiles, mean and target must have one length, at least 1, got shapes "
+            f"{sorted(shapes)}: pass vectors (n,)"
         )
     if not bool((x.diff() >= 0).all()):
         raise ValueError("x must ascend, got numbers that fall; sort all by order = x.argsort()")
@@ -113,14 +120,21 @@ def mixture_band(
         ax: axes to draw into.
 
     Raises:
-        ValueError: if there are no weights, or one is not finite.
+        TypeError: for anything but numbers.
+        ValueError: if there are no weights, one is not finite, or the mixture's draws differ in
+            shape.
     """
     flat = tensor_of(weights).double().reshape(-1).numpy()
-    mixing, mean, std = (tensor_of(each) for each in (mixing, mean, std))
+    mixing, mean, std = _draws(mixing, mean, std)
     if not len(flat) or not np.isfinite(flat).all():
-        raise ValueError(f"needs finite weights, at least one; got {len(flat)}")
+        raise ValueError(
+            f"weights: needs finite ones, at least one, got {len(flat)} of which "
+            f"{int((~np.isfinite(flat)).sum())} are not finite: pass draws of a posterior"
+        )
     figure, (panel,) = make_panels(ax, 1, width=width, row=2.6)
     low, high = np.quantile(flat, [0.002, 0.998])
+    if low == high:
+        low, high = low - float(std.max()), high + float(std.max())
     grid = np.linspace(low, high, 400)
     counts, edges = np.histogram(flat, 80, (low, high))
     density = counts / (len(flat) * (edges[1] - edges[0]))
@@ -171,11 +185,13 @@ def membership_band(
         ax: axes to draw into.
 
     Raises:
-        ValueError: if the span is empty.
+        TypeError: for anything but numbers.
+        ValueError: if the span is empty, or the mixture's draws differ in shape.
     """
-    if not span[0] < span[1]:
-        raise ValueError(f"span must be an interval (low, high); got {span}")
-    mixing, mean, std = (tensor_of(each) for each in (mixing, mean, std))
+    ends = tensor_of(span, "span")
+    if ends.shape != (2,) or not bool(ends[0] < ends[1]):
+        raise ValueError(f"span must be an interval (low, high), got {span}: pass low < high")
+    mixing, mean, std = _draws(mixing, mean, std)
     figure, (panel,) = make_panels(ax, 1, width=width, row=max(1.7, 0.5 + 0.3 * mean.shape[-1]))
     grid = torch.linspace(*span, 200, dtype=torch.float64, device="cpu")
     gamma = _log_components(grid, mixing, mean, std).softmax(-1)
@@ -216,24 +232,37 @@ def calibration(
         ax: axes to draw into.
 
     Raises:
+        TypeError: for anything but numbers by label.
         ValueError: if a label has no ranks, there are more than four labels, or a rank is outside
             [0, 1].
     """
     from scipy.stats import binom
 
-    if not ranks or any(not len(r) for r in ranks.values()):
-        raise ValueError("calibration needs at least one observation for each label")
+    if not isinstance(ranks, Mapping):
+        raise TypeError(refusal("ranks", "label -> ranks in [0, 1]", ranks, 'pass {"test": ranks}'))
+    given = {label: tensor_of(r, str(label)).double().reshape(-1) for label, r in ranks.items()}
+    if not given or any(not len(r) for r in given.values()):
+        raise ValueError(
+            "calibration needs at least one observation for each label, got "
+            f"{ {label: len(r) for label, r in given.items()} }: omit the empty ones"
+        )
     figure, (panel,) = make_panels(ax, 1, width=width, row=3.0)
     nominal = np.linspace(0.0, 1.0, 101)
     panel.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     colors = (POSITIVE, "#0072b2", "#009e73", "#cc79a7")
-    if len(ranks) > len(colors):
-        raise ValueError(f"calibration has colours for {len(colors)} labels; got {len(ranks)}")
-    sizes = [len(values) for values in ranks.values()]
-    for (label, values), color in zip(ranks.items(), colors, strict=False):
-        p = np.asarray(values, dtype=float)
-        if ((p < 0) | (p > 1)).any():
-            raise ValueError(f"the ranks of {label!r} must lie in [0, 1]")
+    if len(given) > len(colors):
+        raise ValueError(
+            f"calibration must have at most {len(colors)} labels, its colours, got {len(given)}: "
+            "draw the others into another figure"
+        )
+    sizes = [len(values) for values in given.values()]
+    for (label, values), color in zip(given.items(), colors, strict=False):
+        p = values.numpy()
+        if not ((p >= 0) & (p <= 1)).all():
+            raise ValueError(
+                f"the ranks of {label!r} must lie in [0, 1], got {p.min():.3g} to {p.max():.3g}: "
+                "pass P(y' < y)"
+            )
         inside = 2.0 * np.abs(p - 0.5)
         observed = [(inside <= level).mean() for level in nominal]
         panel.step(nominal, observed, where="mid", color=color, label=f"{label} (n = {len(p)})")
@@ -252,6 +281,25 @@ def calibration(
     panel.set_aspect("equal")
     add_legend(panel, columns=2)
     return figure
+
+
+def _draws(*given: Any) -> tuple[Tensor, ...]:
+    """The draws of a mixture's mixing, mean and std, each (draws, k)."""
+    found = tuple(tensor_of(v, n) for v, n in zip(given, ("mixing", "mean", "std"), strict=True))
+    shapes = [tuple(each.shape) for each in found]
+    if len(set(shapes)) > 1 or found[0].ndim != 2 or not found[0].numel():
+        raise ValueError(
+            f"mixing, mean and std must have one shape (draws, k), got {shapes}: pass those of "
+            "Posterior.mixture"
+        )
+    mixing, mean, std = found
+    if not bool(((mixing >= 0) & mean.isfinite() & (std > 0) & (std < torch.inf)).all()):
+        raise ValueError(
+            "mixing must be at least 0, mean finite and std positive, got from "
+            f"{[each.min().item() for each in found]} to {[each.max().item() for each in found]}: "
+            "pass those of Posterior.mixture"
+        )
+    return found
 
 
 def mixture_curves(grid: Array, mixing: Tensor, mean: Tensor, std: Tensor) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from swsmix._histogram import MAX_BINS, Array, bin_edges
 from swsmix._labels import format_number
 from swsmix.plots.density import back_to_front
+from swsmix.plots.given import refusal
 from swsmix.plots.style import (
     FULL,
     GREY,
@@ -37,15 +39,33 @@ _GREYS = ListedColormap([str(1 - 0.65 * i / 255) for i in range(20, 256)])  # li
 _HALO = [Stroke(linewidth=2.2, foreground="w"), Normal()]
 
 
+def check_history(history: object, what: str) -> None:
+    """A TypeError for anything but a history.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if isinstance(history, History):
+        return
+    if isinstance(getattr(history, "history", None), History):
+        mend = "pass its .history"
+    elif isinstance(history, str | Path):
+        mend = "pass load_run(folder).history"
+    else:
+        mend = "pass what fit returned, or load_run(folder).history"
+    raise TypeError(refusal(what, "the history of a run", history, mend))
+
+
 def group_of(history: History, group: str | None, what: str) -> str:
     """The group to draw: the only one, or the one asked for."""
+    check_history(history, what)
     if not any(columns.get("mean") for columns in history.series.values()):
         raise ValueError(f"{what}: needs a history with records, got an empty one: record some")
     if group is None and len(history.groups) == 1:
         return history.groups[0]
     if group not in history.groups:
         got = "no group" if group is None else f"group {group!r}"
-        raise ValueError(f"{what}: got {got}: pass group= one of {list(history.groups)}")
+        raise ValueError(f"{what}: needs one of {list(history.groups)}, got {got}: pass group=")
     return group
 
 
@@ -113,6 +133,10 @@ def trajectories(
         group: the mixture's group; needed if there are several.
         ax: four Axes.
         width: width of the figure, in inches; below 5 the panels are stacked.
+
+    Raises:
+        TypeError: if it is no history.
+        ValueError: if the history is empty, or it has several groups and none is named.
 
     Example:
         >>> figure = trajectories(history)  # doctest: +SKIP
@@ -186,6 +210,10 @@ def collapse(
         ax: one Axes.
         width: width of the figure, in inches.
 
+    Raises:
+        TypeError: if it is no history.
+        ValueError: if the history is empty, or it has several groups and none is named.
+
     Example:
         >>> figure = collapse(history)  # doctest: +SKIP
     """
@@ -238,11 +266,13 @@ def loss_terms(history: History, *, ax: Panels = None, width: float = FULL) -> F
         width: width of the figure, in inches; below 5 the panels are stacked.
 
     Raises:
+        TypeError: if it is no history.
         ValueError: if the history is empty or lacks one of the scalars.
 
     Example:
         >>> figure = loss_terms(history)  # doctest: +SKIP
     """
+    check_history(history, "loss_terms")
     wanted = ("objective", "data_loss", "nll", "hyper_prior")
     if missing := [name for name in wanted if not history.scalars.get(name)]:
         raise ValueError(

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from swsmix import _shards
+from swsmix._labels import visible
 from swsmix.diagnosis import findings
 from swsmix.em import e_step
 
 if TYPE_CHECKING:
     from swsmix.prior import MixturePrior
+
+_NAMES = 4  # of tensors in a line
 
 
 @torch.no_grad()
@@ -41,6 +44,17 @@ def description(prior: MixturePrior) -> str:
         lines += [f"  this mixture {found.message}" for found in findings(prior, group)]
     for name, reason in prior.selection.left_out.items():
         lines.append(f"left out: {name} ({reason})")
+    return "\n".join(lines)
+
+
+def representation(prior: MixturePrior) -> str:
+    """A line for each mixture, with the names of its tensors as `named_parameters` has them."""
+    lines = [f"MixturePrior(mode={prior.mode!r})"]
+    for group, mixture in prior.mixtures.items():
+        names = [visible(name) for name in prior.selection.groups[group]]
+        if len(names) > _NAMES:
+            names = [*names[: _NAMES - 1], f"{len(names) - _NAMES + 1} more"]
+        lines.append(f"  {visible(group)}: {mixture!r} on {', '.join(names)}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,16 @@ def key(group: str) -> str:
     return f"[{group.replace('%', '%25').replace('.', '%2E')}]"
 
 
+def group(key: str) -> str:
+    """The group of a key, as `key` made it.
+
+    Example:
+        >>> group(key("fc1.weight"))
+        'fc1.weight'
+    """
+    return key[1:-1].replace("%2E", ".").replace("%25", "%")
+
+
 def check_saved(state: Mapping[str, object], groups: Iterable[str], mode: str) -> None:
     """Check that a saved state is one of a prior with these groups, in this mode.
 
@@ -18,7 +28,7 @@ def check_saved(state: Mapping[str, object], groups: Iterable[str], mode: str) -
     """
     saved = {name.split(".")[1] for name in state if name.startswith("groups.")}
     if saved != set(map(key, groups)):
-        names = sorted(n[1:-1].replace("%2E", ".").replace("%25", "%") for n in saved)
+        names = sorted(map(group, saved))
         raise ValueError(
             f"the saved prior has the groups {names}, this one has "
             f"{sorted(groups)}: make it with the same groups="

@@ -77,13 +77,17 @@ class LearnedPrior:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LearnedPrior:
-        """Read it from a file of `save`, or from the `prior.safetensors` of a run.
+        """Read it from a file of `save`, from a run folder, or from the `prior.safetensors` in one.
+
+        Args:
+            path: the file, or a run folder: its outcome, or its newest checkpoint if it has not
+                ended.
 
         Raises:
             FileNotFoundError: if it is not there.
-            ValueError: if it is no such file, or its mixtures are none.
+            ValueError: if it is no such file or folder, or its mixtures are none.
         """
-        path = Path(path)
+        path = _file_in(Path(path))
         check_regular(path)
         found, names, why = {}, {}, "it names no groups"
         try:
@@ -220,6 +224,20 @@ class LearnedPrior:
                 std_count=count,
             )
         return hyper_priors
+
+
+def _file_in(path: Path) -> Path:
+    """The file of the prior in a run folder or one of its checkpoints; a file itself."""
+    if not path.is_dir():
+        return path
+    newest = sorted(path.glob("checkpoint-*"), reverse=True)
+    for folder in (path, path / "final", *newest):
+        if (folder / "prior.safetensors").is_file():
+            return folder / "prior.safetensors"
+    raise ValueError(
+        "a prior to load must be a file of LearnedPrior.save, or a run folder with a "
+        f"prior.safetensors in it, got the folder {path} without one: name the file"
+    )
 
 
 def _read(state: Mapping[str, Tensor], prefix: str) -> tuple[GaussianMixture, HyperPrior]:

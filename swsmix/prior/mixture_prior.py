@@ -18,7 +18,7 @@ from swsmix.em.variational import Variance
 from swsmix.mixture import GaussianMixture
 from swsmix.prior import evaluation, keys, moving
 from swsmix.prior.built_from import BuiltFrom
-from swsmix.prior.description import description, html_description
+from swsmix.prior.description import description, html_description, representation
 from swsmix.prior.evaluation import Evaluation
 from swsmix.prior.placing import check_sizes, for_group, initial_state
 from swsmix.schedule import Schedule
@@ -438,6 +438,10 @@ class MixturePrior(nn.Module):
             left out, with the reason.
         """
         return description(self)
+
+    def __repr__(self) -> str:
+        """A line for each mixture; the module's own would show the groups' escaped keys."""
+        return representation(self)
 
     def _repr_html_(self) -> str:
         return html_description(self)

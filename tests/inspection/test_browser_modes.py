@@ -1,10 +1,14 @@
 """The report page on a telephone, in the dark, and of several checkpoints."""
 
+import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from browsing import column, find, text
+from matplotlib.figure import Figure
+from PIL import Image
 
 from swsmix import plots
 from swsmix.inspection import Picture, html_page
@@ -29,9 +33,9 @@ def window(driver):
 
 @pytest.fixture
 def page(driver, tmp_path):
-    def open_(shown):
+    def open_(shown, pictures=()):
         path = tmp_path / "report.html"
-        path.write_text(html_page(shown), encoding="utf-8")
+        path.write_text(html_page(shown, pictures), encoding="utf-8")
         driver.get(path.as_uri())
         return driver
 
@@ -80,7 +84,7 @@ def luminance(color):
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_text_and_pictures_are_readable_by_the_systems_setting(page, window, tmp_path, mode):
+def test_text_is_readable_by_the_systems_setting(page, window, tmp_path, mode):
     window(1100, mode)
     driver = page(checkpoint(tmp_path / "a.pt"))
     (body,) = find(driver, "body")
@@ -89,13 +93,45 @@ def test_text_and_pictures_are_readable_by_the_systems_setting(page, window, tmp
     for css in ("h1", "#legend", "#layers td", "#layers td button", "#components td"):
         ink = luminance(find(driver, css)[0].value_of_css_property("color"))
         assert abs(ink - paper) > 0.45, css
-    (tmp_path / "report.html").write_text(
-        html_page(inspect(tmp_path / "a.pt"), [Picture("a", "A.", plots.entropy({"a": 1.0}))]),
-        encoding="utf-8",
-    )
-    driver.get((tmp_path / "report.html").as_uri())
-    ground = find(driver, "#figures img")[0].value_of_css_property("background-color")
-    assert luminance(ground) > 0.99  # ink on white in both
+
+
+def pixels_of(picture):
+    """The colours of a picture as it is seen, (height, width, 3)."""
+    png = Image.open(io.BytesIO(picture.screenshot_as_png)).convert("RGB")
+    return np.asarray(png).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_a_picture_lies_on_the_pages_ground_with_the_components_own_colours(
+    page, window, tmp_path, mode
+):
+    window(1100, mode)
+    bars = plots.hinton(torch.tensor([[-1.0, 1.0]]))
+    found = checkpoint(tmp_path / "a.pt")
+    driver = page(found, [Picture("a", "A.", bars)])
+    (body,) = find(driver, "body")
+    shown = body.value_of_css_property("background-color")
+    ground = [int(v) for v in re.findall(r"\d+", shown)[:3]]
+    pixels = pixels_of(find(driver, "#figures img")[0])
+    assert np.abs(pixels[2, 2] - ground).max() <= 2
+    for color in (plots.NEGATIVE, plots.POSITIVE):
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(-1) <= 4).sum() > 100, color
+    greys = pixels[np.ptp(pixels, axis=-1) <= 4].mean(-1)
+    ink = np.abs(greys - np.mean(ground)).max()
+    assert ink > 180  # letters stand out
+    assert mode == "light" or pixels.max(-1).min() > 15  # nothing is left black
+
+
+@pytest.mark.parametrize(("mode", "white"), [("light", 255), ("dark", 22)])
+def test_white_in_an_image_of_greys_is_the_ground_too(page, window, tmp_path, mode, white):
+    window(1100, mode)
+    figure = Figure(figsize=(2, 2))
+    figure.add_axes((0, 0, 1, 1)).imshow([[1.0, 0.4]], cmap="gray", vmin=0.0, aspect="auto")
+    driver = page(checkpoint(tmp_path / "a.pt"), [Picture("a", "A.", figure)])
+    pixels = pixels_of(find(driver, "#figures img")[0])
+    height, width, _ = pixels.shape
+    assert np.abs(pixels[height // 2, width // 4] - white).max() <= 2
 
 
 def test_only_components_that_own_weights_have_a_colour(page, window, tmp_path):

@@ -73,9 +73,54 @@ def test_differences_add_up_to_the_measures(compared):
                 found = row.difference(i, key)
                 if values is None or math.isnan(values[key]):
                     assert math.isnan(found)
+                elif math.isinf(values[key]) or math.isinf(row.values[place][key]):
+                    assert found == 0.0 if values[key] == row.values[place][key] else found != found
                 else:
                     assert row.values[place][key] + found == pytest.approx(values[key])
             assert place is None or all(v is None or math.isnan(v[key]) for v in row.values[:place])
+
+
+def degenerate(path, **tensors):
+    torch.save(tensors, path)
+    return inspect(path)
+
+
+@pytest.mark.parametrize("first", ["spread", "one value", "zeros", "two values", "one weight"])
+@pytest.mark.parametrize("second", ["spread", "one value", "zeros", "two values", "one weight"])
+def test_what_is_no_number_is_a_dash_and_the_key_says_why(tmp_path, first, second):
+    normal = torch.randn(20, 20)
+    kinds = {
+        "spread": normal,
+        "one value": torch.full((20, 20), 0.1),
+        "zeros": torch.zeros(20, 20),
+        "two values": normal.sign(),
+        "one weight": torch.full((1, 1), 0.5),
+    }
+    both = [degenerate(tmp_path / f"{i}.pt", w=kinds[k]) for i, k in enumerate((first, second))]
+    compared = compare(both)
+    text = printed(compared, 140)
+    assert "inf" not in text.split("gg-shape")[1] and "-∞" not in text and "+∞" not in text
+    equal = {"one value", "zeros", "one weight"}
+    shape = compared.rows[1].difference(1, "gg-shape")
+    finite = {first, second} == {"spread"} or {first, second} == {"two values"}
+    assert math.isnan(shape) != (finite or (first in equal and second not in equal))
+    dashed = not finite
+    assert ("weights that are all equal have no kurtosis" in text) == dashed
+    page = html_page(compared)
+    assert "-inf" not in page.split('id="data">')[1].split("</script>")[0]
+    assert "weights that are all equal have no kurtosis" in page
+
+
+def test_a_change_to_an_infinite_shape_is_the_largest(tmp_path):
+    normal = torch.randn(20, 20)
+    other = normal.pow(3)
+    compared = compare([
+        degenerate(tmp_path / "a.pt", steady=normal, other=normal.clone()),
+        degenerate(tmp_path / "b.pt", steady=other, other=normal.sign()),
+    ])  # fmt: skip
+    assert compared.rows[2].change("gg-shape") == math.inf
+    lines = printed(compared, 140, sort="gg-shape").split("\n")
+    assert [line for line in lines if line in ("steady", "other")] == ["other", "steady"]
 
 
 @pytest.mark.parametrize("width", [40, 60, 100, 140])

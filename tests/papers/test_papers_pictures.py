@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
@@ -9,6 +13,8 @@ from papers.nowlan1992 import drawings_sunspots
 from papers.nowlan1992 import figures as nowlan1992
 from papers.ullrich2017 import figures as ullrich2017
 from swsmix import plots
+
+PAPER = tomllib.loads((nowlan1992.HERE / "paper.toml").read_text())
 
 
 def drawn(name):
@@ -51,6 +57,38 @@ def test_what_lies_beyond_the_panels_of_arv_is_said_where_it_does():
     assert beyond > 0
     texts = [t.get_text() for t in figure.axes[0].texts]
     assert texts == [f"{beyond} nets →"]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "field"),
+    [("sunspots-horizon", "sunspots-horizons", "horizons"), ("modes", "modes", "objectives")],
+)
+def test_a_band_holds_the_middle_half_of_the_nets_and_the_caption_says_of_how_many(
+    name, table, field
+):
+    lines = nowlan1992.read(nowlan1992.HERE / "results", table).values()
+    values = [np.array(line[field]) for line in lines]
+    shown = 0
+    for ax in drawn(name).axes:
+        bands = {a.get_label().removeprefix("_band "): a for a in ax.collections}
+        curves = {a.get_label(): a.get_ydata() for a in ax.lines if a.get_label() in bands}
+        assert bands and bands.keys() == curves.keys()
+        for label, band in bands.items():
+            (nets,) = [v for v in values if np.array_equal(np.median(v, 1), curves[label])]
+            (path,) = band.get_paths()
+            for at, each in enumerate(nets):
+                x = path.vertices[:, 0]
+                here = path.vertices[x == np.unique(x)[at], 1]
+                low, high = np.sort(each)[[0, -1]]
+                assert low <= here.min() <= np.median(each) <= here.max() <= high
+                inside = (each >= here.min()) & (each <= here.max())
+                assert 0.4 <= inside.mean() <= 0.7 or np.ptp(here) < 1e-9
+            shown += 1
+    assert shown == 8
+    numbers = {v.shape[1] for v in values}
+    (caption,) = [each["shows"] for each in PAPER["figures"] if each["name"] == name]
+    assert numbers == {int(n) for n in re.findall(r"over (\d+) (?:single )?nets", caption)}
+    assert "the bands hold the middle half of the nets" in caption
 
 
 def test_small_errors_are_told_apart_on_a_logarithmic_axis():

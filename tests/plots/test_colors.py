@@ -84,6 +84,51 @@ def test_a_component_has_one_colour_in_all_figures():
         assert all(expected[j] == color for j, color in seen), name
 
 
+# A wide component on the left claims weights on both sides of zero; narrow ones to the right.
+ACROSS = GaussianMixture([0.5, 0.3, 0.2], [-0.3, 0.4, 0.9], [0.3, 0.02, 0.02])
+
+
+def weights_by_color(figure, w):
+    """The colour in which each of the weights is drawn, by the shape that stands for it."""
+    labels = {label: a for ax in figure.axes for a in ax.collections for label in [a.get_label()]}
+    if "_dots" in labels:
+        return [to_hex(color) for color in labels["_dots"].get_facecolors()]
+    if "_squares" in labels:
+        return [to_hex(color) for color in labels["_squares"].get_facecolors()]
+    shown = {}
+    for stairs in labelled(figure.axes[1], "component"):
+        data = stairs.get_data()
+        for value, low, high in zip(data.values, data.edges, data.edges[1:], strict=False):
+            if value > 0.5:
+                shown[low, high] = color_of(stairs)
+    return [next(c for (a, b), c in shown.items() if a <= v <= b) for v in w.tolist()]
+
+
+@pytest.mark.parametrize("name", ["responsibilities", "before_after", "hinton"])
+def test_a_weight_has_the_colour_of_the_mean_of_the_component_that_claims_it(name):
+    w = torch.tensor([[-0.9, -0.31, 0.2, 0.28, 0.4, 0.41, 0.9, 0.91]])
+    figure = {
+        "responsibilities": lambda: plots.responsibilities(ACROSS, w),
+        "before_after": lambda: plots.before_after(w, w, ACROSS),
+        "hinton": lambda: plots.hinton(w, mixture=ACROSS),
+    }[name]()
+    owner = ACROSS.responsibilities(w.flatten()).argmax(-1)
+    seen = weights_by_color(figure, w.flatten())
+    assert seen == [plots.component_colors(ACROSS.mean)[j] for j in owner]
+    for value, color, j in zip(w.flatten().tolist(), seen, owner.tolist(), strict=True):
+        mean = ACROSS.mean[j].item()
+        assert color in (WARM if mean > 0 else COLD)
+        said = " ".join((getattr(plots, name).__doc__ or "").split())
+        assert (value > 0) == (mean > 0) or "near zero may have the other sign" in said
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 9)])
+def test_without_a_mixture_a_weights_colour_is_its_own_sign(shape):
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    seen = weights_by_color(plots.hinton(w), w.flatten())
+    assert seen == [plots.NEGATIVE if v < 0 else plots.POSITIVE for v in w.flatten().tolist()]
+
+
 def test_figures_of_a_history_take_the_colours_of_its_last_mixture():
     expected = dict(enumerate(plots.component_colors(HISTORY.stacked("all", "mean")[-1])))
     for figure in (plots.trajectories(HISTORY), plots.collapse(HISTORY)):

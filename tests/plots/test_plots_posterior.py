@@ -22,7 +22,7 @@ def test_a_band_holds_the_quantiles():
     assert narrow.get_paths()[0].vertices[:, 1].max() == pytest.approx(0.75 * 6)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["90 % interval", "50 % interval", "posterior mean", "observed"]
-    with pytest.raises(ValueError, match=r"\[0.95\] are missing"):
+    with pytest.raises(ValueError, match=r"add \[0.95\]"):
         plots.predictive_band(x, {q: given[q] for q in QUANTILES[:3]})
     with pytest.raises(ValueError, match=r"x must ascend, .* x\.argsort\(\)"):
         plots.predictive_band(x.flip(0), given)
@@ -60,7 +60,7 @@ def test_the_mixture_and_its_memberships_are_drawn():
     mixing, mean, std = draws()
     figure = plots.mixture_band(torch.randn(500), mixing, mean, std)
     assert figure.axes[0].get_yscale() == "log"
-    with pytest.raises(ValueError, match="finite weights"):
+    with pytest.raises(ValueError, match="1 are not finite"):
         plots.mixture_band(torch.tensor([float("nan")]), mixing, mean, std)
     figure = plots.membership_band(mixing, mean, std, span=(-1.0, 1.0))
     lines = [a for a in figure.axes[0].get_lines() if "component" in a.get_label()]
@@ -86,7 +86,7 @@ def test_the_calibration_curve_is_the_observed_coverage():
         plots.calibration({"test": [1.5]})
     with pytest.raises(ValueError, match="at least one"):
         plots.calibration({})
-    with pytest.raises(ValueError, match="4 labels; got 5"):
+    with pytest.raises(ValueError, match=r"at most 4 labels.* got 5"):
         plots.calibration({str(number): ranks for number in range(5)})
 
 

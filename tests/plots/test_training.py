@@ -323,5 +323,5 @@ def test_mp4_goes_through_ffmpeg_frame_by_frame(tmp_path, monkeypatch):
 
 def test_mp4_without_ffmpeg_is_an_error_that_names_gif(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match=r"there is no ffmpeg.*\.gif"):
+    with pytest.raises(ValueError, match=r"needs ffmpeg.*\.gif"):
         plots.animate_collapse(HISTORY, tmp_path / "x.mp4")
