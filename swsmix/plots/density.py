@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from swsmix._histogram import MAX_BINS, Array, Parameters, chunks, histogram, span
@@ -252,6 +252,8 @@ def density_panel(
     ax.set_ylim(floor, limit)
     if log and limit > 1e3 * floor:
         ax.yaxis.set_minor_locator(NullLocator())  # a powder between decades, and half of the time
+    elif log:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))  # labels of all nine overlap
     if not log:
         ax.yaxis.set_major_formatter(format_number)
     if tower:
