@@ -84,7 +84,7 @@ def _of_equal_size(size: Tensor, most: int) -> Tensor:
     """Classes of numbers, equally many in each; of equal numbers the first come first."""
     number = min(most, len(size))
     place = torch.empty_like(size)
-    place[size.argsort(stable=True)] = torch.arange(len(size), device="cpu")
+    place[size.argsort(stable=True)] = torch.arange(len(size), dtype=torch.int64, device="cpu")
     return place * number // len(size)
 
 
