@@ -112,8 +112,7 @@ RAW = replace(
     recipe=replace(PLAIN.recipe, sparsify_tau=0.08),
     limit=1.9,
 )
-CONV_RAW = replace(CONV_PLAIN, name="lenet-5-caffe-raw", limit=1.0)
-MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW)
+MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW)
 SWEEP = {
     SHIFTED: ((0.05, 0.13, 0.3, 0.7), (4, 7)),
     PLAIN: ((0.03, 0.06, 0.12, 0.25), (4, 7)),
