@@ -77,7 +77,7 @@ def table(results: Results, net: str) -> list[str]:
 
 CIFAR = {
     "resnet-20": ("ResNet-20", "not run yet"),
-    "wrn-16-4": ("WRN-16-4", "not run: about 16 minutes an epoch on two cores, 83 epochs and more"),
+    "wrn-16-4": ("WRN-16-4", "not run: about 16 minutes an epoch on two cores, 40 epochs and more"),
 }
 """Network -> its name, and what its row says without a result."""
 

@@ -26,6 +26,7 @@ from swsmix.compression import save_compressed
 from swsmix.compression.merging import merge_components
 from swsmix.compression.recipe import Compressed, compress_
 from swsmix.compression.snap import snap_to_grid
+from swsmix.compression.targets import Target
 from swsmix.compression.transforms import fold_dead_neurons_, same_outputs, sort_neurons_
 from swsmix.mixture import GaussianMixture
 from swsmix.problems import nets
@@ -161,7 +162,7 @@ def compress(
         done = compress_(
             net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
             seed=seed, include="*" if setting.biases else None, tau=tau_of(net, setting),
-            **options,
+            target=target_of(net, setting, validation), **options,
         )  # fmt: skip
     state, transformed = smallest(setting, net, done, validation[0][:1000])
     file = results / f"{setting.name}-seed{seed}.sws"
@@ -179,6 +180,7 @@ def compress(
         "shift": setting.shift,
         "dropout": setting.dropout,
         "distil": setting.distil,
+        "limit_percent": setting.limit,
         "seed": seed,
         "recipe": None if setting.recipe is None else asdict(setting.recipe),
         "retrain_tau": None if setting.recipe is not None else setting.retrain_tau,
@@ -230,6 +232,15 @@ def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
     """The factor of tau for each tensor."""
     given = dict(setting.tau)
     return {name: given.get(name, 1.0) for name, _ in net.named_parameters()} if given else 1.0
+
+
+def target_of(
+    net: nn.Module, setting: Setting, validation: tuple[Tensor, Tensor]
+) -> Target | None:
+    """How many points the network may lose until it makes as many errors as its limit allows."""
+    if setting.limit is None:
+        return None
+    return Target(measure_increase=max(setting.limit - evaluate(net, errors, validation), 0.0))
 
 
 def as_published(
