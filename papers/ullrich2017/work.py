@@ -234,9 +234,7 @@ def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
     return {name: given.get(name, 1.0) for name, _ in net.named_parameters()} if given else 1.0
 
 
-def target_of(
-    net: nn.Module, setting: Setting, validation: tuple[Tensor, Tensor]
-) -> Target | None:
+def target_of(net: nn.Module, setting: Setting, validation: tuple[Tensor, Tensor]) -> Target | None:
     """How many points the network may lose until it makes as many errors as its limit allows."""
     if setting.limit is None:
         return None

@@ -41,6 +41,10 @@ def few(seed, subset):
     return CIFAR10Tensors(*part(64), *part(32), *part(32))
 
 
+def _no_images(*_):
+    raise FileNotFoundError("no images\nhere")
+
+
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "ROWS", {"tiny": TINY})
@@ -90,6 +94,13 @@ def test_a_row_leaves_a_file_that_is_verified(places, capsys, monkeypatch):
     file.write_bytes(content[:-3])
     assert not verify.verify(places.results)
     assert "differs: 1" in capsys.readouterr().out
+    file.write_bytes(content)
+    with monkeypatch.context() as absent:
+        absent.setattr(cifar, "images", _no_images)
+        verify._test_images.cache_clear()
+        assert not verify.verify(places.results)
+        assert "tiny-seed0: not measured; " in (said := capsys.readouterr().out)
+        assert "which decode; no images here" in said
     file.unlink()
     assert verify.verify(places.results)
     assert "tiny-seed0: no file kept; " in capsys.readouterr().out
