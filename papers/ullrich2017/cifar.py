@@ -47,7 +47,8 @@ class Row:
         name: of the network.
         make: generator -> network.
         blocks: how many blocks of two convolutions it has, whose inner channels may be sorted.
-        allowed: how many points of validation error the compressed network may lose.
+        allowed: how many points of validation error the compressed network may lose; None for the
+            recipe's phases alone, in attempts.
         recipe: where the search for the prior's strength begins, and how long its phases are.
         dense_epochs: of training before the prior comes.
         peak_lr: the highest learning rate of that training.
@@ -58,7 +59,7 @@ class Row:
     name: str
     make: Callable[..., nn.Module]
     blocks: int
-    allowed: float
+    allowed: float | None
     recipe: Recipe
     dense_epochs: int = 18
     peak_lr: float = 0.2
@@ -159,9 +160,17 @@ def shown() -> bool:
 
 
 def compress(
-    row: Row, seed: int, scratch: Path, results: Path, subset: int | None
+    row: Row, seed: int, scratch: Path, results: Path, subset: int | None, *, test: bool = True
 ) -> dict[str, Any]:
     """Fold the batch norms, compress, write the file, read it back, and measure what came back.
+
+    Args:
+        row: which network, and how.
+        seed: of the split, the batches and k-means.
+        scratch: where the dense network is, and checkpoints go.
+        results: where the file goes.
+        subset: so many images only.
+        test: whether to read the test images, at the very end.
 
     Returns:
         Errors, sizes and shares.
@@ -174,15 +183,14 @@ def compress(
     dense.load_state_dict(load_file(dense_file(row, seed, scratch)))
     fold_batch_norms_(dense.eval())
     net = copy.deepcopy(dense)
+    target = None if row.allowed is None else Target(measure_increase=row.allowed)
     try:
-        done = compress_(
-            net, loss, batches(row, data, 7919 + seed), recipe=row.recipe,
-            target=Target(measure_increase=row.allowed), measure=errors,
-            validation=(data.x_validation, data.y_validation), seed=seed,
+        reached = compress_(
+            net, loss, batches(row, data, 7919 + seed), recipe=row.recipe, target=target,
+            measure=errors, validation=(data.x_validation, data.y_validation), seed=seed,
             run=scratch / "runs" / f"{row.name}-seed{seed}", resume=True, progress=shown(),
-        )  # fmt: skip
-        assert done.reached is not None
-        reached, state = done.reached, net.state_dict()
+        ).reached  # fmt: skip
+        state = net.state_dict()
     except TargetError as error:  # the nearest network is a result too, and is said to miss
         reached, state = error.nearest, error.state
     state = smallest(row, state, data.x_validation[:100])
@@ -208,9 +216,9 @@ def compress(
         "nonzero": nonzero,
         "nonzero_percent": 100.0 * sum(nonzero.values()) / total,
         "values": {n: len(t.unique()) for n, t in weights.items()},
-        "met": reached.used <= 1.0 + 1e-6,
-        "path": [asdict(step) for step in reached.path],
-        **measure(dense, decoded, data),
+        "met": None if reached is None else reached.used <= 1.0 + 1e-6,
+        "path": [] if reached is None else [asdict(step) for step in reached.path],
+        **measure(dense, decoded, data, test=test),
     }
 
 
@@ -228,14 +236,15 @@ def smallest(row: Row, state: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def measure(dense: nn.Module, decoded: dict[str, Tensor], data: CIFAR10Tensors) -> dict[str, float]:
+def measure(
+    dense: nn.Module, decoded: dict[str, Tensor], data: CIFAR10Tensors, *, test: bool = True
+) -> dict[str, float]:
     """Errors of the dense network and of the one read back from the file, in percent."""
     net = copy.deepcopy(dense)
     net.load_state_dict(decoded)
-    parts = {
-        "validation": (data.x_validation, data.y_validation),
-        "test": (data.x_test, data.y_test),
-    }
+    parts = {"validation": (data.x_validation, data.y_validation)}
+    if test:
+        parts["test"] = data.x_test, data.y_test
     return {
         f"{name}_{part}_error_percent": evaluate(which, errors, pair)
         for name, which in (("dense", dense), ("compressed", net))

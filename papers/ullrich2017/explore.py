@@ -4,9 +4,11 @@
     papers/ullrich2017/explore.py m0 lenet-300-100-shifted
     papers/ullrich2017/explore.py m1 lenet-300-100-shifted --first-phase m0 quantise_tau=0.03
     papers/ullrich2017/explore.py p0 lenet-5-caffe-shifted sparsify_tau=0.5 batch_size=128
+    papers/ullrich2017/explore.py e0 resnet-20 sparsify_tau=0.2   the dense network must be there
 
 A setting of `settings.py` is changed where an argument says so, the network is compressed as the
-final run would do it, and a line is added to `attempts.jsonl`. The test images are not read.
+final run would do it, and a line is added to `attempts.jsonl`. A row of `cifar.py` has its phases
+alone, without the search for what it may lose. The test images are not read.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from papers.ullrich2017 import run, settings, work
+from papers.ullrich2017 import cifar, run, settings, work
 from swsmix.compression.recipe import Recipe
 from swsmix.problems.reproduction.runner import Places
 from swsmix.problems.reproduction.units import keep
@@ -37,27 +39,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 ATTEMPTS = HERE / "attempts.jsonl"
+SCRATCH = ROOT / "runs" / HERE.name
 
 
 def main() -> None:
     """Make the attempt."""
     arguments = _arguments()
-    torch.set_num_threads(1)
     setting, changes = changed(arguments.base, arguments.change)
-    setting = dataclasses.replace(setting, name=f"attempt-{arguments.name}", portrait=False)
-    seed, scratch = arguments.seed, ROOT / "runs" / HERE.name
-    results = scratch / "attempts"
-    results.mkdir(parents=True, exist_ok=True)
-    if not work.dense_file(setting, seed, scratch).is_file():
-        pretrain = run.pretrained(setting, seed, Places(results, results, scratch), None)
-        keep(pretrain, *pretrain(), results)
-    if arguments.first_phase:
-        for phase in ("sparsify", "quantise")[: arguments.phases]:
-            done = scratch / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
-            mine = scratch / "runs" / f"{setting.name}-seed{seed}" / phase
-            shutil.copytree(done, mine, dirs_exist_ok=True)
     began = time.monotonic()
-    result = work.compress(setting, seed, scratch, results, None, test=False)
+    attempt = _on_cifar if isinstance(setting, cifar.Row) else _on_mnist
+    result = attempt(arguments, setting)
     shown = {
         key: result[key] for key in ("size_bytes", "ratio", "compressed_validation_error_percent")
     }
@@ -66,9 +57,9 @@ def main() -> None:
         "base": arguments.base,
         "changes": changes,
         "first_phase": arguments.first_phase,
-        "seed": seed,
+        "seed": arguments.seed,
         **shown,
-        "by_phase": result["validation_error_by_phase"],
+        "by_phase": result.get("validation_error_by_phase"),
         "nonzero": sum(result["nonzero"].values()),
         "values": result["values"],
         "seconds": round(time.monotonic() - began),
@@ -80,8 +71,37 @@ def main() -> None:
     print(json.dumps(line, indent=1))
 
 
-def changed(base: str, changes: list[str]) -> tuple[settings.Setting, dict[str, Any]]:
-    """A setting of `settings.py` by its name, with fields of its own or of its recipe replaced.
+def _on_mnist(arguments: argparse.Namespace, setting: settings.Setting) -> dict[str, Any]:
+    """As the units of `work.py`, but for the test images."""
+    torch.set_num_threads(1)
+    setting = dataclasses.replace(setting, name=f"attempt-{arguments.name}", portrait=False)
+    seed, results = arguments.seed, SCRATCH / "attempts"
+    results.mkdir(parents=True, exist_ok=True)
+    if not work.dense_file(setting, seed, SCRATCH).is_file():
+        pretrain = run.pretrained(setting, seed, Places(results, results, SCRATCH), None)
+        keep(pretrain, *pretrain(), results)
+    if arguments.first_phase:
+        for phase in ("sparsify", "quantise")[: arguments.phases]:
+            done = SCRATCH / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
+            mine = SCRATCH / "runs" / f"{setting.name}-seed{seed}" / phase
+            shutil.copytree(done, mine, dirs_exist_ok=True)
+    return work.compress(setting, seed, SCRATCH, results, None, test=False)
+
+
+def _on_cifar(arguments: argparse.Namespace, row: cifar.Row) -> dict[str, Any]:
+    """The phases of a row, from the dense network that `--only` has left."""
+    own = SCRATCH / "attempts" / arguments.name
+    files = [cifar.dense_file(row, arguments.seed, folder) for folder in (SCRATCH, own)]
+    if not files[0].is_file():
+        raise SystemExit(f"there is no {files[0]}: swsmix reproduce ullrich2017 --only {row.name}")
+    files[1].parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(*files)
+    row = dataclasses.replace(row, allowed=None)
+    return cifar.compress(row, arguments.seed, own, own, None, test=False)
+
+
+def changed(base: str, changes: list[str]) -> tuple[settings.Setting | cifar.Row, dict[str, Any]]:
+    """A setting or row by its name, with fields of its own or of its recipe replaced.
 
     Returns:
         The setting, and the changes by field.
@@ -89,7 +109,8 @@ def changed(base: str, changes: list[str]) -> tuple[settings.Setting, dict[str, 
     Raises:
         SystemExit: if there is no such setting, or no such field.
     """
-    known = {setting.name: setting for setting in settings.MAIN}
+    known: dict[str, settings.Setting | cifar.Row] = {s.name: s for s in settings.MAIN}
+    known |= cifar.ROWS
     if base not in known:
         raise SystemExit(f"the settings are {', '.join(known)}; got {base!r}")
     setting, values = known[base], {}
@@ -103,7 +124,7 @@ def changed(base: str, changes: list[str]) -> tuple[settings.Setting, dict[str, 
         if field in {f.name for f in dataclasses.fields(Recipe)} and setting.recipe is not None:
             recipe = dataclasses.replace(setting.recipe, **{field: value})
             setting = dataclasses.replace(setting, recipe=recipe)
-        elif field in {f.name for f in dataclasses.fields(settings.Setting)}:
+        elif field in {f.name for f in dataclasses.fields(setting)}:
             setting = dataclasses.replace(setting, **{field: value})
         else:
             raise SystemExit(f"neither the setting nor its recipe has a field {field!r}")

@@ -4,11 +4,12 @@ import itertools
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, kept, run, tables, verify
+from papers.ullrich2017 import cifar, explore, kept, run, tables, verify
 from swsmix.codec import load_compressed
 from swsmix.compression import save_compressed
 from swsmix.problems import resnets
@@ -159,3 +160,22 @@ def test_a_row_is_made_by_its_name_alone(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["run.py", "--quick", "--out", str(tmp_path)])
     run.main()
     assert made and not any("resnet" in unit.key for unit in made)
+
+
+def test_an_attempt_on_a_row_has_its_phases_alone_and_reads_no_test_images(places, monkeypatch):
+    dense, _ = cifar.stages("tiny", places, 1, quick=False)
+    runner.run_units(dense, places.results, 1)
+    monkeypatch.setattr(explore, "SCRATCH", places.scratch)
+    monkeypatch.setattr(explore, "ATTEMPTS", places.scratch / "attempts.jsonl")
+    parts = {n: t for n, t in vars(few(0, None)).items() if "test" not in n}
+    monkeypatch.setattr(cifar, "images", lambda *_: SimpleNamespace(**parts))
+    monkeypatch.setattr("sys.argv", ["explore.py", "e0", "tiny", "sparsify_tau=0.25"])
+    explore.main()
+    line = json.loads(explore.ATTEMPTS.read_text())
+    assert line["recipe"]["sparsify_tau"] == line["changes"]["sparsify_tau"] == 0.25
+    runs = {path.name for path in (places.scratch / "attempts/e0/runs/tiny-seed0").iterdir()}
+    assert {"sparsify", "quantise"} <= runs <= {"sparsify", "quantise", "finetune"}
+    assert (places.scratch / "attempts/e0/tiny-seed0.sws").stat().st_size == line["size_bytes"]
+    cifar.dense_file(TINY, 0, places.scratch).unlink()
+    with pytest.raises(SystemExit, match="swsmix reproduce ullrich2017 --only tiny"):
+        explore.main()
