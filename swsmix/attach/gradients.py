@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swsmix import _shards
+from swsmix import _shards, tables
 from swsmix.attach import _optimizers
 
 if TYPE_CHECKING:
@@ -26,23 +26,14 @@ def add_(
 
     The mixtures stand still: mode "em".
     """
-    by_group: dict[str, list[nn.Parameter]] = {}
+    by_group: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for _, p, group in held:
-        by_group.setdefault(group, []).append(p)
-    for group, params in by_group.items():
-        for p in params:
-            _optimizers.make_gradient_dense(optimizer, p)
-        _add_to_group_(prior, group, params, strength)
-
-
-def _add_to_group_(
-    prior: MixturePrior, group: str, params: Sequence[nn.Parameter], strength: float
-) -> None:
-    """Add strength * tau_g * dR/dw to the gradients of a group's parameters: no graph, O(N)."""
-    pairs = [
-        (_shards.local(p.grad), _shards.local(p.detach())) for p in params if p.grad is not None
-    ]
-    prior.tables_of(group, wait=False).add_gradient_each_(pairs, strength * prior.tau[group])
+        grad = _optimizers.make_gradient_dense(optimizer, p)
+        by_group.setdefault(group, []).append((_shards.local(grad), _shards.local(p.detach())))
+    tables.add_gradient_each_([
+        (prior.tables_of(group, wait=False), pairs, strength * prior.tau[group])
+        for group, pairs in by_group.items()
+    ])  # fmt: skip
 
 
 def joint(prior: MixturePrior, params: Sequence[Tensor]) -> dict[int, Tensor]:

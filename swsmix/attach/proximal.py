@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from swsmix import _shards
+from swsmix import _shards, tables
 from swsmix.tables import Adaptive
 
 if TYPE_CHECKING:
@@ -78,8 +78,10 @@ def step_(
             rounded.append((w, exact))
             w = exact
         parts.setdefault(group, []).append((w, old, step))
-    for group, members in parts.items():
-        prior.tables_of(group, wait=False).proximal_each_(members, strength * prior.tau[group])
+    tables.proximal_each_([
+        (prior.tables_of(group, wait=False), members, strength * prior.tau[group])
+        for group, members in parts.items()
+    ])  # fmt: skip
     generator = None
     for w, exact in rounded:
         generator = generator or torch.Generator(w.device).manual_seed(rounding or 0)

@@ -21,6 +21,7 @@ f' jumps from one float to the next, and mixtures that would need too many cells
 The modules:
 
 - `lookup`: `Tables`, the room's main class, made by `build` and `direct`.
+- `together`: a training step's calls for all tensors of all mixtures.
 - `passes`: the same on flat vectors, chunk by chunk, through the cells.
 - `batch`: the same for many small mixtures at once, each over its own row of weights.
 - `penalty`: `neg_log_prior`, a differentiable function of the weights and the mixture.
@@ -47,6 +48,7 @@ from swsmix.tables.batch import BatchTables
 from swsmix.tables.fingerprint import fingerprint
 from swsmix.tables.lookup import Adaptive, Full, MomentSums, Sums, Tables, build, direct
 from swsmix.tables.penalty import neg_log_prior, one_pass
+from swsmix.tables.together import add_gradient_each_, proximal_each_
 
 __all__ = [
     "Adaptive",
@@ -55,10 +57,12 @@ __all__ = [
     "MomentSums",
     "Sums",
     "Tables",
+    "add_gradient_each_",
     "build",
     "direct",
     "fingerprint",
     "neg_log_prior",
     "one_pass",
+    "proximal_each_",
     "uncompiled",
 ]

@@ -65,52 +65,69 @@ def proximal_(
 
 
 def add_gradient_each_(
-    mixture: ExactMixture, parts: Sequence[tuple[Tensor, Tensor]], scale: float
+    mixtures: Sequence[ExactMixture],
+    parts: Sequence[tuple[Tensor, Tensor]],
+    scales: Sequence[float],
 ) -> list[Tensor]:
     """Add scale * f' of weights to targets, in one call for all of a step's.
 
     Args:
-        mixture: the mixture.
+        mixtures: of each part.
         parts: target and weights of each, contiguous and in float32.
-        scale: tau / num_data, usually.
+        scales: tau / num_data, usually, of each.
 
     Returns:
         The flat indices of the weights left out, of each.
     """
-    table, left_out, numbers = _memory_of(parts)
-    _add_gradient_each(table, scale, mixture.as_array, left_out, numbers)
+    table, values, left_out, numbers = _memory_of(mixtures, parts)
+    _add_gradient_each(table, np.array(scales, np.float64), values, left_out, numbers)
     return _split(left_out, numbers)
 
 
 def proximal_each_(
-    mixture: ExactMixture,
+    mixtures: Sequence[ExactMixture],
     parts: Sequence[tuple[Tensor, Tensor, Tensor | None]],
     rates: Sequence[tuple[float, float]],
 ) -> list[Tensor]:
     """`proximal_` of several tensors in one call.
 
     Args:
-        mixture: the mixture.
+        mixtures: of each part.
         parts: w, at and second of each, contiguous and in float32.
         rates: rate and eps of each.
 
     Returns:
         The flat indices of the weights left out, of each.
     """
-    table, left_out, numbers = _memory_of(parts)
-    _proximal_each(table, np.array(rates), mixture.as_array, left_out, numbers)
+    table, values, left_out, numbers = _memory_of(mixtures, parts)
+    _proximal_each(table, np.array(rates), values, left_out, numbers)
     return _split(left_out, numbers)
 
 
-def _memory_of(parts: Sequence[tuple[Tensor | None, ...]]) -> tuple[Any, Any, Any]:
-    """Sizes and addresses (a row for each part), and memory for what a loop leaves out."""
+def _memory_of(
+    mixtures: Sequence[ExactMixture], parts: Sequence[tuple[Tensor | None, ...]]
+) -> tuple[Any, Any, Any, Any]:
+    """A row for each part, the mixtures' numbers, and memory for what a loop leaves out.
+
+    A row: where its mixture begins and has how many components, its size, its tensors' addresses.
+    """
+    begins, arrays, end = dict[int, int](), [], 0
+    for mixture in mixtures:
+        if id(mixture) not in begins:
+            begins[id(mixture)] = end
+            arrays.append(mixture.as_array.reshape(-1))
+            end += len(arrays[-1])
     sizes = [tensors[0].numel() for tensors in parts if tensors[0] is not None]
     rows = [
-        (size, *(0 if each is None else each.data_ptr() for each in tensors))
-        for size, tensors in zip(sizes, parts, strict=True)
-    ]
+        (
+            begins[id(mixture)], len(mixture.mean), size,
+            *(0 if each is None else each.data_ptr() for each in tensors),
+        )
+        for mixture, size, tensors in zip(mixtures, sizes, parts, strict=True)
+    ]  # fmt: skip
+    values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     left_out = np.empty(sum(sizes), np.int64)
-    return np.array(rows, np.int64), left_out, np.zeros(len(sizes), np.int64)
+    return np.array(rows, np.int64), values, left_out, np.zeros(len(sizes), np.int64)
 
 
 def _split(left_out: Any, numbers: Any) -> list[Tensor]:
@@ -273,13 +290,21 @@ _pointer: Any = intrinsic(_to_pointer)
 
 
 @compiled
-def _add_gradient_each(table, scale, mixture, left_out, numbers):
+def _mixture_of(values, row):
+    return values[row[0] : row[0] + 5 * row[1]].reshape(5, row[1])
+
+
+@compiled
+def _add_gradient_each(table, scales, values, left_out, numbers):
     # Addresses instead of arrays: to make an array of a small tensor takes as long as its weights.
-    memory, done = _scratch(mixture), 0
+    done = 0
     for i in range(len(table)):
-        target = carray(_pointer(table[i, 1]), table[i, 0])
-        w = carray(_pointer(table[i, 2]), table[i, 0])
-        numbers[i] = _gradient_into(target, w, scale, mixture, memory, left_out[done:])
+        mixture = _mixture_of(values, table[i])
+        if i == 0 or table[i, 0] != table[i - 1, 0]:
+            memory = _scratch(mixture)
+        target = carray(_pointer(table[i, 3]), table[i, 2])
+        w = carray(_pointer(table[i, 4]), table[i, 2])
+        numbers[i] = _gradient_into(target, w, scales[i], mixture, memory, left_out[done:])
         done += numbers[i]
 
 
@@ -307,12 +332,15 @@ def _proximal(w, at, second, rate, eps, mixture, left_out):
 
 
 @compiled
-def _proximal_each(table, rates, mixture, left_out, numbers):
-    memory, done = _scratch(mixture), 0
+def _proximal_each(table, rates, values, left_out, numbers):
+    done = 0
     for i in range(len(table)):
-        w = carray(_pointer(table[i, 1]), table[i, 0])
-        at = carray(_pointer(table[i, 2]), table[i, 0])
-        second = carray(_pointer(table[i, 3]), table[i, 0] if table[i, 3] else 0)
+        mixture = _mixture_of(values, table[i])
+        if i == 0 or table[i, 0] != table[i - 1, 0]:
+            memory = _scratch(mixture)
+        w = carray(_pointer(table[i, 3]), table[i, 2])
+        at = carray(_pointer(table[i, 4]), table[i, 2])
+        second = carray(_pointer(table[i, 5]), table[i, 2] if table[i, 5] else 0)
         rate, eps = rates[i]
         numbers[i] = _proximal_into(w, at, second, rate, eps, mixture, memory, left_out[done:])
         done += numbers[i]

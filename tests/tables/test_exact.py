@@ -125,7 +125,7 @@ def test_caches_do_not_travel():
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     for other in (copy.copy(table), copy.deepcopy(table), loaded):
-        assert "cells" not in vars(other._passes) or other._passes is table._passes
+        assert "cells" not in vars(other.passes) or other.passes is table.passes
         assert torch.equal(other.gradient(w), expected)
 
 
@@ -176,7 +176,7 @@ def test_a_threads_scratch_memory_ends_with_it():
     def run():
         with tables.uncompiled():
             table.gradient(w)
-            kept.append(weakref.ref(table._passes._scratch(w)))
+            kept.append(weakref.ref(table.passes._scratch(w)))
 
     for _ in range(20):
         thread = threading.Thread(target=run)

@@ -25,7 +25,7 @@ if INTERPRETED:
         """Weights, some of them far out or not finite, and what torch counts."""
         w = weights_of(MIXTURES[name], 20_000)
         w[3], w[-3], w[7] = torch.nan, torch.inf, -1e30
-        passes = tables.build(*MIXTURES[name])._passes
+        passes = tables.build(*MIXTURES[name]).passes
         cells = passes.cells
         expected = CellHistogram(cells, len(w))
         with tables.uncompiled():
@@ -72,9 +72,9 @@ if INTERPRETED:
     @some_mixtures
     def test_the_cubics_are_those_of_torch(name, monkeypatch):
         with tables.uncompiled():
-            expected = tables.build(*MIXTURES[name])._passes.cells.both_pieces
+            expected = tables.build(*MIXTURES[name]).passes.cells.both_pieces
         monkeypatch.setattr(backends, "triton_cells", lambda device: triton_cells)
-        cells = tables.build(*MIXTURES[name])._passes.cells
+        cells = tables.build(*MIXTURES[name]).passes.cells
         root = expected[:, 4].double().nan_to_num().sqrt()[:, None]
         reach = cells.geometry.width.double()[:, None] ** torch.arange(4)
         for found, other in zip(cells.both_pieces.split(4, 1), expected.split(4, 1), strict=True):

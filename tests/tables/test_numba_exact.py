@@ -7,7 +7,9 @@ import torch
 from tabulated import MIXTURES, every_mixture, weights_of
 
 from swsmix import tables
+from swsmix.tables import backends
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.passes import Passes
 
 pytest.importorskip("numba")
 SIZES = [1, 63, 64, 65, 300]
@@ -76,7 +78,7 @@ def test_several_tensors_move_as_each_does_by_itself():
     def together():
         copies = [w.clone() for w in moved]
         each = list(zip(copies, [w + 0.0 for w in moved], steps, strict=True))
-        table.proximal_each_(each, 1e-3)
+        tables.proximal_each_([(table, each, 1e-3)])
         return copies
 
     for compiled, plain, one in zip(*both(together), alone, strict=True):
@@ -95,12 +97,44 @@ def test_several_gradients_are_added_as_each_is_by_itself():
 
     def together():
         grads = [torch.ones_like(w) for w in parts]
-        table.add_gradient_each_(list(zip(grads, parts, strict=True)), 0.5)
+        tables.add_gradient_each_([(table, list(zip(grads, parts, strict=True)), 0.5)])
         return grads
 
     for compiled, plain, one in zip(*both(together), alone, strict=True):
         rtol = 1e-2 if one.dtype == torch.bfloat16 else 1e-6
         assert torch.allclose(compiled, one, rtol=rtol) and torch.allclose(plain, one, rtol=rtol)
+
+
+def test_tensors_of_several_mixtures_move_as_each_does_by_itself_in_one_call(monkeypatch):
+    numba, calls = backends.numba_exact(), []
+    for name in ("_add_gradient_each", "_proximal_each"):
+        loop = getattr(numba, name)
+        monkeypatch.setattr(numba, name, lambda *a, loop=loop: calls.append(0) or loop(*a))
+    # Of other numbers of components, in an order in which the mixtures take turns.
+    single = torch.ones(1), torch.zeros(1), torch.full((1,), 0.2)
+    mixtures = MIXTURES["typical"], single, MIXTURES["typical"], single
+    made = [tables.build(*mixture) for mixture in mixtures]
+    parts = [[0.1 * torch.randn(n), 0.1 * torch.randn(2, n)] for n in (3, 70, 65, 1)]
+    scales = [0.5, 2.0, 1e-3, 7.0]
+    grads = [[torch.ones_like(w) for w in each] for each in parts]
+    pairs = [list(zip(g, w, strict=True)) for g, w in zip(grads, parts, strict=True)]
+    moved = [[w + 0.01 for w in each] for each in parts]
+    adaptive = [tables.Adaptive(torch.rand(w.shape), 1e-2, 1e-8) for w in parts[1]]
+    steps = [[0.5, 0.1], adaptive, [0.2, 0.3], [0.1, 0.1]]
+    members = [list(zip(*each, strict=True)) for each in zip(moved, parts, steps, strict=True)]
+    with monkeypatch.context() as patched:
+        for name in ("write_exactly_", "proximal_exactly_"):  # the loops leave nothing to them
+            patched.setattr(Passes, name, None)
+        tables.add_gradient_each_(list(zip(made, pairs, scales, strict=True)))
+        tables.proximal_each_(list(zip(made, members, scales, strict=True)))
+    assert len(calls) == 2
+    for i, table in enumerate(made):
+        for j, w in enumerate(parts[i]):
+            grad, alone = torch.ones_like(w), w + 0.01
+            table.add_gradient_(grad, w, scales[i])
+            assert torch.allclose(grads[i][j], grad, rtol=1e-6)
+            table.proximal_(alone, w, steps[i][j], scales[i])
+            assert torch.equal(moved[i][j], alone)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -3e38])
@@ -109,8 +143,8 @@ def test_what_one_of_several_leaves_out_is_evaluated_by_torch(bad):
     parts = [torch.randn(70), torch.randn(5, 7), torch.randn(90)]
     parts[1][2, 3] = parts[2][11] = bad
     grads, moved, alone = ([w.clone() for w in parts] for _ in range(3))
-    table.add_gradient_each_(list(zip(grads, parts, strict=True)), 1.0)
-    table.proximal_each_(list(zip(moved, parts, [0.1] * 3, strict=True)), 1.0)
+    tables.add_gradient_each_([(table, list(zip(grads, parts, strict=True)), 1.0)])
+    tables.proximal_each_([(table, list(zip(moved, parts, [0.1] * 3, strict=True)), 1.0)])
     for w, grad, by_step, by_itself in zip(parts, grads, moved, alone, strict=True):
         expected = w + table.gradient(w)
         assert torch.allclose(grad, expected, rtol=1e-6, atol=1e-6, equal_nan=True)

@@ -103,7 +103,7 @@ def test_a_histogram_of_numbas_is_that_of_torch(name, fused, monkeypatch):
     numba_loops = pytest.importorskip("swsmix.tables.numba_loops")
     monkeypatch.setattr(numba_loops, "PACKED", 100_000)
     monkeypatch.setattr(numba_loops, "_LEFT", 100)  # of the indices of what is left out
-    w, passes = weights_of(MIXTURES[name], N), tables.build(*MIXTURES[name])._passes
+    w, passes = weights_of(MIXTURES[name], N), tables.build(*MIXTURES[name]).passes
     cells = passes._cells_for(w)
     with tables.uncompiled():
         expected = CellHistogram(cells, N)
