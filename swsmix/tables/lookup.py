@@ -47,6 +47,7 @@ class Tables:
     such weights raise a ValueError.
 
     Example:
+        >>> import torch
         >>> tables = build(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]), torch.ones(2))
         >>> tables.gradient(torch.tensor([0.5, -9.0]))
         tensor([ 0.0000, -9.0001])
@@ -177,6 +178,7 @@ def build(mixing: Tensor, mean: Tensor, std: Tensor, *, tolerance: float = 1e-5)
         The tables, valid until the mixture changes.
 
     Example:
+        >>> import torch
         >>> tables = build(torch.tensor([0.9, 0.1]), torch.zeros(2), torch.tensor([1e-3, 0.1]))
         >>> tables.error.gradient < 1e-5
         True
