@@ -209,6 +209,16 @@ def test_a_zero_stays_where_zeros_are_so_rare_that_its_length_is_not_worth_it():
     assert m.zero and len(q.codebook) == 2 and (q.values[w == 0.0] == 0.0).all()
 
 
+def test_zeros_stay_zeros_whatever_the_length_of_zero():
+    w = unlike(40, 60)
+    w[::2, ::3] = 0.0
+    m, book, cells = surveyed(w, 0.05, zero=True)
+    found = cells.fitted(book)
+    dear = found.bits + 1e9 * (found.values == 0.0)
+    q = quantized(m, w, found._replace(bits=dear))
+    assert m.zero and (q.values[w == 0.0] == 0.0).all() and (q.values[w != 0.0] != 0.0).all()
+
+
 def test_one_giant_weight_is_not_clipped():
     w = unlike()
     w[3, 5] = 500.0 * w.abs().max()
