@@ -194,8 +194,8 @@ def horizons(members: Members, seeds: Sequence[int]) -> dict[str, Any]:
     """
     nets = iterated_each(trained(members, seeds))
     rows = [[float(f"{value:.4g}") for value in each.tolist()] for each in nets]
-    members = [[name, dict(setting)] for name, setting in members]  # type: ignore[misc]
-    return {"members": members, "seeds": [*seeds], "horizons": rows}
+    lists = [[name, dict(setting)] for name, setting in members]
+    return {"members": lists, "seeds": [*seeds], "horizons": rows}
 
 
 def trained(members: Members, seeds: Sequence[int]) -> Forecast:
