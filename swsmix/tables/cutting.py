@@ -22,7 +22,7 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import ORDER, Intervals, ends, ranges, split
 
 MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
-_LOW = (16, 18, MOST)  # log2 of the floats in a block, to choose from
+_LOW = (16, 17, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
 
 
@@ -96,8 +96,8 @@ class _Blocks(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """How many entries and cells there are."""
-        return (1 << (32 - self.low)) + int(self.first[-1])
+        """How many cells there are, and entries: four are made as fast as the cubic of a cell."""
+        return (1 << (30 - self.low)) + int(self.first[-1])
 
     def packed(self) -> Tensor:
         """The entries first << 5 | shift of all upper bits."""
