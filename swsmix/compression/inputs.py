@@ -25,8 +25,9 @@ from swsmix.compression.layerwise import Done
 
 _FEWEST = 64  # weights of a tensor that gets values of its own
 _LOSS = 0.005  # by default: the answers' relative error
-_ATTEMPTS = 8
+_ATTEMPTS = 8  # twice as many where none of these meets the bound
 _NEAR = 0.03  # of a target, on its right side
+_MOST_BITS = 8.0  # per weight, from which a search begins: more change little
 _ENOUGH = 0.2  # rows of inputs times damping, in units of the fan-in
 
 
@@ -220,7 +221,7 @@ def _search(job: Calibration, name: str, value: float) -> InputsReport:
 
     total = sum(w.numel() for w in job.weights.values())
     guess = {"bits": value, "size_bytes": 8.0 * value / total, "loss": 2.0}[name]
-    start = job.lambda_of(guess)
+    start = job.lambda_of(min(guess, _MOST_BITS))
     rising = name == "loss"
     best, state = _meet(job, attempt, amount, start, value, rising, name)
     other = plain(job.lambda_of(best.bits))
@@ -263,7 +264,9 @@ def _meet(
     low: tuple[float, float] | None = None
     high: tuple[float, float] | None = None
     least = math.inf
-    for number in range(_ATTEMPTS):
+    for number in range(2 * _ATTEMPTS):
+        if number >= _ATTEMPTS and best is not None:
+            break
         now = attempt(math.exp(x))
         got = amount(now)
         excess = math.log(max(got, 1e-30) / bound)

@@ -47,6 +47,15 @@ def test_a_size_is_met_by_the_file():
     assert dense // 5 < len(codec.encode(net.state_dict())) <= dense // 4
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_size_near_that_of_the_exact_network_is_met(share):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16))
+    most = int(share * len(codec.encode(net.state_dict())))
+    quantize_(net, torch.randn(800, 12), size_bytes=most)
+    assert len(codec.encode(net.state_dict())) <= most
+
+
 def test_a_loss_is_met_on_inputs_that_it_did_not_see():
     net = small()
     dense = copy.deepcopy(net)
