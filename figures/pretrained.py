@@ -183,8 +183,8 @@ def main(arguments: Sequence[str], out: Path = HERE) -> None:
         state = trained.state()
         given = {half: trained.measure(half) for half in HALVES}  # what the others compare with
         if ("float32", "-") not in todo and has_other_cases(read(path), network, given["report"]):
-            print(f"{network}: skipped: the cases of this installation are not those of the rows "
-                  f"that are there: measure all anew (--only '{network}/*' --again)", flush=True)  # fmt: skip
+            print(f"{network}: skipped: the cases of this installation are not those of its rows: "
+                  f"measure all anew (--only '{network}/*' --again)", flush=True)  # fmt: skip
             continue
         missing: dict[str, str] = {}
         for method, setting in todo:

@@ -4,7 +4,7 @@ The coder uses contexts where they save a hundredth of a tensor's bits. Here two
 the lengths that follow from the counts of each class: what classes of rows and columns save, less
 what it takes to learn their lengths, and what another assignment saves of that at its price. Both
 stand well apart: a tensor whose rows and columns are alike saves nothing by either, and keeps the
-lengths of the whole tensor. The coder itself is asked last.
+lengths of the whole tensor. Where they do not promise much, the coder itself is asked.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Books = Sequence[Codebook | ContextBook | None]
 MIN_WEIGHTS = 4096  # lengths of fewer are not learned
 _SAVED = 0.02  # of the bits, that classes save
 _WORTH = 0.008  # of the bits, that another assignment saves; less is not worth a trial
+_SURE = 0.02  # of the bits, that need no trial
 _LOOK = 4  # weights looked at in vain count as a decision of the coder
 _CELLS = 1 << 22  # of all tensors, which stay in memory: 100 MB
 
@@ -67,12 +68,12 @@ def cells_where_it_pays(
             continue
         t = state[m.names[0]].detach()
         seen = ClassCells(m, t, book)
-        promised = _promised(seen, book)
-        if promised is None:
+        found, gain = _promise(seen, book)
+        if gain < _WORTH:
             left -= m.numel // _LOOK
             continue
         left -= needed  # the coder has no time for more, nor a trial
-        if is_smaller(m, t, book, promised):
+        if gain >= _SURE or is_smaller(m, t, book, found):
             cells[i] = seen
     return cells
 
@@ -90,12 +91,11 @@ def _decisions(m: Matrix, book: Codebook) -> int:
     return int(m.numel * (1.0 + others * len(book.values).bit_length()))
 
 
-def _promised(cells: ClassCells, book: Codebook) -> ContextBook | None:
-    """The lengths in context, if by the counts they save enough."""
-    plain = cells.spent(book)
+def _promise(cells: ClassCells, book: Codebook) -> tuple[ContextBook, float]:
+    """Lengths in context, and what share of the bits they save by the counts."""
+    found, plain = cells.fitted(book), cells.spent(book)
     if plain.bits - plain.in_context - plain.described < _SAVED * plain.bits:
-        return None
-    found = cells.fitted(book)
+        return found, 0.0
     again = cells.spent(found)
     gain = plain.in_context - again.in_context + (plain.error - again.error) / book.lam
-    return found if gain >= _WORTH * plain.bits else None
+    return found, gain / plain.bits

@@ -170,6 +170,14 @@ def test_a_small_tensor_whose_file_would_grow_keeps_the_lengths_of_the_whole(mon
     assert grew > 0
 
 
+@pytest.mark.parametrize(("spread", "is_tried"), [(0.2, False), (0.5, True), (1.0, False)])
+def test_the_coder_is_asked_where_the_counts_promise_little(monkeypatch, spread, is_tried):
+    tried = []
+    monkeypatch.setattr(context_gain, "is_smaller", lambda *a: tried.append(a) or False)
+    _, uses = quantised({"w": unlike(200, 200, spread=spread)}, loss=0.05)
+    assert bool(tried) == is_tried and uses == [spread == 1.0]
+
+
 @pytest.mark.parametrize("asked", [{"loss": 0.01}, {"bits": 2.5}])
 def test_no_file_grows_whatever_counts_and_trials_promise(monkeypatch, asked):
     """The rows are too short for the coder to learn what each is like before it ends."""
