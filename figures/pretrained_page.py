@@ -282,6 +282,8 @@ itself, the command stands below.
   its range cut to the least squared error of seven. Of packed numbers and numbers coded in our
   format the smaller file counts. GPTQ has the H, the order, the damping and the correction of
   biases that `quantize_` has; embeddings, of which no H is known, are rounded to 4 bits at least.
+  Four matrices of MiniLM hold a giant weight each, and the grid of its row is as coarse as that:
+  rounded to 4 bits, MiniLM keeps a cosine of 0.32 (0.95 with its matrices `output.dense` exact).
 - **Distortion** in the tables is the squared change of all matrices together over their squares
   about the mean of each. The loss that `swsmix` is asked for weighs tensors otherwise: it is the
   mean over all weights of their tensor's squared error over its variance.
@@ -292,6 +294,9 @@ itself, the command stands below.
   no file, module or photograph is in both halves. Inputs for `quantize_` and GPTQ are of the choice
   half. Magika and MobileNetV2 are measured by how many answers differ from the given network's,
   since so few files tell small differences of wrong answers from chance no better.
+- **MobileNetV2's inputs** are 96 crops of four photographs. At 3.9 bits per weight the error on
+  held-out crops of these falls to a quarter by compensation (0.014 against 0.049 of the outputs'
+  squares); on the photographs of the report half, files of more than 1.6 MB are no better for it.
 """
 
 

@@ -297,8 +297,14 @@ class Network:
         found = corrected(functools.partial(at, cells=cells), plain.lam, excess, rises=rises)
         if found is None:
             return plain
-        weights = [name for name in self.state if name in self._matrix_of]  # no file holds all else
-        return min(plain, found, key=lambda outcome: self.encoded_size(outcome, weights))
+        return min(plain, found, key=self._weights_size)
+
+    def _weights_size(self, found: Outcome) -> int:
+        """The size of a file with nothing but what is quantised: not all else fits into files."""
+        numel = {n: self.matrices[i].numel for n, i in self._matrix_of.items()}
+        names = [name for name in self.state if name in numel]
+        shown = watched(names, "comparing", shown=self._progress, weight=numel.__getitem__)
+        return self.encoded_size(found, shown)
 
     def _bits_at(self, loss: float) -> list[float]:
         """About how many bits each tensor's weights take at this loss of the whole network.

@@ -311,6 +311,13 @@ def test_odd_matrices(w, asked):
         assert torch.equal(q.codebook[q.index], q.values)
 
 
+def test_a_tensor_that_no_file_holds_is_no_hindrance():
+    odd = torch.sparse_coo_tensor([[0], [1]], [1.0], (5, 5), check_invariants=True)
+    state = {"w": unlike(200, 200, spread=0.8), "odd": odd}
+    found, uses = quantised(state, loss=0.1)
+    assert uses == [True] and list(found) == ["w"]
+
+
 def test_what_is_found_does_not_depend_on_threads():
     state, found = {"w": unlike()}, []
     before = torch.get_num_threads()
