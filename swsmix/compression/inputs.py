@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ _LOSS = 0.005  # by default: the answers' relative error
 _ATTEMPTS = 8  # twice as many where none of these meets the bound
 _NEAR = 0.03  # of a target, on its right side
 _MOST_BITS = 8.0  # per weight, from which a search begins: more change little
+_ALIKE = 1e-10  # of the answers' squares, below which they are the same
 _ENOUGH = 0.2  # rows of inputs times damping, in units of the fan-in
 
 
@@ -143,6 +144,7 @@ def quantize_(
     try:
         job = Calibration(model, weights, used, held, output, damping, progress)
         _warn_of_few(job)
+        _warn_of_alike(job.first)
         return _search(job, *goal)
     except BaseException:
         for name, p in model.named_parameters():
@@ -197,6 +199,21 @@ def _warn_of_few(job: Calibration) -> None:
             f"its fan-in is {fan_in:,}, and damping is {job.damping:g}. Compensation then fits "
             f"the inputs rather than the data: give about {more:,} rows or raise damping to "
             f"{min(_ENOUGH * fan_in / max(rows, 1), 1.0):.2g}",
+            stacklevel=3,
+        )
+
+
+def _warn_of_alike(answers: Sequence[Tensor]) -> None:
+    """Warn where the network answers the same to all: biases alone would do, for these inputs."""
+    rows = [y.reshape(-1, y.shape[-1] if y.ndim > 1 else 1) for y in answers]
+    first = rows[0][:1]
+    if sum(map(len, rows)) < 2 or any(len(y.mT) != len(first.mT) for y in rows):
+        return
+    change = sum(float((y.double() - first.double()).square().sum()) for y in rows)
+    if change <= _ALIKE * sum(float(y.double().square().sum()) for y in rows):
+        warnings.warn(
+            "the network answers the same to all held-out inputs, so they tell nothing of its "
+            "weights: give inputs such as it was trained on",
             stacklevel=3,
         )
 

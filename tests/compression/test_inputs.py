@@ -264,6 +264,17 @@ def test_few_inputs_with_weak_damping_are_warned_of_with_the_remedy():
         quantize_(nn.Sequential(nn.Linear(24, 10)), correlated(40, 24), bits=2.0, damping=0.3)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-7])
+def test_inputs_that_are_all_alike_are_warned_of(scale):
+    net = nn.Sequential(nn.Linear(24, 10))
+    x = 1.0 + scale * correlated(800, 24)
+    with pytest.warns(UserWarning, match="the same to all held-out inputs.*such as it was trained"):
+        quantize_(net, x, bits=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(net, correlated(800, 24), bits=1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
