@@ -124,9 +124,7 @@ def percent(value: float | None) -> str:
     """How much smaller or larger, from a ratio."""
     if value is None:
         return "-"
-    return f"{100.0 * (1.0 - value):.0f} % smaller" if value < 1.0 else (
-        f"{100.0 * (value - 1.0):.0f} % larger"
-    )  # fmt: skip
+    return f"{100.0 * abs(1.0 - value):.0f} % {'smaller' if value < 1.0 else 'larger'}"
 
 
 def aims(rows: Rows) -> list[str]:
@@ -327,10 +325,8 @@ def write(rows: Rows, folder: Path) -> None:
         lines += [
             "![Bytes against the measure, on the report halves: one network and one run for each "
             "point, so no spread is drawn](pretrained.png)",
-        ]
-        lines += ["", "## What it must show", ""]
-        lines += aims(rows)
-        lines += ["", "## Bytes at equal measure", ""]
+            "", "## What it must show", "", *aims(rows), "", "## Bytes at equal measure", "",
+        ]  # fmt: skip
         for network in there:
             lines += [*comparison(rows, network), ""]
     if {"cnn", "minilm"} <= set(there):
