@@ -270,8 +270,7 @@ INTRODUCTION = """# Networks that others trained
 Whole files, at the measure of what each network is for. Each network is quantised at several
 settings of each method; between the points of a method, logarithms of bytes are interpolated along
 the measure, and points are left out that a smaller file of the method is as good as. Made by
-`python figures/pretrained.py`, which says what it skips; where a part was measured by
-itself, the command stands below.
+`python figures/pretrained.py`, which says what it skips; the commands of parts stand below.
 
 - **What is stored.** All tensors of the network. Those of fewer than two dimensions are in float16
   in the files of k-means, rounding, GPTQ and ours (in the default run, `swsmix compress FILE`, they
