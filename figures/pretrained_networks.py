@@ -96,6 +96,7 @@ def classifier(
         was = first.setdefault(half, log)
         other = (log.argmax(-1) != was.argmax(-1)).double().mean().item()
         found = {"other": 100.0 * other, "kl": (was.exp() * (was - log)).sum(-1).mean().item()}
+        found["cases"] = len(log)
         if wrong is not None:
             found["errors"] = wrong(half, log.argmax(-1))
         return found
@@ -270,7 +271,7 @@ def minilm(number: int = 500, inputs: int = 320) -> Trained:
 
     def measure(half: str) -> dict[str, float]:
         cosine = (answers(model, halves[half]) * first[half]).sum(-1).mean().item()
-        return {"cosine": cosine, "distance": 1.0 - cosine}
+        return {"cosine": cosine, "distance": 1.0 - cosine, "cases": len(first[half])}
 
     given = texts["choice"]
     given = given[:: max(len(given) // inputs, 1)][:inputs]

@@ -124,9 +124,7 @@ def percent(value: float | None) -> str:
     """How much smaller or larger, from a ratio."""
     if value is None:
         return "-"
-    return f"{100.0 * (1.0 - value):.0f} % smaller" if value < 1.0 else (
-        f"{100.0 * (value - 1.0):.0f} % larger"
-    )  # fmt: skip
+    return f"{100.0 * abs(1.0 - value):.0f} % {'smaller' if value < 1.0 else 'larger'}"
 
 
 def aims(rows: Rows) -> list[str]:
@@ -272,8 +270,7 @@ INTRODUCTION = """# Networks that others trained
 Whole files, at the measure of what each network is for. Each network is quantised at several
 settings of each method; between the points of a method, logarithms of bytes are interpolated along
 the measure, and points are left out that a smaller file of the method is as good as. Made by
-`python figures/pretrained.py`, which says what it skips; where a part was measured by
-itself, the command stands below.
+`python figures/pretrained.py`, which says what it skips; the commands of parts stand below.
 
 - **What is stored.** All tensors of the network. Those of fewer than two dimensions are in float16
   in the files of k-means, rounding, GPTQ and ours (in the default run, `swsmix compress FILE`, they
@@ -282,6 +279,8 @@ itself, the command stands below.
   its range cut to the least squared error of seven. Of packed numbers and numbers coded in our
   format the smaller file counts. GPTQ has the H, the order, the damping and the correction of
   biases that `quantize_` has; embeddings, of which no H is known, are rounded to 4 bits at least.
+  Four matrices of MiniLM hold a giant weight each, and the grid of its row is as coarse as that:
+  rounded to 4 bits, MiniLM keeps a cosine of 0.32 (0.95 with its matrices `output.dense` exact).
 - **Distortion** in the tables is the squared change of all matrices together over their squares
   about the mean of each. The loss that `swsmix` is asked for weighs tensors otherwise: it is the
   mean over all weights of their tensor's squared error over its variance.
@@ -292,6 +291,9 @@ itself, the command stands below.
   no file, module or photograph is in both halves. Inputs for `quantize_` and GPTQ are of the choice
   half. Magika and MobileNetV2 are measured by how many answers differ from the given network's,
   since so few files tell small differences of wrong answers from chance no better.
+- **MobileNetV2's inputs** are 96 crops of four photographs. At 3.9 bits per weight the error on
+  held-out crops of these falls to a quarter by compensation (0.014 against 0.049 of the outputs'
+  squares); on the photographs of the report half, files of more than 1.6 MB are no better for it.
 """
 
 
@@ -322,10 +324,8 @@ def write(rows: Rows, folder: Path) -> None:
         lines += [
             "![Bytes against the measure, on the report halves: one network and one run for each "
             "point, so no spread is drawn](pretrained.png)",
-        ]
-        lines += ["", "## What it must show", ""]
-        lines += aims(rows)
-        lines += ["", "## Bytes at equal measure", ""]
+            "", "## What it must show", "", *aims(rows), "", "## Bytes at equal measure", "",
+        ]  # fmt: skip
         for network in there:
             lines += [*comparison(rows, network), ""]
     if {"cnn", "minilm"} <= set(there):

@@ -161,6 +161,12 @@ def test_the_program_of_pretrained_networks_measures_every_method_and_goes_on(
     pretrained.main(["--only", "cnn/rtn", "--again"], tmp_path)
     again = [r for r in pretrained.read(tmp_path / "pretrained.jsonl") if "network" in r]
     assert len(again) == len(found)
+    # Where the network as it is scores otherwise, its rows are of other cases than these.
+    dense["report"]["cases"] += 1
+    (tmp_path / "pretrained.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pretrained.main(["--only", "cnn/rtn", "--again"], tmp_path)
+    assert "cnn: skipped: the cases of this installation" in capsys.readouterr().out
+    assert pretrained.read(tmp_path / "pretrained.jsonl") == rows
 
 
 def test_bytes_at_equal_measure_are_between_the_points_that_no_smaller_file_equals():

@@ -52,7 +52,7 @@ def compress(
     loss: Annotated[
         float | None,
         typer.Option(
-            help="Relative distortion, the squared change over the weights' variance; 0.01 if "
+            help="Relative distortion, the squared change over the weights' variance; 0.005 if "
             "nothing is asked for."
         ),
     ] = None,

@@ -4,7 +4,7 @@ The coder uses contexts where they save a hundredth of a tensor's bits. Here two
 the lengths that follow from the counts of each class: what classes of rows and columns save, less
 what it takes to learn their lengths, and what another assignment saves of that at its price. Both
 stand well apart: a tensor whose rows and columns are alike saves nothing by either, and keeps the
-lengths of the whole tensor. Of a small tensor the coder itself is asked last.
+lengths of the whole tensor. Where they do not promise much, the coder itself is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from swsmix._progress import watched
 from swsmix.codec.encoder import CONTEXT_BUDGET, is_large
 from swsmix.codec.index import MAX_VALUES
-from swsmix.compression.context_trial import MOST_WEIGHTS, is_smaller
+from swsmix.compression.context_trial import is_smaller
 from swsmix.compression.entropy_constrained import Codebook
 from swsmix.compression.in_context import ClassCells, ContextBook
 from swsmix.compression.matrices import Matrix
@@ -26,7 +26,8 @@ Books = Sequence[Codebook | ContextBook | None]
 
 MIN_WEIGHTS = 4096  # lengths of fewer are not learned
 _SAVED = 0.02  # of the bits, that classes save
-_WORTH = 0.008  # of the bits, that another assignment saves; at 0.007 a file grew
+_WORTH = 0.008  # of the bits, that another assignment saves; less is not worth a trial
+_SURE = 0.02  # of the bits, that need no trial
 _LOOK = 4  # weights looked at in vain count as a decision of the coder
 _CELLS = 1 << 22  # of all tensors, which stay in memory: 100 MB
 
@@ -67,23 +68,14 @@ def cells_where_it_pays(
             continue
         t = state[m.names[0]].detach()
         seen = ClassCells(m, t, book)
-        if _pays(m, t, seen, book):
-            cells[i] = seen
-            left -= needed  # the coder has no time for more
-        else:
+        found, gain = _promise(seen, book)
+        if gain < _WORTH:
             left -= m.numel // _LOOK
+            continue
+        left -= needed  # the coder has no time for more, nor a trial
+        if gain >= _SURE or is_smaller(m, t, book, found):
+            cells[i] = seen
     return cells
-
-
-def coded_bits(matrices: Sequence[Matrix], books: Books, cells: Mapping[int, ClassCells]) -> float:
-    """The entropies: of each class where there are cells, else of the whole tensor."""
-    total = 0.0
-    for i, (m, book) in enumerate(zip(matrices, books, strict=True)):
-        if book is not None and i in cells:
-            total += cells[i].spent(book).in_context
-        elif isinstance(book, Codebook):
-            total += book.outcome(m.weights)[0]
-    return total
 
 
 def _may_pay(m: Matrix, book: Codebook, *, sparse_only: bool) -> bool:
@@ -99,13 +91,11 @@ def _decisions(m: Matrix, book: Codebook) -> int:
     return int(m.numel * (1.0 + others * len(book.values).bit_length()))
 
 
-def _pays(m: Matrix, t: Tensor, cells: ClassCells, book: Codebook) -> bool:
-    plain = cells.spent(book)
+def _promise(cells: ClassCells, book: Codebook) -> tuple[ContextBook, float]:
+    """Lengths in context, and what share of the bits they save by the counts."""
+    found, plain = cells.fitted(book), cells.spent(book)
     if plain.bits - plain.in_context - plain.described < _SAVED * plain.bits:
-        return False
-    found = cells.fitted(book)
+        return found, 0.0
     again = cells.spent(found)
     gain = plain.in_context - again.in_context + (plain.error - again.error) / book.lam
-    if gain < _WORTH * plain.bits:
-        return False
-    return m.numel > MOST_WEIGHTS or is_smaller(m, t, book, found)
+    return found, gain / plain.bits

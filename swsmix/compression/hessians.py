@@ -119,14 +119,22 @@ class Watch(TorchDispatchMode):
                 return self._product(x, w.t(), rest[0] if rest else None)
             case "bmm", (x, m) if m.shape[0] == 1 or m.stride(0) == 0:
                 return self._products(x.reshape(-1, x.shape[-1]), m[0], None)
-            case "embedding", (w, tokens, *_) if self._whole(w) and w.ndim == 2:
-                use = Use(self._name(w), "embedding", (0, len(w)), number=tokens.numel())
-                return [use._replace(inputs=lambda stride: tokens.reshape(-1)[::stride])]
+            case "embedding" | "_embedding_bag" | "_embedding_bag_forward_only", (w, tokens, *_):
+                return self._looked_up(w, tokens)
+            case ("index", (w, [tokens])) | ("index_select", (w, 0, tokens)):
+                return self._looked_up(w, tokens)
             case "convolution", (x, w, bias, *how) if self._whole(w) and not how[3]:
                 count, rows = convolution_rows(x, w.shape[2:], how[0], how[1], how[2], how[5])
                 found = Use(self._name(w), "convolution", (0, len(w)), groups=how[5])
                 return [found._replace(bias=self._bias(bias), number=count, inputs=rows)]
         return None
+
+    def _looked_up(self, w: Tensor, tokens: Tensor) -> list[Use] | None:
+        """The use of rows of a table."""
+        if not self._whole(w) or w.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
+            return None
+        use = Use(self._name(w), "embedding", (0, len(w)), number=tokens.numel())
+        return [use._replace(inputs=lambda stride: tokens.reshape(-1)[::stride])]
 
     def _products(self, x: Tensor, m: Tensor, bias: Tensor | None) -> list[Use] | None:
         """The use of x @ m + bias, of which one factor is a weight."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -25,8 +25,10 @@ from swsmix.compression.layerwise import Done
 
 _FEWEST = 64  # weights of a tensor that gets values of its own
 _LOSS = 0.005  # by default: the answers' relative error
-_ATTEMPTS = 8
+_ATTEMPTS = 8  # twice as many where none of these meets the bound
 _NEAR = 0.03  # of a target, on its right side
+_MOST_BITS = 8.0  # per weight, from which a search begins: more change little
+_ALIKE = 1e-10  # of the answers' squares, below which they are the same
 _ENOUGH = 0.2  # rows of inputs times damping, in units of the fan-in
 
 
@@ -142,6 +144,7 @@ def quantize_(
     try:
         job = Calibration(model, weights, used, held, output, damping, progress)
         _warn_of_few(job)
+        _warn_of_alike(job.first)
         return _search(job, *goal)
     except BaseException:
         for name, p in model.named_parameters():
@@ -200,6 +203,21 @@ def _warn_of_few(job: Calibration) -> None:
         )
 
 
+def _warn_of_alike(answers: Sequence[Tensor]) -> None:
+    """Warn where the network answers the same to all: biases alone would do, for these inputs."""
+    rows = [y.reshape(-1, y.shape[-1] if y.ndim > 1 else 1) for y in answers]
+    first = rows[0][:1]
+    if sum(map(len, rows)) < 2 or any(len(y.mT) != len(first.mT) for y in rows):
+        return
+    change = sum(float((y.double() - first.double()).square().sum()) for y in rows)
+    if change <= _ALIKE * sum(float(y.double().square().sum()) for y in rows):
+        warnings.warn(
+            "the network answers the same to all held-out inputs, so they tell nothing of its "
+            "weights: give inputs such as it was trained on",
+            stacklevel=3,
+        )
+
+
 def _search(job: Calibration, name: str, value: float) -> InputsReport:
     """The attempt that meets the bound, compensated or plain."""
     tried: list[tuple[float, float, float]] = []
@@ -220,7 +238,7 @@ def _search(job: Calibration, name: str, value: float) -> InputsReport:
 
     total = sum(w.numel() for w in job.weights.values())
     guess = {"bits": value, "size_bytes": 8.0 * value / total, "loss": 2.0}[name]
-    start = job.lambda_of(guess)
+    start = job.lambda_of(min(guess, _MOST_BITS))
     rising = name == "loss"
     best, state = _meet(job, attempt, amount, start, value, rising, name)
     other = plain(job.lambda_of(best.bits))
@@ -263,7 +281,9 @@ def _meet(
     low: tuple[float, float] | None = None
     high: tuple[float, float] | None = None
     least = math.inf
-    for number in range(_ATTEMPTS):
+    for number in range(2 * _ATTEMPTS):
+        if number >= _ATTEMPTS and best is not None:
+            break
         now = attempt(math.exp(x))
         got = amount(now)
         excess = math.log(max(got, 1e-30) / bound)

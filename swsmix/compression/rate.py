@@ -16,7 +16,8 @@ tensor's: one tensor of huge numbers does not hide what happens to the others.
     loss = sum over tensors of  n_t error_t / variance_t  /  sum over tensors of  n_t
 
 With lambda near what it will be, bits are counted once more as the file's coder would count them,
-by row and column, where that pays (`in_context`, `context_gain`).
+by row and column, where that pays (`in_context`, `context_gain`). Of the two files, at what was
+asked for, the smaller one is taken.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from torch import Tensor
 from swsmix._progress import watched
 from swsmix.codec import encode_to
 from swsmix.compression import in_context
-from swsmix.compression.context_gain import cells_where_it_pays, coded_bits
+from swsmix.compression.context_gain import cells_where_it_pays
 from swsmix.compression.entropy_constrained import Codebook, fit
 from swsmix.compression.in_context import ClassCells, ContextBook
 from swsmix.compression.lambda_search import Excess, Outcome, corrected, log_ratio, search
@@ -242,15 +243,17 @@ class Network:
             return self.for_loss(DEFAULT_LOSS if loss is None else loss)
         return self.for_size(size_bytes, self.encoded_size)
 
-    def encoded_size(self, found: Outcome) -> int:
-        """The size of the whole file."""
-        file = _Measured()
-        total = sum(t.numel() for t in self.state.values())
-        return encode_to(file, self.snapped(found), total=total)
+    def encoded_size(self, found: Outcome, names: Iterable[str] | None = None) -> int:
+        """The size of the whole file, or of one with some of its tensors."""
+        return encode_to(_Measured(), self.snapped(found, names), total=self._total)
 
-    def snapped(self, found: Outcome) -> Iterator[tuple[str, Tensor]]:
-        """The state_dict with its quantised tensors, one after another."""
-        return snapped_tensors(self.state, lambda name, t: self.quantized_tensor(found, name, t))
+    def snapped(
+        self, found: Outcome, names: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The state_dict, or a part, with its quantised tensors, one after another."""
+        return snapped_tensors(
+            self.state, lambda name, t: self.quantized_tensor(found, name, t), names
+        )
 
     def quantized_tensor(self, found: Outcome, name: str, t: Tensor) -> Quantized | None:
         """Codebook and index of a tensor of the state_dict; None if it is not quantised."""
@@ -282,7 +285,7 @@ class Network:
         """The outcome where `excess`, a logarithm, is just below 0; it rises or falls in lambda.
 
         First with lengths of whole tensors, and then, near the lambda found, with lengths in
-        context where they pay, unless no bits are saved at what was asked.
+        context where they pay: the smaller file is taken.
         """
         at = functools.partial(self.at, exact=exact)
         plain = search(at, self._range(), excess, rises=rises)
@@ -294,8 +297,14 @@ class Network:
         found = corrected(functools.partial(at, cells=cells), plain.lam, excess, rises=rises)
         if found is None:
             return plain
-        before, after = (coded_bits(self.matrices, o.books, cells) for o in (plain, found))
-        return found if after < before else plain
+        return min(plain, found, key=self._weights_size)
+
+    def _weights_size(self, found: Outcome) -> int:
+        """The size of a file with nothing but what is quantised: not all else fits into files."""
+        numel = {n: self.matrices[i].numel for n, i in self._matrix_of.items()}
+        names = [name for name in self.state if name in numel]
+        shown = watched(names, "comparing", shown=self._progress, weight=numel.__getitem__)
+        return self.encoded_size(found, shown)
 
     def _bits_at(self, loss: float) -> list[float]:
         """About how many bits each tensor's weights take at this loss of the whole network.

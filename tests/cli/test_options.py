@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import swsmix
 from swsmix import codec
 from swsmix.cli import app
+from swsmix.compression import quantize_, quantize_state
+from swsmix.compression.rate import DEFAULT_LOSS
 from swsmix.inspection.inspect import inspect
 
 ROOT = Path(swsmix.__file__).parent
@@ -101,3 +103,17 @@ def test_inspect_in_python_has_max_weights_too(large):
     with pytest.raises(ValueError, match="max_weights = 799"):
         inspect(large, max_weights=799)
     assert inspect(large, max_weights=800).size == 800
+
+
+def test_the_loss_that_help_promises_is_the_default_everywhere():
+    (option,) = (
+        p for p in typer.main.get_command(app).commands["compress"].params if p.name == "loss"
+    )
+    guide = (ROOT / "guides" / "compression.md").read_text()
+    for text, said in (
+        (option.help, r"variance; ([\d.]+) if nothing is asked"),
+        (quantize_state.__doc__, r"the default is ([\d.]+)\. "),
+        (quantize_.__doc__, r"at most; ([\d.]+) by\s+default"),
+        (guide, r"Without any of these the loss is ([\d.]+), "),
+    ):
+        assert float(re.search(said, text)[1]) == DEFAULT_LOSS

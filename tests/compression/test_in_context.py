@@ -7,7 +7,7 @@ import torch
 
 from swsmix.cli import compress as command
 from swsmix.codec import encode, encoder, load_compressed
-from swsmix.compression import rate
+from swsmix.compression import context_gain, context_trial, rate
 from swsmix.compression.codebooks import quantize_state, snapped
 from swsmix.compression.context_trial import coded_bits, is_smaller
 from swsmix.compression.entropy_constrained import fit
@@ -170,6 +170,55 @@ def test_a_small_tensor_whose_file_would_grow_keeps_the_lengths_of_the_whole(mon
     assert grew > 0
 
 
+@pytest.mark.parametrize(("spread", "is_tried"), [(0.2, False), (0.5, True), (1.0, False)])
+def test_the_coder_is_asked_where_the_counts_promise_little(monkeypatch, spread, is_tried):
+    tried = []
+    monkeypatch.setattr(context_gain, "is_smaller", lambda *a: tried.append(a) or False)
+    _, uses = quantised({"w": unlike(200, 200, spread=spread)}, loss=0.05)
+    assert bool(tried) == is_tried and uses == [spread == 1.0]
+
+
+@pytest.mark.parametrize("asked", [{"loss": 0.01}, {"bits": 2.5}])
+def test_no_file_grows_whatever_counts_and_trials_promise(monkeypatch, asked):
+    """The rows are too short for the coder to learn what each is like before it ends."""
+    state = {"w": unlike(8200, 8), "v": alike(80, 80)}
+    assert state["w"].numel() > 1 << 16
+    monkeypatch.setattr(context_gain, "is_smaller", lambda *a: True)
+    found, _ = quantised(state, **asked)
+    monkeypatch.setattr(rate, "corrected", lambda *a, **k: None)
+    plain, _ = quantised(state, **asked)
+    after, before = (len(encode(snapped(state, q))) for q in (found, plain))
+    assert after <= before
+
+
+def test_of_a_large_tensor_the_middle_rows_are_tried(monkeypatch):
+    w, tried = unlike(400, 150), []
+    m, book, cells = surveyed(w, 0.1)
+    found = cells.fitted(book)
+    monkeypatch.setattr(context_trial, "MOST_WEIGHTS", 100 * 150 + 70)
+    monkeypatch.setattr(context_trial, "coded_bits", lambda q: tried.append(q.values) or 0.0)
+    is_smaller(m, w, book, found)
+    for q in (m.quantized(w, book), quantized(m, w, found)):
+        assert any(torch.equal(t, q.values[150:250]) for t in tried)
+    assert {t.shape for t in tried} == {(100, 150)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "saved", "gains"), [(40, 5, False), (40, 15, True), (160, 5, True)]
+)
+def test_a_part_must_save_a_hundredth(monkeypatch, rows, saved, gains):
+    w = unlike()
+    m, book, cells = surveyed(w, 0.1)
+    before = m.quantized(w, book).values[80 - rows // 2 :][:rows]
+
+    def bits(q):
+        return 1e9 - (0.0 if torch.equal(q.values, before) else saved * 1e6)
+
+    monkeypatch.setattr(context_trial, "MOST_WEIGHTS", rows * 150)
+    monkeypatch.setattr(context_trial, "coded_bits", bits)
+    assert is_smaller(m, w, book, cells.fitted(book)) == gains
+
+
 @pytest.mark.parametrize("bits", [0.5, 1.5])
 def test_the_bits_that_were_asked_for_are_met(bits):
     state = {"w": unlike(), "v": alike(60, 50)}
@@ -260,6 +309,13 @@ def test_odd_matrices(w, asked):
     for q in found.values():
         assert q.values.shape == w.shape and q.codebook.diff().gt(0).all()
         assert torch.equal(q.codebook[q.index], q.values)
+
+
+def test_a_tensor_that_no_file_holds_is_no_hindrance():
+    odd = torch.sparse_coo_tensor([[0], [1]], [1.0], (5, 5), check_invariants=True)
+    state = {"w": unlike(200, 200, spread=0.8), "odd": odd}
+    found, uses = quantised(state, loss=0.1)
+    assert uses == [True] and list(found) == ["w"]
 
 
 def test_what_is_found_does_not_depend_on_threads():

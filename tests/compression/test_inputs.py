@@ -47,6 +47,15 @@ def test_a_size_is_met_by_the_file():
     assert dense // 5 < len(codec.encode(net.state_dict())) <= dense // 4
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_size_near_that_of_the_exact_network_is_met(share):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16))
+    most = int(share * len(codec.encode(net.state_dict())))
+    quantize_(net, torch.randn(800, 12), size_bytes=most)
+    assert len(codec.encode(net.state_dict())) <= most
+
+
 def test_a_loss_is_met_on_inputs_that_it_did_not_see():
     net = small()
     dense = copy.deepcopy(net)
@@ -253,6 +262,17 @@ def test_few_inputs_with_weak_damping_are_warned_of_with_the_remedy():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quantize_(nn.Sequential(nn.Linear(24, 10)), correlated(40, 24), bits=2.0, damping=0.3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-7])
+def test_inputs_that_are_all_alike_are_warned_of(scale):
+    net = nn.Sequential(nn.Linear(24, 10))
+    x = 1.0 + scale * correlated(800, 24)
+    with pytest.warns(UserWarning, match="the same to all held-out inputs.*such as it was trained"):
+        quantize_(net, x, bits=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize_(net, correlated(800, 24), bits=1.0)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ CASES = {
     "bag": (
         lambda: chain(nn.EmbeddingBag(60, 16), nn.Linear(16, 6)),
         lambda: torch.randint(60, (300, 5)),
-        {"0.weight"},
+        set(),
     ),
     "weight norm": (
         lambda: chain(parametrizations.weight_norm(nn.Linear(20, 30)), nn.Linear(30, 5)),
@@ -122,6 +122,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the network answers the same:UserWarning")  # to zero inputs
 @pytest.mark.parametrize("case", CASES)
 def test_a_network_of_any_kind_is_no_worse_than_plain_and_names_what_it_does_not_know(case):
     make, inputs, plain = CASES[case]

@@ -296,13 +296,28 @@ def test_constant_inputs_make_all_directions_worth_as_little():
     torch.testing.assert_close(sums.hessian(0, sums.mean(0)), wanted)
 
 
-def test_tokens_are_counted():
-    table = nn.Embedding(6, 4)
-    batch = torch.tensor([[0, 1, 1], [5, 1, 0]])
+@pytest.mark.parametrize(
+    "table",
+    [
+        nn.Embedding(6, 4),
+        *(nn.EmbeddingBag(6, 4, mode=mode) for mode in ("mean", "sum", "max")),
+        Function(lambda net, x: net.weight[x], weight=torch.randn(6, 4)),
+        Function(lambda net, x: net.weight.index_select(0, x[0]), weight=torch.randn(6, 4)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_tokens_are_counted(table, dtype):
+    batch = torch.tensor([[0, 1, 1, 5, 1, 0], [0, 1, 1, 5, 1, 0]], dtype=dtype)
     layer = scout(table, matrices(table), [batch])["weight"]
-    assert layer.tokens
+    assert layer.tokens and not layer.note
     count = token_counts(table, layer, matrices(table), [batch, batch])
-    assert count.tolist() == [4.0, 6.0, 0.0, 0.0, 0.0, 2.0]
+    assert (count / count.sum() * 12).tolist() == [4.0, 6.0, 0.0, 0.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("place", [torch.tensor([True, False] * 3), torch.tensor([0]), 1])
+def test_other_parts_of_a_table_are_named(place):
+    table = Function(lambda net, x: net.weight[:, place] + x, weight=torch.randn(6, 6))
+    assert scout(table, matrices(table), [torch.ones(1)])["weight"].note
 
 
 def test_modes_of_modules_come_back_even_after_an_error():
