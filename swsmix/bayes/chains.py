@@ -12,6 +12,7 @@ import torch
 
 from swsmix.bayes import trajectory
 from swsmix.bayes.joint import Joint
+from swsmix.bayes.jumps import Jumps
 from swsmix.bayes.layout import Array
 
 
@@ -67,6 +68,7 @@ def _transitions(
         find_reasonable_step_size_fn=find_step, options={"dtype": torch.float64, "device": "cpu"},
     )  # fmt: skip
     adapter.reset_step_size_adaptation({})
+    jumps = Jumps(joint) if options["jumps"] else None
     window_ends = {window.end + 1 for window in adapter.adaptation_schedule}
     current = metric()
     for iteration in range(1, options["total"] + 1):
@@ -87,10 +89,11 @@ def _transitions(
             )
             if iteration in window_ends:
                 current = metric()
-        z = joint.uncentre(state.z)
-        yield Transition(
-            z, draw.accept, draw.steps, draw.diverged, state.energy, -state.value, step_size
-        )
+        if jumps is not None and jumps.rounds:
+            z = jumps(state.z, rng)
+            state = trajectory.State(z, state.p, *potential(z))
+        z, energy = joint.uncentre(state.z), draw.state.energy
+        yield Transition(z, draw.accept, draw.steps, draw.diverged, energy, -state.value, step_size)
 
 
 def in_turn(

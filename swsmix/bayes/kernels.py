@@ -43,7 +43,8 @@ def _mixture_sums_loop(
     return value, by_w, count, first, second
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
+    """The function, compiled and kept on disk."""
     # Unwrapped: a type checker's import hook may have wrapped it.
     function = inspect.unwrap(function)
     try:
@@ -52,6 +53,6 @@ def _compiled(function: Any) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-mixture_at = _compiled(density.mixture_at)
-mixture_sums = _compiled(_mixture_sums_loop)
-with_hyper_prior = _compiled(density.with_hyper_prior)
+mixture_at = compiled(density.mixture_at)
+mixture_sums = compiled(_mixture_sums_loop)
+with_hyper_prior = compiled(density.with_hyper_prior)

@@ -36,6 +36,7 @@ def sample(
     target_accept: float = 0.8,
     metric: Metric | str = "diagonal",
     max_depth: int = 10,
+    jumps: bool = True,
     seed: int = 0,
     processes: int = 1,
     progress: bool = True,
@@ -59,6 +60,9 @@ def sample(
         metric: adapt the `"diagonal"` of the mass matrix, or all of it, `"dense"`: for some tens of
             coordinates and a long warm-up.
         max_depth: a draw takes at most 2^max_depth steps.
+        jumps: after each trajectory, let single weights jump between the components, and draw the
+            mixtures given the weights; in sequences of linear layers and activations alone. See
+            `swsmix.bayes.jumps`.
         seed: seed of starts, momenta and choices.
         processes: the number of processes to run the chains in; with more than one, a script needs
             the usual `if __name__ == "__main__":`.
@@ -92,7 +96,7 @@ def sample(
     warn_if_long(joint, starts[0], chains * (warmup + draws), min(processes, chains))
     options = {
         "target_accept": target_accept, "metric": metric, "max_depth": max_depth, "warmup": warmup,
-        "total": warmup + draws,
+        "jumps": jumps, "total": warmup + draws,
     }  # fmt: skip
     kept: list[list[Transition]] = [[] for _ in range(chains)]
     began = time.monotonic()

@@ -1,0 +1,228 @@
+"""Jumps of single weights leave the posterior as it is, and take weights through the gaps."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from joints import FLOAT
+from scipy import stats
+from torch import nn
+
+from swsmix import GaussianMixture, HyperPrior, MixturePrior
+from swsmix.bayes import Joint, mixture_draws, sample
+from swsmix.bayes.jumps import Jumps
+
+HYPER = HyperPrior(mean_count=0.5, std=0.5, std_count=3.0)
+
+
+def _tanh():
+    return nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
+
+
+def _two_hidden_layers():
+    return nn.Sequential(
+        nn.Linear(1, 1), nn.Sigmoid(), nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1), nn.Flatten(0)
+    )
+
+
+def _no_biases():
+    return nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+
+
+def _acts_on_the_inputs():
+    return nn.Sequential(nn.Tanh(), nn.Linear(2, 1), nn.Identity(), nn.Linear(1, 1))
+
+
+def _joint(make, likelihood="gaussian", *, tau=1.0, groups="global", include=None, exclude=()):
+    torch.manual_seed(0)
+    net = make().to(FLOAT)
+    inputs = next(p for p in net.parameters()).shape[1]
+    x = torch.randn(4, inputs, dtype=FLOAT) + 0.5
+    out = net(x)
+    if likelihood == "gaussian":
+        y = torch.randn_like(out)
+    elif likelihood == "binary":
+        y = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=FLOAT).view_as(out)
+    else:
+        y = torch.tensor([0, 1, 1, 0])
+    prior = MixturePrior(
+        net, 2, hyper=HYPER, tau=tau, groups=groups, include=include, exclude=exclude,
+        initial=GaussianMixture([0.3, 0.7], [-0.8, 0.4], [0.3, 0.9]), zero=False,
+    )  # fmt: skip
+    return Joint(net, prior, x, y, likelihood=likelihood, other_std=1.0)
+
+
+CASES = {
+    "one hidden layer": lambda: _joint(_tanh),
+    "biases under the mixture": lambda: _joint(_tanh, include=["*"]),
+    "a tensor under no mixture": lambda: _joint(_tanh, exclude=["2.weight"]),
+    "a mixture per tensor, tau 2": lambda: _joint(_tanh, tau=2.0, groups="tensor"),
+    "two hidden layers": lambda: _joint(_two_hidden_layers),
+    "labels of two classes": lambda: _joint(_no_biases, "categorical"),
+    "an activation first, labels 0 and 1": lambda: _joint(_acts_on_the_inputs, "binary"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_moves_alone_draw_the_weights_given_the_rest(case, monkeypatch):
+    """Means and second moments are those of importance sampling by `log_joint`, an N x K loop."""
+    joint = CASES[case]()
+    layout, rng = joint.layout, np.random.default_rng(0)
+    z = joint.centre(joint.start())
+    # A scale moves hidden centred biases too, which keep their signs.
+    last = max(layout.parameters)[0]
+    moved = [name for name in layout.parameters if name != f"{last}.bias"]
+    weights = np.concatenate([np.r_[layout.slices[name]] for name in moved])
+    signed = np.concatenate([np.full(z[layout.slices[n]].shape, "bias" in n) for n in moved])
+    proposals = rng.normal(0.0, 1.3, (12_000, len(weights)))
+    proposals[:, signed] = abs(proposals[:, signed]) * np.sign(z[weights][signed])
+    log_ratio = np.empty(len(proposals))
+    for i, drawn in enumerate(proposals):
+        at = z.copy()
+        at[weights] = drawn
+        log_ratio[i] = joint.log_joint(at, centred=True)[0] + 0.5 * (drawn @ drawn) / 1.3**2
+    share = np.exp(log_ratio - log_ratio.max())
+    share /= share.sum()
+    size = 1.0 / (share @ share)
+    assert size > 200, "the importance sample is too small to judge"
+
+    jumps, found = Jumps(joint), []
+    jumps.rounds = [12]
+    monkeypatch.setattr(jumps, "_draw_mixtures_", lambda *_: None)
+    for _ in range(8_000):
+        z = jumps(z, rng)
+        found.append(z[weights])
+    found = np.array(found)
+    for power in (1, 2):
+        exact = share @ proposals**power
+        spread = np.sqrt(share @ (proposals**power - exact) ** 2)
+        batches = (found**power).reshape(20, -1, len(weights)).mean(1)
+        error = np.hypot(spread / np.sqrt(size), batches.std(0, ddof=1) / np.sqrt(20))
+        assert (np.abs(batches.mean(0) - exact) < 4.5 * error).all(), (power, case)
+
+
+def test_all_but_weights_and_mixture_stays():
+    joint = CASES["one hidden layer"]()
+    z = joint.centre(joint.start())
+    moved = Jumps(joint)(z, np.random.default_rng(0))
+    weights = np.zeros(len(z), bool)
+    for name in ("0.weight", "2.weight"):
+        weights[joint.layout.slices[name]] = True
+    assert (moved[weights] != z[weights]).all()
+    # But the centred biases, by which a unit is scaled.
+    other = ~weights
+    other[joint.layout.slices["0.bias"]] = False
+    for part in joint.layout.mixture_slices["all"]:
+        assert (moved[part] != z[part]).all()
+        other[part] = False
+    np.testing.assert_array_equal(moved[other], z[other])
+
+
+PROGRAM = """
+import sys
+import numpy as np
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
+from bayes.test_jumps import CASES
+from swsmix.bayes.jumps import Jumps
+for case, make in CASES.items():
+    joint = make()
+    print(repr(Jumps(joint, 3)(joint.centre(joint.start()), np.random.default_rng(1)).tolist()))
+"""
+
+
+def test_compiled_or_not_the_moves_are_the_same():
+    pytest.importorskip("numba")
+    found = []
+    for jit in ("0", "1"):
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(tests=os.path.dirname(__file__))],
+            env={**os.environ, "NUMBA_DISABLE_JIT": jit, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.append([np.array(eval(line)) for line in run.stdout.splitlines()])
+    assert len(found[0]) == len(CASES)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::swsmix.bayes.PosteriorWarning", "ignore:the prior has not")
+def test_a_weight_passes_the_gap_between_two_components_by_jumps_alone():
+    net = nn.Sequential(nn.Linear(1, 1, bias=False)).to(FLOAT)
+    x, y = torch.ones(2, 1, dtype=FLOAT), torch.zeros(2, 1, dtype=FLOAT)
+    pins = {f"pinned_{name}": [True, True] for name in ("mixing", "mean", "std")}
+    mixture = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.05, 0.05], **pins)
+    prior = MixturePrior(net, 2, initial=mixture, zero=False)
+    joint = Joint(net, prior, x, y, noise_std=2.0)
+    share = {}
+    for jumps in (True, False):
+        drawn = sample(joint, chains=2, draws=200, warmup=100, seed=0, jumps=jumps, progress=False)
+        share[jumps] = (drawn.weights() > 0).double().mean((1, 2)).numpy()
+    np.testing.assert_allclose(share[True], 0.5, atol=0.15)
+    assert set(share[False]) <= {0.0, 1.0}
+
+
+def test_networks_that_need_autograd_have_no_jumps():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.linear(x)
+
+    for make in (Own, lambda: nn.Sequential(nn.Linear(1, 1), nn.Tanh(), nn.ReLU())):
+        joint = _joint(make)
+        jumps, z = Jumps(joint), joint.centre(joint.start())
+        assert jumps.rounds == [] and jumps(z, np.random.default_rng(0)) is z
+
+
+def test_a_call_never_costs_much_more_than_a_trajectory():
+    wide = nn.Sequential(*(nn.Linear(20, 20) for _ in range(4)))
+    for make, full in ((_tanh, True), (lambda: wide, False)):
+        joint = _joint(make)
+        weights = sum(p.numel() for p in joint.net.parameters() if p.ndim == 2)
+        number = sum(Jumps(joint, 10).rounds)
+        assert (number == 10 * weights) is full and number >= 1
+
+
+PINS = {
+    "nothing pinned": {},
+    "a mean, a std and a proportion pinned": {
+        "pinned_mean": [True, False, False],
+        "pinned_std": [False, True, False],
+        "pinned_mixing": [True, False, False],
+    },
+}
+
+
+@pytest.mark.parametrize("case", PINS)
+def test_mixtures_drawn_given_weights_drawn_given_mixtures_have_their_prior(case):
+    """Geweke's joint test (2004): from (phi, w) drawn together, phi drawn anew has p(phi)."""
+    rng, k = np.random.default_rng(0), 3
+    hyper = HyperPrior(concentration=1.5, mean=0.3, mean_count=0.8, std=0.7, std_count=4.0)
+    initial = GaussianMixture([0.3, 0.3, 0.4], [0.0, 0.5, -0.5], [0.5, 0.6, 0.7], **PINS[case])
+    net = nn.Linear(6, 1, bias=False).to(FLOAT)
+    prior = MixturePrior(net, k, hyper=hyper, initial=initial, zero=False)
+    joint = Joint(net, prior, torch.randn(3, 6, dtype=FLOAT), torch.randn(3, 1, dtype=FLOAT))
+    term = joint.terms["all"]
+    free_mixing, free_mean, free_std = term.components.free
+    rest, start, found = term.components.rest, [], []
+    for _ in range(3000):
+        pi, mean, std = (
+            getattr(initial, name).numpy().copy() for name in ("mixing", "mean", "std")
+        )
+        pi[free_mixing] = rest * rng.dirichlet(np.full(len(free_mixing), 1.5))
+        std[free_std] = 0.7 * np.sqrt(4.0 / rng.chisquare(4.0, len(free_std)))
+        mean[free_mean] = rng.normal(0.3, std[free_mean] / np.sqrt(0.8))
+        of = rng.choice(k, 6, p=pi)
+        w = rng.normal(mean[of], std[of])
+        u = term.basis.T @ np.log(pi[free_mixing])
+        before = u, mean[free_mean], 2.0 * np.log(std[free_std])
+        start.append(np.concatenate(before))
+        found.append(np.concatenate(mixture_draws.drawn(term, w, *before, rng)))
+    for one, other in zip(np.array(start).T, np.array(found).T, strict=True):
+        assert stats.ks_2samp(one, other).pvalue > 1e-3
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.97, "it was not drawn"
