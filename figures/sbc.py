@@ -3,7 +3,7 @@
 Draw a mixture from its hyper-prior, weights from the mixture, data from the weights; sample the
 posterior; the rank of what was drawn among the posterior's draws must be uniform.
 
-    python figures/sbc.py            120 simulations; writes figures/sbc.json
+    python figures/sbc.py            400 simulations; writes figures/sbc.json
     python figures/sbc.py --wrong    60 with a wrong hyper-prior, figures/sbc-wrong.json: must fail
 
 The tests check the ranks in both files (tests/bayes).
@@ -109,14 +109,14 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, help="120, or 60 of the wrong one")
+    parser.add_argument("--simulations", type=int, help="400, or 60 of the wrong one")
     parser.add_argument("--wrong", action="store_true", help="a wrong hyper-prior: must fail")
     parser.add_argument("--out", type=Path, help="figures/sbc.json, or figures/sbc-wrong.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hyper = wrong(HYPER) if arguments.wrong else HYPER
     began, table, divergences = time.process_time(), [], 0
-    simulations = arguments.simulations or (60 if arguments.wrong else 120)
+    simulations = arguments.simulations or (60 if arguments.wrong else 400)
     for seed in range(simulations):
         row, diverged = ranks(seed, hyper=hyper)
         table.append(row)

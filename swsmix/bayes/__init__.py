@@ -27,6 +27,9 @@ imported when a chain or a guide starts, not before.
     nuts          sample: the No-U-turn sampler
     chains        its chains, in turn or in processes
     trajectory    one draw of it, in numpy
+    jumps         weights that jump between components, from one draw to the next
+    jump_loops    their loops
+    mixture_draws mixtures drawn given the weights
     svi           fit_guide: variational inference
     program       the joint density as a Pyro model
     posterior     Posterior: the draws
