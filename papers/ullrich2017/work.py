@@ -159,11 +159,11 @@ def compress(
     if setting.recipe is None:
         done = as_published(net, images, setting, run, options)
     else:
-        done = compress_(
-            net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
-            seed=seed, include="*" if setting.biases else None, tau=tau_of(net, setting),
-            target=target_of(net, setting, validation), **options,
-        )  # fmt: skip
+        options |= {
+            "recipe": setting.recipe, "run": run, "resume": True, "seed": seed,
+            "include": "*" if setting.biases else None, "tau": tau_of(net, setting),
+        }  # fmt: skip
+        done = to_limit(net, images, setting, options)
     state, transformed = smallest(setting, net, done, validation[0][:1000])
     file = results / f"{setting.name}-seed{seed}.sws"
     size = save_compressed(file, state)
@@ -181,6 +181,7 @@ def compress(
         "dropout": setting.dropout,
         "distil": setting.distil,
         "limit_percent": setting.limit,
+        "limit_points": setting.points,
         "seed": seed,
         "recipe": None if setting.recipe is None else asdict(setting.recipe),
         "retrain_tau": None if setting.recipe is not None else setting.retrain_tau,
@@ -234,11 +235,27 @@ def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
     return {name: given.get(name, 1.0) for name, _ in net.named_parameters()} if given else 1.0
 
 
-def target_of(net: nn.Module, setting: Setting, validation: tuple[Tensor, Tensor]) -> Target | None:
-    """How many points the network may lose until it makes as many errors as its limit allows."""
-    if setting.limit is None:
-        return None
-    return Target(measure_increase=max(setting.limit - evaluate(net, errors, validation), 0.0))
+def to_limit(
+    net: nn.Module, images: Images, setting: Setting, options: dict[str, Any]
+) -> Compressed:
+    """`compress_` with the setting's target, if it has one: a limit, or points above the start.
+
+    Phases that end with more than these points are not made again with a weaker prior: what they
+    end with is the target then, and they are continued from their run.
+    """
+
+    def validated() -> float:
+        return evaluate(net, errors, options["validation"])
+
+    taught, start, target = distilled(setting.distil), validated(), None
+    if setting.limit is not None:
+        target = Target(measure_increase=max(setting.limit - start, 0.0))
+    elif setting.points is not None:
+        dense = copy.deepcopy(net.state_dict())
+        compress_(net, taught, images, **options)
+        target = Target(measure_increase=max(setting.points, validated() - start))
+        net.load_state_dict(dense)
+    return compress_(net, taught, images, target=target, **options)
 
 
 def as_published(
