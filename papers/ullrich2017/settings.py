@@ -118,7 +118,7 @@ RAW = replace(
 CONV_RAW = replace(
     CONV_PLAIN,
     name="lenet-5-caffe-raw",
-    recipe=replace(CONV_PLAIN.recipe, sparsify_tau=2.0, sparsify_epochs=70),
+    recipe=replace(CONV_PLAIN.recipe, sparsify_tau=2.0, sparsify_epochs=50),
     points=0.2,
 )
 MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW)
