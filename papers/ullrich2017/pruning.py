@@ -10,8 +10,9 @@
               the weights, which are assigned anew as they move
     snap      to the centres, which are fine-tuned; then our own file, as for the rows of the table
 
-The same images, epochs, optimiser and codec as the rows, so that only the method differs. Prints
-bytes and errors on the validation images; the test images are not read. No full run was made yet.
+The same images, optimiser, transforms and codec as the rows, so that only the method differs;
+biases are clustered too, as there. Appends a line with bytes and errors on the validation images
+to pruning.jsonl; the test images are not read.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +43,12 @@ from papers.ullrich2017.settings import Setting
 from swsmix.codec import encode
 from swsmix.compression import clusters
 from swsmix.compression.centres import tie
-from swsmix.compression.snap import snap_to_grid
+from swsmix.compression.recipe import Compressed
 from swsmix.start import initial_mixture
-from swsmix.training.evaluation import Loss, evaluate
+from swsmix.training.evaluation import Loss
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "pruning.jsonl"
 
 
 @dataclass(frozen=True)
@@ -190,33 +196,42 @@ def _epochs(
 
 
 def main() -> None:
-    """Compress one network, and print what it takes and how many errors it makes."""
+    """Compress one network, and keep what it takes and how many errors it makes."""
     arguments = _arguments()
+    torch.set_num_threads(1)
     setting = Setting(
         f"pruned-{arguments.net}", arguments.net, dropout=arguments.dropout, batch_size=128
     )
     few = "" if arguments.images is None else f"-{arguments.images}-images"
-    scratch = Path(__file__).resolve().parents[2] / "runs" / f"ullrich2017{few}"
+    scratch = HERE.parents[1] / "runs" / f"ullrich2017{few}"
     if not work.dense_file(setting, arguments.seed, scratch).is_file():
         work.pretrain(setting, arguments.seed, scratch, arguments.images)
     train, validation = training_images(arguments.seed, arguments.images)
     net = work.network(setting, arguments.seed)
     net.load_state_dict(load_file(work.dense_file(setting, arguments.seed, scratch)))
-    kept = {name: 1.0 for name, p in net.named_parameters() if p.ndim > 1}
+    kept = {name: 1.0 for name, _ in net.named_parameters()}
     kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
     epochs = arguments.prune_epochs, arguments.cluster_epochs
     pruning = Pruning(kept, arguments.values, *epochs)
+    began = time.process_time()
     index = compress_(net, work.loss, Images(*train, setting, 7919 + arguments.seed), pruning)
-    state = {
-        name: t if name in index else snap_to_grid(t, 8) for name, t in net.state_dict().items()
+    seconds = time.process_time() - began
+    state, _ = work.smallest(setting, net, Compressed(None, index, {}), validation[0][:1000])
+    line = {
+        "net": arguments.net,
+        "dropout": arguments.dropout,
+        "seed": arguments.seed,
+        "size_bytes": len(encode(state)),
+        "validation_error_percent": work.errors_of(setting, state, validation),
+        **asdict(pruning),
+        "nonzero": {name: int((t != 0).sum()) for name, t in state.items()},
+        "processor_seconds": round(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "note": arguments.note,
     }
-    net.load_state_dict(state)
-    result = {
-        "size_bytes": len(encode({n: t.contiguous() for n, t in state.items()})),
-        "validation_error_percent": evaluate(net, work.errors, validation),
-        "kept": kept,
-    }
-    print(json.dumps(result))
+    with KEPT.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line))
 
 
 def _arguments() -> argparse.Namespace:
@@ -231,6 +246,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cluster-epochs", type=int, default=20)
     parser.add_argument("--images", type=int, help="so many only")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="why it was tried")
     return parser.parse_intermixed_args()
 
 

@@ -313,10 +313,15 @@ def measure(
     if test:
         digits = mnist()
         parts["test"] = digits.x_test[:subset].float() / 255, digits.y_test[:subset]
-    error_rates = {}
-    for name, state in (("dense", dense), ("compressed", decoded)):
-        net = NETS[setting.net]()
-        net.load_state_dict(state)
-        for part, data in parts.items():
-            error_rates[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
-    return error_rates
+    return {
+        f"{name}_{part}_error_percent": errors_of(setting, state, data)
+        for name, state in (("dense", dense), ("compressed", decoded))
+        for part, data in parts.items()
+    }
+
+
+def errors_of(setting: Setting, state: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> float:
+    """Errors in float32 of a network, in percent."""
+    net = NETS[setting.net]()
+    net.load_state_dict(state)
+    return evaluate(net, errors, data)
