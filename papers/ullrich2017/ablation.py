@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ from swsmix import GaussianMixture, HyperPrior, MixturePrior, Schedule, fit
 from swsmix.codec import encode
 from swsmix.compression import clusters
 from swsmix.compression.phases import Job, finetune_, quantise_, snap_, sparsify_
-from swsmix.compression.recipe import Compressed
 from swsmix.compression.snap import assign
 from swsmix.compression.spending import Spender, curvatures, spend_to_bound
 from swsmix.compression.straight_through import StraightThrough
@@ -188,21 +187,21 @@ def shared_(job: Trial) -> tuple[dict[str, Tensor], MixturePrior]:
     return zero, prior
 
 
-@dataclass(frozen=True)
-class _ByTensor:
-    """What the snapping reads of a prior: a mixture for each tensor, here the shared one."""
+class ByTensor(MixturePrior):
+    """A prior of one mixture, read as if each tensor had its own; for what only reads mixtures."""
 
-    prior: MixturePrior
-    names: tuple[str, ...]
+    def __init__(self, prior: MixturePrior, names: Iterable[str]) -> None:
+        nn.Module.__init__(self)  # a prior's own would make mixtures anew
+        self.shared, self.names = (prior,), tuple(names)
 
     @property
     def mixtures(self) -> dict[str, GaussianMixture]:
         """The shared mixture, by the tensors' names."""
-        return dict.fromkeys(self.names, self.prior.mixtures["all"])
+        return dict.fromkeys(self.names, self.shared[0].mixtures["all"])
 
 
-def _by_tensor(job: Trial, prior: MixturePrior) -> Any:
-    return _ByTensor(prior, tuple(job.weights)) if job.variant.shared else prior
+def _by_tensor(job: Trial, prior: MixturePrior) -> MixturePrior:
+    return ByTensor(prior, job.weights) if job.variant.shared else prior
 
 
 def spend_(job: Job, index: dict[str, Tensor], limit: float) -> tuple[dict[str, Tensor], bool]:
@@ -283,9 +282,7 @@ def _shape(
     job: Trial, index: dict[str, Tensor], validation: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     """Bytes, errors in percent and non-zero weights of the network as it is."""
-    state, _ = work.smallest(
-        SETTING, job.model, Compressed(None, index, {}), validation[0][:1000]  # type: ignore[arg-type]
-    )  # fmt: skip
+    state, _ = work.smallest(SETTING, job.model, index, validation[0][:1000])
     return {
         "size_bytes": len(encode(state)),
         "validation_error_percent": work.errors_of(SETTING, state, validation),

@@ -43,7 +43,6 @@ from papers.ullrich2017.settings import Setting
 from swsmix.codec import encode
 from swsmix.compression import clusters
 from swsmix.compression.centres import tie
-from swsmix.compression.recipe import Compressed
 from swsmix.start import initial_mixture
 from swsmix.training.evaluation import Loss
 
@@ -216,7 +215,7 @@ def main() -> None:
     began = time.process_time()
     index = compress_(net, work.loss, Images(*train, setting, 7919 + arguments.seed), pruning)
     seconds = time.process_time() - began
-    state, _ = work.smallest(setting, net, Compressed(None, index, {}), validation[0][:1000])
+    state, _ = work.smallest(setting, net, index, validation[0][:1000])
     line = {
         "net": arguments.net,
         "dropout": arguments.dropout,

@@ -7,7 +7,7 @@ its file is written; `explore.py` never lets it see the test images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def compress(
             "include": "*" if setting.biases else None, "tau": tau_of(net, setting),
         }  # fmt: skip
         done = to_limit(net, images, setting, options)
-    state, transformed = smallest(setting, net, done, validation[0][:1000])
+    state, transformed = smallest(setting, net, done.index, validation[0][:1000])
     file = results / f"{setting.name}-seed{seed}.sws"
     size = save_compressed(file, state)
     decoded = load_compressed(file)
@@ -200,7 +200,7 @@ def compress(
 
 
 def smallest(
-    setting: Setting, net: nn.Module, done: Compressed, images: Tensor
+    setting: Setting, net: nn.Module, index: Mapping[str, Tensor], images: Tensor
 ) -> tuple[dict[str, Tensor], bool]:
     """The snapped network as it is, or with dead neurons folded and neurons sorted, if smaller.
 
@@ -218,7 +218,7 @@ def smallest(
     states = [
         {
             name: t
-            if name in done.index or setting.bias_bits is None
+            if name in index or setting.bias_bits is None
             else snap_to_grid(t, setting.bias_bits)
             for name, t in network.state_dict().items()
         }
