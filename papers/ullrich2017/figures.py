@@ -276,7 +276,7 @@ def _index(results: Results, pictures: Path) -> str:
         ]
     for net in NETS:
         lines += table(results, net)
-    lines += [*cifar_table(results), *pruning_table(results), *ablation_table(), *coding_table()]
+    lines += [*cifar_table(results), *pruning_table(), *ablation_table(), *coding_table()]
     for figure in paper["figures"]:
         for suffix in ("png", "gif"):
             if (pictures / f"{figure['name']}.{suffix}").is_file():
