@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-
 HERE = Path(__file__).resolve().parent
 VARIANTS = {
     "recipe": "the recipe: two phases, EM, at the maximum, one mixture per tensor",
@@ -55,7 +54,7 @@ def pruning_table() -> list[str]:
         "## Beside pruning",
         "",
         "Gradual magnitude pruning, a share for each tensor, and straight-through k-means, in our "
-        "own codec; ours is the recipe of the table below. LeNet-300-100 without augmentation, seed "
+        "own codec; ours is the recipe of the table below. LeNet-300-100 as it is, seed "
         "0, validation images, bytes of the whole file. Pruning's bytes at our error lie between "
         "its two nearest points, on a line of their logarithm.",
         "",
