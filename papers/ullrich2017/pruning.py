@@ -44,7 +44,7 @@ from swsmix.codec import encode
 from swsmix.compression import clusters
 from swsmix.compression.centres import tie
 from swsmix.start import initial_mixture
-from swsmix.training.evaluation import Loss
+from swsmix.training.evaluation import Loss, evaluate
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "pruning.jsonl"
@@ -73,15 +73,23 @@ class Pruning:
     every: int = 50
 
 
-def compress_(net: nn.Module, loss: Loss, images: Images, pruning: Pruning) -> dict[str, Tensor]:
-    """Prune, cluster, snap and fine-tune a pretrained network, in place.
+def compress_(
+    net: nn.Module,
+    loss: Loss,
+    images: Images,
+    pruning: Pruning,
+    look: Callable[[str], None] = lambda phase: None,
+) -> dict[str, Tensor]:
+    """Prune, cluster, snap and fine-tune a pretrained network, in place; `look` after each phase.
 
     Returns:
         The cluster of each weight, by tensor; 0 is zero's.
     """
     weights = {name: net.get_parameter(name) for name in pruning.kept}
     alive = prune_(net, weights, loss, images, pruning)
+    look("prune")
     index = cluster_(net, weights, alive, loss, images, pruning)
+    look("cluster")
     handles = [tie(w, index[name]) for name, w in weights.items()]
     for batch in _epochs(net, images, pruning.finetune_epochs, pruning.lr / 20):
         batch(loss, net)
@@ -89,6 +97,7 @@ def compress_(net: nn.Module, loss: Loss, images: Images, pruning: Pruning) -> d
         handle.remove()
     for name, w in weights.items():
         clusters.set_to_centres_(w, index[name])
+    look("finetune")
     return index
 
 
@@ -211,9 +220,15 @@ def main() -> None:
     kept = {name: 1.0 for name, _ in net.named_parameters()}
     kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
     epochs = arguments.prune_epochs, arguments.cluster_epochs
-    pruning = Pruning(kept, arguments.values, *epochs)
+    pruning = Pruning(kept, arguments.values, *epochs, lr=arguments.lr)
+    by_phase: dict[str, float] = {}
+
+    def look(phase: str) -> None:
+        by_phase[phase] = evaluate(net, work.errors, validation)
+
     began = time.process_time()
-    index = compress_(net, work.loss, Images(*train, setting, 7919 + arguments.seed), pruning)
+    images = Images(*train, setting, 7919 + arguments.seed)
+    index = compress_(net, work.loss, images, pruning, look)
     seconds = time.process_time() - began
     state, _ = work.smallest(setting, net, index, validation[0][:1000])
     line = {
@@ -222,6 +237,7 @@ def main() -> None:
         "seed": arguments.seed,
         "size_bytes": len(encode(state)),
         "validation_error_percent": work.errors_of(setting, state, validation),
+        "by_phase": by_phase,
         **asdict(pruning),
         "nonzero": {name: int((t != 0).sum()) for name, t in state.items()},
         "processor_seconds": round(seconds),
@@ -243,6 +259,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.35, help="of pixels, as in the rows")
     parser.add_argument("--prune-epochs", type=int, default=50)
     parser.add_argument("--cluster-epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-3, help="Adam's, at the start of a phase")
     parser.add_argument("--images", type=int, help="so many only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--note", default="", help="why it was tried")
