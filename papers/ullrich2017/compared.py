@@ -109,9 +109,9 @@ def ablation_table() -> list[str]:
             continue
         after = r["after_the_phases"]
         size = f"{r['size_bytes']:,}" if r["met"] else f"{r['size_bytes']:,}, limit missed"
-        ratio = r["size_bytes"] / base["size_bytes"] - 1.0
+        more = f"{100 * (r['size_bytes'] / base['size_bytes'] - 1.0):+.0f} %"
         lines.append(
-            f"| {words} | {size} | {'' if r is base else f'{100 * ratio:+.0f} %'} | "
+            f"| {words} | {size} | {more if r['met'] and r is not base else ''} | "
             f"{r['validation_error_percent']:.2f} | {r['nonzero']:,} | {after['size_bytes']:,}, "
             f"{after['validation_error_percent']:.2f} | {r['processor_seconds'] / 60:.1f} |"
         )
