@@ -5,7 +5,7 @@
 
     recipe      two phases, EM of the mixtures, at the maximum of the posterior, one for each tensor
     one-phase   all components from the start, closing together, in as many epochs; the network
-                answers with its weights as they are
+                answers with its weights as they are; -weak: with a quarter of the strength
     gradient    the mixtures' means and mixing are moved by Adam, with the weights
     posterior   EM over the posterior of each weight, its variance from Adam's second moments
     global      one mixture for all tensors
@@ -70,17 +70,20 @@ class Variant:
         mode: how the mixtures learn.
         moments: EM at the maximum of the posterior, or over it.
         shared: whether all tensors have one mixture.
+        strength: a factor of the first phase's strength, where one phase needs a weaker prior.
     """
 
     phases: int = 2
     mode: str = "em"
     moments: str = "maximum"
     shared: bool = False
+    strength: float = 1.0
 
 
 VARIANTS = {
     "recipe": Variant(),
     "one-phase": Variant(phases=1),
+    "one-phase-weak": Variant(phases=1, strength=0.25),
     "gradient": Variant(mode="gradient"),
     "posterior": Variant(moments="posterior"),
     "global": Variant(shared=True),
@@ -155,7 +158,7 @@ def one_phase_(job: Trial) -> tuple[dict[str, Tensor], MixturePrior]:
     prior = job.prior(mixtures, std=recipe.std_end)
     epochs = recipe.sparsify_epochs + recipe.quantise_epochs
     schedule = job.schedule(
-        recipe.sparsify_tau, epochs, recipe.zero_start, recipe.std_end,
+        job.variant.strength * recipe.sparsify_tau, epochs, recipe.zero_start, recipe.std_end,
         warmup=job.steps_per_epoch * recipe.warmup_epochs,
     )  # fmt: skip
     job.train("retrain", epochs, recipe.sparsify_lr, prior, schedule)

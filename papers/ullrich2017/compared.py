@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 VARIANTS = {
     "recipe": "the recipe: two phases, EM, at the maximum, one mixture per tensor",
     "one-phase": "one phase, all components closing together",
+    "one-phase-weak": "the same with a quarter of the strength",
     "gradient": "mixtures by gradient",
     "posterior": "EM over the posterior",
     "global": "one mixture for all tensors",
