@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from papers.ullrich2017.compared import ablation_table, coding_table, pruning_table
 from papers.ullrich2017.kept import Results
 from papers.ullrich2017.tables import NETS, cifar_table, table
 from swsmix import plots
@@ -275,7 +276,7 @@ def _index(results: Results, pictures: Path) -> str:
         ]
     for net in NETS:
         lines += table(results, net)
-    lines += cifar_table(results)
+    lines += [*cifar_table(results), *pruning_table(), *ablation_table(), *coding_table()]
     for figure in paper["figures"]:
         for suffix in ("png", "gif"):
             if (pictures / f"{figure['name']}.{suffix}").is_file():

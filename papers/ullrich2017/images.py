@@ -25,6 +25,7 @@ class Images:
     ) -> None:
         self.x, self.y, self.dataset = x, y, x  # `fit` counts the examples of `dataset`
         self.setting, self.teacher = setting, teacher
+        self.batch_size = setting.batch_size  # `fit` asks for it
         self.generator = torch.Generator().manual_seed(seed)
         s = setting.shift
         self.windows = nn.functional.pad(x, (s, s, s, s)).unfold(1, 28, 1).unfold(2, 28, 1)

@@ -10,8 +10,9 @@
               the weights, which are assigned anew as they move
     snap      to the centres, which are fine-tuned; then our own file, as for the rows of the table
 
-The same images, epochs, optimiser and codec as the rows, so that only the method differs. Prints
-bytes and errors on the validation images; the test images are not read. No full run was made yet.
+The same images, optimiser, transforms and codec as the rows, so that only the method differs;
+biases are clustered too, as there. Appends a line with bytes and errors on the validation images
+to pruning.jsonl; the test images are not read.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +43,11 @@ from papers.ullrich2017.settings import Setting
 from swsmix.codec import encode
 from swsmix.compression import clusters
 from swsmix.compression.centres import tie
-from swsmix.compression.snap import snap_to_grid
 from swsmix.start import initial_mixture
 from swsmix.training.evaluation import Loss, evaluate
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE / "pruning.jsonl"
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,23 @@ class Pruning:
     every: int = 50
 
 
-def compress_(net: nn.Module, loss: Loss, images: Images, pruning: Pruning) -> dict[str, Tensor]:
-    """Prune, cluster, snap and fine-tune a pretrained network, in place.
+def compress_(
+    net: nn.Module,
+    loss: Loss,
+    images: Images,
+    pruning: Pruning,
+    look: Callable[[str], None] = lambda phase: None,
+) -> dict[str, Tensor]:
+    """Prune, cluster, snap and fine-tune a pretrained network, in place; `look` after each phase.
 
     Returns:
         The cluster of each weight, by tensor; 0 is zero's.
     """
     weights = {name: net.get_parameter(name) for name in pruning.kept}
     alive = prune_(net, weights, loss, images, pruning)
+    look("prune")
     index = cluster_(net, weights, alive, loss, images, pruning)
+    look("cluster")
     handles = [tie(w, index[name]) for name, w in weights.items()]
     for batch in _epochs(net, images, pruning.finetune_epochs, pruning.lr / 20):
         batch(loss, net)
@@ -84,6 +97,7 @@ def compress_(net: nn.Module, loss: Loss, images: Images, pruning: Pruning) -> d
         handle.remove()
     for name, w in weights.items():
         clusters.set_to_centres_(w, index[name])
+    look("finetune")
     return index
 
 
@@ -190,33 +204,49 @@ def _epochs(
 
 
 def main() -> None:
-    """Compress one network, and print what it takes and how many errors it makes."""
+    """Compress one network, and keep what it takes and how many errors it makes."""
     arguments = _arguments()
+    torch.set_num_threads(1)
     setting = Setting(
         f"pruned-{arguments.net}", arguments.net, dropout=arguments.dropout, batch_size=128
     )
     few = "" if arguments.images is None else f"-{arguments.images}-images"
-    scratch = Path(__file__).resolve().parents[2] / "runs" / f"ullrich2017{few}"
+    scratch = HERE.parents[1] / "runs" / f"ullrich2017{few}"
     if not work.dense_file(setting, arguments.seed, scratch).is_file():
         work.pretrain(setting, arguments.seed, scratch, arguments.images)
     train, validation = training_images(arguments.seed, arguments.images)
     net = work.network(setting, arguments.seed)
     net.load_state_dict(load_file(work.dense_file(setting, arguments.seed, scratch)))
-    kept = {name: 1.0 for name, p in net.named_parameters() if p.ndim > 1}
+    kept = {name: 1.0 for name, _ in net.named_parameters()}
     kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
     epochs = arguments.prune_epochs, arguments.cluster_epochs
-    pruning = Pruning(kept, arguments.values, *epochs)
-    index = compress_(net, work.loss, Images(*train, setting, 7919 + arguments.seed), pruning)
-    state = {
-        name: t if name in index else snap_to_grid(t, 8) for name, t in net.state_dict().items()
+    pruning = Pruning(kept, arguments.values, *epochs, lr=arguments.lr)
+    by_phase: dict[str, float] = {}
+
+    def look(phase: str) -> None:
+        by_phase[phase] = evaluate(net, work.errors, validation)
+
+    began = time.process_time()
+    images = Images(*train, setting, 7919 + arguments.seed)
+    index = compress_(net, work.loss, images, pruning, look)
+    seconds = time.process_time() - began
+    state, _ = work.smallest(setting, net, index, validation[0][:1000])
+    line = {
+        "net": arguments.net,
+        "dropout": arguments.dropout,
+        "seed": arguments.seed,
+        "size_bytes": len(encode(state)),
+        "validation_error_percent": work.errors_of(setting, state, validation),
+        "by_phase": by_phase,
+        **asdict(pruning),
+        "nonzero": {name: int((t != 0).sum()) for name, t in state.items()},
+        "processor_seconds": round(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "note": arguments.note,
     }
-    net.load_state_dict(state)
-    result = {
-        "size_bytes": len(encode({n: t.contiguous() for n, t in state.items()})),
-        "validation_error_percent": evaluate(net, work.errors, validation),
-        "kept": kept,
-    }
-    print(json.dumps(result))
+    with KEPT.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line))
 
 
 def _arguments() -> argparse.Namespace:
@@ -229,8 +259,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.35, help="of pixels, as in the rows")
     parser.add_argument("--prune-epochs", type=int, default=50)
     parser.add_argument("--cluster-epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=2e-3, help="Adam's, at the start of a phase")
     parser.add_argument("--images", type=int, help="so many only")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="why it was tried")
     return parser.parse_intermixed_args()
 
 

@@ -30,6 +30,8 @@ class Setting:
         distil: the share of the loss that learns from the dense network's answers; 0 is none.
         limit: the errors on the validation images, in percent, up to which the network may be made
             smaller: the target of `compress_`. None for its phases alone.
+        points: the same as points more than the dense network; if the phases end with more, then
+            what they end with.
         portrait: whether seed 0 is kept for the figures.
     """
 
@@ -47,6 +49,7 @@ class Setting:
     tau: tuple[tuple[str, float], ...] = ()
     distil: float = 0.0
     limit: float | None = None
+    points: float | None = None
     portrait: bool = False
 
     @property
@@ -112,7 +115,13 @@ RAW = replace(
     recipe=replace(PLAIN.recipe, sparsify_tau=0.08),
     limit=1.9,
 )
-MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW)
+CONV_RAW = replace(
+    CONV_PLAIN,
+    name="lenet-5-caffe-raw",
+    recipe=replace(CONV_PLAIN.recipe, sparsify_tau=2.0, sparsify_epochs=50),
+    points=0.2,
+)
+MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW)
 SWEEP = {
     SHIFTED: ((0.05, 0.13, 0.3, 0.7), (4, 7)),
     PLAIN: ((0.03, 0.06, 0.12, 0.25), (4, 7)),

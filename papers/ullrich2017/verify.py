@@ -46,7 +46,7 @@ def _compared(file: Path, result: dict[str, Any]) -> tuple[str, str]:
     """Whether a file agrees with its result, and its numbers."""
     size, wanted = file.stat().st_size, result["compressed_test_error_percent"]
     try:
-        net = _network(result)
+        net = network(result)
         net.load_state_dict(load_compressed(file))
     except (ValueError, RuntimeError) as error:
         return "differs", f"it is not the network of the row: {' '.join(str(error).split())}"
@@ -61,7 +61,7 @@ def _compared(file: Path, result: dict[str, Any]) -> tuple[str, str]:
     return "differs", f"{numbers}, where the table has {result['size_bytes']:,} and {wanted:.2f} %"
 
 
-def _network(result: dict[str, Any]) -> nn.Module:
+def network(result: dict[str, Any]) -> nn.Module:
     """The row's network, with any weights."""
     if result["kind"] == "cifar10":
         return cifar.network(cifar.ROWS[result["net"]], 0, folded=True)

@@ -7,7 +7,7 @@ its file is written; `explore.py` never lets it see the test images.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,12 +159,12 @@ def compress(
     if setting.recipe is None:
         done = as_published(net, images, setting, run, options)
     else:
-        done = compress_(
-            net, distilled(setting.distil), images, recipe=setting.recipe, run=run, resume=True,
-            seed=seed, include="*" if setting.biases else None, tau=tau_of(net, setting),
-            target=target_of(net, setting, validation), **options,
-        )  # fmt: skip
-    state, transformed = smallest(setting, net, done, validation[0][:1000])
+        options |= {
+            "recipe": setting.recipe, "run": run, "resume": True, "seed": seed,
+            "include": "*" if setting.biases else None, "tau": tau_of(net, setting),
+        }  # fmt: skip
+        done = to_limit(net, images, setting, options)
+    state, transformed = smallest(setting, net, done.index, validation[0][:1000])
     file = results / f"{setting.name}-seed{seed}.sws"
     size = save_compressed(file, state)
     decoded = load_compressed(file)
@@ -181,6 +181,7 @@ def compress(
         "dropout": setting.dropout,
         "distil": setting.distil,
         "limit_percent": setting.limit,
+        "limit_points": setting.points,
         "seed": seed,
         "recipe": None if setting.recipe is None else asdict(setting.recipe),
         "retrain_tau": None if setting.recipe is not None else setting.retrain_tau,
@@ -199,7 +200,7 @@ def compress(
 
 
 def smallest(
-    setting: Setting, net: nn.Module, done: Compressed, images: Tensor
+    setting: Setting, net: nn.Module, index: Mapping[str, Tensor], images: Tensor
 ) -> tuple[dict[str, Tensor], bool]:
     """The snapped network as it is, or with dead neurons folded and neurons sorted, if smaller.
 
@@ -217,7 +218,7 @@ def smallest(
     states = [
         {
             name: t
-            if name in done.index or setting.bias_bits is None
+            if name in index or setting.bias_bits is None
             else snap_to_grid(t, setting.bias_bits)
             for name, t in network.state_dict().items()
         }
@@ -234,11 +235,27 @@ def tau_of(net: nn.Module, setting: Setting) -> float | dict[str, float]:
     return {name: given.get(name, 1.0) for name, _ in net.named_parameters()} if given else 1.0
 
 
-def target_of(net: nn.Module, setting: Setting, validation: tuple[Tensor, Tensor]) -> Target | None:
-    """How many points the network may lose until it makes as many errors as its limit allows."""
-    if setting.limit is None:
-        return None
-    return Target(measure_increase=max(setting.limit - evaluate(net, errors, validation), 0.0))
+def to_limit(
+    net: nn.Module, images: Images, setting: Setting, options: dict[str, Any]
+) -> Compressed:
+    """`compress_` with the setting's target, if it has one: a limit, or points above the start.
+
+    Phases that end with more than these points are not made again with a weaker prior: what they
+    end with is the target then, and they are continued from their run.
+    """
+
+    def validated() -> float:
+        return evaluate(net, errors, options["validation"])
+
+    taught, start, target = distilled(setting.distil), validated(), None
+    if setting.limit is not None:
+        target = Target(measure_increase=max(setting.limit - start, 0.0))
+    elif setting.points is not None:
+        dense = copy.deepcopy(net.state_dict())
+        compress_(net, taught, images, **options)
+        target = Target(measure_increase=max(setting.points, validated() - start))
+        net.load_state_dict(dense)
+    return compress_(net, taught, images, target=target, **options)
 
 
 def as_published(
@@ -296,10 +313,15 @@ def measure(
     if test:
         digits = mnist()
         parts["test"] = digits.x_test[:subset].float() / 255, digits.y_test[:subset]
-    error_rates = {}
-    for name, state in (("dense", dense), ("compressed", decoded)):
-        net = NETS[setting.net]()
-        net.load_state_dict(state)
-        for part, data in parts.items():
-            error_rates[f"{name}_{part}_error_percent"] = evaluate(net, errors, data)
-    return error_rates
+    return {
+        f"{name}_{part}_error_percent": errors_of(setting, state, data)
+        for name, state in (("dense", dense), ("compressed", decoded))
+        for part, data in parts.items()
+    }
+
+
+def errors_of(setting: Setting, state: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> float:
+    """Errors in float32 of a network, in percent."""
+    net = NETS[setting.net]()
+    net.load_state_dict(state)
+    return evaluate(net, errors, data)
