@@ -65,12 +65,14 @@ class Length:
         draws: kept of each chain.
         warmup: before them.
         max_depth: at most 2^max_depth steps per draw.
+        jumps: whether weights jump between the components after each trajectory.
     """
 
     chains: int = 4
     draws: int = 1000
     warmup: int = 1000
     max_depth: int = 8
+    jumps: bool = True
 
 
 def joints(model: Model, x: Tensor, y: Tensor, chains: int) -> tuple[list[Joint], Tensor]:
@@ -145,7 +147,7 @@ def posterior(
     drawn = sample(
         joint, chains=length.chains, draws=length.draws, warmup=length.warmup,
         start=starts.numpy(), jitter=0.01, seed=seed, target_accept=model.target_accept,
-        max_depth=length.max_depth, progress=False,
+        max_depth=length.max_depth, jumps=length.jumps, progress=False,
     )  # fmt: skip
     return drawn, joint.net
 
@@ -157,7 +159,10 @@ MODELS = {
     "one Gaussian, full Bayes": Model(components=1),
     "3 components, full Bayes": Model(components=3),
 }
-LENGTHS = {"bayes": Length(draws=4000), "bayes-rolling": Length(chains=2, draws=500, warmup=500)}
+LENGTHS = {
+    "bayes": Length(draws=4000),
+    "bayes-rolling": Length(chains=2, draws=500, warmup=500, jumps=False),
+}
 BANDS = {50: (0.25, 0.75), 90: (0.05, 0.95)}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
