@@ -173,10 +173,13 @@ def _step(rng, smallest):
 
 
 @compiled
-def move_(net, prior, target, x, theta, number, rng):
-    """So many redraws and transfers, and a scale for every sixth, in place of theta."""
-    sizes, rows, kinds, weight_at, bias_at = net
-    n, last = x.shape[1], len(kinds)
+def move_(net, prior, target, x, theta, number, kinds, rng):
+    """So many redraws and transfers, and a scale for every sixth, in place of theta.
+
+    Kinds: which of the three are made.
+    """
+    sizes, rows, activations, weight_at, bias_at = net
+    n, last = x.shape[1], len(activations)
     bias, new_bias = np.zeros(rows[-1]), np.zeros(rows[-1])
     into, out = np.zeros((rows[-1], n)), np.zeros((rows[-1], n))
     new_into, new_out = np.zeros((rows[-1], n)), np.zeros((rows[-1], n))
@@ -189,7 +192,7 @@ def move_(net, prior, target, x, theta, number, rng):
             if bias_at[m] >= 0:
                 bias[row] = theta[bias_at[m] + g] - into[row].mean()
                 into[row] += bias[row]
-            out[row] = activated(kinds[m], into[row])
+            out[row] = activated(activations[m], into[row])
     old, new = (bias, into, out), (new_bias, new_into, new_out)
     value = _log_likelihood(target, out[rows[last] :])
     weights = 0
@@ -205,7 +208,7 @@ def move_(net, prior, target, x, theta, number, rng):
         here, at = rows[layer + 1] + unit, weight_at[layer] + unit * sizes[layer]
         centred = bias_at[layer] >= 0
         if turn >= 2 * number:  # scale
-            if layer + 1 == last:
+            if layer + 1 == last or not kinds[2]:
                 continue
             log_f = _step(rng, -3.0)
             f = math.exp(log_f)
@@ -224,6 +227,8 @@ def move_(net, prior, target, x, theta, number, rng):
                     theta[bias_at[layer] + unit] *= f
                 for g in range(sizes[layer + 2]):
                     theta[weight_at[layer + 1] + g * sizes[layer + 1] + unit] /= f
+            continue
+        if not kinds[turn % 2]:
             continue
         j, change = i, 0.0
         one, other = theta[at + i], theta[at + i]

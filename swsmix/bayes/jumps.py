@@ -55,6 +55,7 @@ class Jumps:
 
     def __init__(self, joint: Joint, sweeps: int = SWEEPS) -> None:
         self.joint, self.rounds = joint, list[int]()  # how many moves of each kind in each
+        self.kinds = np.array([True, True, True])  # redraw, transfer, scale
         evaluator, y = joint._compiled
         layers = _layers(evaluator) if isinstance(evaluator, SequentialEvaluator) else None
         if layers is None or not isinstance(evaluator, SequentialEvaluator):
@@ -105,7 +106,7 @@ class Jumps:
         target = _LIKELIHOODS[layout.likelihood], self._y, math.exp(-noise)
         for number in self.rounds:
             prior = self._group, self._mixtures(z), self._tau, float(self.joint.other_std)
-            jump_loops.move_(self._net, prior, target, self._x, weights, number, rng)
+            jump_loops.move_(self._net, prior, target, self._x, weights, number, self.kinds, rng)
             self._draw_mixtures_(z, rng)
         return z
 

@@ -41,7 +41,7 @@ def _joint(make, likelihood="gaussian", *, tau=1.0, groups="global", include=Non
     torch.manual_seed(0)
     net = make().to(FLOAT)
     inputs = next(p for p in net.parameters()).shape[1]
-    x = torch.randn(10, inputs, dtype=FLOAT) + 1.0
+    x = torch.randn(10, inputs, dtype=FLOAT) + 2.0
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p))
@@ -87,17 +87,19 @@ def _targets(rng, likelihood, out):
     return np.eye(len(out))[(out + rng.gumbel(size=out.shape)).argmax(0)].T
 
 
+@pytest.mark.parametrize("kind", range(3))
 @pytest.mark.parametrize("case", CASES)
-def test_the_moves_leave_networks_drawn_with_their_data_as_they_are(case, monkeypatch):
+def test_the_moves_leave_networks_drawn_with_their_data_as_they_are(case, kind, monkeypatch):
     """Geweke's joint test (2004): from p(w) p(y | w), w moved given y is drawn from p(w)."""
     joint, rng = CASES[case](), np.random.default_rng(0)
     layout, jumps = joint.layout, Jumps(joint)
-    jumps.rounds = [60]
+    jumps.rounds, jumps.kinds[:] = [(100, 100, 300)[kind]], False
+    jumps.kinds[kind] = True
     monkeypatch.setattr(jumps, "_draw_mixtures_", lambda *_: None)
     evaluate, _ = joint._compiled
     (tau,) = {term.tau for term in joint.terms.values()}
     before, after = [], []
-    for _ in range(1500):
+    for _ in range(600):
         z = joint.start()
         theta = z[: layout.num_parameters]
         theta[:] = 0.5 * rng.standard_normal(len(theta))  # of no mixture
@@ -115,9 +117,9 @@ def test_the_moves_leave_networks_drawn_with_their_data_as_they_are(case, monkey
             )
             kept.append([*each, fit, abs(outputs).max()])
     before, after = np.array(before), np.array(after)
-    assert (before != after).mean() > 0.5
+    assert (before != after).any()
     for one, other in zip(before.T, after.T, strict=True):
-        assert stats.ks_2samp(one, other).pvalue > 1e-4
+        assert stats.ks_2samp(one, other, method="asymp").pvalue > 1e-3
 
 
 def test_all_but_weights_and_mixture_stays():
@@ -237,8 +239,14 @@ def test_mixtures_drawn_given_weights_drawn_given_mixtures_have_their_prior(case
         w = rng.normal(mean[of], std[of])
         u = term.basis.T @ np.log(pi[free_mixing])
         before = u, mean[free_mean], 2.0 * np.log(std[free_std])
-        start.append(np.concatenate(before))
-        found.append(np.concatenate(mixture_draws.drawn(term, w, *before, rng)))
+        for kept, each in (
+            (start, before),
+            (found, mixture_draws.drawn(term, w, *before, rng)),
+        ):
+            height, mean, inverse_std = term.at(*each)
+            density = np.exp(height - 0.5 * ((w[:, None] - mean) * inverse_std) ** 2).sum(1)
+            # How well the mixture suits the weights says that it was drawn given them.
+            kept.append(np.concatenate([*each, [np.log(density).sum()]]))
     for one, other in zip(np.array(start).T, np.array(found).T, strict=True):
-        assert stats.ks_2samp(one, other).pvalue > 1e-3
+        assert stats.ks_2samp(one, other, method="asymp").pvalue > 1e-3
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.97, "it was not drawn"
