@@ -275,7 +275,7 @@ def page(rows):
         "# The posterior on small regressions", "",
         "Sets, methods, measures and what is asked are in the docstring of "
         "`figures/regressions.py`, written before the first result. Test cases, means over the "
-        "splits; \"all\" is the mean of the sets.",
+        f"splits, {len(rows)} of {len(SETS) * SPLITS} runs so far; \"all\" is the sets' mean.",
     ]  # fmt: skip
     for measure, title, form in (
         ("nll", "Nats per case", ".3f"),
@@ -316,7 +316,7 @@ def page(rows):
     machines = ", ".join(sorted({row["machine"] for row in rows}))
     lines += [
         "",
-        f"*`python figures/regressions.py`: {len(rows)} of {len(SETS) * SPLITS} runs, splits and "
+        f"*`python figures/regressions.py`: {len(rows)} runs, splits and "
         f"seeds 0 to {max(row['split'] for row in rows)}; {machines}; "
         f"{seconds['posterior'] / 60:.1f} minutes of one core for the posterior, "
         f"{seconds['others'] / 60:.1f} for the others.*",

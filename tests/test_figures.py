@@ -132,6 +132,7 @@ def test_the_program_of_regressions_makes_its_rows_and_page_and_goes_on(
 
 def test_what_is_cross_validated_is_predicted_without_its_own_target(small_regressions):
     (x, y), _ = small_regressions.cases("diabetes", 0)
+    assert x.mean(0).abs().max() < 1e-9 and y.mean().abs() < 1e-9  # by the training cases alone
     other = torch.cat([y[:1] + 9.0, y[1:60]])
     before, after = (
         small_regressions.cross_validated((x[:60], targets), [3, 4], 0)[0]
@@ -156,6 +157,29 @@ def test_densities_and_intervals_of_regressions_are_those_of_the_mixture():
     # Of each half .1 lies outside on its own side: -1.28 and 4 + 0.5 * 1.28.
     inside = sum(-1.2816 <= v <= 4.6408 for v in y.tolist())
     assert found["coverage"] == pytest.approx(100.0 * inside / 50)
+
+
+def test_the_interval_of_regressions_is_the_t_interval_of_one_set_and_narrower_of_four():
+    from scipy import stats
+
+    from figures import regressions
+
+    values = torch.randn(10, generator=torch.Generator().manual_seed(0)).numpy()
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    mean, half = regressions.interval([values])
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    mean, of_four = regressions.interval([values + shift for shift in range(4)])
+    assert mean == pytest.approx(values.mean() + 1.5)  # sets may differ in their means
+    wanted = half / 2 * stats.t.ppf(0.975, 36) / stats.t.ppf(0.975, 9)
+    assert of_four == pytest.approx(wanted)
+
+
+def test_the_page_of_regressions_is_that_of_its_rows():
+    from figures import regressions
+
+    assert (regressions.HERE / "regressions.md").read_text() == regressions.page(
+        regressions.read(regressions.HERE / "regressions.jsonl")
+    )
 
 
 def tiny_network(networks):
