@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,86 @@ def test_the_program_of_targets_runs_and_goes_on_where_it_was_stopped(tmp_path, 
     assert rows[-1]["size_bytes"] <= asked or "not_met" in rows[-1]
     targets.main(["--smoke", "--net", "lenet-300-100"], tmp_path)
     assert targets.read(tmp_path / "targets.jsonl") == rows
+
+
+@pytest.fixture
+def small_regressions(monkeypatch):
+    from figures import regressions
+
+    for name, value in (("STDS", (0.2, 0.7)), ("MEMBERS", 2), ("SETS", ("diabetes",))):
+        monkeypatch.setattr(regressions, name, value)
+    tiny = {"chains": 2, "draws": 4, "warmup": 20, "max_depth": 2}
+    monkeypatch.setattr(regressions.unit, "__defaults__", (tiny,))
+    return regressions
+
+
+def test_the_program_of_regressions_makes_its_rows_and_page_and_goes_on(
+    small_regressions, tmp_path, capsys
+):
+    small_regressions.main(["--splits", "2"], tmp_path)
+    rows = small_regressions.read(tmp_path / "regressions.jsonl")
+    assert [row["split"] for row in rows] == [0, 1]
+    for row in rows:
+        assert (row["train"], row["test"]) == (398, 44)
+        for found in row["methods"].values():
+            assert 0.0 <= found["coverage"] <= 100.0 and 0.3 < found["rmse"] < 1.5
+    text = (tmp_path / "regressions.md").read_text()
+    assert "| diabetes | 2 |" in text and "2 of 2" in text  # draws so few are not to be used
+    capsys.readouterr()
+    small_regressions.main(["--splits", "2"], tmp_path)
+    assert not capsys.readouterr().out  # nothing was left to do
+
+
+def test_what_is_cross_validated_is_predicted_without_its_own_target(small_regressions):
+    (x, y), _ = small_regressions.cases("diabetes", 0)
+    assert x.mean(0).abs().max() < 1e-9 and y.mean().abs() < 1e-9  # by the training cases alone
+    other = torch.cat([y[:1] + 9.0, y[1:60]])
+    before, after = (
+        small_regressions.cross_validated((x[:60], targets), [3, 4], 0)[0]
+        for targets in (y[:60], other)
+    )
+    assert before.shape == (2, 2, 60)
+    changes = (after - before).abs().mean((0, 1))
+    assert changes[0] < 0.01  # rounding, after 200 iterations
+    assert changes.max() > 0.1  # the others have learned from it
+
+
+def test_densities_and_intervals_of_regressions_are_those_of_the_mixture():
+    from scipy import stats
+
+    from figures import regressions
+
+    mean, std = torch.tensor([[0.0], [4.0]]).double(), torch.tensor([[1.0], [0.5]]).double()
+    y = torch.linspace(-3.0, 6.0, 50).double()
+    slow = [(stats.norm.pdf(v, 0.0, 1.0) + stats.norm.pdf(v, 4.0, 0.5)) / 2.0 for v in y.tolist()]
+    found = regressions.measured(mean, std, y)
+    assert found["nll"] == pytest.approx(-sum(math.log(p) for p in slow) / 50)
+    # Of each half .1 lies outside on its own side: -1.28 and 4 + 0.5 * 1.28.
+    inside = sum(-1.2816 <= v <= 4.6408 for v in y.tolist())
+    assert found["coverage"] == pytest.approx(100.0 * inside / 50)
+
+
+def test_the_interval_of_regressions_is_the_t_interval_of_one_set_and_narrower_of_four():
+    from scipy import stats
+
+    from figures import regressions
+
+    values = torch.randn(10, generator=torch.Generator().manual_seed(0)).numpy()
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    mean, half = regressions.interval([values])
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    mean, of_four = regressions.interval([values + shift for shift in range(4)])
+    assert mean == pytest.approx(values.mean() + 1.5)  # sets may differ in their means
+    wanted = half / 2 * stats.t.ppf(0.975, 36) / stats.t.ppf(0.975, 9)
+    assert of_four == pytest.approx(wanted)
+
+
+def test_the_page_of_regressions_is_that_of_its_rows():
+    from figures import regressions
+
+    assert (regressions.HERE / "regressions.md").read_text() == regressions.page(
+        regressions.read(regressions.HERE / "regressions.jsonl")
+    )
 
 
 def tiny_network(networks):
