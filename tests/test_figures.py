@@ -170,8 +170,8 @@ def test_the_interval_of_regressions_is_the_t_interval_of_one_set_and_narrower_o
     assert (mean - half, mean + half) == pytest.approx((low, high))
     mean, of_four = regressions.interval([values + shift for shift in range(4)])
     assert mean == pytest.approx(values.mean() + 1.5)  # sets may differ in their means
-    wanted = half / 2 * stats.t.ppf(0.975, 36) / stats.t.ppf(0.975, 9)
-    assert of_four == pytest.approx(wanted)
+    expected = half / 2 * stats.t.ppf(0.975, 36) / stats.t.ppf(0.975, 9)
+    assert of_four == pytest.approx(expected)
 
 
 def test_the_page_of_regressions_is_that_of_its_rows():

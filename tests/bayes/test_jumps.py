@@ -141,6 +141,14 @@ def test_all_but_weights_and_mixture_stays():
     np.testing.assert_array_equal(moved[other], z[other])
 
 
+def test_a_mixture_of_another_strength_than_1_stays():
+    joint = CASES["a mixture per tensor, tau 2"]()
+    z = joint.centre(joint.start())
+    moved = Jumps(joint)(z, np.random.default_rng(0))
+    parts = [part for group in joint.layout.mixture_slices.values() for part in group]
+    assert (moved != z).any() and all((moved[part] == z[part]).all() for part in parts)
+
+
 PROGRAM = """
 import sys
 import numpy as np

@@ -21,6 +21,7 @@ def test_a_start_is_the_trained_network_under_the_mixture_that_is_held():
     problem = evidence.the_shifts()
     theta = problem.cases.start(range(2), 0.3)
     prior = problem.recipe.prior(2)
+    prior.mixture.mean[1] += 0.1  # unlike the first
     joint, starts = evidence.joints(problem, theta, prior, 1)
     mixture = joint.prior.mixtures["all"]
     assert mixture.mean.tolist() == prior.mixture.member(1).mean.tolist()
