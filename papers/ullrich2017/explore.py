@@ -46,7 +46,7 @@ def main() -> None:
     """Make the attempt."""
     arguments = _arguments()
     setting, changes = changed(arguments.base, arguments.change)
-    began = time.monotonic()
+    began, busy = time.monotonic(), time.process_time()
     attempt = _on_cifar if isinstance(setting, cifar.Row) else _on_mnist
     result = attempt(arguments, setting)
     shown = {
@@ -63,6 +63,7 @@ def main() -> None:
         "nonzero": sum(result["nonzero"].values()),
         "values": result["values"],
         "seconds": round(time.monotonic() - began),
+        "processor_seconds": round(time.process_time() - busy),
         "recipe": result["recipe"],
         "note": arguments.note,
     }

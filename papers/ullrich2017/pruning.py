@@ -3,6 +3,7 @@
 
     papers/ullrich2017/pruning.py lenet-5-caffe fc1.weight=0.006 conv2.weight=0.08
     papers/ullrich2017/pruning.py lenet-300-100 --prune-epochs 50 --values 5 fc1.weight=0.03
+    papers/ullrich2017/pruning.py resnet-20 --shares-of results/resnet-20-seed0.sws --times 0.5
 
     prune     the share of zeros of each tensor rises as 1 - (1 - t)^3, and the smallest go
               (Zhu & Gupta 2017); what has gone does not come back
@@ -11,8 +12,8 @@
     snap      to the centres, which are fine-tuned; then our own file, as for the rows of the table
 
 The same images, optimiser, transforms and codec as the rows, so that only the method differs;
-biases are clustered too, as there. Appends a line with bytes and errors on the validation images
-to pruning.jsonl; the test images are not read.
+biases are clustered where the row's are. Appends a line with bytes and errors on the validation
+images to pruning.jsonl; the test images are not read.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if __name__ == "__main__":  # import `papers` and `swsmix` from this checkout
@@ -37,17 +39,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from papers.ullrich2017 import work
+from papers.ullrich2017 import cifar, work
 from papers.ullrich2017.images import Images, training_images
 from papers.ullrich2017.settings import Setting
-from swsmix.codec import encode
+from swsmix.codec import encode, load_compressed
 from swsmix.compression import clusters
+from swsmix.compression.batch_norms import fold_batch_norms_
 from swsmix.compression.centres import tie
 from swsmix.start import initial_mixture
 from swsmix.training.evaluation import Loss, evaluate
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "pruning.jsonl"
+
+
+class Batches(Protocol):
+    """Batches of images and labels: their number, and one epoch of them."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...  # noqa: D105
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Pruning:
 def compress_(
     net: nn.Module,
     loss: Loss,
-    images: Images,
+    images: Batches,
     pruning: Pruning,
     look: Callable[[str], None] = lambda phase: None,
 ) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def compress_(
 
 
 def prune_(
-    net: nn.Module, weights: Mapping[str, Tensor], loss: Loss, images: Images, pruning: Pruning
+    net: nn.Module, weights: Mapping[str, Tensor], loss: Loss, images: Batches, pruning: Pruning
 ) -> dict[str, Tensor]:
     """Train while the smallest weights go; which are left."""
     alive = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
@@ -139,7 +149,7 @@ def cluster_(
     weights: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
     loss: Loss,
-    images: Images,
+    images: Batches,
     pruning: Pruning,
 ) -> dict[str, Tensor]:
     """Train with answers from the centres of k-means; the cluster of each weight."""
@@ -185,7 +195,7 @@ Answer = Callable[[Tensor], Tensor]
 
 
 def _epochs(
-    net: nn.Module, images: Images, epochs: int, lr: float
+    net: nn.Module, images: Batches, epochs: int, lr: float
 ) -> Iterator[Callable[[Loss, Answer], None]]:
     """A call for each batch that makes a step of Adam on it."""
     optimizer = torch.optim.Adam(net.parameters(), lr)
@@ -203,40 +213,103 @@ def _epochs(
         scheduler.step()
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A pretrained network, and what it is pruned on.
+
+    Attributes:
+        net: the network, with the names of `net.named_parameters()`.
+        shared: names of the tensors that are pruned and clustered, as ours are in the same row.
+        images: batches, anew at each pass.
+        loss: what is trained on.
+        validation: images and labels that the errors are counted on.
+        finish: the clusters -> the state_dict that makes the smaller file.
+        errors: state_dict -> errors on these images, in percent.
+    """
+
+    net: nn.Module
+    shared: tuple[str, ...]
+    images: Batches
+    loss: Loss
+    validation: tuple[Tensor, Tensor]
+    finish: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    errors: Callable[[dict[str, Tensor]], float]
+
+
+def on_mnist(arguments: argparse.Namespace, scratch: Path) -> Problem:
+    """A LeNet, weights and biases."""
+    torch.set_num_threads(1)
+    seed, name = arguments.seed, arguments.net
+    setting = Setting(f"pruned-{name}", name, dropout=arguments.dropout, batch_size=128)
+    if not work.dense_file(setting, seed, scratch).is_file():
+        work.pretrain(setting, seed, scratch, arguments.images)
+    train, validation = training_images(seed, arguments.images)
+    net = work.network(setting, seed)
+    net.load_state_dict(load_file(work.dense_file(setting, seed, scratch)))
+    return Problem(
+        net, tuple(n for n, _ in net.named_parameters()),
+        Images(*train, setting, 7919 + seed), work.loss, validation,
+        lambda index: work.smallest(setting, net, index, validation[0][:1000])[0],
+        lambda state: work.errors_of(setting, state, validation),
+    )  # fmt: skip
+
+
+def on_cifar(arguments: argparse.Namespace, scratch: Path) -> Problem:
+    """A network of `cifar.py` with its batch norms folded, the weights alone."""
+    torch.set_num_threads(cifar.THREADS)
+    seed, row = arguments.seed, cifar.ROWS[arguments.net]
+    if not cifar.dense_file(row, seed, scratch).is_file():
+        cifar.pretrain(row, seed, scratch, arguments.images)
+    data, net = cifar.images(seed, arguments.images), cifar.network(row, seed)
+    net.load_state_dict(load_file(cifar.dense_file(row, seed, scratch)))
+    fold_batch_norms_(net.eval())
+    validation = data.x_validation, data.y_validation
+
+    def errors(state: dict[str, Tensor]) -> float:
+        net.load_state_dict(state)
+        return evaluate(net, work.errors, validation)
+
+    return Problem(
+        net, tuple(n for n, p in net.named_parameters() if p.ndim > 1),
+        cifar.batches(row, data, 7919 + seed), cifar.loss, validation,
+        lambda _: cifar.smallest(row, net.state_dict(), validation[0][:100]), errors,
+    )  # fmt: skip
+
+
+def shares(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, float]:
+    """The share of each tensor that is left: as asked for, as in a file, or 1."""
+    kept = dict.fromkeys(names, 1.0)
+    if arguments.shares_of is not None:
+        state = load_compressed(arguments.shares_of)
+        kept = {n: float((state[n] != 0).double().mean()) for n in kept}
+    kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
+    return {name: round(min(arguments.times * share, 1.0), 5) for name, share in kept.items()}
+
+
 def main() -> None:
     """Compress one network, and keep what it takes and how many errors it makes."""
     arguments = _arguments()
-    torch.set_num_threads(1)
-    setting = Setting(
-        f"pruned-{arguments.net}", arguments.net, dropout=arguments.dropout, batch_size=128
-    )
     few = "" if arguments.images is None else f"-{arguments.images}-images"
     scratch = HERE.parents[1] / "runs" / f"ullrich2017{few}"
-    if not work.dense_file(setting, arguments.seed, scratch).is_file():
-        work.pretrain(setting, arguments.seed, scratch, arguments.images)
-    train, validation = training_images(arguments.seed, arguments.images)
-    net = work.network(setting, arguments.seed)
-    net.load_state_dict(load_file(work.dense_file(setting, arguments.seed, scratch)))
-    kept = {name: 1.0 for name, _ in net.named_parameters()}
-    kept |= {name: float(share) for name, _, share in (k.partition("=") for k in arguments.kept)}
-    epochs = arguments.prune_epochs, arguments.cluster_epochs
+    problem = (on_mnist if arguments.net in work.NETS else on_cifar)(arguments, scratch)
+    net, epochs = problem.net, (arguments.prune_epochs, arguments.cluster_epochs)
+    kept = shares(arguments, problem.shared)
     pruning = Pruning(kept, arguments.values, *epochs, lr=arguments.lr)
     by_phase: dict[str, float] = {}
 
     def look(phase: str) -> None:
-        by_phase[phase] = evaluate(net, work.errors, validation)
+        by_phase[phase] = evaluate(net, work.errors, problem.validation)
 
     began = time.process_time()
-    images = Images(*train, setting, 7919 + arguments.seed)
-    index = compress_(net, work.loss, images, pruning, look)
+    index = compress_(net, problem.loss, problem.images, pruning, look)
     seconds = time.process_time() - began
-    state, _ = work.smallest(setting, net, index, validation[0][:1000])
+    state = problem.finish(index)
     line = {
         "net": arguments.net,
-        "dropout": arguments.dropout,
+        "dropout": arguments.dropout if arguments.net in work.NETS else 0.0,
         "seed": arguments.seed,
         "size_bytes": len(encode(state)),
-        "validation_error_percent": work.errors_of(setting, state, validation),
+        "validation_error_percent": problem.errors(state),
         "by_phase": by_phase,
         **asdict(pruning),
         "nonzero": {name: int((t != 0).sum()) for name, t in state.items()},
@@ -253,10 +326,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("net", choices=sorted(work.NETS))
+    parser.add_argument("net", choices=sorted([*work.NETS, *cifar.ROWS]))
     parser.add_argument("kept", nargs="*", help="TENSOR=SHARE that is left; 1 for the others")
+    parser.add_argument("--shares-of", type=Path, help="a compressed file: its shares instead of 1")
+    parser.add_argument("--times", type=float, default=1.0, help="a factor of all shares")
     parser.add_argument("--values", type=int, default=8, help="of each tensor, zero included")
-    parser.add_argument("--dropout", type=float, default=0.35, help="of pixels, as in the rows")
+    parser.add_argument("--dropout", type=float, default=0.35, help="of MNIST's pixels")
     parser.add_argument("--prune-epochs", type=int, default=50)
     parser.add_argument("--cluster-epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-3, help="Adam's, at the start of a phase")

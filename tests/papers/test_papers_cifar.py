@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, explore, kept, run, tables, verify
+from papers.ullrich2017 import cifar, explore, kept, pruning, run, tables, verify
 from swsmix.codec import load_compressed
 from swsmix.compression import save_compressed
 from swsmix.problems import resnets
@@ -179,3 +180,35 @@ def test_an_attempt_on_a_row_has_its_phases_alone_and_reads_no_test_images(place
     cifar.dense_file(TINY, 0, places.scratch).unlink()
     with pytest.raises(SystemExit, match="swsmix reproduce ullrich2017 --only tiny"):
         explore.main()
+
+
+def test_pruning_keeps_the_shares_of_a_file_and_counts_the_errors_of_its_own(
+    places, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pruning, "HERE", tmp_path / "papers" / "ullrich2017")
+    monkeypatch.setattr(pruning, "KEPT", tmp_path / "pruning.jsonl")
+    states = []
+    monkeypatch.setattr(pruning, "encode", lambda state: states.append(state) or b"12345")
+    net = cifar.network(TINY, 1, folded=True)
+    wanted = {name: 0.2 + 0.6 * (p.numel() % 7) / 7 for name, p in net.named_parameters()}
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.mul_(pruning.largest(p, wanted[name]))
+    save_compressed(tmp_path / "other.sws", net.state_dict())
+    monkeypatch.setattr(sys, "argv", [
+        "pruning.py", "tiny", "--shares-of", str(tmp_path / "other.sws"), "--times", "0.5",
+        "--values", "4", "--prune-epochs", "2", "--cluster-epochs", "1", "fc.weight=1.6",
+    ])  # fmt: skip
+    pruning.main()
+    (line,) = map(json.loads, (tmp_path / "pruning.jsonl").read_text().splitlines())
+    assert line["size_bytes"] == 5
+    (state,) = states
+    weights = {name: t for name, t in state.items() if t.ndim > 1}
+    assert set(line["kept"]) == set(weights)  # the biases and norms are as they were trained
+    for name, t in weights.items():
+        share = 0.8 if name == "fc.weight" else 0.5 * wanted[name]
+        assert line["kept"][name] == pytest.approx(share, abs=1 / t.numel())
+        assert line["nonzero"][name] <= round(line["kept"][name] * t.numel())
+        assert len(t.unique()) <= 4
+    found = cifar.measure(net, state, few(0, None), test=False)
+    assert found["compressed_validation_error_percent"] == line["validation_error_percent"]
