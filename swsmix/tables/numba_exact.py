@@ -24,7 +24,7 @@ from swsmix.tables.fingerprint import HIGH, LOW, MASK, WORD
 from swsmix.tables.numba_exp import exp
 from swsmix.tables.numba_loops import compiled
 
-_BLOCK = 64  # weights at a time: what is kept of them stays in the cache
+_BLOCK = 256  # weights at a time: what is kept of them stays in the cache
 _MANY = 1 << 14  # weights that are summed by themselves
 _TERMS = 16  # components that are summed by themselves, lest hundreds of roundings add up
 
