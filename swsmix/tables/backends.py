@@ -76,9 +76,9 @@ def numba_exact_for(*tensors: Tensor) -> Any | None:
     return _module("numba_exact") if fit and is_compiled() else None
 
 
-def numba_exact() -> Any | None:
-    """Numba's loops over few weights (`numba_exact`), if numba is installed."""
-    return _module("numba_exact") if is_compiled() else None
+def numba_together() -> Any | None:
+    """Numba's loops over many small tensors (`numba_together`), if numba is installed."""
+    return _module("numba_together") if is_compiled() else None
 
 
 def is_compiled_for(*tensors: Tensor) -> bool:

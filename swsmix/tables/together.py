@@ -37,7 +37,7 @@ def add_gradient_each_(
         >>> grad
         tensor([ 5., 20.])
     """
-    numba = backends.numba_exact()
+    numba = backends.numba_together()
     few: list[tuple[Tables, tuple[Tensor, Tensor], float]] = []
     for tables, pairs, scale in work:
         small = []
@@ -73,7 +73,7 @@ def proximal_each_(
     Args:
         work: of each mixture its tables; w, at and step of each tensor; and the scale.
     """
-    numba = backends.numba_exact()
+    numba = backends.numba_together()
     few: list[tuple[Tables, tuple[Tensor, Tensor, Tensor | None], tuple[float, float]]] = []
     for tables, parts, scale in work:
         many = []

@@ -106,7 +106,7 @@ def test_several_gradients_are_added_as_each_is_by_itself():
 
 
 def test_tensors_of_several_mixtures_move_as_each_does_by_itself_in_one_call(monkeypatch):
-    numba, calls = backends.numba_exact(), []
+    numba, calls = backends.numba_together(), []
     for name in ("_add_gradient_each", "_proximal_each"):
         loop = getattr(numba, name)
         monkeypatch.setattr(numba, name, lambda *a, loop=loop: calls.append(0) or loop(*a))
