@@ -36,8 +36,8 @@ def add_gradient_each_(
         The flat indices of the weights left out, of each.
     """
     table, values, left_out, numbers = _memory_of(mixtures, parts)
-    _add_gradient_each(table, np.array(scales, np.float64), values, left_out, numbers)
-    return _split(left_out, numbers)
+    number = _add_gradient_each(table, np.array(scales, np.float64), values, left_out, numbers)
+    return _split(left_out[:number], numbers)
 
 
 def proximal_each_(
@@ -56,8 +56,8 @@ def proximal_each_(
         The flat indices of the weights left out, of each.
     """
     table, values, left_out, numbers = _memory_of(mixtures, parts)
-    _proximal_each(table, np.array(rates), values, left_out, numbers)
-    return _split(left_out, numbers)
+    number = _proximal_each(table, np.array(rates), values, left_out, numbers)
+    return _split(left_out[:number], numbers)
 
 
 def _memory_of(
@@ -87,9 +87,7 @@ def _memory_of(
 
 
 def _split(left_out: Any, numbers: Any) -> list[Tensor]:
-    if not numbers.any():
-        return []
-    return list(torch.from_numpy(left_out[: numbers.sum()]).split(numbers.tolist()))
+    return list(torch.from_numpy(left_out).split(numbers.tolist())) if len(left_out) else []
 
 
 def _to_pointer(_context, address):
@@ -121,6 +119,7 @@ def _add_gradient_each(table, scales, values, left_out, numbers):
         w = carray(_pointer(table[i, 4]), table[i, 2])
         numbers[i] = gradient_into(target, w, scales[i], mixture, memory, left_out[done:])
         done += numbers[i]
+    return done
 
 
 @compiled
@@ -136,3 +135,4 @@ def _proximal_each(table, rates, values, left_out, numbers):
         rate, eps = rates[i]
         numbers[i] = proximal_into(w, at, second, rate, eps, mixture, memory, left_out[done:])
         done += numbers[i]
+    return done
