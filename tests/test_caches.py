@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swsmix import MixturePrior, Schedule
-from swsmix.prior import built_from
+from swsmix.em import log_hyper_prior
+from swsmix.prior import built_from, mixture_prior
 
 # -- caches ----------------------------------------------------------------------------------------
 
@@ -52,6 +53,41 @@ def test_the_penalty_follows_the_mixture_however_it_was_changed(change, copied, 
     with torch.inference_mode(inference):
         change(kept, newer)
     assert torch.isclose(kept.terms()["all"]["nll"].double(), own_nll(kept), rtol=1e-5)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.mixture.std.data.mul_(3.0),
+        lambda state: state.mixture.mean.add_(1e-3),
+        lambda state: state.mixture.pinned_std.fill_(True),
+        lambda state: state.hyper_std.data.mul_(2.0),
+        lambda state: state.hyper_concentration.add_(1.0),
+    ],
+)
+def test_the_hyper_prior_is_evaluated_once_for_each_change(change, inference, monkeypatch):
+    _, prior = make()
+    (state,), calls = prior.groups.values(), []
+    monkeypatch.setattr(
+        mixture_prior, "log_hyper_prior", lambda *of: calls.append(0) or log_hyper_prior(*of)
+    )
+    for _ in range(3):
+        prior.penalty()
+    prior.evaluate()
+    assert len(calls) == 1
+    with torch.inference_mode(inference):
+        change(state)
+    found = prior.terms()["all"]["hyper_prior"]
+    assert len(calls) == 2 and found == -log_hyper_prior(state.mixture, state.hyper).to(found)
+
+
+def test_the_hyper_prior_of_a_mixture_that_has_become_trainable_has_a_graph():
+    _, prior = make()
+    prior.penalty()
+    (mixture,) = prior.mixtures.values()
+    mixture.trainable_()
+    assert prior.terms()["all"]["hyper_prior"].requires_grad
 
 
 class Asked(TorchDispatchMode):

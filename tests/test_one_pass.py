@@ -1,13 +1,15 @@
 """The penalty, its gradient, the EM step and reports share one pass over the weights."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from swsmix import MixturePrior, tables
-from swsmix.tables import Tables
+from swsmix.tables import Tables, uncompiled
+from swsmix.tables.passes import DIRECT, IN_ALL
 
 
 @pytest.fixture
@@ -147,3 +149,19 @@ def test_copies_do_not_take_the_pass_along():
     _, prior = prior_of()
     prior.penalty()
     assert prior.last_passes and not copy.deepcopy(prior).last_passes
+
+
+@pytest.mark.parametrize("context", [nullcontext, uncompiled])
+def test_a_mixture_of_few_weights_in_all_has_no_cells_where_loops_are_compiled(context):
+    net = nn.Sequential(nn.Linear(150, 100, bias=False), nn.Linear(100, 500, bias=False))
+    few, many = (MixturePrior(net, 10, include=i, method="quantiles") for i in ("0.weight", "*"))
+    assert DIRECT < 10 * 15_000 <= IN_ALL < 10 * 65_000
+    mixture, w = few.mixtures["all"], net[0].weight.detach()
+    many.mixtures["all"].load_state_dict(mixture.state_dict())
+    exact = tables.direct(mixture.mixing, mixture.mean, mixture.std).gradient(w)
+    with context():
+        for prior, has_cells in ((few, context is uncompiled), (many, True)):
+            table = prior.tables_of("all")
+            bound = (1e-5 if has_cells else 1e-6) * (exact.abs() + 1e3)
+            assert bool(((table.gradient(w) - exact).abs() <= bound).all())
+            assert ("cells" in vars(table.passes)) == has_cells

@@ -73,8 +73,11 @@ def e_step(
         sums = variational.expected_sums(mixture, w.detach().reshape(-1), variance)[1]
         return Moments(mixture.mean.detach().double(), *sums)
     if table is None:
-        make = tables.BatchTables if mixture.batch_shape else tables.build
-        table = make(mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach())
+        numbers = mixture.mixing.detach(), mixture.mean.detach(), mixture.std.detach()
+        if mixture.batch_shape:
+            table = tables.BatchTables(*numbers)
+        else:
+            table = tables.build(*numbers, num_weights=w.numel())
     return Moments(mixture.mean.detach().double(), *table.moments(w))
 
 

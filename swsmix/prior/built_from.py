@@ -1,4 +1,4 @@
-"""The values that tables were built from, and whether a mixture still has them."""
+"""The values that something was made from, and whether a mixture still has them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Parameters = tuple[Tensor, Tensor, Tensor]  # mixing, mean and std, each (k,)
-
 
 class BuiltFrom:
-    """Parameters of a mixture as they were.
+    """Parameters of a mixture, and of its hyper-prior, as they were.
 
     Their values decide, not the tensors' version counters: `.data`, inference mode and copies go
     past those. Who cannot wait for a GPU gets what memory and counters say; the values are compared
@@ -28,12 +26,12 @@ class BuiltFrom:
         False
     """
 
-    def __init__(self, now: Parameters) -> None:
+    def __init__(self, now: tuple[Tensor, ...]) -> None:
         self.values = tuple(each.detach().clone() for each in now)
         self._marks = [_mark(each) for each in now]
         self._asked: tuple[Tensor, Any] | None = None
 
-    def is_still(self, now: Parameters, *, wait: bool = True) -> bool:
+    def is_still(self, now: tuple[Tensor, ...], *, wait: bool = True) -> bool:
         """Whether the parameters are what they were.
 
         Args:
@@ -59,7 +57,7 @@ class BuiltFrom:
         self._asked = answer, _recorded(now[0])
         return not changed
 
-    def _has_values(self, now: Parameters) -> bool:
+    def _has_values(self, now: tuple[Tensor, ...]) -> bool:
         return all(
             one.dtype == other.dtype and one.device == other.device and one.equal(other)
             for one, other in zip(now, self.values, strict=True)

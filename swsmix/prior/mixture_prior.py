@@ -97,6 +97,7 @@ class MixturePrior(nn.Module):
         self.held: dict[str, float] = {}  # see swsmix.diagnosis.Watch
         self.moves = mode == "em" and method == "auto" and initial is None
         self._tables: dict[str, tuple[BuiltFrom, Tables]] = {}
+        self._log_hyper_priors: dict[str, tuple[BuiltFrom, Tensor]] = {}
         self.last_passes: dict[tuple[Any, ...], evaluation.LastPass] = {}
         self.selection = select(model, include=include, exclude=exclude, groups=groups)
         self._model = (model,)  # in a tuple, lest nn.Module registers it
@@ -217,8 +218,17 @@ class MixturePrior(nn.Module):
         return Evaluation(evaluation.penalty_of(self.tau, terms), terms, moments)
 
     def _log_hyper_prior(self, group: str) -> Tensor:
-        state = self._state(group)
-        return log_hyper_prior(state.mixture, state.hyper).to(state.mixture.mean.dtype)
+        """Log p(phi); where it needs no graph it is kept while nothing in it changes."""
+        state, built = self._state(group), self._log_hyper_priors.get(group)
+        mixture, hyper = state.mixture, state.hyper
+        if mixture.is_trainable:
+            return log_hyper_prior(mixture, hyper).to(mixture.mean.dtype)
+        now = *mixture.buffers(), *vars(hyper).values()
+        if built is None or not built[0].is_still(now):
+            with torch.no_grad(), torch.inference_mode(False):
+                value = log_hyper_prior(mixture, hyper).to(mixture.mean.dtype)
+                built = self._log_hyper_priors[group] = BuiltFrom(now), value
+        return built[1]
 
     def tables_of(self, group: str, *, wait: bool = True) -> Tables:
         """The tabulated scalar functions of a group's mixture, built again when it has changed.
@@ -232,12 +242,14 @@ class MixturePrior(nn.Module):
         if built is None or not built[0].is_still(now, wait=wait):
             with torch.no_grad(), torch.inference_mode(False):
                 kept = BuiltFrom(now)
-                built = self._tables[group] = kept, tables.build(*kept.values)
+                number = sum(p.numel() for p in self._local(group).values())
+                made = tables.build(*kept.values, num_weights=number)
+                built = self._tables[group] = kept, made
         return built[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the tables, which are large and quickly made again."""
-        return {**self.__dict__, "_tables": {}, "last_passes": {}}
+        return {**self.__dict__, "_tables": {}, "_log_hyper_priors": {}, "last_passes": {}}
 
     def _local(self, group: str) -> dict[str, Tensor]:
         """The group's parameters; of a sharded one, the part on this machine."""

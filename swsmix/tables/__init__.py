@@ -14,9 +14,11 @@ variable. They are tabulated once per mixture and looked up once per weight.
    the weights in each part of a cell: a histogram, then (intervals x K) work.
 
 The mathematics is in float64 and log space, the arithmetic per weight in float32. Weights in 16
-bits have tables of all their 65,536 values. These are evaluated exactly, a chunk at a time: few
-weights, float64 weights, weights far beyond the mixture, weights between narrow components where
-f' jumps from one float to the next, and mixtures that would need too many cells.
+bits have tables of all their 65,536 values. These are evaluated exactly, a chunk at a time: float64
+weights, weights far beyond the mixture, weights between narrow components where f' jumps from one
+float to the next, mixtures that would need too many cells, and few weights: up to N K = 65,536, or
+524,288 of a mixture in all where loops are compiled, since to cut its cells at each change would
+take longer.
 
 The modules:
 

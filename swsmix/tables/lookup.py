@@ -53,8 +53,10 @@ class Tables:
         tensor([ 0.0000, -9.0001])
     """
 
-    def __init__(self, mixture: ExactMixture, tolerance: float) -> None:
-        self.passes = Passes(mixture, tolerance)
+    def __init__(
+        self, mixture: ExactMixture, tolerance: float, num_weights: int | None = None
+    ) -> None:
+        self.passes = Passes(mixture, tolerance, num_weights)
 
     @property
     @run_isolated
@@ -165,7 +167,14 @@ class Tables:
             self.passes.proximal_(target, where, second, rate * scale, eps)
 
 
-def build(mixing: Tensor, mean: Tensor, std: Tensor, *, tolerance: float = 1e-5) -> Tables:
+def build(
+    mixing: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    tolerance: float = 1e-5,
+    num_weights: int | None = None,
+) -> Tables:
     """A mixture's `Tables`: its cells are made when a call with many weights first needs them.
 
     Args:
@@ -173,6 +182,8 @@ def build(mixing: Tensor, mean: Tensor, std: Tensor, *, tolerance: float = 1e-5)
         mean: mu (k,).
         std: sigma (k,).
         tolerance: the most that the certified bounds of the gradient and the value may be.
+        num_weights: how many weights the mixture has in all, if that is known. Some ten thousand
+            are evaluated exactly: to cut the cells of a mixture that soon moves would take longer.
 
     Returns:
         The tables, valid until the mixture changes.
@@ -183,7 +194,7 @@ def build(mixing: Tensor, mean: Tensor, std: Tensor, *, tolerance: float = 1e-5)
         >>> tables.error.gradient < 1e-5
         True
     """
-    return Tables(ExactMixture(mixing, mean, std), tolerance)
+    return Tables(ExactMixture(mixing, mean, std), tolerance, num_weights)
 
 
 def direct(mixing: Tensor, mean: Tensor, std: Tensor) -> Tables:

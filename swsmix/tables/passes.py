@@ -25,6 +25,8 @@ from swsmix.tables.threads import over_ranges
 _WIDEST = 1e70  # the cells' bounds hold powers of the stds
 _NARROWEST = 1e-18  # the curvature 1 / sigma^2 of a cell is a float32
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
+# The same for all of a mixture's weights, if its cells would be cut anew every ten steps.
+IN_ALL = 1 << 19
 
 
 class Passes:
@@ -33,10 +35,13 @@ class Passes:
     Args:
         mixture: the mixture.
         tolerance: the most that the certified bounds may be; 0 for no cells at all.
+        num_weights: how many weights the mixture has in all, if that is known.
     """
 
-    def __init__(self, mixture: ExactMixture, tolerance: float) -> None:
-        self.mixture, self.tolerance = mixture, tolerance
+    def __init__(
+        self, mixture: ExactMixture, tolerance: float, num_weights: int | None = None
+    ) -> None:
+        self.mixture, self.tolerance, self.num_weights = mixture, tolerance, num_weights
         self._slopes_16_bit: dict[torch.dtype, tuple[Tensor, ...]] = {}
         self._kept = threading.local()  # scratch memory; a thread's own ends with it
 
@@ -55,8 +60,18 @@ class Passes:
 
     def is_small(self, w: Tensor) -> bool:
         """Whether the weights are so few that they are evaluated exactly."""
-        limit = DIRECT if w.device.type == "cpu" else 16 * DIRECT  # a GPU takes it in one go
-        return w.numel() * self.mixture.size <= limit
+        entries = w.numel() * self.mixture.size
+        if w.device.type != "cpu":
+            return entries <= 16 * DIRECT  # a GPU takes it in one go
+        # Not by what was evaluated before: a run that is resumed has the same bits.
+        return entries <= DIRECT or (self._has_few and w.dtype.itemsize > 2)
+
+    @property
+    def _has_few(self) -> bool:
+        """Whether all weights of the mixture are so few that no cells are worth their cutting."""
+        if self.num_weights is None or not backends.is_compiled():
+            return False
+        return self.num_weights * self.mixture.size <= IN_ALL
 
     def _cells_for(self, w: Tensor) -> Cells | None:
         if self.is_small(w) or w.dtype != torch.float32:
@@ -71,9 +86,9 @@ class Passes:
             scratch = kept[str(curvature)] = Scratch(len(w), w.device, curvature=curvature)
         return scratch
 
-    def __reduce__(self) -> tuple[type[Passes], tuple[ExactMixture, float]]:
+    def __reduce__(self) -> tuple[type[Passes], tuple[ExactMixture, float, int | None]]:
         """For copies and pickles: without cells and scratch memory, quickly made again."""
-        return type(self), (self.mixture, self.tolerance)
+        return type(self), (self.mixture, self.tolerance, self.num_weights)
 
     def _slopes(
         self,
