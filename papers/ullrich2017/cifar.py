@@ -87,6 +87,7 @@ ROWS = {row.name: row for row in (RESNET, WIDE)}
 SHORT = {"sparsify_epochs": 1, "warmup_epochs": 0, "quantise_epochs": 1, "finetune_epochs": 0}
 QUICK_IMAGES = 512
 THREADS = os.cpu_count() or 1  # one network at a time: all cores
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def images(seed: int, subset: int | None) -> CIFAR10Tensors:
@@ -103,9 +104,9 @@ def loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def network(row: Row, seed: int, *, folded: bool = False) -> nn.Module:
-    """The network, in the faster memory format; folded, without the batch norms that can be."""
+    """The network on `DEVICE`, in the faster memory format; folded, without its batch norms."""
     net = row.make(generator=torch.Generator().manual_seed(seed))
-    net = net.to(memory_format=torch.channels_last)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
     if folded:
         fold_batch_norms_(net.eval())
     return net
@@ -139,7 +140,7 @@ def pretrain(row: Row, seed: int, scratch: Path, subset: int | None) -> dict[str
     file = dense_file(row, seed, scratch)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        save_file({n: t.contiguous() for n, t in net.state_dict().items()}, temporary)
+        save_file({n: t.cpu().contiguous() for n, t in net.state_dict().items()}, temporary)
     return {
         "kind": "cifar10-dense",
         "net": row.name,
@@ -185,14 +186,14 @@ def compress(
     net = copy.deepcopy(dense)
     target = None if row.allowed is None else Target(measure_increase=row.allowed)
     try:
-        reached = compress_(
+        done = compress_(
             net, loss, batches(row, data, 7919 + seed), recipe=row.recipe, target=target,
             measure=errors, validation=(data.x_validation, data.y_validation), seed=seed,
             run=scratch / "runs" / f"{row.name}-seed{seed}", resume=True, progress=shown(),
-        ).reached  # fmt: skip
-        state = net.state_dict()
+        )  # fmt: skip
+        reached, state, histories = done.reached, net.state_dict(), done.histories
     except TargetError as error:  # the nearest network is a result too, and is said to miss
-        reached, state = error.nearest, error.state
+        reached, state, histories = error.nearest, error.state, {}
     state = smallest(row, state, data.x_validation[:100])
     file = results / f"{row.name}-seed{seed}.sws"
     size = save_compressed(file, state)
@@ -218,14 +219,17 @@ def compress(
         "values": {n: len(t.unique()) for n, t in weights.items()},
         "met": None if reached is None else reached.used <= 1.0 + 1e-6,
         "path": [] if reached is None else [asdict(step) for step in reached.path],
+        "validation_error_by_phase": {
+            phase: history.scalars["validation_measure"][-1] for phase, history in histories.items()
+        },
         **measure(dense, decoded, data, test=test),
     }
 
 
 def smallest(row: Row, state: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """The network as it is, or with the inner channels of its blocks sorted, if that is smaller."""
-    state = {n: t.detach().contiguous() for n, t in state.items()}
-    before, after = (network(row, 0, folded=True) for _ in range(2))
+    state = {n: t.detach().cpu().contiguous() for n, t in state.items()}
+    before, after = (network(row, 0, folded=True).cpu() for _ in range(2))
     before.load_state_dict(state)
     after.load_state_dict(state)
     for block in range(row.blocks):  # the norm between the two convolutions is folded

@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ def main() -> None:
     """Make the attempt."""
     arguments = _arguments()
     setting, changes = changed(arguments.base, arguments.change)
-    began, busy = time.monotonic(), time.process_time()
     attempt = _on_cifar if isinstance(setting, cifar.Row) else _on_mnist
     result = attempt(arguments, setting)
     shown = {
@@ -62,8 +62,8 @@ def main() -> None:
         "by_phase": result.get("validation_error_by_phase"),
         "nonzero": sum(result["nonzero"].values()),
         "values": result["values"],
-        "seconds": round(time.monotonic() - began),
-        "processor_seconds": round(time.process_time() - busy),
+        "seconds": result["seconds"],
+        "processor_seconds": result["processor_seconds"],
         "recipe": result["recipe"],
         "note": arguments.note,
     }
@@ -86,7 +86,7 @@ def _on_mnist(arguments: argparse.Namespace, setting: settings.Setting) -> dict[
             done = SCRATCH / "runs" / f"attempt-{arguments.first_phase}-seed{seed}" / phase
             mine = SCRATCH / "runs" / f"{setting.name}-seed{seed}" / phase
             shutil.copytree(done, mine, dirs_exist_ok=True)
-    return work.compress(setting, seed, SCRATCH, results, None, test=False)
+    return _timed(work.compress, setting, seed, SCRATCH, results)
 
 
 def _on_cifar(arguments: argparse.Namespace, row: cifar.Row) -> dict[str, Any]:
@@ -98,7 +98,17 @@ def _on_cifar(arguments: argparse.Namespace, row: cifar.Row) -> dict[str, Any]:
     files[1].parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(*files)
     row = dataclasses.replace(row, allowed=None)
-    return cifar.compress(row, arguments.seed, own, own, None, test=False)
+    return _timed(cifar.compress, row, arguments.seed, own, own)
+
+
+def _timed(compress: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a unit's compression gives, without the test images, and what it takes."""
+    began, busy = time.monotonic(), time.process_time()
+    result = compress(*arguments, None, test=False)
+    return result | {
+        "seconds": round(time.monotonic() - began),
+        "processor_seconds": round(time.process_time() - busy),
+    }
 
 
 def changed(base: str, changes: list[str]) -> tuple[settings.Setting | cifar.Row, dict[str, Any]]:

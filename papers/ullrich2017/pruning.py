@@ -3,10 +3,11 @@
 
     papers/ullrich2017/pruning.py lenet-5-caffe fc1.weight=0.006 conv2.weight=0.08
     papers/ullrich2017/pruning.py lenet-300-100 --prune-epochs 50 --values 5 fc1.weight=0.03
-    papers/ullrich2017/pruning.py resnet-20 --shares-of results/resnet-20-seed0.sws --times 0.5
+    papers/ullrich2017/pruning.py resnet-20 --lr 5e-4 --shares-of FILE.sws --times 0.5
 
     prune     the share of zeros of each tensor rises as 1 - (1 - t)^3, and the smallest go
-              (Zhu & Gupta 2017); what has gone does not come back
+              (Zhu & Gupta 2017); a zero comes back only if its next step alone makes it larger than
+              those that would be left
     cluster   k-means of what is left; the network answers with the centres and the gradient moves
               the weights, which are assigned anew as they move
     snap      to the centres, which are fine-tuned; then our own file, as for the rows of the table
@@ -260,7 +261,7 @@ def on_cifar(arguments: argparse.Namespace, scratch: Path) -> Problem:
     seed, row = arguments.seed, cifar.ROWS[arguments.net]
     if not cifar.dense_file(row, seed, scratch).is_file():
         cifar.pretrain(row, seed, scratch, arguments.images)
-    data, net = cifar.images(seed, arguments.images), cifar.network(row, seed)
+    data, net = cifar.images(seed, arguments.images), cifar.network(row, seed).cpu()
     net.load_state_dict(load_file(cifar.dense_file(row, seed, scratch)))
     fold_batch_norms_(net.eval())
     validation = data.x_validation, data.y_validation
@@ -317,8 +318,9 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "note": arguments.note,
     }
-    with KEPT.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    if arguments.images is None:  # a part of the images is a trial of the program
+        with KEPT.open("a") as file:
+            file.write(json.dumps(line) + "\n")
     print(json.dumps(line))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from papers.ullrich2017 import ablation, coding, compared, verify, work
 from papers.ullrich2017.images import Images
 from papers.ullrich2017.settings import Setting
-from swsmix.codec import encode
+from swsmix.codec import encode, load_compressed
 from swsmix.compression import save_compressed
 from swsmix.prior import MixturePrior
 from swsmix.problems import nets
@@ -143,9 +143,14 @@ def test_a_shared_mixture_is_every_tensors():
     assert shared.mixtures == dict.fromkeys("ab", prior.mixtures["all"])
 
 
-def test_verify_and_coding_build_the_network_of_a_row():
+def test_kept_files_have_the_bytes_and_zeros_of_their_rows_and_verify_builds_the_networks():
     for file in sorted((coding.HERE / "results").glob("*.sws")):
         result = json.loads(file.with_suffix(".json").read_text())
+        decoded = load_compressed(file)
+        assert file.stat().st_size == result["size_bytes"]
+        for name, number in result["nonzero"].items():
+            assert int((decoded[name] != 0).sum()) == number
+        verify.network(result).load_state_dict(decoded)
         modules = dict(verify.network(result).named_modules())
         assert all(a in modules and b in modules for a, b in coding.pairs(result))
 
@@ -177,3 +182,14 @@ def test_phases_above_the_points_are_the_result_and_others_spend_up_to_them(
         assert "sparsify-2" not in done.histories
     else:
         assert ends["phases"][0] < points and ends["spent"][1] < ends["phases"][1]
+
+
+@pytest.mark.parametrize("net", compared.OURS)
+def test_what_pruning_is_compared_with_is_one_result_of_as_long_a_training(net):
+    file, key, name = compared.OURS[net]
+    assert [r[key] for r in compared.lines_of(file)].count(name) == 1
+    ours, theirs = compared.ours(net), [r for r in compared.lines_of("pruning") if r["net"] == net]
+    assert len(theirs) >= 3
+    for r in theirs:
+        assert r["processor_seconds"] == pytest.approx(ours["processor_seconds"], rel=0.25)
+        assert r["seed"] == ours["seed"] and max(r["kept"].values()) <= 1.0
