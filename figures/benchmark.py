@@ -234,7 +234,7 @@ def steps(quick: bool) -> Iterator[dict]:
     for net in QUICK if quick else training_cost.NETS:
         if quick:
             net = training_cost.Net(net.name, net.make, net.shape, 10, 3)
-        found = training_cost.measure(net)
+        found = training_cost.measure(net, parts=training_cost.PARTS)
         yield from rows_of(found, part="steps", net=net.name)
 
 

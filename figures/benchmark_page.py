@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from training_cost import CONV, LENET, MLP, UPDATES, in_brackets, table
+from training_cost import CONV, LENET, MLP, UPDATES, in_brackets, parts_table, table
 
 from swsmix import plots
 from swsmix.plots import style
@@ -185,6 +185,11 @@ def page(rows: Rows) -> str:
         ["## Training steps"],
         ["An EM step every ten steps; the proximal step is the default."],
         table(steps),
+        ["Where it goes: the same step by hand, which checks nothing, part after part: the "
+         "loops with the mixture as it is, then an EM step, and new tables, every ten steps. "
+         "What *attached* takes more is Python between the EM steps: which tensors, which step "
+         "sizes, whether anything has changed."],
+        parts_table(steps),
         ["## Threads"],
         threads(rows),
         ["![Cost against weights, components, network and threads: medians of one run, bars from "

@@ -2,23 +2,25 @@
 
     python figures/training_cost.py
 
-Prints the table that benchmark.py and benchmark_gpu.py write: the time of a step under the prior
-over that of a plain one. The EM steps are in it, every ten steps; for ResNet-18 at every step,
-which is more than anyone needs.
+Prints the tables that benchmark.py and benchmark_gpu.py write: the time of a step under the prior
+over that of a plain one, and where it goes. The EM steps are in it, every ten steps; for ResNet-18
+at every step, which is more than anyone needs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from swsmix import MixturePrior, Schedule
+from swsmix import MixturePrior, Schedule, tables
 from swsmix.problems.nets import lenet_300_100
 
 UPDATES = ("proximal", "gradient")
+NUM_DATA = 50_000
+PARTS = ("copies", "loops", "EM steps")  # each with those before it
 
 
 class Block(nn.Module):
@@ -79,20 +81,63 @@ RESNET = Net("ResNet-18, batch 64, EM at every step", resnet_18, (64, 3, 32, 32)
 NETS = (MLP, LENET, CONV, RESNET)
 
 
-def measure(net: Net, *, device="cpu", now=time.process_time) -> dict[str, list[float]]:
-    """Seconds per step in each round, of the plain step and each update.
+def by_hand(prior: MixturePrior, optimizer: torch.optim.Adam, parts: int, em_every: int) -> None:
+    """The proximal step without `attach`: what it needs at least, and checks nothing.
+
+    Args:
+        prior: of one mixture.
+        optimizer: Adam.
+        parts: how many of `PARTS`.
+        em_every: steps between EM steps.
+    """
+    held = [(p, torch.empty_like(p)) for p in prior.parameters_of("all").values()]
+    settings, table, number = optimizer.param_groups[0], prior.tables_of("all"), 0
+
+    def before(*_: object) -> None:
+        for p, kept in held:
+            kept.copy_(p.detach())
+
+    def after(*_: object) -> None:
+        nonlocal table, number
+        number += 1
+        if parts > 1:
+            root = (1.0 - settings["betas"][1] ** number) ** 0.5
+            members = [
+                (p.detach(), kept, tables.Adaptive(
+                    optimizer.state[p]["exp_avg_sq"], settings["lr"] * root, settings["eps"] * root
+                ))
+                for p, kept in held
+            ]  # fmt: skip
+            tables.proximal_each_([(table, members, 1.0 / NUM_DATA)])
+        if parts > 2 and number % em_every == 0:
+            prior.em_step_()
+            table = prior.tables_of("all")
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def measure(
+    net: Net, *, device="cpu", now=time.process_time, parts: Sequence[str] = ()
+) -> dict[str, list[float]]:
+    """Seconds per step in each round, of the plain step, each update, and some of `PARTS`.
 
     They take turns within a round, so that noise meets all of them.
     """
     x = torch.randn(net.shape, device=device)
     kinds = {}
-    for update in ("plain", *UPDATES):
+    for update in ("plain", *UPDATES, *parts):
         torch.manual_seed(0)
         model = net.make().to(device)
         optimizer = torch.optim.Adam(model.parameters())
-        if update != "plain":
+        if update in PARTS:
+            by_hand(MixturePrior(model, 17), optimizer, PARTS.index(update) + 1, net.em_every)
+        elif update != "plain":
             MixturePrior(model, 17).attach(
-                optimizer, num_data=50_000, update=update, schedule=Schedule(em_every=net.em_every)
+                optimizer,
+                num_data=NUM_DATA,
+                update=update,
+                schedule=Schedule(em_every=net.em_every),
             )
         kinds[update] = model, optimizer, []
     if model(x).shape[1] == 1:
@@ -118,6 +163,11 @@ def in_brackets(values: list[float], form: str = ".3g") -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
+def over_plain(times: dict[str, list[float]], name: str) -> str:
+    """How many times as long as the plain step it takes, with the spread over the rounds."""
+    return in_brackets([e / plain for e, plain in zip(times[name], times["plain"], strict=True)])
+
+
 def table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
     """The table in Markdown, as lines, from name -> update -> seconds by round."""
     rows = [
@@ -125,16 +175,25 @@ def table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
         "|---|---|---|---|",
     ]
     for name, times in measured.items():
-        ratios = [
-            [each / plain for each, plain in zip(times[update], times["plain"], strict=True)]
-            for update in UPDATES
-        ]
         cells = [in_brackets([1e3 * t for t in times["plain"]])]
-        cells += [in_brackets(each) for each in ratios]
+        cells += [over_plain(times, update) for update in UPDATES]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def parts_table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
+    """The same for `PARTS`, each with those before it; last, the proximal step of `attach`."""
+    rows = [
+        "| over the plain step | copies of the weights | and the loops | and EM steps | attached |",
+        "|---|---|---|---|---|",
+    ]
+    for name, times in measured.items():
+        cells = [over_plain(times, part) for part in (*PARTS, "proximal")]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print("\n".join(table({net.name: measure(net) for net in NETS})))
+    found = {net.name: measure(net, parts=PARTS) for net in NETS}
+    print("\n".join([*table(found), "", *parts_table(found)]))

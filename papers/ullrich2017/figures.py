@@ -269,8 +269,8 @@ def _index(results: Results, pictures: Path) -> str:
     if run:
         seconds = sum(r["seconds"] for r in [*results.compressed, *results.pretrained])
         lines += [
-            f"All units on MNIST together took {seconds / 60:.0f} minutes of one core. The last run, of "
-            f"what was not there yet: `{run['command']}`, {run['seeds']} seeds, {run['minutes']:g} "
+            f"All units on MNIST together took {seconds / 60:.0f} minutes of one core. The last run, "
+            f"of what was not there yet: `{run['command']}`, {run['seeds']} seeds, {run['minutes']:g} "
             f"minutes with {run['jobs']} processes ({run['machine']}, torch {run['torch']}).",
             "",
         ]

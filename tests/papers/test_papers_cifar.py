@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from papers.ullrich2017 import cifar, explore, kept, pruning, run, tables, verify
+from papers.ullrich2017 import cifar, explore, gradual_pruning, kept, pruning, run, tables, verify
 from swsmix.codec import load_compressed
 from swsmix.compression import save_compressed
 from swsmix.problems import resnets
@@ -193,7 +193,7 @@ def test_pruning_keeps_the_shares_of_a_file_and_counts_the_errors_of_its_own(
     wanted = {name: 0.2 + 0.6 * (p.numel() % 7) / 7 for name, p in net.named_parameters()}
     with torch.no_grad():
         for name, p in net.named_parameters():
-            p.mul_(pruning.largest(p, wanted[name]))
+            p.mul_(gradual_pruning.largest(p, wanted[name]))
     save_compressed(tmp_path / "other.sws", net.state_dict())
     monkeypatch.setattr(sys, "argv", [
         "pruning.py", "tiny", "--shares-of", str(tmp_path / "other.sws"), "--times", "0.5",

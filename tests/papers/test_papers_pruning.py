@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from papers.ullrich2017 import pruning
+from papers.ullrich2017 import gradual_pruning as pruning
 from papers.ullrich2017.images import Images
 from papers.ullrich2017.settings import Setting
 
@@ -36,7 +36,8 @@ def test_a_network_keeps_its_shares_and_few_values_and_what_it_has_learned():
     images = Images(x, y, Setting("t", "lenet-300-100", batch_size=32), seed=0)
     kept = {"1.weight": 0.2, "3.weight": 0.5}
     short = pruning.Pruning(kept, 4, prune_epochs=10, cluster_epochs=5, every=4)
-    index = pruning.compress_(net, nn.functional.cross_entropy, images, short)
+    pruning.prune_(net, nn.functional.cross_entropy, images, short)
+    index = pruning.quantise_(net, nn.functional.cross_entropy, images, short)
     for name, share in kept.items():
         w = net.get_parameter(name)
         assert (w != 0).sum() <= round(share * w.numel())
