@@ -269,9 +269,10 @@ def _index(results: Results, pictures: Path) -> str:
     if run:
         seconds = sum(r["seconds"] for r in [*results.compressed, *results.pretrained])
         lines += [
-            f"All units on MNIST together took {seconds / 60:.0f} minutes of one core. The last run, "
-            f"of what was not there yet: `{run['command']}`, {run['seeds']} seeds, {run['minutes']:g} "
-            f"minutes with {run['jobs']} processes ({run['machine']}, torch {run['torch']}).",
+            f"All units on MNIST together took {seconds / 60:.0f} minutes of one core. The last "
+            f"run, of what was not there yet: `{run['command']}`, {run['seeds']} seeds, "
+            f"{run['minutes']:g} minutes with {run['jobs']} processes ({run['machine']}, torch "
+            f"{run['torch']}).",
             "",
         ]
     for net in NETS:
