@@ -121,7 +121,14 @@ CONV_RAW = replace(
     recipe=replace(CONV_PLAIN.recipe, sparsify_tau=2.0, sparsify_epochs=50),
     points=0.2,
 )
-MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW)
+CONV_LONGER = replace(
+    CONV_SHIFTED,
+    name="lenet-5-caffe-shifted-longer",
+    recipe=replace(CONV_SHIFTED.recipe, sparsify_tau=3.0, sparsify_epochs=70),
+    points=0.25,
+    portrait=False,
+)
+MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW, CONV_LONGER)
 SWEEP = {
     SHIFTED: ((0.05, 0.13, 0.3, 0.7), (4, 7)),
     PLAIN: ((0.03, 0.06, 0.12, 0.25), (4, 7)),
