@@ -28,8 +28,11 @@ from swsmix.training.evaluation import Loss
 class Batches(Protocol):
     """Batches of images and labels: their number, and one epoch of them."""
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...  # noqa: D105
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch."""
 
 
 @dataclass(frozen=True)

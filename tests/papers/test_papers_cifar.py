@@ -190,10 +190,10 @@ def test_pruning_keeps_the_shares_of_a_file_and_counts_the_errors_of_its_own(
     states = []
     monkeypatch.setattr(pruning, "encode", lambda state: states.append(state) or b"12345")
     net = cifar.network(TINY, 1, folded=True)
-    wanted = {name: 0.2 + 0.6 * (p.numel() % 7) / 7 for name, p in net.named_parameters()}
+    asked = {name: 0.2 + 0.6 * (p.numel() % 7) / 7 for name, p in net.named_parameters()}
     with torch.no_grad():
         for name, p in net.named_parameters():
-            p.mul_(gradual_pruning.largest(p, wanted[name]))
+            p.mul_(gradual_pruning.largest(p, asked[name]))
     save_compressed(tmp_path / "other.sws", net.state_dict())
     monkeypatch.setattr(sys, "argv", [
         "pruning.py", "tiny", "--shares-of", str(tmp_path / "other.sws"), "--times", "0.5",
@@ -206,7 +206,7 @@ def test_pruning_keeps_the_shares_of_a_file_and_counts_the_errors_of_its_own(
     weights = {name: t for name, t in state.items() if t.ndim > 1}
     assert set(line["kept"]) == set(weights)  # the biases and norms are as they were trained
     for name, t in weights.items():
-        share = 0.8 if name == "fc.weight" else 0.5 * wanted[name]
+        share = 0.8 if name == "fc.weight" else 0.5 * asked[name]
         assert line["kept"][name] == pytest.approx(share, abs=1 / t.numel())
         assert line["nonzero"][name] <= round(line["kept"][name] * t.numel())
         assert len(t.unique()) <= 4
