@@ -87,7 +87,13 @@ def test_the_hyper_prior_of_a_mixture_that_has_become_trainable_has_a_graph():
     prior.penalty()
     (mixture,) = prior.mixtures.values()
     mixture.trainable_()
-    assert prior.terms()["all"]["hyper_prior"].requires_grad
+    for _ in range(2):
+        found = prior.terms()["all"]["hyper_prior"]
+        assert found.requires_grad
+        assert found == -log_hyper_prior(mixture, prior.hyper_priors["all"]).to(found)
+        with torch.no_grad():
+            for p in mixture.parameters():
+                p.add_(0.1)
 
 
 class Asked(TorchDispatchMode):

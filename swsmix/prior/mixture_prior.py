@@ -225,7 +225,8 @@ class MixturePrior(nn.Module):
             return log_hyper_prior(mixture, hyper).to(mixture.mean.dtype)
         now = *mixture.buffers(), *vars(hyper).values()
         if built is None or not built[0].is_still(now):
-            with torch.no_grad(), torch.inference_mode(False):
+            # In this order: to leave inference mode turns gradients on.
+            with torch.inference_mode(False), torch.no_grad():
                 value = log_hyper_prior(mixture, hyper).to(mixture.mean.dtype)
                 built = self._log_hyper_priors[group] = BuiltFrom(now), value
         return built[1]
