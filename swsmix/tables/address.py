@@ -7,33 +7,33 @@ from torch import Tensor
 
 from swsmix.tables.scratch import Scratch
 
-MOST = 20  # log2 of the floats in a block, at most
+CELLS = 27  # bits of a cell's number
 
 
 class Address:
     """A float32 is its own address: cells are log-spaced around zero, down to single floats.
 
-    Its upper bits name its block: (bits >> low) + 2^(31 - low). A block has 2^(low - shift) cells,
-    the first of them `first`. With rest = bits & (2^low - 1), the float is in cell
-    first + (rest >> shift), and its number there is rest & (2^shift - 1).
+    Its upper bits name its block: (bits >> low) + 2^(31 - low). The block's entry holds the shift
+    of its cells, which have 2^shift floats each, and where to count them from: the float is in cell
+    base + (bits >> shift), modulo 2^CELLS, and its number there is bits & (2^shift - 1). So a cell
+    may be a part of a block, or reach over several.
 
     Args:
-        block: first << 5 | shift for each of the 2^(32 - low) blocks.
+        entries: base << 5 | shift for each of the 2^(32 - low) blocks, in int32.
         low: log2 of the floats in a block.
     """
 
-    def __init__(self, block: Tensor, low: int) -> None:
-        self.block, self.low = block, low
+    def __init__(self, entries: Tensor, low: int) -> None:
+        self.entries, self.low = entries, low
 
     def find(self, w: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor, Tensor]:
         """The cell of each weight, its number there and the cell's shift, in scratch memory."""
         number, cell, shift, part = (each[: len(w)] for each in scratch.ints)
         bits = w.view(torch.int32)
         torch.bitwise_right_shift(bits, self.low, out=part).add_(1 << (31 - self.low))
-        torch.index_select(self.block, 0, part, out=cell)
-        torch.bitwise_and(bits, (1 << self.low) - 1, out=number)
+        torch.index_select(self.entries, 0, part, out=cell)
         torch.bitwise_and(cell, 31, out=shift)
-        torch.bitwise_right_shift(number, shift, out=part)
-        cell.bitwise_right_shift_(5).add_(part)
-        number.sub_(part.bitwise_left_shift_(shift))
+        torch.bitwise_right_shift(bits, shift, out=part)
+        cell.bitwise_right_shift_(5).add_(part).bitwise_and_((1 << CELLS) - 1)
+        torch.sub(bits, part.bitwise_left_shift_(shift), out=number)
         return cell, number, shift

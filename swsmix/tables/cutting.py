@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables import backends
-from swsmix.tables.address import MOST, Address
+from swsmix.tables.address import CELLS, Address
 from swsmix.tables.cells import (
     PART,
     CellErrors,
@@ -22,8 +22,10 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import ORDER, Intervals, ends, ranges, split
 
 MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
-_LOW = (16, 17, 18, MOST)  # log2 of the floats in a block, to choose from
 _SMALLEST = 64  # floats in the shortest interval
+# log2 of the floats in a block: short ones where components are narrow, for fewer cells; long ones
+# where there are few cells in any case, so that the entries stay in the nearest cache.
+_SHORT, _LONG, _FEW = 14, 16, 1 << 13
 
 
 def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
@@ -44,22 +46,25 @@ def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells 
     if intervals is None:
         return None
     needed = refinement_for(intervals, tolerance)
-    shift = intervals.width.double().log2().floor() - needed.parts
+    whole = intervals.width.double().log2().floor()
+    shift = whole - needed.parts
     uncertified = intervals.rest.isinf() | (shift < 2)
     intervals.rest.masked_fill_(uncertified, math.inf)
     # A part has at most as many floats as the histogram has numbers.
     most = PART + needed.fine
-    shift = shift.masked_fill_(uncertified, 6.0).clamp_max_(most).long()
-    options = (_blocks(intervals, shift, low, most) for low in _LOW)
-    blocks = min(options, key=lambda each: each.cost)
-    if int(blocks.first[-1]) << needed.fine > MAX_PARTS:
+    shift = torch.where(uncertified, whole, shift).clamp_max_(most).long()
+    spans = _spans(intervals, shift, most, _SHORT)
+    if spans.cells < _FEW:
+        spans = _spans(intervals, shift, most, _LONG)
+    if spans.cells << needed.fine > MAX_PARTS:
         return None
+    entries, geometry = _laid_out(intervals, spans, uncertified)
     return Cells(
         mixture,
         intervals,
-        Address(blocks.packed().to(device), blocks.low),
-        _geometry(intervals, blocks, uncertified),
-        _errors(intervals, needed, blocks),
+        Address(entries.to(device), spans.low),
+        geometry,
+        _errors(intervals, needed, spans),
         needed.fine,
         device,
     )
@@ -84,73 +89,105 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     return split(mixture, tolerance, start, width, sign, _SMALLEST)
 
 
-class _Blocks(NamedTuple):
-    """Blocks of floats: of each sign one for the tiny, those of the intervals, one for the rest."""
+class Spans(NamedTuple):
+    """Runs of floats with cells of one size: an interval, or all those within one block.
+
+    Of each sign, by magnitude: one cell for the tiny, the spans of the intervals, one cell for the
+    rest. Each (spans,).
+    """
 
     low: int  # log2 of the floats in a block
-    start: int  # the upper bits of the first interval's magnitudes
-    number: int  # how many blocks each sign has
-    shift: Tensor  # log2 of the floats per cell (blocks,)
-    first: Tensor  # each block's first cell (blocks,)
-    of_interval: Tensor  # the block in which each interval starts (t,)
+    start: Tensor  # magnitude bits of the first float
+    width: Tensor  # how many floats
+    negative: Tensor
+    shift: Tensor  # log2 of the floats in a cell
+    first: Tensor  # the first cell
+    alone: Tensor  # whether one cell holds all of it
+    of_interval: Tensor  # the span of each interval (t,)
 
     @property
-    def cost(self) -> int:
-        """How many cells there are, and entries: four are made as fast as the cubic of a cell."""
-        return (1 << (30 - self.low)) + int(self.first[-1])
-
-    def packed(self) -> Tensor:
-        """The entries first << 5 | shift of all upper bits."""
-        magnitude = torch.arange(1 << (31 - self.low), dtype=torch.int64, device="cpu")
-        magnitude = (magnitude - (self.start - 1)).clamp_(0, self.number - 1)
-        entries = ((self.first << 5) | self.shift).int()
-        return torch.cat([entries[magnitude], entries[magnitude + self.number]])
+    def cells(self) -> int:
+        """How many cells there are."""
+        return int(self.first[-1]) + 1
 
 
-def _blocks(intervals: Intervals, shift: Tensor, low: int, most: int) -> _Blocks:
-    """The blocks that the intervals need, each with the smallest shift of its intervals.
+def _spans(intervals: Intervals, shift: Tensor, most: int, low: int) -> Spans:
+    """The spans of intervals that want cells of 2^shift floats, or smaller ones."""
+    begin, negative, tiny = intervals.start, intervals.sign < 0, intervals.start == 0
+    block = 1 << low
+    wide = tiny | (intervals.width >= block)
+    start = torch.where(wide, begin, begin & -block)
+    width = torch.where(wide, intervals.width, block)
+    shift = torch.where(tiny, most, shift)
+    new = (start != start.roll(1)) | tiny
+    index, last = new.cumsum(0) - 1, tiny.roll(-1)
+    index += (negative.logical_not()).long()  # the rest of the negative ones comes between
+    of_span = torch.empty(int(index[-1]) + 2, dtype=torch.int64, device="cpu")
+    of_span[index] = torch.arange(len(index), dtype=torch.int64, device="cpu")
+    rest = index[last] + 1
+    of_span[rest] = last.nonzero()[:, 0]
+    start, width, negative = start[of_span], width[of_span], negative[of_span]
+    start[rest] += width[rest]
+    width[rest] = (1 << 31) - start[rest]
+    shifts = torch.full_like(start, most).scatter_reduce_(0, index, shift, "amin")
+    alone = start == 0
+    alone[rest] = True
+    cells = torch.where(alone, 1, width >> shifts)
+    return Spans(low, start, width, negative, shifts, cells.cumsum(0) - cells, alone, index)
 
-    What is beyond them has the largest shift there may be.
-    """
-    begin = intervals.start
-    start = int(begin[begin > 0].min()) >> low
-    number = (int((begin + intervals.width).max()) >> low) - start + 2
-    block = torch.where(begin > 0, (begin >> low) - start + 1, 0)
-    block += (intervals.sign > 0) * number
-    shifts = torch.full((2 * number,), low + 1, dtype=torch.int64, device="cpu")
-    shifts.scatter_reduce_(0, block, shift.clamp_max(low), "amin")
-    blocks = torch.arange(2 * number, dtype=torch.int64, device="cpu")
-    shifts = shifts[torch.where(shifts <= low, blocks, 0).cummax(0).values]
-    shifts[number - 1 :: number] = min(low, most)
-    cells = 1 << (low - shifts)
-    return _Blocks(low, start, number, shifts, cells.cumsum(0) - cells, block)
 
-
-def _geometry(intervals: Intervals, blocks: _Blocks, uncertified: Tensor) -> CellGeometry:
-    """Where the blocks' cells lie in their intervals."""
+def _laid_out(
+    intervals: Intervals, spans: Spans, uncertified: Tensor
+) -> tuple[Tensor, CellGeometry]:
+    """The entries of `Address`, and where the cells lie in their intervals."""
+    begins = spans.of_interval
+    ahead = (intervals.start - spans.start[begins]) >> spans.shift[begins]
+    begins = spans.first[begins] + ahead  # each interval's first cell
     if compiled := backends.numba_cells():
-        return CellGeometry(*compiled.geometry(intervals, blocks, uncertified))
-    index, home = ranges(1 << (blocks.low - blocks.shift))
-    mark, begins = torch.zeros_like(home), blocks.of_interval
-    rest = intervals.start & ((1 << blocks.low) - 1)
-    mark[blocks.first[begins] + (rest >> blocks.shift[begins])] = 1
+        entries, *geometry = compiled.laid_out(intervals, spans, begins, uncertified)
+        return entries, CellGeometry(*geometry)
+    return _entries(spans), _geometry(intervals, spans, begins, uncertified)
+
+
+def _entries(spans: Spans) -> Tensor:
+    """See `Address`."""
+    whole, negative = (1 << CELLS) - 1, spans.negative.long() << 31
+    blocks = spans.width >> spans.low
+    base = spans.first - ((spans.start - negative) >> spans.shift)
+    entries = (((base & whole) << 5) | spans.shift).int().repeat_interleave(blocks)
+    ends = blocks.cumsum(0)
+    for span in spans.alone.nonzero()[:, 0].tolist():  # of which there are four
+        bits = torch.arange(int(blocks[span]), dtype=torch.int64, device="cpu") << spans.low
+        shift = int(spans.shift[span])
+        place = int(spans.first[span]) - ((bits + int(spans.start[span] - negative[span])) >> shift)
+        end = int(ends[span])
+        entries[end - len(bits) : end] = ((place & whole) << 5) | shift
+    return entries
+
+
+def _geometry(
+    intervals: Intervals, spans: Spans, begins: Tensor, uncertified: Tensor
+) -> CellGeometry:
+    index, home = ranges(spans.first.diff(append=torch.tensor([spans.cells], device="cpu")))
+    mark = torch.zeros_like(home)
+    mark[begins] = 1
     owner = mark.cumsum(0) - 1
-    away, width = home % blocks.number, (1 << blocks.shift).index_select(0, home)
-    magnitudes = ends(((away + blocks.start - 1) << blocks.low) + index * width, width)
-    inner, outer = (end * (away > 0) for end in magnitudes)
-    negative = home < blocks.number
+    alone, width = spans.alone[home], (1 << spans.shift).index_select(0, home)
+    magnitudes = ends(torch.where(alone, 0, spans.start[home] + index * width), width)
+    inner, outer = (end * ~alone for end in magnitudes)  # the tiny count as zero
+    negative = spans.negative[home]
     inner[negative], outer[negative] = -inner[negative], -outer[negative]
     unit = 1 / intervals.radius.index_select(0, owner)
     centre = intervals.centre.index_select(0, owner)
     inner = (inner - centre) * unit
     ulp = (outer * unit - centre * unit - inner) / (width - 1).clamp_min(1)
-    certified = ~(uncertified.index_select(0, owner) | (away == blocks.number - 1))
+    certified = ~(uncertified.index_select(0, owner) | (alone & (spans.start[home] > 0)))
     return CellGeometry(owner, inner, ulp, width, certified)
 
 
-def _errors(intervals: Intervals, needed: Refinement, blocks: _Blocks) -> CellErrors:
+def _errors(intervals: Intervals, needed: Refinement, spans: Spans) -> CellErrors:
     """The certified errors of the cells in each interval."""
-    shift = blocks.shift[blocks.of_interval]
+    shift = spans.shift[spans.of_interval]
     part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
     rest = intervals.rest / math.factorial(ORDER + 1)
     gradient = needed.cubic * part**4 + needed.rounding * part

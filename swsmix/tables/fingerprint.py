@@ -18,6 +18,7 @@ _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
 WORD = (1 << 32) - 1
 _FEW = 1 << 16  # words at a time, whose results stay in the cache
 MASK, LOW, HIGH = 0x5BD1E995, 0x9E3779B1, 0xBF58476D  # any numbers without a pattern; LOW is odd
+_FACTOR = LOW + (HIGH << 32) - (1 << 64)  # as a signed integer
 
 
 @run_isolated
@@ -38,7 +39,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
         >>> fingerprint([w]) == fingerprint([w - torch.tensor([0.5, -0.5, 0.0])])
         False
     """
-    total, sums = 0, []
+    total, sums = 0, list[Tensor]()
     for w in tensors:
         words = w.detach().reshape(-1).view(_WORDS[w.dtype.itemsize])
         if numba := backends.numba_exact_for(w):
@@ -46,10 +47,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
             continue
         for part in words.split(_FEW if w.device.type == "cpu" else chunk_on(w.device)):
             x = part.long().bitwise_and_(WORD).bitwise_xor_(MASK)  # so that zeros count
-            y = x * LOW
-            y += x.mul_(HIGH).bitwise_left_shift_(32)
+            y = x.mul_(_FACTOR)
             high = (y >> 32).bitwise_and_(WORD)
-            low = (y & WORD).mul_(high)
-            sums.append(y.bitwise_xor_(high).add_(low).sum())
+            sums += (y & WORD).mul_(high).sum(), y.bitwise_xor_(high).sum()
     total += sum(int(each) for each in sums)  # at the end: a GPU need not be waited for before
     return total % (1 << 64)

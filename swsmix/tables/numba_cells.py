@@ -22,21 +22,19 @@ def _fused(function: Any) -> Any:
     return compiled(function, fast={"contract"})  # x * y + z in one rounding
 
 
-def geometry(intervals: Intervals, blocks: Any, uncertified: Tensor) -> tuple[Tensor, ...]:
-    """See `cutting._geometry`: owner, inner, ulp, width and certified of each cell."""
-    cells = int(blocks.first[-1]) + (1 << (blocks.low - int(blocks.shift[-1])))
-    owner, width = np.empty((2, cells), np.int64)
-    inner, ulp = np.empty((2, cells))
-    certified = np.empty(cells, np.bool_)
-    begins = blocks.of_interval
-    rest = intervals.start & ((1 << blocks.low) - 1)
-    begins_at = blocks.first[begins] + (rest >> blocks.shift[begins])
-    _geometry(
-        blocks.shift.numpy(), np.int64(blocks.low), np.int64(blocks.start), begins_at.numpy(),
-        uncertified.numpy(), *(each.numpy() for each in (intervals.centre, intervals.radius)),
-        owner, inner, ulp, width, certified,
-    )  # fmt: skip
-    return tuple(map(torch.from_numpy, (owner, inner, ulp, width, certified)))
+def laid_out(
+    intervals: Intervals, spans: Any, begins: Tensor, uncertified: Tensor
+) -> tuple[Tensor, ...]:
+    """See `cutting._laid_out`: the entries; owner, inner, ulp, width and certified of each cell."""
+    entries = np.empty(1 << (32 - spans.low), np.int32)
+    owner, width = np.empty((2, spans.cells), np.int64)
+    inner, ulp = np.empty((2, spans.cells))
+    certified = np.empty(spans.cells, np.bool_)
+    places = spans.start, spans.width, spans.negative, spans.shift, spans.first, spans.alone
+    of_intervals = begins, uncertified, intervals.centre, intervals.radius
+    arrays = (each.numpy() for each in (*places, *of_intervals))
+    _lay_out(np.int64(spans.low), *arrays, entries, owner, inner, ulp, width, certified)
+    return tuple(map(torch.from_numpy, (entries, owner, inner, ulp, width, certified)))
 
 
 def pieces(taylor: Tensor, chebyshev: Tensor, *at: Tensor) -> Tensor:
@@ -59,27 +57,32 @@ def _magnitude(bits):
 
 
 @compiled
-def _geometry(
-    shifts, low, start, begins, uncertified, centre, radius, owner, inner, ulp, width, certified
-):
-    cell, interval, number = 0, -1, len(shifts) // 2
-    for block in range(len(shifts)):
-        away, sign = block % number, -1.0 if block < number else 1.0
-        size = np.int64(1) << shifts[block]
-        first = (away + start - 1) << low
-        for index in range(np.int64(1) << (low - shifts[block])):
+def _lay_out(
+    low, starts, widths, negatives, shifts, firsts, alone,
+    begins, uncertified, centre, radius, entries, owner, inner, ulp, width, certified,
+):  # fmt: skip
+    interval, block = -1, 0
+    for span in range(len(starts)):
+        shift, first, start = shifts[span], firsts[span], starts[span]
+        sign, below = (-1.0, np.int64(1) << 31) if negatives[span] else (1.0, np.int64(0))
+        for place in range(start, start + widths[span], np.int64(1) << low):
+            base = first - (((place if alone[span] else start) - below) >> shift)
+            entries[block] = np.int32(np.uint32((base << 5) | shift))
+            block += 1
+        size = np.int64(1) << shift
+        for index in range(1 if alone[span] else widths[span] >> shift):
+            cell = first + index
             if interval + 1 < len(begins) and begins[interval + 1] == cell:
                 interval += 1
             near = far = 0.0  # the tiny ones count as zero
-            if away > 0:
-                near = sign * _magnitude(first + index * size)
-                far = sign * _magnitude(first + index * size + size - 1)
+            if not alone[span]:
+                near = sign * _magnitude(start + index * size)
+                far = sign * _magnitude(start + index * size + size - 1)
             unit = 1.0 / radius[interval]
             s = (near - centre[interval]) * unit
             owner[cell], width[cell], inner[cell] = interval, size, s
             ulp[cell] = (far * unit - centre[interval] * unit - s) / max(size - 1, 1)
-            certified[cell] = not (uncertified[interval] or away == number - 1)
-            cell += 1
+            certified[cell] = not (uncertified[interval] or (alone[span] and start > 0))
 
 
 # Each of these loops is over the cells of a block: the processor takes several at a time.

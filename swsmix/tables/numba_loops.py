@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix.tables.address import CELLS
 from swsmix.tables.arrays import array
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
@@ -193,43 +194,46 @@ def _pairs(pieces: Tensor) -> Any:
 
 
 def _address(cells: Cells) -> tuple[Any, ...]:
-    return cells.address.block.numpy(), np.int64(cells.address.low)
+    return cells.address.entries.numpy(), np.int64(cells.address.low)
 
 
 @inlined
-def _find(raw, block, low):
-    """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
+def _entry(raw, entries, low):
+    """A float's bits, where its block counts cells from, and their shift; see `Address`."""
     bits = np.int64(raw)
-    entry = np.int64(block[np.uint64((bits >> low) + (np.int64(1) << (np.int64(31) - low)))])
-    return entry >> np.int64(5), bits & ((np.int64(1) << low) - np.int64(1)), entry & np.int64(31)
+    entry = np.int64(entries[np.uint64((bits >> low) + (np.int64(1) << (np.int64(31) - low)))])
+    return bits, entry >> np.int64(5), entry & np.int64(31)
 
 
 @inlined
-def _cell(first, rest, shift):
-    part = rest >> shift
-    return np.uint64(first + part), np.float32(rest - (part << shift))
+def _cell(bits, base, shift):
+    part = bits >> shift
+    return (base + part) & np.int64((1 << CELLS) - 1), bits - (part << shift)
 
 
 @inlined
-def _cubic(pieces, cell, x):
-    low, high = pieces[np.uint64(2) * cell], pieces[np.uint64(2) * cell + np.uint64(1)]
+def _cubic(pieces, cell, number):
+    low, high = pieces[np.uint64(2 * cell)], pieces[np.uint64(2 * cell + 1)]
+    x = np.float32(number)
     return low.real + x * (low.imag + x * (high.real + x * high.imag))
 
 
 @compiled
-def _pass(raw, target, pieces, scale, packed, squares, left, block, low):
+def _pass(raw, target, pieces, scale, packed, squares, left, entries, low):
     """Write and count; returns how many were not written, because no piece is certified."""
     left_out = 0
     for i in range(raw.shape[0]):
-        first, rest, shift = _find(raw[i], block, low)
+        bits, base, shift = _entry(raw[i], entries, low)
+        cell, number = _cell(bits, base, shift)
         if packed is not None:  # part of the cell and number there are two parts of one integer
-            place = (first << left) + (rest << (left - shift))
-            part, number = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
-            packed[part] += number + np.int64(_ONE)
-            squares[part] += number * number
+            place = (cell << left) + (number << (left - shift))
+            if target is None:  # the same, sooner
+                place = ((base << left) + (bits << (left - shift))) & ((1 << (CELLS + left)) - 1)
+            part, rest = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
+            packed[part] += rest + np.int64(_ONE)
+            squares[part] += rest * rest
         if target is not None:
-            cell, x = _cell(first, rest, shift)
-            slope = _cubic(pieces, cell, x)
+            slope = _cubic(pieces, cell, number)
             if slope != slope:
                 left_out += 1
                 continue
@@ -241,13 +245,13 @@ def _pass(raw, target, pieces, scale, packed, squares, left, block, low):
 
 
 @compiled
-def _gaps(raw, pieces, left, block, low):
+def _gaps(raw, pieces, left, entries, low):
     """Until all are done or `left` is full: how many it took, and how many have no piece."""
     gaps = 0
     for i in range(raw.shape[0]):
-        first, rest, shift = _find(raw[i], block, low)
-        cell, _ = _cell(first, rest, shift)
-        c0 = pieces[np.uint64(2) * cell].real
+        bits, base, shift = _entry(raw[i], entries, low)
+        cell, _ = _cell(bits, base, shift)
+        c0 = pieces[np.uint64(2 * cell)].real
         if c0 == c0:
             continue
         left[gaps] = i
@@ -273,12 +277,12 @@ def _unpack(packed, squares, count, first, second):
 
 
 @compiled
-def _look(raw, pieces, slope, a, block, low):
+def _look(raw, pieces, slope, a, entries, low):
     for i in range(raw.shape[0]):
-        first, rest, shift = _find(raw[i], block, low)
-        cell, x = _cell(first, rest, shift)
-        slope[i] = _cubic(pieces, np.uint64(2) * cell, x)
-        a[i] = _cubic(pieces, np.uint64(2) * cell + np.uint64(1), x)
+        bits, base, shift = _entry(raw[i], entries, low)
+        cell, number = _cell(bits, base, shift)
+        slope[i] = _cubic(pieces, 2 * cell, number)
+        a[i] = _cubic(pieces, 2 * cell + 1, number)
 
 
 @compiled
@@ -290,7 +294,7 @@ def _move(w, at, second, rate, eps, slope, a):
 
 
 @compiled
-def _proximal(w, at, raw, second, rate, eps, pieces, left, block, low):
+def _proximal(w, at, raw, second, rate, eps, pieces, left, entries, low):
     """The proximal step until all are done or `left` is nearly full; see `_gaps`."""
     gaps, slopes, curvatures = 0, np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for start in range(0, raw.shape[0], _BLOCK):
@@ -299,7 +303,7 @@ def _proximal(w, at, raw, second, rate, eps, pieces, left, block, low):
             return start, gaps
         # By turns, so that the second loop, of a square root and a division, takes several at once.
         slope, a = slopes[: stop - start], curvatures[: stop - start]
-        _look(raw[start:stop], pieces, slope, a, block, low)
+        _look(raw[start:stop], pieces, slope, a, entries, low)
         squares = None if second is None else second[start:stop]
         _move(w[start:stop], at[start:stop], squares, rate, eps, slope, a)
         for i in range(stop - start):

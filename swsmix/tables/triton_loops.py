@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from swsmix.tables.address import CELLS
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.exact import ExactMixture
@@ -91,7 +92,7 @@ def _launch(
         _pass[_blocks(w)](
             target, w, len(w), packed, k, scale, sums, copies, stride, left, *_lookup(cells),
             write=target is not None, add=add, count=sums is not None, exact=cells is None,
-            one=1 << COUNT, bits=PART, size=_BLOCK,
+            one=1 << COUNT, bits=PART, size=_BLOCK, most=CELLS,
         )  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def proximal_(
         _proximal[_blocks(w)](
             w, at, second, len(w), mixture.packed, len(mixture.mean), rate, eps, curvature,
             *_lookup(cells), adaptive=second is not None, exact=cells is None, size=_BLOCK,
+            most=CELLS,
         )  # fmt: skip
 
 
@@ -129,7 +131,9 @@ def _blocks(w: Tensor) -> tuple[int]:
 
 def _lookup(cells: Cells | None) -> tuple[Any, ...]:
     return (
-        (None, None, 0) if cells is None else (cells.pieces, cells.address.block, cells.address.low)
+        (None, None, 0)
+        if cells is None
+        else (cells.pieces, cells.address.entries, cells.address.low)
     )
 
 
@@ -140,17 +144,13 @@ def compiled(function: Any) -> Any:
 
 
 @compiled
-def _find(w, block, low):
-    """The first cell of a float's block, its place there and the cells' shift; see `Address`."""
+def _find(w, entries, low, most: tl.constexpr):
+    """The cell of a float, its number there and the cell's shift; see `Address`."""
     raw = w.to(tl.int32, bitcast=True)
-    entry = tl.load(block + ((raw >> low) + (1 << (31 - low))))
-    return entry >> 5, raw & ((1 << low) - 1), entry & 31
-
-
-@compiled
-def _cell(first, rest, shift):
-    part = rest >> shift
-    return first + part, (rest - (part << shift)).to(tl.float32)
+    entry = tl.load(entries + ((raw >> low) + (1 << (31 - low))))
+    shift = entry & 31
+    part = raw >> shift
+    return ((entry >> 5) + part) & ((1 << most) - 1), raw - (part << shift), shift
 
 
 @compiled
@@ -197,9 +197,10 @@ def _exact(w, mixture, k):
 
 @compiled
 def _pass(
-    target, w, n, mixture, k, scale, sums, copies, stride, left, pieces, block, low,
+    target, w, n, mixture, k, scale, sums, copies, stride, left, pieces, entries, low,
     write: tl.constexpr, add: tl.constexpr, count: tl.constexpr, exact: tl.constexpr,
     one: tl.constexpr, bits: tl.constexpr, size: tl.constexpr,
+    most: tl.constexpr,
 ):  # fmt: skip
     """Write or add f', and count the weights in one of the copies of the sums, or either alone."""
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
@@ -208,17 +209,16 @@ def _pass(
     if exact:
         slope, _ = _exact(x, mixture, k)
     else:
-        first, rest, shift = _find(x, block, low)
+        cell, number, shift = _find(x, entries, low, most)
         if count:  # part of the cell and number there are two parts of one integer
-            place = (first.to(tl.int64) << left) + (rest.to(tl.int64) << (left - shift))
+            place = (cell.to(tl.int64) << left) + (number.to(tl.int64) << (left - shift))
             row = sums + (tl.program_id(0) % copies).to(tl.int64) * 2 * stride + (place >> bits)
-            number = place & ((1 << bits) - 1)
-            away = number - (1 << (bits - 1))
-            tl.atomic_add(row, number + one, mask=here, sem="relaxed")
+            rest = place & ((1 << bits) - 1)
+            away = rest - (1 << (bits - 1))
+            tl.atomic_add(row, rest + one, mask=here, sem="relaxed")
             tl.atomic_add(row + stride, away * away, mask=here, sem="relaxed")
         if write:
-            cell, place_there = _cell(first, rest, shift)
-            slope = _cubic(pieces, cell, place_there)
+            slope = _cubic(pieces, cell, number.to(tl.float32))
             gap = slope != slope
             if tl.max(gap.to(tl.int32), 0) > 0:
                 right, _ = _exact(x, mixture, k)
@@ -231,8 +231,9 @@ def _pass(
 
 @compiled
 def _proximal(
-    w, at, second, n, mixture, k, rate, eps, curvature, pieces, block, low,
+    w, at, second, n, mixture, k, rate, eps, curvature, pieces, entries, low,
     adaptive: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,
+    most: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
@@ -240,9 +241,9 @@ def _proximal(
     if exact:
         slope, a = _exact(x, mixture, k)
     else:
-        first, rest, shift = _find(x, block, low)
-        cell, number = _cell(first, rest, shift)
-        slope, a = _cubic(pieces, cell, number), _cubic(curvature, cell, number)
+        cell, number, _ = _find(x, entries, low, most)
+        place = number.to(tl.float32)
+        slope, a = _cubic(pieces, cell, place), _cubic(curvature, cell, place)
         gap = slope != slope
         if tl.max(gap.to(tl.int32), 0) > 0:
             right, right_a = _exact(x, mixture, k)

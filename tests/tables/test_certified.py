@@ -10,8 +10,10 @@ from tabulated import MIXTURES, every_mixture, twin
 
 from swsmix import tables
 from swsmix.tables import cutting, taylor
+from swsmix.tables.cells import PART, refinement_for
 from swsmix.tables.cutting import cut
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.scratch import Scratch
 from swsmix.tables.taylor import FACTORIALS, ORDER, certified
 
 pytest.importorskip("numba")
@@ -62,8 +64,48 @@ def assert_same(compiled, plain):
 def test_compiled_and_uncompiled_cells_are_the_same(mixture):
     compiled, plain = both(mixture)
     assert_same(compiled, plain)
-    assert torch.equal(compiled.address.block, plain.address.block)
+    assert torch.equal(compiled.address.entries, plain.address.entries)
     assert (compiled.address.low, compiled.fine) == (plain.address.low, plain.fine)
+
+
+@every_mixture
+@pytest.mark.parametrize("low", [cutting._SHORT, cutting._LONG])
+def test_a_float_is_found_in_the_cell_of_its_interval_at_its_place(mixture, low, monkeypatch):
+    monkeypatch.setattr(cutting, "_FEW", 0 if low == cutting._SHORT else 1 << 62)
+    cells = cut(ExactMixture(*mixture), 1e-5, CPU)
+    assert cells.address.low == low
+    intervals, geometry = cells.intervals, cells.geometry
+    ends = torch.stack([intervals.start, intervals.start + intervals.width - 1])
+    beyond = torch.tensor([*range(int(ends.max()) + 1, 1 << 31, 1 << 20), (1 << 31) - 1])
+    inside = ends[0] + (torch.rand(8, len(ends[0]), dtype=torch.float64) * intervals.width).long()
+    tiny = torch.randint(int(intervals.width[0]), (500,))  # of the first interval, around zero
+    bits = torch.cat([ends.flatten(), inside.flatten(), tiny, beyond])
+    bits = torch.cat([bits, bits - (1 << 31)])
+    w = bits.int().view(torch.float32)
+    cell, number, shift = cells.address.find(w, Scratch(len(w), CPU))
+    size = geometry.width[cell]
+    assert (size == 1 << shift.long()).all() and ((number >= 0) & (number < size)).all()
+    magnitude, outside = bits & ((1 << 31) - 1), (bits & ((1 << 31) - 1)) > int(ends.max())
+    assert not geometry.certified[cell[outside]].any()
+    owner = geometry.owner[cell]
+    start, width = intervals.start[owner], intervals.width[owner]
+    found = (start <= magnitude) & (magnitude < start + width)
+    assert (found & (intervals.sign[owner] == torch.where(bits < 0, -1, 1)))[~outside].all()
+    own = ~outside & (start > 0)
+    place = (w.double() - intervals.centre[owner]) / intervals.radius[owner]
+    there = geometry.inner[cell] + number * geometry.ulp[cell]
+    assert torch.allclose(there[own], place[own], rtol=0.0, atol=1e-9)
+
+
+@every_mixture
+def test_there_are_hardly_more_cells_than_the_intervals_ask_for(mixture):
+    """A cell reaches over blocks where it may, and blocks are short where intervals are narrow."""
+    found = cutting._intervals(ExactMixture(*mixture), 1e-5)
+    needed = refinement_for(found, 1e-5)
+    shift = (found.width.double().log2().floor() - needed.parts).clamp(0, PART + needed.fine)
+    asked = (found.width >> shift.long())[found.start > 0].sum()  # the tiny share one cell
+    cells = cut(ExactMixture(*mixture), 1e-5, CPU)
+    assert len(cells.pieces) <= 1.5 * asked
 
 
 def components(k):
