@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ _TYPES = {
 }  # fmt: skip
 
 
+_KEPT = threading.local()
 _LARGE = 1 << 23  # bytes: at least four large pages
 
 
@@ -52,6 +54,17 @@ def array(tensor: Tensor, *, flat: bool = False) -> NDArray[Any]:
     if not tensor.numel():  # which has no address
         return np.empty(shape, dtype=_TYPES[tensor.dtype])
     return np.asarray(_Memory(tensor, shape))
+
+
+def indices(size: int) -> NDArray[np.int64]:
+    """Memory for so many indices: the thread's own, kept, and written over by its next call.
+
+    A training step's loops leave hardly any weights out, and memory for all of them is slow to get.
+    """
+    kept: NDArray[np.int64] | None = getattr(_KEPT, "indices", None)
+    if kept is None or len(kept) < size:
+        kept = _KEPT.indices = np.empty(size, np.int64)
+    return kept[:size]
 
 
 @functools.cache

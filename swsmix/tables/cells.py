@@ -56,9 +56,14 @@ class Refinement(NamedTuple):
 
 def _bound(taylor: Tensor, rest: Tensor, order: int) -> Tensor:
     """On |g^(order)| r^order, for a polynomial g that is off by rest (t / r)^(ORDER + 1)."""
-    n = torch.arange(order, len(taylor), dtype=torch.float64, device="cpu")
-    ways = torch.exp(torch.lgamma(n + 1) - torch.lgamma(n - order + 1)) * 1.5 ** (n - order)
+    ways = _ways(len(taylor), order)
     return ways @ taylor[order:].abs() + rest / math.factorial(ORDER + 1 - order)
+
+
+@functools.cache
+def _ways(terms: int, order: int) -> Tensor:
+    ways = [math.perm(n, order) * 1.5 ** (n - order) for n in range(order, terms)]
+    return torch.tensor(ways, dtype=torch.float64, device="cpu")
 
 
 def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
@@ -97,14 +102,6 @@ class CellGeometry(NamedTuple):
     certified: Tensor  # whether the piece is within the bounds; other weights: exactly
 
 
-class CellErrors(NamedTuple):
-    """What is certified about the cells of each interval, each (t,)."""
-
-    gradient: Tensor  # error of f', relative to |f'| + sqrt(a)
-    value: Tensor  # error of f, relative to 1 + |f|
-    part: Tensor  # the largest share of the interval that a cell takes
-
-
 class Cells:
     """The pieces f' = c0 + c1 x + c2 x^2 + c3 x^3 of all cells, x a float's number in its cell.
 
@@ -116,8 +113,8 @@ class Cells:
         intervals: its intervals.
         address: the way from a weight to its cell.
         geometry: where the cells lie.
-        errors: what is certified about them.
-        fine: log2 of the parts of a cell in which the sums count weights.
+        refined: how finely the intervals had to be cut.
+        shift: log2 of the floats in the cells of each interval (t,).
         device: where the weights are.
     """
 
@@ -127,18 +124,15 @@ class Cells:
         intervals: Intervals,
         address: Address,
         geometry: CellGeometry,
-        errors: CellErrors,
-        fine: int,
+        refined: Refinement,
+        shift: Tensor,
         device: torch.device,
     ) -> None:
         self.mixture, self.intervals, self.address = mixture, intervals, address
         self.geometry, self.device = geometry, device
         self.certified = geometry.certified.to(device)
-        self._errors = (
-            torch.stack([errors.gradient + 2.0**-21, errors.value + mixture.rounding]),
-            errors.part,
-        )
-        self.fine = fine
+        self._refined, self._shift = refined, shift
+        self.fine = refined.fine  # log2 of the parts of a cell in which the sums count weights
         order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
         self.pieces = self._pieces(intervals.taylor[1:] * order / intervals.radius)
 
@@ -182,14 +176,25 @@ class Cells:
     @functools.cached_property
     def error(self) -> ErrorBounds:
         """The worst bounds over the certified intervals."""
-        (errors, part), (taylor, rest, low) = self._errors, self._curvature
-        certified = ~self.intervals.rest.isinf()
+        intervals, refined = self.intervals, self._refined
+        # The largest share of an interval that a cell takes; the tiny floats count as zero.
+        tiny, part = intervals.start == 0, (1 << self._shift) - 1.0
+        part = torch.where(tiny, 1.0, part / (intervals.width - 1).clamp_min(1))
+        rest, floor = intervals.rest / math.factorial(ORDER + 1), intervals.floor
+        gradient = refined.cubic * part**4 + refined.rounding * part
+        gradient = gradient + rest * (ORDER + 1) / floor / intervals.radius + intervals.noise
+        gradient[tiny] = (intervals.second / intervals.radius / floor * 2)[tiny]
+        value = (refined.third * (part * 2.0**-self.fine) ** 3 + rest) / intervals.size
+        value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
+        taylor, rest, low = self._curvature
         n = torch.arange(1, 4, dtype=torch.float64, device="cpu")
         bounds = [_bound(taylor, rest, order) for order in (1, 2, 3)]
         swing = (2.0**-21 * 2.0**n) @ torch.stack([b * part**i for i, b in enumerate(bounds, 1)])
         miss = _bound(taylor, rest, 4) * part**4 / 160 + rest / math.factorial(ORDER + 1)
         curvature = (miss + swing) / low + 2.0**-20
-        return ErrorBounds(*torch.cat([errors, curvature[None]])[:, certified].amax(1).tolist())
+        rows = gradient + 2.0**-21, value + self.mixture.rounding, curvature
+        certified = ~intervals.rest.isinf()
+        return ErrorBounds(*torch.stack(rows)[:, certified].amax(1).tolist())
 
     def slopes(
         self, w: Tensor, place: tuple[Tensor, Tensor, Tensor], scratch: Scratch, uncertified: Slopes

@@ -10,16 +10,9 @@ from torch import Tensor
 
 from swsmix.tables import backends
 from swsmix.tables.address import CELLS, Address
-from swsmix.tables.cells import (
-    PART,
-    CellErrors,
-    CellGeometry,
-    Cells,
-    Refinement,
-    refinement_for,
-)
+from swsmix.tables.cells import PART, CellGeometry, Cells, refinement_for
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.taylor import ORDER, Intervals, ends, ranges, split
+from swsmix.tables.taylor import Intervals, ends, ranges, split
 
 MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
 _SMALLEST = 64  # floats in the shortest interval
@@ -64,8 +57,8 @@ def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells 
         intervals,
         Address(entries.to(device), spans.low),
         geometry,
-        _errors(intervals, needed, spans),
-        needed.fine,
+        needed,
+        spans.shift[spans.of_interval],
         device,
     )
 
@@ -184,16 +177,3 @@ def _geometry(
     certified = ~(uncertified.index_select(0, owner) | (alone & (spans.start[home] > 0)))
     return CellGeometry(owner, inner, ulp, width, certified)
 
-
-def _errors(intervals: Intervals, needed: Refinement, spans: Spans) -> CellErrors:
-    """The certified errors of the cells in each interval."""
-    shift = spans.shift[spans.of_interval]
-    part = ((1 << shift) - 1) / (intervals.width - 1).clamp_min(1)
-    rest = intervals.rest / math.factorial(ORDER + 1)
-    gradient = needed.cubic * part**4 + needed.rounding * part
-    gradient = gradient + rest * (ORDER + 1) / intervals.floor / intervals.radius + intervals.noise
-    value = (needed.third * (part * 2.0**-needed.fine) ** 3 + rest) / intervals.size
-    tiny = intervals.start == 0  # its floats count as zero
-    gradient[tiny] = (intervals.second / intervals.radius / intervals.floor * 2)[tiny]
-    value[tiny] = (intervals.taylor[1].abs() + intervals.second)[tiny] * 2
-    return CellErrors(gradient, value, torch.where(tiny, 1.0, part))

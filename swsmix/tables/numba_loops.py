@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables.address import CELLS
-from swsmix.tables.arrays import array
+from swsmix.tables.arrays import array, indices
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.threads import over_ranges
@@ -125,7 +125,7 @@ def proximal_(
 
 def _in_parts(start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int]]) -> list[Tensor]:
     """A loop from start to stop, begun again whenever it has no space for what it leaves out."""
-    left, out = [], np.empty(_LEFT, dtype=np.int64)
+    left, out = [], indices(_LEFT)
     while start < stop:
         done, number = loop(slice(start, stop), out)
         if number:

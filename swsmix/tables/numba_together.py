@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from torch import Tensor
 
+from swsmix.tables.arrays import indices
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.numba_exact import gradient_into, proximal_into, scratch
 from swsmix.tables.numba_loops import compiled
@@ -82,12 +83,14 @@ def _memory_of(
         for mixture, size, tensors in zip(mixtures, sizes, parts, strict=True)
     ]  # fmt: skip
     values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    left_out = np.empty(sum(sizes), np.int64)
+    left_out = indices(sum(sizes))
     return np.array(rows, np.int64), values, left_out, np.zeros(len(sizes), np.int64)
 
 
 def _split(left_out: Any, numbers: Any) -> list[Tensor]:
-    return list(torch.from_numpy(left_out).split(numbers.tolist())) if len(left_out) else []
+    if not len(left_out):
+        return []
+    return list(torch.from_numpy(left_out.copy()).split(numbers.tolist()))
 
 
 def _to_pointer(_context, address):
