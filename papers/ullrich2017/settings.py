@@ -115,6 +115,13 @@ RAW = replace(
     recipe=replace(PLAIN.recipe, sparsify_tau=0.08),
     limit=1.9,
 )
+RAW_LONGER = replace(
+    RAW,
+    name="lenet-300-100-raw-longer",
+    recipe=replace(RAW.recipe, sparsify_tau=0.06, sparsify_epochs=80),
+    limit=None,
+    points=0.2,
+)
 CONV_RAW = replace(
     CONV_PLAIN,
     name="lenet-5-caffe-raw",
@@ -128,7 +135,9 @@ CONV_LONGER = replace(
     points=0.25,
     portrait=False,
 )
-MAIN = (PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, CONV_RAW, CONV_LONGER)
+MAIN = (
+    PUBLISHED, SHIFTED, PLAIN, CONV_SHIFTED, CONV_PLAIN, RAW, RAW_LONGER, CONV_RAW, CONV_LONGER,
+)  # fmt: skip
 SWEEP = {
     SHIFTED: ((0.05, 0.13, 0.3, 0.7), (4, 7)),
     PLAIN: ((0.03, 0.06, 0.12, 0.25), (4, 7)),

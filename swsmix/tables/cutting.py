@@ -176,4 +176,3 @@ def _geometry(
     ulp = (outer * unit - centre * unit - inner) / (width - 1).clamp_min(1)
     certified = ~(uncertified.index_select(0, owner) | (alone & (spans.start[home] > 0)))
     return CellGeometry(owner, inner, ulp, width, certified)
-

@@ -23,15 +23,11 @@ from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Intervals
 _TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
 assert _TOP == 8, "`_derivatives` writes them out"
 _FACTORIALS = np.array([float(math.factorial(n)) for n in range(_TOP)])
-_SHARES = 1 / _FACTORIALS
-_WAYS = np.array([[float(math.comb(n, k)) for k in range(_TOP)] for n in range(_TOP)])
 _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
-# Rows, of the mixture's parameters, of `work` (a number per component) and of the sums: views of
-# them would be counted, which takes as long as the arithmetic.
+# Rows, of the mixture's parameters and of `work` (a number per component): views of them would be
+# counted, which takes as long as the arithmetic.
 _LEVEL, _MEAN, _STD, _INVERSE, _PRECISION = range(5)
 _Z, _ODDS, _SLOPE, _GAMMA, _X, _Y, _MOST, _NOISE = range(8)
-_Q, _BOUND, _LOG, _LOG_BOUND = range(4)
-_A, _A_BOUND = 2, 3
 _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
 
 
@@ -95,13 +91,14 @@ def _compare_far(w, work, mixture):
     for j in range(work.shape[1]):
         if mixture[_LEVEL, j] > -np.inf and abs(work[_Z, j]) < closest:
             r, closest = j, abs(work[_Z, j])
-    best, top = r, -np.inf
     for j in range(work.shape[1]):
-        odd = _beyond(w, j, r, work, mixture)
-        if odd > top:
-            best, top = j, odd
+        work[_ODDS, j] = _beyond(w, j, r, work, mixture)
+    best = r
     for j in range(work.shape[1]):
-        work[_ODDS, j] = _beyond(w, j, best, work, mixture)
+        best = j if work[_ODDS, j] > work[_ODDS, best] else best
+    if best != r:
+        for j in range(work.shape[1]):
+            work[_ODDS, j] = _beyond(w, j, best, work, mixture)
 
 
 @_summed
@@ -186,7 +183,7 @@ def _expand(w, radius, mixture, levels, work):
         steep = abs(work[_X, j])
         t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
         exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
-        work[_MOST, j] = exp(min(max(exponent, -708.0), 500.0))  # a bound is not 0
+        work[_MOST, j] = exp(min(max(exponent, -600.0), 500.0))
     by_parts = value > -FAR
     for j in range(num):
         one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
@@ -199,8 +196,8 @@ def _expand(w, radius, mixture, levels, work):
 
 
 @_summed
-def _derivatives(work, row, bound, sums, out):
-    """The sums of weight h_n, h_n the n-th derivative of exp(-x t - y t^2 / 2) at 0.
+def _derivatives(work, row, bound):
+    """The sums of weight h_n, h_n the n-th derivative of exp(-x t - y t^2 / 2) at 0, n = 0 .. 7.
 
     For a bound, of exp((|x| + |y|) t + |y| t^2 / 2). Written out, so that the processor takes
     several components at a time. Where weights underflow, powers may still overflow.
@@ -222,45 +219,47 @@ def _derivatives(work, row, bound, sums, out):
         h7 = u * h6 + 6.0 * v * h5
         s0, s1, s2, s3 = s0 + h0, s1 + h1, s2 + h2, s3 + h3
         s4, s5, s6, s7 = s4 + h4, s5 + h5, s6 + h6, s7 + h7
-    sums[out, 0], sums[out, 1], sums[out, 2], sums[out, 3] = s0, s1, s2, s3
-    sums[out, 4], sums[out, 5], sums[out, 6], sums[out, 7] = s4, s5, s6, s7
+    return s0, s1, s2, s3, s4, s5, s6, s7
+
+
+@inlined
+def _cumulants(q1, q2, q3, q4, q5, q6, q7, sign):
+    """Cumulants 3 .. 7 from moments; with sign 1, terms add up that otherwise cancel."""
+    c3 = q3 + sign * (q1 * q2 + 2.0 * q2 * q1)
+    c4 = q4 + sign * (q1 * q3 + 3.0 * q2 * q2 + 3.0 * c3 * q1)
+    c5 = q5 + sign * (q1 * q4 + 4.0 * q2 * q3 + 6.0 * c3 * q2 + 4.0 * c4 * q1)
+    c6 = q1 * q5 + 5.0 * q2 * q4 + 10.0 * c3 * q3 + 10.0 * c4 * q2 + 5.0 * c5 * q1
+    c6 = q6 + sign * c6
+    c7 = q1 * q6 + 6.0 * q2 * q5 + 15.0 * c3 * q4 + 20.0 * c4 * q3 + 15.0 * c5 * q2 + 6.0 * c6 * q1
+    return c3, c4, c5, c6, q7 + sign * c7
 
 
 @_compiled
-def _certify(mixture, levels, scale, inner, outer, sign, work, sums, out):
+def _certify(mixture, levels, scale, inner, outer, sign, work, out):
     """The fields of one interval, in `out`: as in `Intervals`, with the polynomial last.
 
     Also its bounds: `rest`, what it is measured by, and `noise`.
     """
     centre, r = sign * (inner + outer) / 2, (outer - inner) / 2
     value, gradient, curvature = _expand(centre, r, mixture, levels, work)
-    _derivatives(work, _GAMMA, False, sums, _Q)
-    _derivatives(work, _MOST, True, sums, _BOUND)
-    # Cumulants from moments, as in `taylor.certified`: those of the bounds are negated, so that
-    # all terms add up.
-    sums[_Q, 1], sums[_BOUND, 1] = 0.0, sums[_BOUND, 2]
-    for n in range(1, 3):
-        sums[_LOG, n], sums[_LOG_BOUND, n] = sums[_Q, n], sums[_BOUND, n]
-    for n in range(3, _TOP):
-        exact, bounded = sums[_Q, n], sums[_BOUND, n]
-        for k in range(1, n):
-            exact -= _WAYS[n - 1, k - 1] * (sums[_LOG, k] * sums[_Q, n - k])
-            bounded += _WAYS[n - 1, k - 1] * (sums[_LOG_BOUND, k] * sums[_BOUND, n - k])
-        sums[_LOG, n], sums[_LOG_BOUND, n] = exact, bounded
+    _, _, q2, q3, q4, q5, q6, q7 = _derivatives(work, _GAMMA, False)
+    _, _, b2, b3, b4, b5, b6, b7 = _derivatives(work, _MOST, True)
+    # As in `taylor.certified`: the first cumulant is zero at the centre, and inside, the second
+    # one's bound is one for it too. Bounds are negated, so that all terms add up.
+    c3, c4, c5, c6, _ = _cumulants(0.0, q2, q3, q4, q5, q6, q7, -1.0)
+    _, _, _, _, rest = _cumulants(b2, b2, b3, b4, b5, b6, b7, 1.0)
     bend = curvature * r * r
-    second = bend + sums[_BOUND, 2]
-    swing, rounding = _swing_and_noise(work, sums[_BOUND, 1])
+    second = bend + b2
+    swing, rounding = _swing_and_noise(work, b2)
     floor = math.sqrt(max((bend - swing) / (r * r), scale * scale))
     floor += max(abs(gradient) - second / r, 0.0)
     size = 1.0 + max(abs(value) - abs(gradient * r) - second, 0.0)
     noise = rounding / r / floor
-    rest = sums[_LOG_BOUND, ORDER + 1]
     out[0], out[1], out[2], out[3] = centre, r, bend, rest
     out[4], out[5], out[6], out[7] = second, floor, size, noise
     out[8], out[9] = value, gradient * r
-    for n in range(2, ORDER + 1):
-        out[8 + n] = -sums[_LOG, n] * _SHARES[n]
-    out[10] += bend / 2
+    out[10], out[11], out[12] = (bend - q2) / 2.0, -c3 / 6.0, -c4 / 24.0
+    out[13], out[14] = -c5 / 120.0, -c6 / 720.0
     return rest / min(r * floor / (ORDER + 1), size), noise
 
 
@@ -276,7 +275,7 @@ def _split(
     """How many intervals (0: too many), with their starts, widths and signs, and their fields."""
     room, used = 4088, 0  # no power of two: rows would share places in the cache
     where, found = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
-    work, sums, out = np.empty((8, mixture.shape[1])), np.empty((4, _TOP)), np.empty(_FIELDS)
+    work, out = np.empty((8, mixture.shape[1])), np.empty(_FIELDS)
     stack = np.empty((_STACK, 2), np.int64)
     slack = tolerance / 8 * _FACTORIALS[ORDER + 1]
     for i in range(starts.shape[0]):
@@ -286,7 +285,7 @@ def _split(
             height -= 1
             start, width = stack[height, 0], stack[height, 1]
             inner, outer = _float_of(start), _float_of(start + width - 1)
-            miss, noise = _certify(mixture, levels, scale, inner, outer, signs[i], work, sums, out)
+            miss, noise = _certify(mixture, levels, scale, inner, outer, signs[i], work, out)
             excess = max(miss / slack, noise / (tolerance / 16))
             good = miss / slack <= 1 and noise / (tolerance / 16) <= 1  # a NaN is not
             if good or width <= smallest or start == 0:
@@ -320,31 +319,42 @@ def _split(
     return used, where, found
 
 
+@inlined
+def _quotients(a, q1, q, sign, out):
+    """The derivatives of a quotient from those of its numerator a and denominator q at 0."""
+    d0, q2, q3, q4, q5, q6, q7 = a[0], q[2], q[3], q[4], q[5], q[6], q[7]
+    d1 = a[1] + sign * d0 * q1
+    d2 = a[2] + sign * (d0 * q2 + 2.0 * d1 * q1)
+    d3 = a[3] + sign * (d0 * q3 + 3.0 * d1 * q2 + 3.0 * d2 * q1)
+    d4 = a[4] + sign * (d0 * q4 + 4.0 * d1 * q3 + 6.0 * d2 * q2 + 4.0 * d3 * q1)
+    d5 = d0 * q5 + 5.0 * d1 * q4 + 10.0 * d2 * q3 + 10.0 * d3 * q2 + 5.0 * d4 * q1
+    d5 = a[5] + sign * d5
+    d6 = d0 * q6 + 6.0 * d1 * q5 + 15.0 * d2 * q4 + 20.0 * d3 * q3 + 15.0 * d4 * q2 + 6.0 * d5 * q1
+    d6 = a[6] + sign * d6
+    d7 = d0 * q7 + 7.0 * d1 * q6 + 21.0 * d2 * q5 + 35.0 * d3 * q4
+    d7 = a[7] + sign * (d7 + 35.0 * d4 * q3 + 21.0 * d5 * q2 + 7.0 * d6 * q1)
+    out[0], out[1], out[2], out[3] = d0, d1, d2, d3
+    out[4], out[5], out[6], out[7] = d4, d5, d6, d7
+
+
 @_compiled
 def _curvature(mixture, levels, scale, centre, radius):
     """The rows that `taylor.curvature` returns (ORDER + 3, t)."""
     rows = np.empty((ORDER + 3, centre.shape[0]))
-    work, sums = np.empty((8, mixture.shape[1])), np.empty((4, _TOP))
+    work, bound, exact = np.empty((8, mixture.shape[1])), np.empty(_TOP), np.empty(_TOP)
     for i in range(centre.shape[0]):
         r = radius[i]
         _, _, curvature = _expand(centre[i], r, mixture, levels, work)
-        _derivatives(work, _GAMMA, False, sums, _Q)
-        _derivatives(work, _MOST, True, sums, _BOUND)
+        q = _derivatives(work, _GAMMA, False)
+        b = _derivatives(work, _MOST, True)
         for j in range(work.shape[1]):
             work[_GAMMA, j] *= work[_Y, j]
             work[_MOST, j] *= abs(work[_Y, j])
-        _derivatives(work, _GAMMA, False, sums, _A)
-        _derivatives(work, _MOST, True, sums, _A_BOUND)
-        sums[_BOUND, 1] = sums[_BOUND, 2]
-        for n in range(1, _TOP):
-            a, bound = sums[_A, n], sums[_A_BOUND, n]
-            for k in range(n):
-                a -= _WAYS[n, k] * (sums[_A, k] * sums[_Q, n - k])
-                bound += _WAYS[n, k] * (sums[_A_BOUND, k] * sums[_BOUND, n - k])
-            sums[_A, n], sums[_A_BOUND, n] = a, bound
+        _quotients(_derivatives(work, _GAMMA, False), 0.0, q, -1.0, exact)
+        _quotients(_derivatives(work, _MOST, True), b[2], b, 1.0, bound)
         bend = curvature * r * r
         for n in range(ORDER + 1):
-            rows[n, i] = ((bend if n == 0 else 0.0) + sums[_A, n] / _FACTORIALS[n]) / (r * r)
-        rows[ORDER + 1, i] = sums[_A_BOUND, ORDER + 1] / (r * r)
-        rows[ORDER + 2, i] = max(bend - sums[_A_BOUND, 1], scale * scale * r * r) / (r * r)
+            rows[n, i] = ((bend if n == 0 else 0.0) + exact[n] / _FACTORIALS[n]) / (r * r)
+        rows[ORDER + 1, i] = bound[ORDER + 1] / (r * r)
+        rows[ORDER + 2, i] = max(bend - bound[1], scale * scale * r * r) / (r * r)
     return rows
