@@ -123,14 +123,15 @@ class CellHistogram:
         appear in the sums over the weights.
         """
         intervals, mixture = self.cells.intervals, self.cells.mixture
-        moments = powers.new_zeros(3, len(mixture.mean))
         centres, radii = intervals.centre[used], intervals.radius[used]
-        numba = backends.numba_sums()
+        if numba := backends.numba_sums():
+            compiled: Tensor = numba.moments(mixture, centres, radii, powers)
+            return compiled
+        moments = powers.new_zeros(3, len(mixture.mean))
         for start in range(0, len(used), mixture.rows):
             part = slice(start, start + mixture.rows)
             p, offset = mixture.around(centres[part]), centres[part] - mixture.mean[:, None]
-            add_ = numba.add_moments_ if numba else _add_moments_
-            add_(moments, p, offset, radii[part], powers[:, part])
+            _add_moments_(moments, p, offset, radii[part], powers[:, part])
         return moments
 
 

@@ -26,8 +26,8 @@ _FACTORIALS = np.array([float(math.factorial(n)) for n in range(_TOP)])
 _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
 # Rows, of the mixture's parameters and of `work` (a number per component): views of them would be
 # counted, which takes as long as the arithmetic.
-_LEVEL, _MEAN, _STD, _INVERSE, _PRECISION = range(5)
-_Z, _ODDS, _SLOPE, _GAMMA, _X, _Y, _MOST, _NOISE = range(8)
+_LEVEL, MEAN, _STD, _INVERSE, _PRECISION = range(5)
+_Z, _ODDS, _SLOPE, GAMMA, X, Y, _MOST, _NOISE = range(8)
 _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
 
 
@@ -75,9 +75,9 @@ def _parameters(mixture: ExactMixture) -> tuple[Any, ...]:
 @inlined
 def _beyond(w, j, r, work, mixture):
     """The log of pi_j N_j relative to the component r, far out; see `_log_odds`."""
-    mean_r, std_r, std = mixture[_MEAN, r], mixture[_STD, r], mixture[_STD, j]
+    mean_r, std_r, std = mixture[MEAN, r], mixture[_STD, r], mixture[_STD, j]
     one = (w - mean_r) * ((std_r - std) / std_r) / std
-    other = (mean_r - mixture[_MEAN, j]) / std
+    other = (mean_r - mixture[MEAN, j]) / std
     gap = work[_Z, j] - work[_Z, r]
     if abs(one) + abs(other) <= abs(work[_Z, j]) + abs(work[_Z, r]):
         gap = one + other
@@ -105,7 +105,7 @@ def _compare_far(w, work, mixture):
 def _total_gamma(work):
     total = 0.0
     for j in range(work.shape[1]):
-        total += work[_GAMMA, j]
+        total += work[GAMMA, j]
     return total
 
 
@@ -113,9 +113,9 @@ def _total_gamma(work):
 def _means(work, mixture):
     gradient = curvature = pull = 0.0
     for j in range(work.shape[1]):
-        gradient += work[_GAMMA, j] * (work[_Z, j] * mixture[_INVERSE, j])
-        curvature += work[_GAMMA, j] * mixture[_PRECISION, j]
-        pull += work[_GAMMA, j] * work[_SLOPE, j]
+        gradient += work[GAMMA, j] * (work[_Z, j] * mixture[_INVERSE, j])
+        curvature += work[GAMMA, j] * mixture[_PRECISION, j]
+        pull += work[GAMMA, j] * work[_SLOPE, j]
     return gradient, curvature, pull
 
 
@@ -124,7 +124,7 @@ def _swing_and_noise(work, slack):
     swing = rounding = 0.0
     for j in range(work.shape[1]):
         if work[_MOST, j] != 0.0:
-            steep, bent = abs(work[_X, j]), abs(work[_Y, j])
+            steep, bent = abs(work[X, j]), abs(work[Y, j])
             swing += work[_MOST, j] * bent * (steep + bent + slack)
             rounding += work[_MOST, j] * (steep + bent) * work[_NOISE, j]
     return swing, rounding
@@ -139,7 +139,7 @@ def _largest(work):
 
 
 @_compiled
-def _expand(w, radius, mixture, levels, work):
+def expand(w, radius, mixture, levels, work):
     """f, f' and a at a centre; the rows of `work` then describe the components.
 
     They are gamma, slope and bend in units of the radius, the bound on gamma, and how far rounding
@@ -147,7 +147,7 @@ def _expand(w, radius, mixture, levels, work):
     """
     num = work.shape[1]
     for j in range(num):
-        work[_Z, j] = (w - mixture[_MEAN, j]) / mixture[_STD, j]
+        work[_Z, j] = (w - mixture[MEAN, j]) / mixture[_STD, j]
         work[_ODDS, j] = mixture[_LEVEL, j] - 0.5 * work[_Z, j] * work[_Z, j]
     top = _largest(work)
     if top < FAR:
@@ -158,36 +158,36 @@ def _expand(w, radius, mixture, levels, work):
         near += 1
     for j in range(num):
         work[_ODDS, j] -= top
-        work[_GAMMA, j] = exp(work[_ODDS, j])
+        work[GAMMA, j] = exp(work[_ODDS, j])
     total = _total_gamma(work)
     log_total = math.log(total)
     value = 0.5 * work[_Z, near] * work[_Z, near] - mixture[_LEVEL, near] + LOG_SQRT_2PI - log_total
     # Each component's own f' as a difference to the nearest one's, and in parts that do not cancel
     # far out; the smaller is exact.
-    mean_r, std_r = mixture[_MEAN, near], mixture[_STD, near]
+    mean_r, std_r = mixture[MEAN, near], mixture[_STD, near]
     z_r, inverse_r = work[_Z, near], mixture[_INVERSE, near]
     offset, pull_r = w - mean_r, z_r * inverse_r
     for j in range(num):
         inverse = mixture[_INVERSE, j]
         one = offset * ((std_r - mixture[_STD, j]) * inverse * inverse_r) * (inverse + inverse_r)
-        other, mine = (mean_r - mixture[_MEAN, j]) * inverse * inverse, work[_Z, j] * inverse
+        other, mine = (mean_r - mixture[MEAN, j]) * inverse * inverse, work[_Z, j] * inverse
         parts, whole = abs(one) + abs(other), abs(mine) + abs(pull_r)
         work[_SLOPE, j] = one + other if parts < whole else mine - pull_r
     for j in range(num):
-        work[_GAMMA, j] /= total
+        work[GAMMA, j] /= total
     gradient, curvature, pull = _means(work, mixture)
     for j in range(num):
-        work[_X, j] = (work[_SLOPE, j] - pull) * radius
-        work[_Y, j] = (mixture[_PRECISION, j] - curvature) * radius * radius
+        work[X, j] = (work[_SLOPE, j] - pull) * radius
+        work[Y, j] = (mixture[_PRECISION, j] - curvature) * radius * radius
     for j in range(num):
-        steep = abs(work[_X, j])
-        t = min((steep + 1e-300) / max(work[_Y, j], 1e-300), 1.0)  # where the exponent peaks
-        exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[_Y, j] * t)
+        steep = abs(work[X, j])
+        t = min((steep + 1e-300) / max(work[Y, j], 1e-300), 1.0)  # where the exponent peaks
+        exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[Y, j] * t)
         work[_MOST, j] = exp(min(max(exponent, -600.0), 500.0))
     by_parts = value > -FAR
     for j in range(num):
         one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
-        other = (mean_r - mixture[_MEAN, j]) * mixture[_INVERSE, j]
+        other = (mean_r - mixture[MEAN, j]) * mixture[_INVERSE, j]
         whole = abs(work[_Z, j]) + abs(z_r)
         reach = min(abs(one) + abs(other), whole) * whole
         squares = work[_Z, j] * work[_Z, j] + z_r * z_r
@@ -204,10 +204,10 @@ def _derivatives(work, row, bound):
     """
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
     for j in range(work.shape[1]):
-        h0, u, v = work[row, j], -work[_X, j], -work[_Y, j]
+        h0, u, v = work[row, j], -work[X, j], -work[Y, j]
         if bound:
-            v = abs(work[_Y, j])
-            u = abs(work[_X, j]) + v
+            v = abs(work[Y, j])
+            u = abs(work[X, j]) + v
         if h0 == 0.0:
             u = v = 0.0
         h1 = u * h0
@@ -241,8 +241,8 @@ def _certify(mixture, levels, scale, inner, outer, sign, work, out):
     Also its bounds: `rest`, what it is measured by, and `noise`.
     """
     centre, r = sign * (inner + outer) / 2, (outer - inner) / 2
-    value, gradient, curvature = _expand(centre, r, mixture, levels, work)
-    _, _, q2, q3, q4, q5, q6, q7 = _derivatives(work, _GAMMA, False)
+    value, gradient, curvature = expand(centre, r, mixture, levels, work)
+    _, _, q2, q3, q4, q5, q6, q7 = _derivatives(work, GAMMA, False)
     _, _, b2, b3, b4, b5, b6, b7 = _derivatives(work, _MOST, True)
     # As in `taylor.certified`: the first cumulant is zero at the centre, and inside, the second
     # one's bound is one for it too. Bounds are negated, so that all terms add up.
@@ -344,13 +344,13 @@ def _curvature(mixture, levels, scale, centre, radius):
     work, bound, exact = np.empty((8, mixture.shape[1])), np.empty(_TOP), np.empty(_TOP)
     for i in range(centre.shape[0]):
         r = radius[i]
-        _, _, curvature = _expand(centre[i], r, mixture, levels, work)
-        q = _derivatives(work, _GAMMA, False)
+        _, _, curvature = expand(centre[i], r, mixture, levels, work)
+        q = _derivatives(work, GAMMA, False)
         b = _derivatives(work, _MOST, True)
         for j in range(work.shape[1]):
-            work[_GAMMA, j] *= work[_Y, j]
-            work[_MOST, j] *= abs(work[_Y, j])
-        _quotients(_derivatives(work, _GAMMA, False), 0.0, q, -1.0, exact)
+            work[GAMMA, j] *= work[Y, j]
+            work[_MOST, j] *= abs(work[Y, j])
+        _quotients(_derivatives(work, GAMMA, False), 0.0, q, -1.0, exact)
         _quotients(_derivatives(work, _MOST, True), b[2], b, 1.0, bound)
         bend = curvature * r * r
         for n in range(ORDER + 1):

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from swsmix.tables.cells import PART, Cells
-from swsmix.tables.exact import Around
+from swsmix.tables.exact import ExactMixture
+from swsmix.tables.numba_certify import GAMMA, MEAN, X, Y, expand
 from swsmix.tables.numba_loops import compiled
 from swsmix.tables.taylor import ORDER
 
@@ -38,17 +39,19 @@ def powers(
     return value, out.T, missing
 
 
-def add_moments_(moments: Tensor, p: Around, offset: Tensor, r: Tensor, powers: Tensor) -> None:
-    """Add the moments of the weights in some intervals.
+def moments(mixture: ExactMixture, centre: Tensor, radius: Tensor, powers: Tensor) -> Tensor:
+    """The moments (3, k) of the weights in some intervals; see `CellHistogram._moments`.
 
     Args:
-        moments: changed in place (3, k).
-        p: the mixture around the intervals' centres.
-        offset: the centres less the means (k, t).
-        r: the intervals' radii (t,).
+        mixture: the mixture, on the CPU.
+        centre: of the intervals (t,).
+        radius: of the intervals (t,).
         powers: the sums of s^n / q (ORDER + 3, t).
     """
-    _add_moments(moments.numpy(), *_numpy(p.gamma, p.slope, p.bend, offset, r, powers.T))
+    out = powers.new_zeros(3, len(mixture.mean))
+    of_mixture = mixture.as_array, mixture.levels
+    _add_moments(*of_mixture, *_numpy(centre, radius, powers.T, out))
+    return out
 
 
 def _numpy(*tensors: Tensor) -> tuple[Any, ...]:
@@ -84,13 +87,15 @@ def _powers(count, first, second, certified, owner, inner, ulp, width, fine, tay
 
 
 @compiled
-def _add_moments(moments, gamma, slope, bend, offset, radius, powers):
-    for j in range(gamma.shape[0]):
-        for i in range(gamma.shape[1]):
-            r, g, d = radius[i], gamma[j, i], offset[j, i]
+def _add_moments(mixture, levels, centre, radius, powers, moments):
+    work = np.empty((8, mixture.shape[1]))
+    for i in range(len(centre)):
+        r = radius[i]
+        expand(centre[i], r, mixture, levels, work)
+        for j in range(work.shape[1]):
+            g, x, y, d = work[GAMMA, j], work[X, j], work[Y, j], centre[i] - mixture[MEAN, j]
             if g < 1e-100:  # slopes and bends may overflow
                 continue
-            x, y = slope[j, i] * r, bend[j, i] * r * r
             before, now, factorial = 0.0, 1.0, 1.0
             zeroth, first, second = 0.0, 0.0, 0.0
             for n in range(ORDER + 1):
