@@ -80,10 +80,10 @@ def _summed(function: Any) -> Any:
 
 
 @_fused
-def _compare(x, mean, std, level, z, odds, top):
+def _compare(x, mean, std, level, odds, top):
     for i in range(len(x)):
-        z[i] = (x[i] - mean) / std
-        odds[i] = level - 0.5 * z[i] * z[i]
+        z = (x[i] - mean) / std
+        odds[i] = level - 0.5 * z * z
         top[i] = odds[i] if odds[i] > top[i] else top[i]
 
 
@@ -95,9 +95,9 @@ def _exponentiate(odds, top, total):
 
 
 @_fused
-def _add_pull(z, gamma, inverse, precision, slope, a):
-    for i in range(len(z)):
-        slope[i] += gamma[i] * (z[i] * inverse)
+def _add_pull(x, mean, gamma, inverse, precision, slope, a):
+    for i in range(len(x)):
+        slope[i] += gamma[i] * ((x[i] - mean) * inverse * inverse)
         a[i] += gamma[i] * precision
 
 
@@ -122,8 +122,8 @@ def _flush(part, total):
 
 
 @compiled
-def _responsible(w, mixture, z, gamma, x, top, total, part):
-    """Of a block of weights: z, gamma not yet divided by their sum, the sum, and the divisor's log.
+def _responsible(w, mixture, gamma, x, top, total, part):
+    """Of a block of weights: gamma not yet divided by their sum, the sum, and the divisor's log.
 
     The latter is NaN for weights that have to be left out.
     """
@@ -132,7 +132,7 @@ def _responsible(w, mixture, z, gamma, x, top, total, part):
         x[i] = w[i] if abs(w[i]) < np.inf else np.inf
         top[i], total[i] = -np.inf, 0.0
     for j in range(len(gamma)):
-        _compare(x, mixture[1, j], mixture[2, j], mixture[0, j], z[j], gamma[j], top)
+        _compare(x, mixture[1, j], mixture[2, j], mixture[0, j], gamma[j], top)
     for i in range(len(w)):
         top[i] = top[i] if top[i] >= FAR else np.nan
     for j in range(len(gamma)):
@@ -142,15 +142,15 @@ def _responsible(w, mixture, z, gamma, x, top, total, part):
 
 
 @compiled
-def _pull(w, mixture, z, gamma, rows):
+def _pull(w, mixture, gamma, rows):
     """The slope and the curvature of a block of weights; NaN for those that are left out."""
     x, top, total, slope, a, part, part_a = (
         rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6]
     )  # fmt: skip
-    _responsible(w, mixture, z, gamma, x, top, total, part)
+    _responsible(w, mixture, gamma, x, top, total, part)
     slope[:], a[:], part_a[:] = 0.0, 0.0, 0.0
     for j in range(len(gamma)):
-        _add_pull(z[j], gamma[j], mixture[3, j], mixture[4, j], part, part_a)
+        _add_pull(x, mixture[1, j], gamma[j], mixture[3, j], mixture[4, j], part, part_a)
         if j % _TERMS == _TERMS - 1 or j == len(gamma) - 1:
             _flush(part, slope)
             _flush(part_a, a)
@@ -162,17 +162,17 @@ def _pull(w, mixture, z, gamma, rows):
 
 @compiled
 def scratch(mixture):
-    """Memory for z and gamma (k, block), and for seven numbers per weight of a block."""
+    """Memory for gamma (k, block), and for seven numbers per weight of a block."""
     k = mixture.shape[1]
-    return np.empty((k, _BLOCK)), np.empty((k, _BLOCK)), np.empty((7, _BLOCK))
+    return np.empty((k, _BLOCK)), np.empty((7, _BLOCK))
 
 
 @compiled
 def _slopes(w, mixture, out):
-    z, gamma, rows = scratch(mixture)
+    gamma, rows = scratch(mixture)
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
-        _pull(part, mixture, z, gamma, rows)
+        _pull(part, mixture, gamma, rows)
         for i in range(len(part)):
             out[0, start + i], out[1, start + i] = rows[3, i], rows[4, i]
 
@@ -180,11 +180,11 @@ def _slopes(w, mixture, out):
 @compiled
 def gradient_into(target, w, scale, mixture, memory, left_out):
     """`write_gradient_` in memory from `scratch`; how many weights are left out."""
-    z, gamma, rows = memory
+    gamma, rows = memory
     number = 0
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
-        _pull(part, mixture, z, gamma, rows)
+        _pull(part, mixture, gamma, rows)
         for i in range(len(part)):
             slope = rows[3, i]
             if slope != slope:
@@ -205,11 +205,11 @@ def _write_gradient(target, w, scale, mixture, left_out):
 @compiled
 def proximal_into(w, at, second, rate, eps, mixture, memory, left_out):
     """`proximal_` in memory from `scratch`; how many weights are left out."""
-    z, gamma, rows = memory
+    gamma, rows = memory
     number = 0
     for start in range(0, len(w), _BLOCK):
         part = at[start : start + _BLOCK]
-        _pull(part, mixture, z, gamma, rows)
+        _pull(part, mixture, gamma, rows)
         for i in range(len(part)):
             slope, a, before = rows[3, i], rows[4, i], np.float64(w[start + i])
             if slope != slope:
@@ -230,12 +230,12 @@ def _proximal(w, at, second, rate, eps, mixture, left_out):
 def _sums(w, mixture, moments, left_out):
     # The roundings of millions do not add up: `lost` is what the value has lost by them (Kahan
     # 1965), and the moments are those of many blocks at a time.
-    z, gamma, rows = scratch(mixture)
+    gamma, rows = scratch(mixture)
     number, x, top, total, own = 0, rows[0], rows[1], rows[2], rows[5]
     value, lost, few = 0.0, 0.0, np.zeros_like(moments)
     for start in range(0, len(w), _BLOCK):
         part = w[start : start + _BLOCK]
-        _responsible(part, mixture, z, gamma, x, top, total, own)
+        _responsible(part, mixture, gamma, x, top, total, own)
         for i in range(len(part)):
             if top[i] != top[i]:
                 left_out[number] = start + i
