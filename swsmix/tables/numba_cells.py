@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.numba_loops import compiled
+from swsmix.tables.numba_loops import compiled, fused
 from swsmix.tables.taylor import Intervals
 
 _BLOCK = 64  # cells at a time
-
-
-def _fused(function: Any) -> Any:
-    return compiled(function, fast={"contract"})  # x * y + z in one rounding
 
 
 def laid_out(
@@ -88,14 +84,14 @@ def _lay_out(
 # Each of these loops is over the cells of a block: the processor takes several at a time.
 
 
-@_fused
+@fused
 def _add_product(rows, n, other, by, factor):
     low, high = rows[n], rows[other]
     for i in range(len(by)):
         low[i] += factor * (high[i] * by[i])
 
 
-@_fused
+@fused
 def _shift(rows, top, by):
     """Polynomials in s (top + 1, block), lowest coefficients first, become those in s - by."""
     for done in range(top):
@@ -103,7 +99,7 @@ def _shift(rows, top, by):
             _add_product(rows, n, n + 1, by, 1.0)
 
 
-@_fused
+@fused
 def _pieces(taylor, chebyshev, owner, inner, ulp, width, certified, out):
     order = taylor.shape[0] - 1
     rows = np.zeros((order + 1, _BLOCK))

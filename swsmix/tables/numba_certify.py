@@ -17,7 +17,7 @@ from torch import Tensor
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.numba_exp import exp
-from swsmix.tables.numba_loops import compiled, inlined
+from swsmix.tables.numba_loops import compiled, fused, inlined
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Intervals
 
 _TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
@@ -29,10 +29,6 @@ _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
 _LEVEL, MEAN, _STD, _INVERSE, _PRECISION = range(5)
 _Z, _ODDS, _SLOPE, GAMMA, X, Y, _MOST, _NOISE = range(8)
 _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
-
-
-def _compiled(function: Any) -> Any:
-    return compiled(function, fast={"contract"})  # x * y + z in one rounding
 
 
 def _summed(function: Any) -> Any:
@@ -84,7 +80,7 @@ def _beyond(w, j, r, work, mixture):
     return mixture[_LEVEL, j] - max(0.5 * gap * (work[_Z, j] + work[_Z, r]), -1e300)
 
 
-@_compiled
+@fused
 def _compare_far(w, work, mixture):
     """The odds far out, where the squares of z lose their differences; see `_log_odds`."""
     r, closest = 0, np.inf
@@ -138,7 +134,7 @@ def _largest(work):
     return top
 
 
-@_compiled
+@fused
 def expand(w, radius, mixture, levels, work):
     """f, f' and a at a centre; the rows of `work` then describe the components.
 
@@ -234,7 +230,7 @@ def _cumulants(q1, q2, q3, q4, q5, q6, q7, sign):
     return c3, c4, c5, c6, q7 + sign * c7
 
 
-@_compiled
+@fused
 def _certify(mixture, levels, scale, inner, outer, sign, work, out):
     """The fields of one interval, in `out`: as in `Intervals`, with the polynomial last.
 
@@ -268,7 +264,7 @@ def _float_of(bits):
     return np.float64(np.int32(bits).view(np.float32))
 
 
-@_compiled
+@fused
 def _split(
     mixture, levels, scale, tolerance, starts, widths, signs, smallest
 ):  # fmt: skip
@@ -337,7 +333,7 @@ def _quotients(a, q1, q, sign, out):
     out[4], out[5], out[6], out[7] = d4, d5, d6, d7
 
 
-@_compiled
+@fused
 def _curvature(mixture, levels, scale, centre, radius):
     """The rows that `taylor.curvature` returns (ORDER + 3, t)."""
     rows = np.empty((ORDER + 3, centre.shape[0]))

@@ -18,7 +18,7 @@ from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.fingerprint import HIGH, LOW, MASK, WORD
 from swsmix.tables.numba_exp import exp
-from swsmix.tables.numba_loops import compiled
+from swsmix.tables.numba_loops import compiled, fused
 
 _BLOCK = 256  # weights at a time: what is kept of them stays in the cache
 _MANY = 1 << 14  # weights that are summed by themselves
@@ -65,11 +65,6 @@ def scrambled(words: Tensor) -> int:
     return int(_scrambled(array(words).view(np.uint32)))
 
 
-def _fused(function: Any) -> Any:
-    # A product and a sum in one operation, which rounds once where two round twice.
-    return compiled(function, fast={"contract"})
-
-
 def _summed(function: Any) -> Any:
     # Sums in any order; what is left out never comes here.
     return compiled(function, fast={"contract", "reassoc", "nsz"})
@@ -79,7 +74,7 @@ def _summed(function: Any) -> Any:
 # weights at a time.
 
 
-@_fused
+@fused
 def _compare(x, mean, std, level, odds, top):
     for i in range(len(x)):
         z = (x[i] - mean) / std
@@ -87,14 +82,14 @@ def _compare(x, mean, std, level, odds, top):
         top[i] = odds[i] if odds[i] > top[i] else top[i]
 
 
-@_fused
+@fused
 def _exponentiate(odds, top, total):
     for i in range(len(odds)):
         odds[i] = exp(odds[i] - top[i])
         total[i] += odds[i]
 
 
-@_fused
+@fused
 def _add_pull(x, mean, gamma, inverse, precision, slope, a):
     for i in range(len(x)):
         slope[i] += gamma[i] * ((x[i] - mean) * inverse * inverse)
