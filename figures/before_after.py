@@ -179,11 +179,11 @@ def _seeded(seed: int):
 
 def _room(file: str) -> str:
     """The room of swsmix in which a file lies; a module of its name in the older layout."""
-    inside = re.search(r"swsmix[/\\](tables|em|prior|attach|proximal)?[^a-z]", file)
-    if "swsmix" not in file or not inside:
+    inside = re.search(r"swsmix[/\\](\w+)", file)
+    if not inside:
         return ROOMS[-1]
-    room = inside.group(1)
-    return {"proximal": "attach", None: "rest of swsmix"}.get(room, room)
+    name = {"proximal": "attach"}.get(inside.group(1), inside.group(1))
+    return name if name in ROOMS else "rest of swsmix"
 
 
 def work() -> None:
@@ -275,6 +275,8 @@ def written(found: dict) -> list[str]:
     for name in (PUBLIC, *OF_TABLES):
         lines.append(row(name, lambda each, name=name: 1e3 * each[name]))
     lines += [
+        "",
+        "The public calls leave split and merge out.",
         "",
         "| training step (Adam, an EM step every ten) over the plain one | before | after | before "
         "/ after |",

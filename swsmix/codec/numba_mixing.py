@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from swsmix.tables.numba_loops import compiled
+from swsmix.tables.numba_compiled import compiled
 
 
 @compiled

@@ -41,7 +41,7 @@ The modules:
   them, torch's operations make the passes.
 - `numba_certify`, `numba_cells`, `numba_sums`, `numba_exact`: steps 1, 2 and 5 and the exact
   evaluation of few weights, compiled for a CPU; `numba_exp`: their exponential function;
-  `numba_together`: the loops of `together`.
+  `numba_together`: the loops of `together`; `numba_compiled`: how numba compiles them.
 - `triton_cells`: the cubics of step 2, made on a GPU.
 - `regions`: where each component is the most responsible.
 """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from swsmix.tables.scratch import Scratch
 
-CELLS = 27  # bits of a cell's number
+CELL_BITS = 27  # of a cell's number
 
 
 class Address:
@@ -15,8 +15,8 @@ class Address:
 
     Its upper bits name its block: (bits >> low) + 2^(31 - low). The block's entry holds the shift
     of its cells, which have 2^shift floats each, and where to count them from: the float is in cell
-    base + (bits >> shift), modulo 2^CELLS, and its number there is bits & (2^shift - 1). So a cell
-    may be a part of a block, or reach over several.
+    base + (bits >> shift), modulo 2^CELL_BITS, and its number there is bits & (2^shift - 1). So a
+    cell may be a part of a block, or reach over several.
 
     Args:
         entries: base << 5 | shift for each of the 2^(32 - low) blocks, in int32.
@@ -34,6 +34,6 @@ class Address:
         torch.index_select(self.entries, 0, part, out=cell)
         torch.bitwise_and(cell, 31, out=shift)
         torch.bitwise_right_shift(bits, shift, out=part)
-        cell.bitwise_right_shift_(5).add_(part).bitwise_and_((1 << CELLS) - 1)
+        cell.bitwise_right_shift_(5).add_(part).bitwise_and_((1 << CELL_BITS) - 1)
         torch.sub(bits, part.bitwise_left_shift_(shift), out=number)
         return cell, number, shift

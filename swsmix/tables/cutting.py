@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables import backends
-from swsmix.tables.address import CELLS, Address
+from swsmix.tables.address import CELL_BITS, Address
 from swsmix.tables.cells import PART, CellGeometry, Cells, refinement_for
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import Intervals, ends, ranges, split
@@ -17,8 +17,10 @@ from swsmix.tables.taylor import Intervals, ends, ranges, split
 MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
 _SMALLEST = 64  # floats in the shortest interval
 # log2 of the floats in a block: short ones where components are narrow, for fewer cells; long ones
-# where there are few cells in any case, so that the entries stay in the nearest cache.
+# where there are few cells in any case, so that the entries that weights need stay in the nearest
+# cache. A block that has one cell must be no longer than the longest cell.
 _SHORT, _LONG, _FEW = 14, 16, 1 << 13
+assert _LONG <= PART
 
 
 def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
@@ -92,7 +94,7 @@ class Spans(NamedTuple):
     low: int  # log2 of the floats in a block
     start: Tensor  # magnitude bits of the first float
     width: Tensor  # how many floats
-    negative: Tensor
+    negative: Tensor  # whether its floats are
     shift: Tensor  # log2 of the floats in a cell
     first: Tensor  # the first cell
     alone: Tensor  # whether one cell holds all of it
@@ -133,9 +135,9 @@ def _laid_out(
     intervals: Intervals, spans: Spans, uncertified: Tensor
 ) -> tuple[Tensor, CellGeometry]:
     """The entries of `Address`, and where the cells lie in their intervals."""
-    begins = spans.of_interval
-    ahead = (intervals.start - spans.start[begins]) >> spans.shift[begins]
-    begins = spans.first[begins] + ahead  # each interval's first cell
+    home = spans.of_interval
+    ahead = (intervals.start - spans.start[home]) >> spans.shift[home]
+    begins = spans.first[home] + ahead  # each interval's first cell
     if compiled := backends.numba_cells():
         entries, *geometry = compiled.laid_out(intervals, spans, begins, uncertified)
         return entries, CellGeometry(*geometry)
@@ -144,7 +146,7 @@ def _laid_out(
 
 def _entries(spans: Spans) -> Tensor:
     """See `Address`."""
-    whole, negative = (1 << CELLS) - 1, spans.negative.long() << 31
+    whole, negative = (1 << CELL_BITS) - 1, spans.negative.long() << 31
     blocks = spans.width >> spans.low
     base = spans.first - ((spans.start - negative) >> spans.shift)
     entries = (((base & whole) << 5) | spans.shift).int().repeat_interleave(blocks)
@@ -161,7 +163,7 @@ def _entries(spans: Spans) -> Tensor:
 def _geometry(
     intervals: Intervals, spans: Spans, begins: Tensor, uncertified: Tensor
 ) -> CellGeometry:
-    index, home = ranges(spans.first.diff(append=torch.tensor([spans.cells], device="cpu")))
+    index, home = ranges(spans.first.diff(append=spans.first.new_tensor([spans.cells])))
     mark = torch.zeros_like(home)
     mark[begins] = 1
     owner = mark.cumsum(0) - 1

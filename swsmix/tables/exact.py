@@ -11,7 +11,7 @@ live components and kappa = |f(w)| + 2 L + log K:
 - gamma_j is off by a factor of delta_j + sum_k gamma_k delta_k. With Cauchy and Schwarz,
   |error of f'| <= 64 u (1 + kappa)^(3/2) sqrt(a). That is below 2^-23 sqrt(a) while |w - mu| /
   sigma stays below about 300. Further out it is reached only where several components are equally
-  responsible, far from all: elsewhere f' is the pull of one, off by 4 u |f'|.
+  responsible, far from all: elsewhere f' is the pull of one, off by 6 u |f'|.
 - A gamma_j below e^-708 may be 0: the compiled exponential knows no denormal numbers.
 
 Far out, where delta_j would be large, the components are compared by z_j^2 - z_r^2 =

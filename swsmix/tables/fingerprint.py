@@ -50,5 +50,6 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
             y = x.mul_(_FACTOR)
             high = (y >> 32).bitwise_and_(WORD)
             sums += (y & WORD).mul_(high).sum(), y.bitwise_xor_(high).sum()
-    total += sum(int(each) for each in sums)  # at the end: a GPU need not be waited for before
+    if sums:  # at the end: a GPU need not be waited for before
+        total += sum(torch.stack(sums).tolist())
     return total % (1 << 64)

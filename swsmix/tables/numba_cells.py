@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.numba_loops import compiled, fused
+from swsmix.tables.numba_compiled import compiled, fused
 from swsmix.tables.taylor import Intervals
 
 _BLOCK = 64  # cells at a time

@@ -1,8 +1,8 @@
 """The certification of `taylor` on a CPU, compiled by numba (if it is installed).
 
-The same formulas, one interval at a time and without temporary tensors: components whose bound on
-gamma underflows are left out, and intervals are split depth first, so that they come out in order.
-Stds lie between 1e-70 and 1e70 and centres within float32, so that no z overflows.
+The same formulas, one interval at a time and without temporary tensors. Components of mixing 0 are
+left out, and intervals are split depth first, so that they come out in order.
+Stds lie between 1e-18 and 1e18 and centres within float32, so that no z overflows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.numba_compiled import fused, inlined, summed
 from swsmix.tables.numba_exp import exp
-from swsmix.tables.numba_loops import compiled, fused, inlined
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Intervals
 
 _TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
@@ -29,11 +29,6 @@ _FIELDS = 8 + ORDER + 1  # of an interval; see `_certify`
 _LEVEL, MEAN, _STD, _INVERSE, _PRECISION = range(5)
 _Z, _ODDS, _SLOPE, GAMMA, X, Y, _MOST, _NOISE = range(8)
 _STACK = 1024  # an interval has at most 16 parts, and is split at most 22 times
-
-
-def _summed(function: Any) -> Any:
-    # Sums in any order. NaN stays NaN: then nothing is certified.
-    return compiled(function, fast={"contract", "reassoc", "nsz"})
 
 
 def split(
@@ -97,7 +92,7 @@ def _compare_far(w, work, mixture):
             work[_ODDS, j] = _beyond(w, j, best, work, mixture)
 
 
-@_summed
+@summed
 def _total_gamma(work):
     total = 0.0
     for j in range(work.shape[1]):
@@ -105,7 +100,7 @@ def _total_gamma(work):
     return total
 
 
-@_summed
+@summed
 def _means(work, mixture):
     gradient = curvature = pull = 0.0
     for j in range(work.shape[1]):
@@ -115,7 +110,7 @@ def _means(work, mixture):
     return gradient, curvature, pull
 
 
-@_summed
+@summed
 def _swing_and_noise(work, slack):
     swing = rounding = 0.0
     for j in range(work.shape[1]):
@@ -126,7 +121,7 @@ def _swing_and_noise(work, slack):
     return swing, rounding
 
 
-@_summed
+@summed
 def _largest(work):
     top = work[_ODDS, 0]
     for j in range(work.shape[1]):
@@ -179,7 +174,11 @@ def expand(w, radius, mixture, levels, work):
         steep = abs(work[X, j])
         t = min((steep + 1e-300) / max(work[Y, j], 1e-300), 1.0)  # where the exponent peaks
         exponent = work[_ODDS, j] - log_total + t * (steep - 0.5 * work[Y, j] * t)
-        work[_MOST, j] = exp(min(max(exponent, -600.0), 500.0))
+        # A bound is not 0, but for a component of mixing 0. Small powers of small numbers would
+        # leave the normal ones, which takes a hundred times as long; large ones come back.
+        least = -600.0 if steep + abs(work[Y, j]) <= 1.0 else -708.0
+        bound = exp(min(max(exponent, least), 500.0))
+        work[_MOST, j] = 0.0 if mixture[_LEVEL, j] == -np.inf else bound
     by_parts = value > -FAR
     for j in range(num):
         one = offset * ((std_r - mixture[_STD, j]) * mixture[_INVERSE, j] * inverse_r)
@@ -191,7 +190,7 @@ def expand(w, radius, mixture, levels, work):
     return value, gradient, curvature
 
 
-@_summed
+@summed
 def _derivatives(work, row, bound):
     """The sums of weight h_n, h_n the n-th derivative of exp(-x t - y t^2 / 2) at 0, n = 0 .. 7.
 
@@ -259,15 +258,8 @@ def _certify(mixture, levels, scale, inner, outer, sign, work, out):
     return rest / min(r * floor / (ORDER + 1), size), noise
 
 
-@inlined
-def _float_of(bits):
-    return np.float64(np.int32(bits).view(np.float32))
-
-
 @fused
-def _split(
-    mixture, levels, scale, tolerance, starts, widths, signs, smallest
-):  # fmt: skip
+def _split(mixture, levels, scale, tolerance, starts, widths, signs, smallest):
     """How many intervals (0: too many), with their starts, widths and signs, and their fields."""
     room, used = 4088, 0  # no power of two: rows would share places in the cache
     where, found = np.empty((3, room), np.int64), np.empty((_FIELDS, room))
@@ -280,7 +272,8 @@ def _split(
         while height:
             height -= 1
             start, width = stack[height, 0], stack[height, 1]
-            inner, outer = _float_of(start), _float_of(start + width - 1)
+            inner = np.float64(np.int32(start).view(np.float32))
+            outer = np.float64(np.int32(start + width - 1).view(np.float32))
             miss, noise = _certify(mixture, levels, scale, inner, outer, signs[i], work, out)
             excess = max(miss / slack, noise / (tolerance / 16))
             good = miss / slack <= 1 and noise / (tolerance / 16) <= 1  # a NaN is not

@@ -7,8 +7,6 @@ are not finite, and those so far out that components must be compared by differe
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +15,8 @@ from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.fingerprint import HIGH, LOW, MASK, WORD
+from swsmix.tables.numba_compiled import compiled, fused, summed
 from swsmix.tables.numba_exp import exp
-from swsmix.tables.numba_loops import compiled, fused
 
 _BLOCK = 256  # weights at a time: what is kept of them stays in the cache
 _MANY = 1 << 14  # weights that are summed by themselves
@@ -65,11 +63,6 @@ def scrambled(words: Tensor) -> int:
     return int(_scrambled(array(words).view(np.uint32)))
 
 
-def _summed(function: Any) -> Any:
-    # Sums in any order; what is left out never comes here.
-    return compiled(function, fast={"contract", "reassoc", "nsz"})
-
-
 # Each of these loops is over the weights of a block, for one component: the processor takes several
 # weights at a time.
 
@@ -96,7 +89,7 @@ def _add_pull(x, mean, gamma, inverse, precision, slope, a):
         a[i] += gamma[i] * precision
 
 
-@_summed
+@summed
 def _add_moments(gamma, share, x, mean, moments):
     count, first, second = 0.0, 0.0, 0.0
     for i in range(len(gamma)):

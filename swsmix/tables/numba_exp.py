@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from swsmix.tables.numba_loops import inlined
+from swsmix.tables.numba_compiled import inlined
 
 _LEAST = -708.0  # exp of less is no normal float, and counts as zero
 _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12, _E13 = (

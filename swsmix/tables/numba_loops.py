@@ -9,50 +9,25 @@ The weights for which no piece is certified are left out: the functions return t
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.address import CELLS
+from swsmix.tables.address import CELL_BITS
 from swsmix.tables.arrays import array, indices
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
+from swsmix.tables.numba_compiled import compiled, fused, inlined
 from swsmix.tables.threads import over_ranges
 
 _BLOCK = 256  # weights at a time, where what is kept of them stays in the cache
 _LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
 _ONE = 1 << COUNT
 LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
-
-
-def compiled(function: Any, fast: bool | set[str] = False) -> Any:
-    """The function, compiled and kept on disk."""
-    # Unwrapped, since a type checker's import hook may have wrapped it.
-    function = inspect.unwrap(function)
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fast)(function)
-    except RuntimeError:  # no folder that can be written keeps what is compiled
-        return numba.njit(nogil=True, error_model="numpy", fastmath=fast)(function)
-
-
-def fused(function: Any) -> Any:
-    """The function, compiled; x * y + z is one operation in it, which rounds once.
-
-    Without it two cubics of one weight take three times as long: the compiler works on their halves
-    side by side, and shuffles.
-    """
-    return compiled(function, fast={"contract"})
-
-
-def inlined(function: Any) -> Any:
-    """The function, compiled into those that call it."""
-    return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))
 
 
 def write_gradient_(
@@ -217,7 +192,7 @@ def _entry(raw, entries, low):
 @inlined
 def _cell(bits, base, shift):
     part = bits >> shift
-    return (base + part) & np.int64((1 << CELLS) - 1), bits - (part << shift)
+    return (base + part) & np.int64((1 << CELL_BITS) - 1), bits - (part << shift)
 
 
 @inlined
@@ -237,7 +212,9 @@ def _pass(raw, target, pieces, scale, packed, squares, left, entries, low):
         if packed is not None:  # part of the cell and number there are two parts of one integer
             place = (cell << left) + (number << (left - shift))
             if target is None:  # the same, sooner
-                place = ((base << left) + (bits << (left - shift))) & ((1 << (CELLS + left)) - 1)
+                place = ((base << left) + (bits << (left - shift))) & (
+                    (1 << (CELL_BITS + left)) - 1
+                )
             part, rest = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
             packed[part] += rest + np.int64(_ONE)
             squares[part] += rest * rest

@@ -14,7 +14,7 @@ from torch import Tensor
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.numba_certify import GAMMA, MEAN, X, Y, expand
-from swsmix.tables.numba_loops import compiled
+from swsmix.tables.numba_compiled import compiled
 from swsmix.tables.taylor import ORDER
 
 

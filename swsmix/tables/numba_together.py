@@ -17,8 +17,8 @@ from torch import Tensor
 
 from swsmix.tables.arrays import indices
 from swsmix.tables.exact import ExactMixture
+from swsmix.tables.numba_compiled import compiled
 from swsmix.tables.numba_exact import gradient_into, proximal_into, scratch
-from swsmix.tables.numba_loops import compiled
 
 
 def add_gradient_each_(

@@ -22,7 +22,7 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.scratch import Scratch, chunk_on
 from swsmix.tables.threads import over_ranges
 
-_WIDEST = 1e70  # the cells' bounds hold powers of the stds
+_WIDEST = 1e18  # cubics of wider ones have coefficients below the normal float32 numbers
 _NARROWEST = 1e-18  # the curvature 1 / sigma^2 of a cell is a float32
 DIRECT = 1 << 16  # up to this N x K, evaluating without tables is about as fast on a CPU
 # The same for all of a mixture's weights, if its cells would be cut anew every ten steps.

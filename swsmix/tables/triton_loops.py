@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swsmix.tables.address import CELLS
+from swsmix.tables.address import CELL_BITS
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.exact import ExactMixture
@@ -92,7 +92,7 @@ def _launch(
         _pass[_blocks(w)](
             target, w, len(w), packed, k, scale, sums, copies, stride, left, *_lookup(cells),
             write=target is not None, add=add, count=sums is not None, exact=cells is None,
-            one=1 << COUNT, bits=PART, size=_BLOCK, most=CELLS,
+            one=1 << COUNT, bits=PART, size=_BLOCK, cell_bits=CELL_BITS,
         )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def proximal_(
         _proximal[_blocks(w)](
             w, at, second, len(w), mixture.packed, len(mixture.mean), rate, eps, curvature,
             *_lookup(cells), adaptive=second is not None, exact=cells is None, size=_BLOCK,
-            most=CELLS,
+            cell_bits=CELL_BITS,
         )  # fmt: skip
 
 
@@ -144,13 +144,13 @@ def compiled(function: Any) -> Any:
 
 
 @compiled
-def _find(w, entries, low, most: tl.constexpr):
+def _find(w, entries, low, cell_bits: tl.constexpr):
     """The cell of a float, its number there and the cell's shift; see `Address`."""
     raw = w.to(tl.int32, bitcast=True)
     entry = tl.load(entries + ((raw >> low) + (1 << (31 - low))))
     shift = entry & 31
     part = raw >> shift
-    return ((entry >> 5) + part) & ((1 << most) - 1), raw - (part << shift), shift
+    return ((entry >> 5) + part) & ((1 << cell_bits) - 1), raw - (part << shift), shift
 
 
 @compiled
@@ -200,7 +200,7 @@ def _pass(
     target, w, n, mixture, k, scale, sums, copies, stride, left, pieces, entries, low,
     write: tl.constexpr, add: tl.constexpr, count: tl.constexpr, exact: tl.constexpr,
     one: tl.constexpr, bits: tl.constexpr, size: tl.constexpr,
-    most: tl.constexpr,
+    cell_bits: tl.constexpr,
 ):  # fmt: skip
     """Write or add f', and count the weights in one of the copies of the sums, or either alone."""
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
@@ -209,7 +209,7 @@ def _pass(
     if exact:
         slope, _ = _exact(x, mixture, k)
     else:
-        cell, number, shift = _find(x, entries, low, most)
+        cell, number, shift = _find(x, entries, low, cell_bits)
         if count:  # part of the cell and number there are two parts of one integer
             place = (cell.to(tl.int64) << left) + (number.to(tl.int64) << (left - shift))
             row = sums + (tl.program_id(0) % copies).to(tl.int64) * 2 * stride + (place >> bits)
@@ -233,7 +233,7 @@ def _pass(
 def _proximal(
     w, at, second, n, mixture, k, rate, eps, curvature, pieces, entries, low,
     adaptive: tl.constexpr, exact: tl.constexpr, size: tl.constexpr,
-    most: tl.constexpr,
+    cell_bits: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * size + tl.arange(0, size)
     here = i < n
@@ -241,7 +241,7 @@ def _proximal(
     if exact:
         slope, a = _exact(x, mixture, k)
     else:
-        cell, number, _ = _find(x, entries, low, most)
+        cell, number, _ = _find(x, entries, low, cell_bits)
         place = number.to(tl.float32)
         slope, a = _cubic(pieces, cell, place), _cubic(curvature, cell, place)
         gap = slope != slope

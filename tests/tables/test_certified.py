@@ -68,6 +68,20 @@ def test_compiled_and_uncompiled_cells_are_the_same(mixture):
     assert (compiled.address.low, compiled.fine) == (plain.address.low, plain.fine)
 
 
+@pytest.mark.parametrize(
+    ("mixing", "mean", "std"),
+    [
+        ((0.5, 0.5, 0.0), (0.0, 0.3, 0.1), (0.1, 0.2, 1e-17)),
+        ((0.5, 0.5), (0.0, 0.0), (1e-18, 1.0)),
+        ((0.5, 0.5), (0.0, 1e3), (1e-17, 1.0)),
+    ],
+    ids=["dead", "at once", "far apart"],
+)
+def test_a_component_of_no_matter_does_not_loosen_the_bounds_however_narrow(mixing, mean, std):
+    mixture = (torch.tensor(each, dtype=torch.float64) for each in (mixing, mean, std))
+    assert_same(*both(tuple(mixture)))
+
+
 @every_mixture
 @pytest.mark.parametrize("low", [cutting._SHORT, cutting._LONG])
 def test_a_float_is_found_in_the_cell_of_its_interval_at_its_place(mixture, low, monkeypatch):
