@@ -275,6 +275,21 @@ def test_magikas_network_as_a_module_answers_as_the_package_does():
     assert named == [labels[i] for i in found]
 
 
+@pytest.mark.parametrize(
+    ("file", "room"),
+    [
+        ("swsmix/tables/exact.py", "tables"), ("swsmix/em/steps.py", "em"),
+        ("swsmix/em.py", "em"), ("swsmix/prior/keys.py", "prior"), ("swsmix/prior.py", "prior"),
+        ("swsmix/proximal.py", "attach"), ("swsmix/attach/clock.py", "attach"),
+        ("swsmix/schedule.py", "rest of swsmix"), ("swsmix/_shards.py", "rest of swsmix"),
+        ("torch/optim/adam.py", "torch and the network"), ("~", "torch and the network"),
+    ],
+)  # fmt: skip
+def test_a_file_of_either_version_is_profiled_in_its_room(file, room, monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAMS[0].parent))
+    assert importlib.import_module("before_after")._room(f"/home/me/{file}") == room
+
+
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(PROGRAMS[0].parent))

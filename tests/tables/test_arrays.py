@@ -1,13 +1,14 @@
 """A tensor's memory as an array, without taking the right to give it back from torch."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from swsmix import tables
-from swsmix.tables.arrays import array
+from swsmix.tables.arrays import array, indices
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16, torch.int64])
@@ -30,6 +31,15 @@ def test_no_numbers_and_gaps():
     assert array(torch.empty(0, 3)).shape == (0, 3)
     with pytest.raises(ValueError, match="with gaps"):
         array(torch.zeros(4, 4)[:, :2])
+
+
+def test_memory_for_indices_is_kept_by_each_thread():
+    mine = indices(8)
+    assert np.shares_memory(indices(5), mine) and len(indices(5)) == 5
+    with ThreadPoolExecutor(1) as other:
+        theirs = other.submit(indices, 8).result()
+    assert not np.shares_memory(theirs, mine)
+    assert len(indices(1000)) == 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
