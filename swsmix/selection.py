@@ -57,7 +57,8 @@ def select(
             group's name to its patterns, which then stands for `include`.
 
     Raises:
-        TypeError: if a parameter that was asked for is not floating-point, or is of an 8-bit type.
+        TypeError: if the model is no network, or a parameter that was asked for is not
+            floating-point, or is of an 8-bit type.
         ValueError: if nothing is selected, a pattern matches nothing, a parameter that was asked
             for is frozen, one belongs to two groups, one has no values yet (lazy modules, the meta
             device), or the network computes its weight from the parameter (weight_norm, pruning).
@@ -75,6 +76,11 @@ def select(
         raise ValueError("give the patterns either as include= or in groups=, not in both")
     if not isinstance(groups, str) and not groups:
         raise ValueError("groups is empty: name at least one group with its patterns")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model must be a network, an nn.Module, got {type(model).__name__}: load a "
+            "state_dict into its network first"
+        )
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(

@@ -1,3 +1,4 @@
+import inspect
 from inspect import unwrap
 
 import pytest
@@ -40,6 +41,11 @@ def test_patterns_choose_and_groups_keep_the_networks_order():
         "0.weight": ("0.weight",),
         "2.weight": ("2.weight",),
     }
+
+
+def test_a_state_dict_is_no_network_and_the_error_says_what_to_do():
+    with pytest.raises(TypeError, match=r"an nn.Module, got OrderedDict: load a state_dict into"):
+        inspect.unwrap(select)(net().state_dict())  # without the tests' own check of types
 
 
 @pytest.mark.parametrize(
