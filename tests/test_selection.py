@@ -1,4 +1,3 @@
-import inspect
 from inspect import unwrap
 
 import pytest
@@ -45,7 +44,7 @@ def test_patterns_choose_and_groups_keep_the_networks_order():
 
 def test_a_state_dict_is_no_network_and_the_error_says_what_to_do():
     with pytest.raises(TypeError, match=r"an nn.Module, got OrderedDict: load a state_dict into"):
-        inspect.unwrap(select)(net().state_dict())  # without the tests' own check of types
+        unwrap(select)(net().state_dict())  # without the tests' own check of types
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,10 @@ class BatchTrainer:
             self.optimizer.zero_grad()
             value = self.loss(self.model(x), y)
             if not torch.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value.item()} at step {self.steps}: lower the learning rate or "
-                    "tau; the last checkpoint is intact"
-                )
+                mend = "lower the learning rate or tau; the last checkpoint is intact"
+                if not self.steps:
+                    mend = "before any step: look for nan or inf in the data and in the network"
+                raise FloatingPointError(f"the loss is {value.item()} at step {self.steps}: {mend}")
             value.backward()
             if self.attachment is not None and self.attachment.entry is not None:
                 self.attachment.observe(value.detach())

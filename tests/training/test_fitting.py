@@ -160,6 +160,13 @@ def test_a_divergence_is_an_error_that_keeps_the_last_checkpoint(tmp_path):
     assert all(torch.isfinite(v).all() for v in load_run(tmp_path).network.values())
 
 
+def test_a_loss_that_is_nan_before_any_step_names_the_data():
+    net, (x, y), _ = problem()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(FloatingPointError, match="nan or inf in the data"):
+        fit(net, nn.MSELoss(), (x * torch.nan, y), optimizer=optimizer, epochs=5, progress=False)
+
+
 @pytest.mark.parametrize("method", ["adam", "l-bfgs"])
 def test_fit_is_its_trainers_epochs_one_after_the_other(method):
     net, (x, y), _ = problem()
