@@ -107,7 +107,7 @@ class Spans(NamedTuple):
 
 
 def _spans(intervals: Intervals, shift: Tensor, most: int, low: int) -> Spans:
-    """The spans of intervals that want cells of 2^shift floats, or smaller ones."""
+    """The spans of intervals that need cells of at most 2^shift floats."""
     begin, negative, tiny = intervals.start, intervals.sign < 0, intervals.start == 0
     block = 1 << low
     wide = tiny | (intervals.width >= block)
