@@ -40,8 +40,9 @@ The modules:
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
   them, torch's operations make the passes.
 - `numba_certify`, `numba_cells`, `numba_sums`, `numba_exact`: steps 1, 2 and 5 and the exact
-  evaluation of few weights, compiled for a CPU; `numba_exp`: their exponential function;
-  `numba_together`: the loops of `together`; `numba_compiled`: how numba compiles them.
+  evaluation of few weights, compiled for a CPU; `numba_expand`, `numba_exp`: the mixture around
+  many centres at once, and the exponential function; `numba_together`: the loops of `together`;
+  `numba_compiled`: how numba compiles them.
 - `triton_cells`: the cubics of step 2, made on a GPU.
 - `regions`: where each component is the most responsible.
 """

@@ -32,6 +32,12 @@ def summed(function: Any) -> Any:
     return compiled(function, fast={"contract", "reassoc", "nsz"})
 
 
+def part(function: Any) -> Any:
+    """The function, compiled as a part of each loop that calls it, as `fused`."""
+    function, free = inspect.unwrap(function), {"contract"}
+    return numba.njit(forceinline=True, error_model="numpy", fastmath=free)(function)
+
+
 def inlined(function: Any) -> Any:
     """The function, compiled into those that call it."""
     return numba.njit(inline="always", error_model="numpy")(inspect.unwrap(function))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.numba_certify import GAMMA, MEAN, X, Y, expand
-from swsmix.tables.numba_compiled import compiled
+from swsmix.tables.numba_compiled import compiled, summed
+from swsmix.tables.numba_expand import CENTRE, GAMMA, LANES, MEAN, RADIUS, X, Y, expand, memory
 from swsmix.tables.taylor import ORDER
 
 
@@ -86,26 +86,42 @@ def _powers(count, first, second, certified, owner, inner, ulp, width, fine, tay
     return total, missing
 
 
+@summed
+def _add_component(row, lanes, mean, powers, number, moments, j):
+    """The moments of one component over the intervals of a block."""
+    count = first = second = 0.0
+    for i in range(number):
+        g, x, y, r = row[GAMMA + i], row[X + i], row[Y + i], lanes[RADIUS + i]
+        d = lanes[CENTRE + i] - mean
+        if g < 1e-100:  # slopes and bends may overflow
+            g = x = y = 0.0
+        before, now, factorial = 0.0, 1.0, 1.0
+        sum_0 = sum_1 = sum_2 = 0.0
+        for n in range(ORDER + 1):
+            term = now / factorial
+            sum_0 += term * powers[i, n]
+            sum_1 += term * powers[i, n + 1]
+            sum_2 += term * powers[i, n + 2]
+            before, now = now, -(x * now + n * y * before)
+            factorial *= n + 1
+        sum_1, sum_2 = sum_1 * r, sum_2 * r * r
+        count += g * sum_0
+        first += g * (d * sum_0 + sum_1)
+        second += g * (d * (d * sum_0 + 2 * sum_1) + sum_2)
+    moments[0, j] += count
+    moments[1, j] += first
+    moments[2, j] += second
+
+
 @compiled
 def _add_moments(mixture, levels, centre, radius, powers, moments):
-    work = np.empty((8, mixture.shape[1]))
-    for i in range(len(centre)):
-        r = radius[i]
-        expand(centre[i], r, mixture, levels, work)
-        for j in range(work.shape[1]):
-            g, x, y, d = work[GAMMA, j], work[X, j], work[Y, j], centre[i] - mixture[MEAN, j]
-            if g < 1e-100:  # slopes and bends may overflow
-                continue
-            before, now, factorial = 0.0, 1.0, 1.0
-            zeroth, first, second = 0.0, 0.0, 0.0
-            for n in range(ORDER + 1):
-                term = now / factorial
-                zeroth += term * powers[i, n]
-                first += term * powers[i, n + 1]
-                second += term * powers[i, n + 2]
-                before, now = now, -(x * now + n * y * before)
-                factorial *= n + 1
-            first, second = first * r, second * r * r
-            moments[0, j] += g * zeroth
-            moments[1, j] += g * (d * zeroth + first)
-            moments[2, j] += g * (d * (d * zeroth + 2 * first) + second)
+    even, work, lanes = memory(mixture)
+    for start in range(0, len(centre), LANES):
+        number = min(LANES, len(centre) - start)
+        for i in range(LANES):
+            interval = start + i % number
+            lanes[CENTRE + i], lanes[RADIUS + i] = centre[interval], radius[interval]
+        expand(work, lanes, even, levels)
+        part = powers[start : start + number]
+        for j in range(mixture.shape[1]):
+            _add_component(work[j], lanes, mixture[MEAN, j], part, number, moments, j)

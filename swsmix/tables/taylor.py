@@ -43,6 +43,7 @@ class Intervals(NamedTuple):
     floor: Tensor  # lower bound of |f'| + sqrt(a) (t,)
     size: Tensor  # lower bound of 1 + |f| (t,)
     noise: Tensor  # how far rounding can carry f', relative to the floor (t,)
+    curved: Tensor | None = None  # what `curvature` gives, if it is known (ORDER + 3, t)
 
 
 FACTORIALS = torch.tensor(
@@ -137,11 +138,13 @@ def certified(mixture: ExactMixture, start: Tensor, width: Tensor, sign: Tensor)
 def _joined(parts: list[Intervals]) -> Intervals:
     if len(parts) == 1:
         return parts[0]
-    return Intervals(*(torch.cat(each, -1) for each in zip(*parts, strict=True)))
+    return Intervals(
+        *(torch.cat(each, -1) for each in zip(*(part[:-1] for part in parts), strict=True))
+    )
 
 
 def _chosen(intervals: Intervals, which: Tensor) -> Intervals:
-    return Intervals(*(each.index_select(-1, which) for each in intervals))
+    return Intervals(*(each.index_select(-1, which) for each in intervals[:-1]))
 
 
 def ranges(number: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +161,8 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
     They are a^(n) r^n / n! for n = 0 .. ORDER (ORDER + 1, t). With them a bound on
     |a^(ORDER + 1)| r^(ORDER + 1) (t,), and a lower bound of a (t,).
     """
-    if compiled := backends.numba_certify():
-        found: tuple[Tensor, Tensor, Tensor] = compiled.curvature(mixture, intervals)
-        return found
+    if (found := intervals.curved) is not None:
+        return found[:-2], found[-2], found[-1]
     rows = []
     for centre, radius, middle in zip(
         *(
