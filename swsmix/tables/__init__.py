@@ -38,7 +38,7 @@ The modules:
 - `threads`: ranges of many weights, on as many threads as torch has.
 - `backends`: which compiled loops are installed; `uncompiled` switches them off.
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
-  them, torch's operations make the passes.
+  them, torch's operations make the passes. `numba_cubics`: cubics two numbers at a time.
 - `numba_certify`, `numba_cells`, `numba_sums`, `numba_exact`: steps 1, 2 and 5 and the exact
   evaluation of few weights, compiled for a CPU; `numba_expand`, `numba_exp`: the mixture around
   many centres at once, and the exponential function; `numba_together`: the loops of `together`;

@@ -170,8 +170,8 @@ class Cells:
 
     @functools.cached_property
     def both_pieces(self) -> Tensor:
-        """The pieces of f' and of a side by side (cells, 8): one line of the cache for both."""
-        return torch.cat([self.pieces, self.curvature_pieces], 1)
+        """The pieces of f' and of a by turns (cells, 8): one line of the cache for both."""
+        return torch.stack([self.pieces, self.curvature_pieces], 2).flatten(1)
 
     @functools.cached_property
     def error(self) -> ErrorBounds:

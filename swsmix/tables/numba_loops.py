@@ -22,9 +22,10 @@ from swsmix.tables.arrays import array, indices
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.numba_compiled import compiled, fused, inlined
+from swsmix.tables.numba_cubics import cubic, two_cubics
 from swsmix.tables.threads import over_ranges
 
-_BLOCK = 256  # weights at a time, where what is kept of them stays in the cache
+_BLOCK = 1024  # weights at a time, where what is kept of them stays in the cache
 _LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
 _ONE = 1 << COUNT
 LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
@@ -55,22 +56,22 @@ def _look_up(
     cells: Cells, w: Tensor, histogram: CellHistogram | None, target: Any, scale: Any
 ) -> int:
     raw, where, lock = array(w).view(np.int32), _address(cells), threading.Lock()
-    pieces = None if target is None else _pairs(cells.pieces)
+    pieces = None if target is None else _flat(cells.pieces)
     left = np.int64(PART + cells.fine)
 
     def work(start: int, stop: int) -> int:
+        if histogram is None:
+            part = slice(start, stop)
+            return int(_write(raw[part], target[part], pieces, scale, *where))
         left_out = 0
-        sums: Any = (None, None)
-        if histogram is not None:
-            sums = np.zeros((2, len(histogram.count)), dtype=np.int64)
+        sums = np.zeros((2, len(histogram.count)), dtype=np.int64)
         for first in range(start, stop, PACKED):
             part = slice(first, min(first + PACKED, stop))
             to = None if target is None else target[part]
-            left_out += _pass(raw[part], to, pieces, scale, *sums, left, *where)
-            if histogram is not None:
-                with lock:
-                    totals = histogram.count, histogram.first, histogram.second
-                    _unpack(*sums, *(each.numpy() for each in totals))
+            left_out += _count(raw[part], to, pieces, scale, *sums, left, *where)
+            with lock:
+                totals = histogram.count, histogram.first, histogram.second
+                _unpack(*sums, *(each.numpy() for each in totals))
         return left_out
 
     return sum(over_ranges(len(w), work, least_for(histogram)))
@@ -78,7 +79,7 @@ def _look_up(
 
 def gaps(cells: Cells, w: Tensor) -> Tensor:
     """The indices of the flat weights for which no piece is certified."""
-    raw, pieces, where = array(w).view(np.int32), _pairs(cells.pieces), _address(cells)
+    raw, pieces, where = array(w).view(np.int32), _flat(cells.pieces), _address(cells)
 
     def loop(part: slice, out: Any) -> tuple[int, int]:
         done: tuple[int, int] = _gaps(raw[part], pieces, out, *where)
@@ -94,7 +95,7 @@ def proximal_(
     values, places, where = array(w), array(at), _address(cells)
     raw = places.view(np.int32)
     squares = None if second is None else array(second)
-    pieces = _pairs(cells.both_pieces)
+    pieces = _flat(cells.both_pieces)
     numbers = np.float32(rate), np.float32(eps)
 
     def loop(part: slice, out: Any) -> tuple[int, int]:
@@ -172,9 +173,8 @@ def _bits_16(w: Tensor) -> Any:
     return array(w.view(torch.int16)).view(np.uint16)
 
 
-def _pairs(pieces: Tensor) -> Any:
-    """The coefficients in pairs, each a complex number: two look-ups instead of four."""
-    return pieces.numpy().view(np.complex64).reshape(-1)
+def _flat(pieces: Tensor) -> Any:
+    return pieces.numpy().reshape(-1)
 
 
 def _address(cells: Cells) -> tuple[Any, ...]:
@@ -192,34 +192,68 @@ def _entry(raw, entries, low):
 @inlined
 def _cell(bits, base, shift):
     part = bits >> shift
-    return (base + part) & np.int64((1 << CELL_BITS) - 1), bits - (part << shift)
+    number = bits & ((np.int64(1) << shift) - np.int64(1))
+    return (base + part) & np.int64((1 << CELL_BITS) - 1), number
 
 
 @inlined
-def _cubic(pieces, cell, number):
-    low, high = pieces[np.uint64(2 * cell)], pieces[np.uint64(2 * cell + 1)]
-    x = np.float32(number)
-    return low.real + x * (low.imag + x * (high.real + x * high.imag))
+def _slope(pieces, cell, number):
+    return cubic(pieces, np.uint64(4 * cell), np.float32(number))
 
 
 @fused
-def _pass(raw, target, pieces, scale, packed, squares, left, entries, low):
-    """Write and count; returns how many were not written, because no piece is certified."""
+def _slopes(raw, target, pieces, entries, low):
+    for i in range(raw.shape[0]):
+        bits, base, shift = _entry(raw[i], entries, low)
+        cell, number = _cell(bits, base, shift)
+        target[i] = _slope(pieces, cell, number)
+
+
+@compiled
+def _missing(slope):
+    missing = 0
+    for i in range(slope.shape[0]):
+        missing += slope[i] != slope[i]
+    return missing
+
+
+@fused
+def _add(target, slope, scale):
+    for i in range(slope.shape[0]):
+        total = target[i] + scale * slope[i]
+        target[i] = total if slope[i] == slope[i] else target[i]
+
+
+@compiled
+def _write(raw, target, pieces, scale, entries, low):
+    """Returns for how many no piece is certified: what is written of them is to be replaced."""
+    left_out, slopes = 0, np.empty(_BLOCK, np.float32)
+    for start in range(0, raw.shape[0], _BLOCK):  # by turns: `_missing` takes several at once
+        part = target[start : start + _BLOCK]
+        slope = part if scale is None else slopes[: part.shape[0]]
+        _slopes(raw[start : start + _BLOCK], slope, pieces, entries, low)
+        if scale is not None:
+            _add(part, slope, scale)
+        left_out += _missing(slope)
+    return left_out
+
+
+@fused
+def _count(raw, target, pieces, scale, packed, squares, left, entries, low):
+    """Count and, with a target, write; see `_write`, but what has no piece is not written."""
     left_out = 0
     for i in range(raw.shape[0]):
         bits, base, shift = _entry(raw[i], entries, low)
         cell, number = _cell(bits, base, shift)
-        if packed is not None:  # part of the cell and number there are two parts of one integer
-            place = (cell << left) + (number << (left - shift))
-            if target is None:  # the same, sooner
-                place = ((base << left) + (bits << (left - shift))) & (
-                    (1 << (CELL_BITS + left)) - 1
-                )
-            part, rest = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
-            packed[part] += rest + np.int64(_ONE)
-            squares[part] += rest * rest
+        # Part of the cell and number there are two parts of one integer.
+        place = (cell << left) + (number << (left - shift))
+        if target is None:  # the same, sooner
+            place = ((base << left) + (bits << (left - shift))) & ((1 << (CELL_BITS + left)) - 1)
+        part, rest = np.uint64(place >> np.int64(PART)), place & np.int64((1 << PART) - 1)
+        packed[part] += rest + np.int64(_ONE)
+        squares[part] += rest * rest
         if target is not None:
-            slope = _cubic(pieces, cell, number)
+            slope = _slope(pieces, cell, number)
             if slope != slope:
                 left_out += 1
                 continue
@@ -237,7 +271,7 @@ def _gaps(raw, pieces, left, entries, low):
     for i in range(raw.shape[0]):
         bits, base, shift = _entry(raw[i], entries, low)
         cell, _ = _cell(bits, base, shift)
-        c0 = pieces[np.uint64(2 * cell)].real
+        c0 = pieces[np.uint64(4 * cell)]
         if c0 == c0:
             continue
         left[gaps] = i
@@ -267,8 +301,7 @@ def _look(raw, pieces, slope, a, entries, low):
     for i in range(raw.shape[0]):
         bits, base, shift = _entry(raw[i], entries, low)
         cell, number = _cell(bits, base, shift)
-        slope[i] = _cubic(pieces, 2 * cell, number)
-        a[i] = _cubic(pieces, 2 * cell + 1, number)
+        slope[i], a[i] = two_cubics(pieces, np.uint64(8 * cell), np.float32(number))
 
 
 @compiled
