@@ -133,18 +133,25 @@ class Cells:
         self.certified = geometry.certified.to(device)
         self._refined, self._shift = refined, shift
         self.fine = refined.fine  # log2 of the parts of a cell in which the sums count weights
-        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
-        self.pieces = self._pieces(intervals.taylor[1:] * order / intervals.radius)
 
-    def _pieces(self, taylor: Tensor) -> Tensor:
-        """The cubics (cells, 4) of the intervals' polynomials, in float32, by the weights."""
-        at = self.geometry
-        if on_gpu := backends.triton_cells(self.device):
-            made: Tensor = on_gpu.pieces(taylor.to(self.device), *self._geometry_there)
-            return made
-        if compiled := backends.numba_cells():
-            cubics: Tensor = compiled.pieces(taylor, _CHEBYSHEV, *at)
+    def _pieces(self, *taylors: Tensor) -> Tensor:
+        """The cubics of the intervals' polynomials, in float32, by the weights.
+
+        They are (cells, 4), or by turns those of several polynomials.
+        """
+        on_gpu, compiled = backends.triton_cells(self.device), backends.numba_cells()
+        if compiled and not on_gpu:
+            cubics: Tensor = compiled.pieces(taylors, _CHEBYSHEV, *self.geometry)
             return cubics.to(self.device)
+        if on_gpu:
+            there = [taylor.to(self.device) for taylor in taylors]
+            each = [on_gpu.pieces(taylor, *self._geometry_there) for taylor in there]
+        else:
+            each = [self._cubics(taylor) for taylor in taylors]
+        return torch.stack(each, 2).flatten(1)
+
+    def _cubics(self, taylor: Tensor) -> Tensor:
+        at = self.geometry
         half = 0.5 * at.ulp * (at.width - 1)
         rows = _shifted(list(taylor.index_select(1, at.owner)), at.inner + half)
         rows = _shifted(_economised(rows, half), -half)
@@ -160,8 +167,18 @@ class Cells:
         return CellGeometry(*(each.to(self.device) for each in self.geometry))
 
     @functools.cached_property
+    def _slope(self) -> Tensor:
+        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
+        return self.intervals.taylor[1:] * order / self.intervals.radius
+
+    @functools.cached_property
     def _curvature(self) -> tuple[Tensor, Tensor, Tensor]:
         return polynomials.curvature(self.mixture, self.intervals)
+
+    @functools.cached_property
+    def pieces(self) -> Tensor:
+        """The pieces of f' (cells, 4)."""
+        return self._pieces(self._slope)
 
     @functools.cached_property
     def curvature_pieces(self) -> Tensor:
@@ -171,7 +188,7 @@ class Cells:
     @functools.cached_property
     def both_pieces(self) -> Tensor:
         """The pieces of f' and of a by turns (cells, 8): one line of the cache for both."""
-        return torch.stack([self.pieces, self.curvature_pieces], 2).flatten(1)
+        return self._pieces(self._slope, self._curvature[0])
 
     @functools.cached_property
     def error(self) -> ErrorBounds:

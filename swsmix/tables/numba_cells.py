@@ -6,6 +6,7 @@ EM step, and torch would write and read each intermediate result of all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,19 @@ def laid_out(
     return tuple(map(torch.from_numpy, (entries, owner, inner, ulp, width, certified)))
 
 
-def pieces(taylor: Tensor, chebyshev: Tensor, *at: Tensor) -> Tensor:
-    """See `cells._pieces`: the cubics (cells, 4) of the intervals' polynomials, in float32.
+def pieces(taylors: Sequence[Tensor], chebyshev: Tensor, *at: Tensor) -> Tensor:
+    """See `cells._pieces`: the cubics of the intervals' polynomials, in float32, by turns.
 
     Args:
-        taylor: the polynomials (order + 1, t).
+        taylors: the polynomials, each (order + 1, t).
         chebyshev: row n has the lower coefficients of T_n / 2^(n - 1).
         at: owner, inner, ulp, width and certified of each cell.
     """
-    out = np.empty((len(at[0]), 4), np.float32)
-    arrays = (each.contiguous().numpy() for each in (taylor, chebyshev, *at))
-    _pieces(*arrays, out)
-    return torch.from_numpy(out)
+    out = np.empty((len(at[0]), 4, len(taylors)), np.float32)
+    arrays = [each.contiguous().numpy() for each in (chebyshev, *at)]
+    for n, taylor in enumerate(taylors):
+        _pieces(taylor.contiguous().numpy(), *arrays, out[:, :, n])
+    return torch.from_numpy(out).flatten(1)
 
 
 @compiled

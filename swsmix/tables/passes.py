@@ -172,6 +172,7 @@ class Passes:
                 else:
                     target[part].add_(slope, alpha=scale)
 
+        _ = cells and cells.pieces  # once, not in each thread
         self._over_ranges(w, work, histogram)
         return None
 
@@ -275,7 +276,7 @@ class Passes:
                 for part, slope, a in self._slopes(at, start, stop, counts, curvature=True):
                     step_(w[part], at[part], slope, a, None if second is None else second[part])
 
-            _ = cells and cells.curvature_pieces  # once, not in each thread
+            _ = cells and (cells.pieces, cells.curvature_pieces)  # once, not in each thread
             self._over_ranges(at, work)
             return
         if len(gaps):
