@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,20 @@ def indices(size: int) -> NDArray[np.int64]:
     if kept is None or len(kept) < size:
         kept = _KEPT.indices = np.empty(size, np.int64)
     return kept[:size]
+
+
+@contextlib.contextmanager
+def zeros(size: int) -> Iterator[NDArray[np.int64]]:
+    """Two rows of so many zeros, which must be zeros again at the end: the thread's own, kept.
+
+    Memory that the system gives anew takes longer to get than to count a small network's weights.
+    """
+    kept: NDArray[np.int64] | None = vars(_KEPT).pop("zeros", None)  # until all went well
+    if kept is None or kept.shape[1] < size:
+        kept = np.zeros((2, size), np.int64)
+    yield kept[:, :size]
+    if kept.nbytes < _LARGE:
+        _KEPT.zeros = kept
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class CellHistogram:
 
     A cell has 2^fine parts of 2^PART numbers, at least as many as it has floats. The squares are
     those of number - 2^(PART - 1): they fit into 32 bits, where arithmetic is fast. Count and sum
-    of numbers are added as one integer (`packed`).
+    of numbers are added as one integer (`add_packed_`).
 
     Args:
         cells: the cells.
@@ -28,13 +30,19 @@ class CellHistogram:
     """
 
     def __init__(self, cells: Cells, n: int) -> None:
-        self.cells, self.pending = cells, 0
-        total, device = len(cells.certified) << cells.fine, cells.device
-        n = min(n, chunk_on(device))
-        self.scratch, self.wide = torch.empty(2, n, dtype=torch.int64, device=device)
-        self.count, self.first, self.second, self.packed = torch.zeros(
-            4, total, dtype=torch.int64, device=device
+        self.cells, self.pending, self._most = cells, 0, min(n, chunk_on(cells.device))
+        total = len(cells.certified) << cells.fine
+        self.count, self.first, self.second = torch.zeros(
+            3, total, dtype=torch.int64, device=cells.device
         )
+
+    @functools.cached_property
+    def _packed(self) -> Tensor:
+        return torch.zeros_like(self.count)
+
+    @functools.cached_property
+    def _scratch(self) -> Tensor:
+        return self.count.new_empty(2, self._most)
 
     def add_(self, cell: Tensor, number: Tensor, shift: Tensor) -> None:
         """Count a chunk by what `address.find` gave, which is overwritten."""
@@ -46,8 +54,9 @@ class CellHistogram:
             torch.bitwise_right_shift(number, PART, out=shift)
         )
         number.bitwise_and_((1 << PART) - 1)
-        where, wide = self.wide[: len(cell)].copy_(cell), self.scratch[: len(cell)]
-        self.packed.scatter_add_(0, where, wide.copy_(number).add_(1 << COUNT))
+        wide, where = self._scratch[:, : len(cell)]
+        where.copy_(cell)
+        self._packed.scatter_add_(0, where, wide.copy_(number).add_(1 << COUNT))
         number.sub_(1 << (PART - 1))
         self.second.scatter_add_(0, where, wide.copy_(number.mul_(number)))
 
@@ -58,12 +67,17 @@ class CellHistogram:
         self.first += other.first
         self.second += other.second
 
+    def add_packed_(self, packed: Tensor) -> None:
+        """Add counts and sums of numbers that are one integer each."""
+        self.count += packed >> COUNT
+        self.first += packed & ((1 << COUNT) - 1)
+
     def unpack_(self) -> None:
         """Move the packed counts to `count` and `first`."""
-        self.count += self.packed >> COUNT
-        self.first += self.packed & ((1 << COUNT) - 1)
-        self.packed.zero_()
-        self.pending = 0
+        if self.pending:
+            self.add_packed_(self._packed)
+            self._packed.zero_()
+            self.pending = 0
 
     def sums(self) -> tuple[Tensor, Tensor, bool]:
         """The value and the moments (3, k) of the weights in certified cells, on the CPU.

@@ -73,6 +73,8 @@ def refinement_for(intervals: Intervals, tolerance: float) -> Refinement:
     and by what the fifth power adds: within 1 / 170 together. In float32 it is off by less than 8
     roundings of each of its terms.
     """
+    if compiled := backends.numba_cells():
+        return Refinement(*compiled.refinement(intervals, tolerance))
     radius, floor, third = intervals.radius, intervals.floor, _bound(*_f(intervals), 3)
     cubic = _bound(*_f(intervals), 5) / (170 * radius * floor)
     swing = 2 * intervals.second + 2 * third + 1.5 * _bound(*_f(intervals), 4)

@@ -108,6 +108,8 @@ class Spans(NamedTuple):
 
 def _spans(intervals: Intervals, shift: Tensor, most: int, low: int) -> Spans:
     """The spans of intervals that need cells of at most 2^shift floats."""
+    if compiled := backends.numba_cells():
+        return Spans(low, *compiled.spans(intervals, shift, most, low))
     begin, negative, tiny = intervals.start, intervals.sign < 0, intervals.start == 0
     block = 1 << low
     wide = tiny | (intervals.width >= block)

@@ -13,10 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swsmix.tables.numba_compiled import compiled, fused
+from swsmix.tables.cells import FINE
+from swsmix.tables.numba_compiled import compiled, fused, inlined
 from swsmix.tables.taylor import Intervals
 
 _BLOCK = 64  # cells at a time
+
+
+def refinement(intervals: Intervals, tolerance: float) -> tuple[Any, ...]:
+    """See `cells.refinement_for`: the fields of a `Refinement`."""
+    rows = np.empty((4, len(intervals.start)))
+    bounds = intervals.rest, intervals.radius, intervals.floor, intervals.second, intervals.size
+    parts = np.empty((FINE + 1, rows.shape[1]), np.int64)
+    named = (each.contiguous().numpy() for each in (intervals.taylor, *bounds))
+    fine = _refine(*named, tolerance, rows, parts)
+    rows[3] = parts[fine]
+    return *torch.from_numpy(rows), fine
+
+
+def spans(intervals: Intervals, shift: Tensor, most: int, low: int) -> tuple[Tensor, ...]:
+    """See `cutting._spans`: all fields but the first of its `Spans`."""
+    t = len(intervals.start)
+    start, width, shifts, first = np.empty((4, t + 2), np.int64)
+    negative, alone = np.empty((2, t + 2), np.bool_)
+    of_interval = np.empty(t, np.int64)
+    named = (each.contiguous().numpy() for each in (*intervals[:3], shift))
+    used = _span(*named, most, low, start, width, negative, shifts, first, alone, of_interval)
+    of_spans = (each[:used] for each in (start, width, negative, shifts, first, alone))
+    return tuple(map(torch.from_numpy, (*of_spans, of_interval)))
 
 
 def laid_out(
@@ -52,6 +76,67 @@ def pieces(taylors: Sequence[Tensor], chebyshev: Tensor, *at: Tensor) -> Tensor:
 @compiled
 def _magnitude(bits):
     return np.float64(np.uint32(bits).view(np.float32))
+
+
+@inlined
+def _log_2_up(x):
+    """The logarithm of x > 0 to base 2, rounded up; of 0 and subnormal numbers -1022."""
+    bits = np.float64(x).view(np.int64)
+    return (bits >> 52) - 1023 + ((bits & ((np.int64(1) << 52) - 1)) != 0)
+
+
+@compiled
+def _refine(taylor, rest, radius, floor, second, size, tolerance, rows, parts):
+    """Cubic, rounding and third in three rows, the parts for each `fine`; returns the best one."""
+    cost = np.zeros(FINE + 1)
+    for i in range(rows.shape[1]):
+        t3, t4, t5, t6 = abs(taylor[3, i]), abs(taylor[4, i]), abs(taylor[5, i]), abs(taylor[6, i])
+        third = 6.0 * t3 + 36.0 * t4 + 135.0 * t5 + 405.0 * t6 + rest[i] / 24.0
+        fourth = 24.0 * t4 + 180.0 * t5 + 810.0 * t6 + rest[i] / 6.0
+        fifth = 120.0 * t5 + 1080.0 * t6 + rest[i] / 2.0
+        unit = radius[i] * floor[i]
+        cubic = fifth / (170.0 * unit)
+        rounding = (2.0 * second[i] + 2.0 * third + 1.5 * fourth) / unit * 2.0**-21
+        rows[0, i], rows[1, i], rows[2, i] = cubic, rounding, third
+        by_value = third / size[i] * (8.0 / tolerance)
+        least = max(
+            -(-_log_2_up(cubic * (4.0 / tolerance)) // 4), _log_2_up(rounding * (8.0 / tolerance))
+        )
+        known = cubic + rounding + by_value < np.inf  # a NaN is not
+        for fine in range(FINE + 1):
+            needed = max(least, -(-_log_2_up(by_value) // 3) - fine, 0) if known else 0
+            parts[fine, i] = needed
+            # To make a cell costs about as much as to sum over eight parts.
+            cost[fine] += 2.0**needed * (2.0**fine + 8.0)
+    return cost.argmin()
+
+
+@compiled
+def _span(
+    begins, widths, signs, shifts_of, most, low,
+    start, width, negative, shift, first, alone, of_interval,
+):  # fmt: skip
+    last, cells, block = -1, 0, np.int64(1) << low
+    for i in range(len(begins)):
+        tiny = begins[i] == 0
+        wide = tiny or widths[i] >= block
+        begin = begins[i] if wide else begins[i] & -block
+        if tiny or begin != start[last]:
+            last += 1
+            start[last], width[last] = begin, widths[i] if wide else block
+            negative[last], alone[last], shift[last] = signs[i] < 0, tiny, most
+        if not tiny:
+            shift[last] = min(shift[last], shifts_of[i])
+        of_interval[i] = last
+        if i + 1 == len(begins) or begins[i + 1] == 0:  # the rest of those of one sign
+            last += 1
+            start[last] = start[last - 1] + width[last - 1]
+            width[last] = (np.int64(1) << 31) - start[last]
+            negative[last], alone[last], shift[last] = signs[i] < 0, True, most
+    for span in range(last + 1):
+        first[span] = cells
+        cells += 1 if alone[span] else width[span] >> shift[span]
+    return last + 1
 
 
 @compiled

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from swsmix.tables.address import CELL_BITS
-from swsmix.tables.arrays import array, indices
+from swsmix.tables.arrays import array, indices, zeros
 from swsmix.tables.cell_histogram import COUNT, PACKED, CellHistogram, least_for
 from swsmix.tables.cells import PART, Cells
 from swsmix.tables.numba_compiled import compiled, fused, inlined
@@ -64,14 +64,14 @@ def _look_up(
             part = slice(start, stop)
             return int(_write(raw[part], target[part], pieces, scale, *where))
         left_out = 0
-        sums = np.zeros((2, len(histogram.count)), dtype=np.int64)
-        for first in range(start, stop, PACKED):
-            part = slice(first, min(first + PACKED, stop))
-            to = None if target is None else target[part]
-            left_out += _count(raw[part], to, pieces, scale, *sums, left, *where)
-            with lock:
-                totals = histogram.count, histogram.first, histogram.second
-                _unpack(*sums, *(each.numpy() for each in totals))
+        with zeros(len(histogram.count)) as sums:
+            for first in range(start, stop, PACKED):
+                part = slice(first, min(first + PACKED, stop))
+                to = None if target is None else target[part]
+                left_out += _count(raw[part], to, pieces, scale, *sums, left, *where)
+                with lock:
+                    totals = histogram.count, histogram.first, histogram.second
+                    _unpack(*sums, *(each.numpy() for each in totals))
         return left_out
 
     return sum(over_ranges(len(w), work, least_for(histogram)))
@@ -283,7 +283,10 @@ def _gaps(raw, pieces, left, entries, low):
 
 @compiled
 def _unpack(packed, squares, count, first, second):
-    """Move sums of numbers and of their squares to a histogram, where squares are from the half."""
+    """Move sums of numbers and of their squares to a histogram, where squares are from the half.
+
+    What they were moved from is zero then.
+    """
     half = 1 << (PART - 1)
     for part in range(packed.shape[0]):
         if packed[part]:

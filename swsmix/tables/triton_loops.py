@@ -70,9 +70,7 @@ def _empty_sums(histogram: CellHistogram, w: Tensor) -> Tensor:
 
 def _add_sums_(histogram: CellHistogram, sums: Tensor) -> None:
     packed, second = sums.sum(0)
-    histogram.unpack_()
-    histogram.packed += packed
-    histogram.unpack_()
+    histogram.add_packed_(packed)
     histogram.second += second
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swsmix import tables
-from swsmix.tables.arrays import array, indices
+from swsmix.tables.arrays import array, indices, zeros
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16, torch.int64])
@@ -40,6 +40,17 @@ def test_memory_for_indices_is_kept_by_each_thread():
         theirs = other.submit(indices, 8).result()
     assert not np.shares_memory(theirs, mine)
     assert len(indices(1000)) == 1000
+
+
+def test_memory_for_sums_is_zero_even_after_a_loop_that_failed():
+    with zeros(8) as mine:
+        mine[:] = 0
+    with pytest.raises(KeyboardInterrupt), zeros(5) as sums:
+        assert np.shares_memory(sums, mine)
+        sums[:] = 1
+        raise KeyboardInterrupt
+    with zeros(5) as sums, zeros(5) as inner:
+        assert not sums.any() and not inner.any() and not np.shares_memory(sums, inner)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
