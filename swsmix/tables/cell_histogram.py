@@ -42,7 +42,7 @@ class CellHistogram:
 
     @functools.cached_property
     def _scratch(self) -> Tensor:
-        return self.count.new_empty(2, self._most)
+        return torch.empty(2, self._most, dtype=torch.int64, device=self.count.device)
 
     def add_(self, cell: Tensor, number: Tensor, shift: Tensor) -> None:
         """Count a chunk by what `address.find` gave, which is overwritten."""
