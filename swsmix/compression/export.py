@@ -97,7 +97,7 @@ def export_onnx(
     Example:
         >>> from swsmix import MixturePrior, snap_
         >>> net = nn.Linear(100, 100)
-        >>> index = snap_(MixturePrior(net, num_components=4))
+        >>> index = snap_(MixturePrior(net, num_components=16))
         >>> report = export_onnx("net.onnx", net, torch.randn(2, 100))  # doctest: +SKIP
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swsmix.compression.snap import bits_per_weight, snap_, within_share
+from swsmix.compression.snap import bits_per_weight, quantize, within_share
 from swsmix.prior import MixturePrior, Mode
 from swsmix.problems.decay import weight_decay
 from swsmix.problems.dense import batches, start_network
@@ -173,7 +173,9 @@ def snapped_measures(
     shares = [(within_share(m, prior.flat_weights(g)), g) for g, m in prior.mixtures.items()]
     before = copy.deepcopy(net.state_dict())
     # The published experiments count the mixture's components, merged or not.
-    index = torch.cat([j.reshape(-1) for j in snap_(prior, distortion=0.0).values()])
+    snapped = quantize(prior, distortion=0.0)
+    index = torch.cat([each.index.reshape(-1) for each in snapped.values()])
+    net.load_state_dict({**before, **{name: each.values for name, each in snapped.items()}})
     rows = measures(problem, net)
     values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
     net.load_state_dict(before)

@@ -18,6 +18,9 @@ from swsmix.codec.header import DTYPES, TableWriter
 from swsmix.compression import save_compressed
 from swsmix.compression.snap import snap_to_grid
 
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
+
 LIMIT = 1 << 20
 
 

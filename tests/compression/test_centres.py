@@ -10,6 +10,9 @@ from swsmix import MixturePrior, snap_
 from swsmix.compression.centres import refine_, tie
 from swsmix.compression.snap import Quantized, quantize
 
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
+
 
 def test_refining_lowers_the_loss_and_keeps_assignments_zeros_and_sharing():
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,9 @@ from torch import nn
 from swsmix import MixturePrior, snap_
 from swsmix.compression import export_onnx, load_compressed, save_compressed
 
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
+
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -8,6 +8,9 @@ from swsmix import MixturePrior, snap_
 from swsmix.compression.report import snapping_report
 from swsmix.compression.snap import bits_per_weight
 
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
+
 
 def test_the_report_says_what_snapping_does():
     net = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 5))

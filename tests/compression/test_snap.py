@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import cases
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from swsmix import MixturePrior, snap_
+from swsmix import GaussianMixture, MixturePrior, snap_
 from swsmix.compression.snap import (
     assign,
     bits_per_weight,
@@ -16,6 +17,9 @@ from swsmix.compression.snap import (
     snapped_state,
     within_share,
 )
+
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
 
 
 @pytest.mark.parametrize("name", cases.mixtures())
@@ -43,6 +47,21 @@ def test_snapping_is_idempotent_once_the_clusters_are_tight():
     first = snap_(prior)
     weight = net.weight.detach().clone()
     assert torch.equal(snap_(prior)["weight"], first["weight"]) and torch.equal(net.weight, weight)
+
+
+@pytest.mark.parametrize(("spread", "warns"), [(0.01, False), (0.4, True)])
+def test_snapping_weights_that_were_not_drawn_together_warns(spread, warns):
+    net = nn.Linear(40, 40)
+    mixture = GaussianMixture([0.5, 0.5], [-0.5, 0.5], [spread, spread])
+    prior = MixturePrior(net, initial=mixture)
+    centres = torch.tensor([-0.5, 0.5])[torch.randint(2, net.weight.shape)]
+    with torch.no_grad():
+        net.weight.copy_(centres + spread * torch.randn_like(centres))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        snap_(prior)
+        snap_(prior)  # they are there now: no second warning
+    assert [str(each.message).split(" of ")[1] for each in caught] == ["the variance"] * warns
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=200))
