@@ -14,7 +14,7 @@ from torch import Tensor
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
 from swsmix.tables.arrays import array
 from swsmix.tables.exact import ExactMixture
-from swsmix.tables.fingerprint import HIGH, LOW, MASK, WORD
+from swsmix.tables.fingerprint import ADDED, FACTOR, FIFTEEN, HIGH, SECOND
 from swsmix.tables.numba_compiled import compiled, fused, summed
 from swsmix.tables.numba_exp import exp
 
@@ -58,9 +58,10 @@ def proximal_(
     return torch.from_numpy(left_out[:number])
 
 
-def scrambled(words: Tensor) -> int:
-    """The sum over flat integers of 32 bits that `fingerprint` describes."""
-    return int(_scrambled(array(words).view(np.uint32)))
+def scrambled(words: Tensor) -> tuple[int, int]:
+    """The two sums over flat integers of 32 bits that `fingerprint` describes."""
+    first, second = _scrambled(array(words))
+    return int(first), int(second)
 
 
 # Each of these loops is over the weights of a block, for one component: the processor takes several
@@ -245,10 +246,11 @@ def _sums(w, mixture, moments, left_out):
 
 @compiled
 def _scrambled(words):
-    total, half, word = np.uint64(0), np.uint64(32), np.uint64(WORD)
+    first, second = np.int32(0), np.int32(0)
     for i in range(len(words)):
-        x = np.uint64(words[i] ^ np.uint32(MASK))
-        y = x * np.uint64(LOW) + (x * np.uint64(HIGH) << half)
-        high = y >> half
-        total += (y ^ high) + (y & word) * high
-    return total
+        y = np.int32(words[i] * np.int32(FACTOR) + np.int32(ADDED))
+        z = np.int32((y ^ (y >> HIGH)) * np.int32(SECOND))
+        v = np.int32(z ^ (z >> FIFTEEN))
+        first = np.int32(first + v)
+        second = np.int32(second + v * y)
+    return first, second
