@@ -111,10 +111,11 @@ class PublicCalls:
         self.start = copy.deepcopy(self.prior.state_dict())
 
     def reset(self) -> None:
-        """Back to the start, without what the last call has found."""
+        """Back to the start, without what the last call has found, or its tables."""
         self.layer.weight.grad = None
         self.prior.load_state_dict(self.start)
         self.prior.last_passes.clear()
+        self.prior._tables.clear()
 
     def __call__(self) -> None:
         self.prior.penalty().backward()
