@@ -252,7 +252,9 @@ class Watch:
         self.prior = prior
         prior.held = {}  # by group, once it is judged
         self._late = False  # the prior entered before this began
-        self._seen: dict[str, dict[str, Tensor]] = {}  # group -> tensor -> see `see`
+        # group -> tensor -> rows: the start, the moves so far, the data's steps, their squares, the
+        # gradients and how many.
+        self._seen: dict[str, dict[str, Tensor]] = {}
         self._said: set[tuple[str, Kind]] = set()
 
     def see(
@@ -282,12 +284,16 @@ class Watch:
                 now, old, g = (
                     t.reshape(-1)[::every].float() for t in (_shards.local(p), before[name], grad)
                 )
-                # Rows: the start, the moves so far, the data's steps, squares, gradients, number.
-                start = torch.stack([old, *[torch.zeros_like(old)] * 5])
-                seen = self._seen.setdefault(group, {}).setdefault(name, start)
-                seen[1] = old - seen[0]
+                rows = self._seen.setdefault(group, {})
+                if name not in rows:
+                    rows[name] = torch.stack([old, *[torch.zeros_like(old)] * 5])
+                start, moves, steps, squares, gradients, number = rows[name].unbind()
+                torch.sub(old, start, out=moves)
                 step = now - old
-                seen[2:] += torch.stack([step, step.square(), g / scale, torch.ones_like(g)])
+                steps += step
+                squares.addcmul_(step, step)
+                gradients.add_(g, alpha=1.0 / scale)
+                number += 1
 
     def look(self, schedule: Schedule, tick: int) -> None:
         """Warn of what is new, at the ticks of EM steps (later at some); judge the data's steps.
