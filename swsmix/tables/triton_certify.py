@@ -128,11 +128,11 @@ def _split(
                 w, r, level, mean, std, value, curvature, far, any_far, mean_b, std_b, mean_r,
                 std_r, top, log_total, pull, levels,
             )  # fmt: skip
-            _, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
+            h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
             q2, q3, q4, q5, q6, q7 = q2 + h2, q3 + h3, q4 + h4, q5 + h5, q6 + h6, q7 + h7
             bent = tl.abs(y)
             steep = tl.abs(x) + bent
-            _, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
+            h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
             b2, b3, b4, b5, b6, b7 = b2 + h2, b3 + h3, b4 + h4, b5 + h5, b6 + h6, b7 + h7
             bending += most * bent
             swing += most * bent * steep
@@ -249,15 +249,15 @@ def _curvature(
     e0, e1, e2, e3, e4, e5, e6, e7 = q2, q2, q2, q2, q2, q2, q2, q2
     for first in range(0, k, size):
         level, mean, std = component(mixture, first, k, size)
-        gamma, x, y, most, _ = terms(
+        gamma, x, y, most, noise = terms(
             w, r, level, mean, std, value, curvature, far, any_far, mean_b, std_b, mean_r,
             std_r, top, log_total, pull, 0.0,
         )  # fmt: skip
         bent = tl.abs(y)
         steep = tl.abs(x) + bent
-        _, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
+        h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
         q2, q3, q4, q5, q6, q7 = q2 + h2, q3 + h3, q4 + h4, q5 + h5, q6 + h6, q7 + h7
-        _, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
+        h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
         b2, b3, b4, b5, b6, b7 = b2 + h2, b3 + h3, b4 + h4, b5 + h5, b6 + h6, b7 + h7
         h = gamma * y
         h1, h2, h3, h4, h5, h6, h7 = derivatives(h, -x, -y)

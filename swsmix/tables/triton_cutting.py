@@ -48,8 +48,9 @@ def cut(
     with torch.cuda.device_of(mixture.mean):
         pending = triton_certify.empty(device, tolerance, _ROUNDS)
         _begin[(1,)](
-            mixture.packed, mixture.mixing, mixture.size, narrowest, widest, pending.places,
-            pending.widths, pending.counts, pending.facts, _WIDTH.bit_length() - 1, size=1024,
+            mixture.packed, mixture.mixing, mixture.size, pending.places, pending.widths,
+            pending.counts, pending.facts, _WIDTH.bit_length() - 1, narrowest=narrowest,
+            widest=widest, size=1024,
         )  # fmt: skip
         triton_certify.split_(mixture, pending, SMALLEST)
         places, order = pending.kept.sort()
@@ -126,10 +127,9 @@ def _cells(
     owner, width = torch.empty(2, cells, dtype=torch.int64, device=device)
     inner, ulp = torch.empty(2, cells, dtype=torch.float64, device=device)
     certified = torch.empty(cells, dtype=torch.bool, device=device)
-    begins = torch.empty(used + 1, dtype=torch.int32, device=device)
     _lay_out[(triton.cdiv(cells, _BLOCK),)](
         spans.places, fields, used, place, shift, first, alone, num_spans, owner, width, inner,
-        ulp, certified, begins, cells, size=_BLOCK,
+        ulp, certified, cells, size=_BLOCK,
     )  # fmt: skip
     start, widths, sign, shifts = whole
     centre, radius, bend, rest, second, floor, size, noise = fields[:8]
@@ -138,7 +138,7 @@ def _cells(
     )
     needed = Refinement(fields[15], fields[16], fields[17], fields[18], fine)
     geometry = CellGeometry(owner, inner, ulp, width, certified)
-    made = Cells(mixture, intervals, Address(entries, low), geometry, needed, shifts, device)
+    return Cells(mixture, intervals, Address(entries, low), geometry, needed, shifts, device)
     made.begins = begins
     return made
 
@@ -151,8 +151,9 @@ def _exponent(x):
 
 @compiled
 def _begin(
-    mixture, mixing, k, narrowest, widest, places, widths, counts, facts, half, size: tl.constexpr
-):
+    mixture, mixing, k, places, widths, counts, facts, half, narrowest: tl.constexpr,
+    widest: tl.constexpr, size: tl.constexpr,
+):  # fmt: skip
     """The intervals to start with, as in `cutting._intervals`, and the mixture's scale and levels.
 
     No interval where a std is too small or large.
@@ -360,9 +361,9 @@ def _magnitude(bits):
 @compiled
 def _lay_out(
     places, fields, used, place, shift, first, alone, spans, owner, width, inner, ulp, certified,
-    begins, cells, size: tl.constexpr,
+    cells, size: tl.constexpr,
 ):  # fmt: skip
-    """The fields of `CellGeometry`, and the first cell of each interval."""
+    """The fields of `CellGeometry`."""
     cell = tl.program_id(0) * size + tl.arange(0, size)
     here = cell < cells
     cell = tl.minimum(cell, cells - 1)
@@ -371,8 +372,6 @@ def _lay_out(
     many = tl.load(alone + span) == 0
     begin += (cell - tl.load(first + span)) << floats
     interval = _found(places, used, begin)
-    tl.store(begins + interval, cell, mask=here & (tl.load(places + interval) == begin))
-    tl.store(begins + used + tl.zeros_like(cell), cells, mask=here & (cell == cells - 1))
     sign = tl.where(begin < 0, -1.0, 1.0)  # the tiny ones count as zero
     near = tl.where(many, sign * _magnitude(begin), 0.0)
     far = tl.where(many, sign * _magnitude(begin + (1 << floats) - 1), 0.0)
