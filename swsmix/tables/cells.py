@@ -194,7 +194,9 @@ class Cells:
     def _fetched(self) -> Cells:
         twin = copy.copy(self)
         twin.mixture = self.mixture.cpu()
-        twin.intervals = Intervals(*(each if each is None else each.cpu() for each in self.intervals))
+        twin.intervals = Intervals(
+            *(each if each is None else each.cpu() for each in self.intervals)
+        )
         twin.geometry = CellGeometry(*(each.cpu() for each in self.geometry))
         needed = [each.cpu() for each in self._refined[:-1]]
         twin._refined, twin._shift = Refinement(*needed, self.fine), self._shift.cpu()

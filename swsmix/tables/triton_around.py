@@ -49,9 +49,7 @@ def _odds(w, z, level, mean, std, far, any_far, mean_r, std_r, z_r):
     """What components are compared by: log pi_j N_j or, far out, relative to a component r."""
     log_odds = level - 0.5 * z * z
     if any_far:
-        log_odds = tl.where(
-            far, _beyond(w, z, level, mean, std, mean_r, std_r, z_r), log_odds
-        )
+        log_odds = tl.where(far, _beyond(w, z, level, mean, std, mean_r, std_r, z_r), log_odds)
     return log_odds
 
 
@@ -135,7 +133,10 @@ def around(w, mixture, k, lanes: tl.constexpr, size: tl.constexpr):
         curvature += gamma * (1.0 / std / std)
         pull += gamma * _slope(w, z, mean, std, mean_r, std_r, z_r)
     total = tl.sum(total, 1)[:, None]
-    gradient, curvature = tl.sum(gradient, 1)[:, None] / total, tl.sum(curvature, 1)[:, None] / total
+    gradient, curvature = (
+        tl.sum(gradient, 1)[:, None] / total,
+        tl.sum(curvature, 1)[:, None] / total,
+    )
     pull, log_total = tl.sum(pull, 1)[:, None] / total, tl.log(total)
     value = 0.5 * z_r * z_r - level_r + _LOG_SQRT_2PI - log_total
     return value, gradient, curvature, far, any_far, base, near, top, log_total, pull

@@ -10,7 +10,7 @@ The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import NamedTuple
 
 import torch
@@ -76,8 +76,8 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
     rows = intervals.centre.new_empty(ORDER + 3, t)
     with torch.cuda.device_of(rows):
         _curvature[(triton.cdiv(t, _LANES),)](
-            mixture.packed, mixture.size, mixture.scale, intervals.centre, intervals.radius, rows,
-            t, lanes=_LANES, size=COMPONENTS,
+            mixture.packed, mixture.size, mixture.scale, intervals.centre.contiguous(),
+            intervals.radius.contiguous(), rows, t, lanes=_LANES, size=COMPONENTS,
         )  # fmt: skip
     return rows[:-2], rows[-2], rows[-1]
 
@@ -94,7 +94,7 @@ def _cumulants(q1, q2, q3, q4, q5, q6, q7, sign: tl.constexpr):
     return c3, c4, c5, c6, q7 + sign * c7
 
 
-@compiled
+@functools.partial(compiled, general=("k", "turn"))
 def _split(
     mixture, k, facts, places, widths, to_places, to_widths, counts, turn, kept, kept_widths,
     fields, room, smallest, lanes: tl.constexpr, size: tl.constexpr,
@@ -228,10 +228,8 @@ def _quotients(a0, a1, a2, a3, a4, a5, a6, a7, q1, q2, q3, q4, q5, q6, q7, sign:
     return d1, d2, d3, d4, d5, d6, d7
 
 
-@compiled
-def _curvature(
-    mixture, k, scale, centre, radius, rows, t, lanes: tl.constexpr, size: tl.constexpr
-):
+@functools.partial(compiled, general=("k", "t"))
+def _curvature(mixture, k, scale, centre, radius, rows, t, lanes: tl.constexpr, size: tl.constexpr):
     """The rows that `taylor.curvature` returns (ORDER + 3, t)."""
     i = tl.program_id(0) * lanes + tl.arange(0, lanes)
     here, scale = i < t, tl.load(scale)

@@ -9,6 +9,8 @@ The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -30,9 +32,7 @@ _ROUNDS = (_WIDTH // SMALLEST).bit_length()  # each splits in two, at least
 _SPANS = MAX_INTERVALS + 4  # at most: one for each interval, and the rest of either sign
 
 
-def cut(
-    mixture: ExactMixture, tolerance: float, narrowest: float, widest: float
-) -> Cells | None:
+def cut(mixture: ExactMixture, tolerance: float, narrowest: float, widest: float) -> Cells | None:
     """The cells of a mixture on the GPU where it is; see `cutting.cut`.
 
     Args:
@@ -149,7 +149,7 @@ def _exponent(x):
     return ((x.to(tl.int64, bitcast=True) >> 52) - 1022).to(tl.int32)
 
 
-@compiled
+@functools.partial(compiled, general=("k",))
 def _begin(
     mixture, mixing, k, places, widths, counts, facts, half, narrowest: tl.constexpr,
     widest: tl.constexpr, size: tl.constexpr,
@@ -318,7 +318,7 @@ def _count(place, shift, alone, first, numbers, stride, size: tl.constexpr):
     tl.store(numbers + 2 + 2 * which, before.to(tl.int64))
 
 
-@compiled
+@functools.partial(compiled, general=("fine", "used"))
 def _arrange(
     places, order, widths, fields, room, of_interval, shift, fine, bits, whole, out, used,
     rows: tl.constexpr, size: tl.constexpr,
@@ -341,7 +341,7 @@ def _arrange(
     tl.store(out + 3 * used + i, float("inf"), mask=here & unknown)
 
 
-@compiled
+@functools.partial(compiled, general=("spans",))
 def _enter(place, shift, first, alone, spans, low, entries, size: tl.constexpr):
     """The entries of `Address`: of each block."""
     i = tl.program_id(0) * size + tl.arange(0, size)
@@ -358,7 +358,7 @@ def _magnitude(bits):
     return (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True).to(tl.float64)
 
 
-@compiled
+@functools.partial(compiled, general=("used", "spans", "cells"))
 def _lay_out(
     places, fields, used, place, shift, first, alone, spans, owner, width, inner, ulp, certified,
     cells, size: tl.constexpr,
