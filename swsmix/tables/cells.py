@@ -195,11 +195,12 @@ class Cells:
         twin = copy.copy(self)
         twin.mixture = self.mixture.cpu()
         twin.intervals = Intervals(
-            *(each if each is None else each.cpu() for each in self.intervals)
+            *(each.cpu() for each in self.intervals[:-1] if each is not None)
         )
         twin.geometry = CellGeometry(*(each.cpu() for each in self.geometry))
-        needed = [each.cpu() for each in self._refined[:-1]]
-        twin._refined, twin._shift = Refinement(*needed, self.fine), self._shift.cpu()
+        cubic, rounding, third, parts = (each.cpu() for each in self._refined[:-1])
+        twin._refined = Refinement(cubic, rounding, third, parts, self.fine)
+        twin._shift = self._shift.cpu()
         return twin
 
     @functools.cached_property

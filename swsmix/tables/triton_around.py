@@ -172,7 +172,7 @@ def terms(
 
 @compiled
 def derivatives(h, u, v):
-    """h times derivatives 1 .. 7 of exp(u t + v t^2 / 2) at 0; zeros where h is 0."""
+    """Derivatives 1 .. 7 of h exp(u t + v t^2 / 2) at 0; zeros where h is 0."""
     u, v = tl.where(h == 0.0, 0.0, u), tl.where(h == 0.0, 0.0, v)
     h1 = u * h
     h2 = u * h1 + v * h

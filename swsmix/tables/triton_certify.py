@@ -1,9 +1,9 @@
 """The certification of `taylor` on a GPU, as Triton kernels (if Triton is installed).
 
 The same formulas as `numba_certify`, some intervals and components at a time. Intervals are split
-breadth first: each round is a kernel that certifies what the round before left, a number that lies
-on the GPU, so that nothing waits for it. Intervals that are kept come in any order; `triton_cutting`
-sorts them.
+breadth first: each round is a kernel that certifies what the round before left. How many those are
+lies on the GPU, so that nothing waits for it. Intervals that are kept come in any order;
+`triton_cutting` sorts them.
 
 The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast they are.
 """
@@ -50,11 +50,13 @@ class Pending(NamedTuple):
 def empty(device: torch.device, tolerance: float, rounds: int) -> Pending:
     """Room for intervals, of which there are none yet."""
     places, widths = torch.empty(2, 2, MAX_INTERVALS, dtype=torch.int32, device=device)
-    kept = torch.full((2, MAX_INTERVALS), (1 << 31) - 1, dtype=torch.int32, device=device)
+    kept, kept_widths = torch.full(
+        (2, MAX_INTERVALS), (1 << 31) - 1, dtype=torch.int32, device=device
+    )
     fields = torch.empty(FIELDS, MAX_INTERVALS, dtype=torch.float64, device=device)
     counts = torch.zeros(ROUND + rounds + 1, dtype=torch.int64, device=device)
     facts = torch.full((FACTS,), tolerance, dtype=torch.float64, device=device)
-    return Pending(places, widths, *kept, fields, counts, facts)
+    return Pending(places, widths, kept, kept_widths, fields, counts, facts)
 
 
 def split_(mixture: ExactMixture, pending: Pending, smallest: int) -> None:
@@ -128,11 +130,11 @@ def _split(
                 w, r, level, mean, std, value, curvature, far, any_far, mean_b, std_b, mean_r,
                 std_r, top, log_total, pull, levels,
             )  # fmt: skip
-            h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
+            _h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
             q2, q3, q4, q5, q6, q7 = q2 + h2, q3 + h3, q4 + h4, q5 + h5, q6 + h6, q7 + h7
             bent = tl.abs(y)
             steep = tl.abs(x) + bent
-            h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
+            _h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
             b2, b3, b4, b5, b6, b7 = b2 + h2, b3 + h3, b4 + h4, b5 + h5, b6 + h6, b7 + h7
             bending += most * bent
             swing += most * bent * steep
@@ -247,15 +249,15 @@ def _curvature(mixture, k, scale, centre, radius, rows, t, lanes: tl.constexpr, 
     e0, e1, e2, e3, e4, e5, e6, e7 = q2, q2, q2, q2, q2, q2, q2, q2
     for first in range(0, k, size):
         level, mean, std = component(mixture, first, k, size)
-        gamma, x, y, most, noise = terms(
+        gamma, x, y, most, _noise = terms(
             w, r, level, mean, std, value, curvature, far, any_far, mean_b, std_b, mean_r,
             std_r, top, log_total, pull, 0.0,
         )  # fmt: skip
         bent = tl.abs(y)
         steep = tl.abs(x) + bent
-        h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
+        _h1, h2, h3, h4, h5, h6, h7 = derivatives(gamma, -x, -y)
         q2, q3, q4, q5, q6, q7 = q2 + h2, q3 + h3, q4 + h4, q5 + h5, q6 + h6, q7 + h7
-        h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
+        _h1, h2, h3, h4, h5, h6, h7 = derivatives(most, steep, bent)
         b2, b3, b4, b5, b6, b7 = b2 + h2, b3 + h3, b4 + h4, b5 + h5, b6 + h6, b7 + h7
         h = gamma * y
         h1, h2, h3, h4, h5, h6, h7 = derivatives(h, -x, -y)

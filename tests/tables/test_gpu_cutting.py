@@ -4,6 +4,7 @@ The laws are run by Triton's interpreter, in a process of their own; see `test_g
 compiler for a GPU needs none: that each kernel compiles is tested without the interpreter.
 """
 
+import importlib
 import os
 
 import pytest
@@ -12,13 +13,15 @@ from tabulated import MIXTURES, excess, twin, weights_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swsmix import tables
-from swsmix.tables import backends
+from swsmix.tables import backends, taylor
 from swsmix.tables.cutting import cut
 from swsmix.tables.exact import ExactMixture
 
-pytest.importorskip("triton")
-from swsmix.tables import triton_certify, triton_cells, triton_cutting
-
+triton = pytest.importorskip("triton")
+triton_cells, triton_certify, triton_cutting, triton_spans = (
+    importlib.import_module(f"swsmix.tables.triton_{name}")
+    for name in ("cells", "certify", "cutting", "spans")
+)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU = torch.device("cpu")
 RANGE = 1e-18, 1e18  # of the stds
@@ -101,20 +104,15 @@ if INTERPRETED:
     def test_the_curvature_is_that_of_the_processor(name, large_tiles):
         mixture = ExactMixture(*MIXTURES[name])
         intervals = cut(mixture, 1e-5, CPU).intervals
-        expected = triton_free(mixture, intervals)
+        expected = taylor.curvature(mixture, intervals._replace(curved=None))
         kept = ~intervals.rest.isinf()
         for one, other in zip(triton_certify.curvature(mixture, intervals), expected, strict=True):
             error = (one - other)[..., kept].abs()
             assert (error <= 1e-11 * (other[..., kept].abs() + expected[2][kept])).all()
 
-    def triton_free(mixture, intervals):
-        from swsmix.tables import taylor
-
-        return taylor.curvature(mixture, intervals._replace(curved=None))
-
     @pytest.mark.parametrize("limit", [600, 2000, 2050])
     def test_too_many_intervals_are_none(limit, large_tiles, monkeypatch):
-        for module in (triton_certify, triton_cutting):
+        for module in (triton_certify, triton_spans):
             monkeypatch.setattr(module, "MAX_INTERVALS", limit)
         cells = triton_cutting.cut(ExactMixture(*MIXTURES["hard"]), 1e-5, *RANGE)
         assert (cells is None) == (limit < 2050)
@@ -127,23 +125,15 @@ if INTERPRETED:
     @pytest.mark.parametrize("name", ["one", "quantised"])
     def test_the_host_waits_once_however_many_rounds_there_are(name, large_tiles, monkeypatch):
         mixture = ExactMixture(*MIXTURES[name])
-        fetched, waits = triton_cutting._fetched, []
+        fetched, waits = triton_spans._fetched, []
         monkeypatch.setattr(
-            triton_cutting, "_fetched", lambda numbers: waits.append(1) or fetched(numbers)
-        )
-        launched = triton_certify.split_
-        monkeypatch.setattr(  # the interpreter's own operations are not the host's
-            triton_certify, "split_", lambda *arguments: outside(launched, *arguments)
+            triton_spans, "_fetched", lambda numbers: waits.append(1) or fetched(numbers)
         )
         with Operations() as operations:
             triton_cutting.cut(mixture, 1e-5, *RANGE)
         assert len(waits) == 1
         waiting = {"_local_scalar_dense", "nonzero", "_to_copy", "unique", "masked_select"}
         assert not waiting & {*operations.names} and "sort" in operations.names
-
-    def outside(call, *arguments):
-        with torch.utils._python_dispatch._disable_current_modes():
-            return call(*arguments)
 
 else:
 
@@ -163,11 +153,11 @@ else:
             "used", "spans", "low", "cells",
         }  # fmt: skip
         constants = {"lanes": 8, "size": 16, "narrowest": 1e-18, "widest": 1e18, "finest": 4}
-        split, curvature = triton_certify._split, triton_certify._curvature
-        cutting = [getattr(triton_cutting, f"_{name}") for name in (
-            "begin", "join", "count", "arrange", "enter", "lay_out",
-        )]  # fmt: skip
-        for kernel in (split, curvature, *cutting):
+        kernels = [triton_certify._split, triton_certify._curvature]
+        kernels += [triton_spans._join, triton_spans._count]
+        of_cells = ("begin", "arrange", "enter", "lay_out")
+        kernels += [getattr(triton_cutting, f"_{name}") for name in of_cells]
+        for kernel in kernels:
             given = {n: constants[n] for n in kernel.arg_names if n in constants}
             if kernel is triton_cutting._arrange:
                 given["rows"] = triton_certify.FIELDS
@@ -179,7 +169,5 @@ else:
             }  # fmt: skip
             places = {(kernel.arg_names.index(name),): value for name, value in given.items()}
             source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-            import triton
-
             made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
             assert made.asm["cubin"]
