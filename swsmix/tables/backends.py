@@ -143,8 +143,9 @@ def _cuts_on(device: torch.device) -> bool:
 
 def triton_cutting(device: torch.device) -> Any | None:
     """Triton's certification and cutting of cells (`triton_cutting`), if they work there."""
-    usable = triton_cells(device) is not None and _cuts_on(device)
-    return _module("triton_cutting") if usable else None
+    if not _COMPILED.get() or device.type != "cuda" or triton_kernels(device) is None:
+        return None
+    return _module("triton_cutting") if _cuts_on(device) else None
 
 
 def triton_certify(device: torch.device) -> Any | None:
