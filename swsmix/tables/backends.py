@@ -132,6 +132,8 @@ def _cuts_on(device: torch.device) -> bool:
         one = torch.ones(1, dtype=torch.float64, device=device)
         cells = _module("triton_cutting").cut(ExactMixture(one, one, one), 1e-5, 0.5, 2.0)
         _module("triton_certify").curvature(cells.mixture, cells.intervals)
+        none = torch.zeros(3, len(cells.certified) << cells.fine, dtype=torch.int64, device=device)
+        _module("triton_sums").sums(cells, *none)
     except Exception as error:
         warnings.warn(
             f"Triton cuts no tables on {device} ({error}): they are made on the processor",
@@ -146,6 +148,11 @@ def triton_cutting(device: torch.device) -> Any | None:
     if not _COMPILED.get() or device.type != "cuda" or triton_kernels(device) is None:
         return None
     return _module("triton_cutting") if _cuts_on(device) else None
+
+
+def triton_sums(device: torch.device) -> Any | None:
+    """Triton's sums over a histogram (`triton_sums`), if the cells were cut there."""
+    return _module("triton_sums") if triton_cutting(device) else None
 
 
 def triton_certify(device: torch.device) -> Any | None:

@@ -80,11 +80,16 @@ class CellHistogram:
             self.pending = 0
 
     def sums(self) -> tuple[Tensor, Tensor, bool]:
-        """The value and the moments (3, k) of the weights in certified cells, on the CPU.
+        """The value and the moments (3, k) of the weights in certified cells.
 
-        The last result says whether weights outside them are missing.
+        They are on the CPU, or on the GPU if it cut the cells. The last result says whether weights
+        outside certified cells are missing.
         """
         self.unpack_()
+        if on_gpu := backends.triton_sums(self.cells.intervals.centre.device):
+            found: tuple[Tensor, Tensor, bool]
+            found = on_gpu.sums(self.cells, self.count, self.first, self.second)
+            return found
         raw: tuple[Tensor, ...] = self.count, self.first, self.second
         if self.count.device.type != "cpu":
             raw = torch.stack(raw).cpu().unbind()  # in one transfer

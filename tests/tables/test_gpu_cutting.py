@@ -14,13 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from swsmix import tables
 from swsmix.tables import backends, taylor
+from swsmix.tables.cell_histogram import CellHistogram
+from swsmix.tables.cells import PART
 from swsmix.tables.cutting import cut
 from swsmix.tables.exact import ExactMixture
 
 triton = pytest.importorskip("triton")
-triton_cells, triton_certify, triton_cutting, triton_spans = (
+triton_cells, triton_certify, triton_cutting, triton_spans, triton_sums = (
     importlib.import_module(f"swsmix.tables.triton_{name}")
-    for name in ("cells", "certify", "cutting", "spans")
+    for name in ("cells", "certify", "cutting", "spans", "sums")
 )
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU = torch.device("cpu")
@@ -46,6 +48,8 @@ def large_tiles(monkeypatch):
     monkeypatch.setattr(triton_certify, "_LANES", 256)
     monkeypatch.setattr(triton_certify, "_PROGRAMS", 2)
     monkeypatch.setattr(triton_cutting, "_BLOCK", 4096)
+    monkeypatch.setattr(triton_sums, "_LANES", 256)
+    monkeypatch.setattr(triton_sums, "_PARTS", 64)
 
 
 @pytest.fixture
@@ -54,6 +58,7 @@ def on_gpu(large_tiles, monkeypatch):
         ("triton_cutting", triton_cutting),
         ("triton_certify", triton_certify),
         ("triton_cells", triton_cells),
+        ("triton_sums", triton_sums),
     ):
         monkeypatch.setattr(backends, name, lambda device, module=module: module)
 
@@ -110,6 +115,21 @@ if INTERPRETED:
             error = (one - other)[..., kept].abs()
             assert (error <= 1e-11 * (other[..., kept].abs() + expected[2][kept])).all()
 
+    @pytest.mark.parametrize("name", ["typical", "hard", "dead", "sixty-four"])
+    def test_sums_are_those_of_the_processor(name, large_tiles):
+        mixture, w = MIXTURES[name], weights_of(MIXTURES[name], 20_000)[400:]
+        if name in (strange := ("hard", "dead")):
+            w[7] = torch.nan
+        passes = tables.build(*mixture).passes
+        histogram = CellHistogram(passes.cells, len(w))
+        passes._count_(histogram, w)
+        value, moments, missing = histogram.sums()
+        raw = histogram.count, histogram.first, histogram.second
+        found = triton_sums.sums(passes.cells, *raw)
+        torch.testing.assert_close(found[0], value, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[1], moments, rtol=1e-9, atol=1e-12)
+        assert found[2] == missing == (name in strange)
+
     @pytest.mark.parametrize("limit", [600, 2000, 2050])
     def test_too_many_intervals_are_none(limit, large_tiles, monkeypatch):
         for module in (triton_certify, triton_spans):
@@ -146,7 +166,8 @@ else:
             "mixture": real, "mixing": real, "facts": real, "fields": real, "scale": real,
             "centre": real, "radius": real, "rows": real, "out": real, "inner": real, "ulp": real,
             "counts": whole, "order": whole, "numbers": whole, "whole": whole, "owner": whole,
-            "certified": "*i1",
+            "certified": "*i1", "taylor": real, "bend": real, "powers": real, "values": real,
+            "moments": real,
         }  # fmt: skip
         numbers = {
             "k", "turn", "room", "smallest", "t", "half", "stride", "short", "long", "bits", "fine",
@@ -154,6 +175,7 @@ else:
         }  # fmt: skip
         constants = {"lanes": 8, "size": 16, "narrowest": 1e-18, "widest": 1e18, "finest": 4}
         kernels = [triton_certify._split, triton_certify._curvature]
+        kernels += [triton_sums._powers, triton_sums._moments]
         kernels += [triton_spans._join, triton_spans._count]
         of_cells = ("begin", "arrange", "enter", "lay_out")
         kernels += [getattr(triton_cutting, f"_{name}") for name in of_cells]
@@ -161,7 +183,13 @@ else:
             given = {n: constants[n] for n in kernel.arg_names if n in constants}
             if kernel is triton_cutting._arrange:
                 given["rows"] = triton_certify.FIELDS
-            own = {"width": whole} if kernel is triton_cutting._lay_out else {}
+            if kernel is triton_sums._powers:
+                given["bits"] = PART
+            own = {}
+            if kernel is triton_cutting._lay_out:
+                own = {"width": whole}
+            elif kernel is triton_sums._powers:
+                own = dict.fromkeys(("count", "first", "second", "begins", "width"), whole)
             signature = {
                 name: "constexpr" if name in given else own.get(
                     name, types.get(name, "i32" if name in numbers else "*i32"))

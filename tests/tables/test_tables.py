@@ -31,7 +31,7 @@ def test_the_gpus_kernels_keep_these_laws_and_those_of_their_histogram():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert f"{2 * len(MIXTURES) + 2 + 4 * 4 + 19} passed" in done.stdout
+    assert f"{2 * len(MIXTURES) + 2 + 4 * 4 + 23} passed" in done.stdout
 
 
 @every_mixture
