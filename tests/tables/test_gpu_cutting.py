@@ -157,6 +157,17 @@ if INTERPRETED:
 
 else:
 
+    def test_cells_that_are_fetched_from_a_gpu_have_its_bounds_and_sums():
+        w = weights_of(MIXTURES["hard"], 20_000)[400:]
+        passes = tables.build(*MIXTURES["hard"]).passes
+        histogram = CellHistogram(passes.cells, len(w))
+        passes._count_(histogram, w)
+        bounds, sums = passes.cells.error, histogram.sums()
+        histogram.cells = passes.cells._fetched
+        torch.testing.assert_close([*histogram.cells.error], [*bounds], rtol=1e-9, atol=0)
+        for one, other in zip(histogram.sums(), sums, strict=True):
+            torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other))
+
     def test_each_kernel_compiles_for_a_gpu():
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
