@@ -57,6 +57,7 @@ def methods(w, mixture, out):
         "torch MixtureSameFamily": lambda: torch_mixture(w, *mixture),
         "swsmix direct, full": lambda: full_direct(w, *mixture),
         "swsmix neg_log_prior, full": lambda: differentiable(w, *mixture),
+        "swsmix tables alone": lambda: tables.build(*mixture).passes.cells.pieces,
         "swsmix tables, full": lambda: full_tables(w, *mixture),
         "swsmix full, tables at hand": lambda: table.full(w, out=out),
         "swsmix gradient": lambda: table.gradient(w, out=out),

@@ -43,7 +43,8 @@ The modules:
   evaluation of few weights, compiled for a CPU; `numba_expand`, `numba_exp`: the mixture around
   many centres at once, and the exponential function; `numba_together`: the loops of `together`;
   `numba_compiled`: how numba compiles them.
-- `triton_cells`: the cubics of step 2, made on a GPU.
+- `triton_certify`, `triton_cutting`, `triton_cells`, `triton_sums`: steps 1, 2 and 5 on a GPU;
+  `triton_around`: the mixture around many centres at once; `triton_spans`: cells of one size.
 - `regions`: where each component is the most responsible.
 """
 

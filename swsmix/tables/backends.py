@@ -123,6 +123,43 @@ def triton_cells(device: torch.device) -> Any | None:
     return _module("triton_cells") if usable else None
 
 
+@functools.cache
+def _cuts_on(device: torch.device) -> bool:
+    """Whether Triton compiles what certifies and cuts there; if not, the processor does it."""
+    from swsmix.tables.exact import ExactMixture
+
+    try:
+        one = torch.ones(1, dtype=torch.float64, device=device)
+        cells = _module("triton_cutting").cut(ExactMixture(one, one, one), 1e-5, 0.5, 2.0)
+        _module("triton_certify").curvature(cells.mixture, cells.intervals)
+        none = torch.zeros(3, len(cells.certified) << cells.fine, dtype=torch.int64, device=device)
+        _module("triton_sums").sums(cells, *none)
+    except Exception as error:
+        warnings.warn(
+            f"Triton cuts no tables on {device} ({error}): they are made on the processor",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def triton_cutting(device: torch.device) -> Any | None:
+    """Triton's certification and cutting of cells (`triton_cutting`), if they work there."""
+    if not _COMPILED.get() or device.type != "cuda" or triton_kernels(device) is None:
+        return None
+    return _module("triton_cutting") if _cuts_on(device) else None
+
+
+def triton_sums(device: torch.device) -> Any | None:
+    """Triton's sums over a histogram (`triton_sums`), if the cells were cut there."""
+    return _module("triton_sums") if triton_cutting(device) else None
+
+
+def triton_certify(device: torch.device) -> Any | None:
+    """Triton's polynomials of the curvature (`triton_certify`), if they work there."""
+    return _module("triton_certify") if triton_cutting(device) else None
+
+
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Use no compiled loops: for a few passes they take longer to load than they save.

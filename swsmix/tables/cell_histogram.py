@@ -80,19 +80,24 @@ class CellHistogram:
             self.pending = 0
 
     def sums(self) -> tuple[Tensor, Tensor, bool]:
-        """The value and the moments (3, k) of the weights in certified cells, on the CPU.
+        """The value and the moments (3, k) of the weights in certified cells.
 
-        The last result says whether weights outside them are missing.
+        They are on the CPU, or on the GPU if it cut the cells. The last result says whether weights
+        outside certified cells are missing.
         """
         self.unpack_()
+        if on_gpu := backends.triton_sums(self.cells.intervals.centre.device):
+            found: tuple[Tensor, Tensor, bool]
+            found = on_gpu.sums(self.cells, self.count, self.first, self.second)
+            return found
         raw: tuple[Tensor, ...] = self.count, self.first, self.second
         if self.count.device.type != "cpu":
             raw = torch.stack(raw).cpu().unbind()  # in one transfer
         if numba := backends.numba_sums():
-            total, powers, missing = numba.powers(self.cells, *raw)
+            total, powers, missing = numba.powers(self.cells.here, *raw)
             used = powers[0].nonzero()[:, 0]
             return powers.new_tensor(total), self._moments(powers[:, used], used), missing
-        intervals = self.cells.intervals
+        intervals = self.cells.here.intervals
         s, mass, owner = self._points(raw)
         used, owner = owner.unique_consecutive(return_inverse=True)
         owner, taylor = owner.repeat(2), intervals.taylor[:, used]
@@ -106,7 +111,7 @@ class CellHistogram:
         for row in powers:
             row.index_add_(0, owner, term)
             term = term * s
-        missing = bool((self._by_cell(raw[0]) * ~self.cells.geometry.certified[:, None]).any())
+        missing = bool((self._by_cell(raw[0]) * ~self.cells.here.geometry.certified[:, None]).any())
         return value, self._moments(powers, used), missing
 
     def _points(self, raw: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +119,7 @@ class CellHistogram:
 
         The points in s, their masses, and the interval of each pair.
         """
-        geometry, fine = self.cells.geometry, self.cells.fine
+        geometry, fine = self.cells.here.geometry, self.cells.fine
         used = (self._by_cell(raw[0]) * geometry.certified[:, None]).view(-1).nonzero()[:, 0]
         count, first, second = (each.index_select(0, used).double() for each in raw)
         cell, part = used >> fine, used & ((1 << fine) - 1)
@@ -136,7 +141,7 @@ class CellHistogram:
         gamma_j(c + t) = gamma_j exp(-x_j t - y_j t^2 / 2) / q(t), so that the components do not
         appear in the sums over the weights.
         """
-        intervals, mixture = self.cells.intervals, self.cells.mixture
+        intervals, mixture = self.cells.here.intervals, self.cells.here.mixture
         centres, radii = intervals.centre[used], intervals.radius[used]
         if numba := backends.numba_sums():
             compiled: Tensor = numba.moments(mixture, centres, radii, powers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -107,8 +108,9 @@ class CellGeometry(NamedTuple):
 class Cells:
     """The pieces f' = c0 + c1 x + c2 x^2 + c3 x^3 of all cells, x a float's number in its cell.
 
-    c0 is NaN where none is certified. Many short operations certify the intervals, on the CPU. The
-    weights may be on a GPU; the pieces are made there.
+    c0 is NaN where none is certified. The weights may be on a GPU; the pieces are made there. The
+    mixture, intervals and the rest are there too if it cut the cells (`triton_cutting`), and else
+    on the CPU.
 
     Args:
         mixture: the mixture.
@@ -170,12 +172,36 @@ class Cells:
 
     @functools.cached_property
     def _slope(self) -> Tensor:
-        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device="cpu")[:, None]
-        return self.intervals.taylor[1:] * order / self.intervals.radius
+        radius = self.intervals.radius
+        order = torch.arange(1, ORDER + 1, dtype=torch.int64, device=radius.device)[:, None]
+        return self.intervals.taylor[1:] * order / radius
 
     @functools.cached_property
     def _curvature(self) -> tuple[Tensor, Tensor, Tensor]:
-        return polynomials.curvature(self.mixture, self.intervals)
+        device = self.intervals.centre.device
+        if on_gpu := backends.triton_certify(device):
+            found: tuple[Tensor, Tensor, Tensor] = on_gpu.curvature(self.mixture, self.intervals)
+            return found
+        rows, rest, low = polynomials.curvature(self.here.mixture, self.here.intervals)
+        return rows.to(device), rest.to(device), low.to(device)
+
+    @property
+    def here(self) -> Cells:
+        """These cells with all that the sums and the bounds need on the CPU."""
+        return self if self.intervals.centre.device.type == "cpu" else self._fetched
+
+    @functools.cached_property
+    def _fetched(self) -> Cells:
+        twin = copy.copy(self)
+        twin.mixture = self.mixture.cpu()
+        twin.intervals = Intervals(
+            *(each.cpu() for each in self.intervals[:-1] if each is not None)
+        )
+        twin.geometry = CellGeometry(*(each.cpu() for each in self.geometry))
+        cubic, rounding, third, parts = (each.cpu() for each in self._refined[:-1])
+        twin._refined = Refinement(cubic, rounding, third, parts, self.fine)
+        twin._shift = self._shift.cpu()
+        return twin
 
     @functools.cached_property
     def pieces(self) -> Tensor:
@@ -195,6 +221,9 @@ class Cells:
     @functools.cached_property
     def error(self) -> ErrorBounds:
         """The worst bounds over the certified intervals."""
+        if self.here is not self:
+            vars(self.here)["_curvature"] = tuple(each.cpu() for each in self._curvature)
+            return self.here.error
         intervals, refined = self.intervals, self._refined
         # The largest share of an interval that a cell takes; the tiny floats count as zero.
         tiny, part = intervals.start == 0, (1 << self._shift) - 1.0

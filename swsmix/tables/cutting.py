@@ -15,12 +15,12 @@ from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import Intervals, ends, ranges, split
 
 MAX_PARTS = 1 << 21  # of cells, all together; a harder mixture is evaluated directly
-_SMALLEST = 64  # floats in the shortest interval
+SMALLEST = 64  # floats in the shortest interval
 # log2 of the floats in a block: short ones where components are narrow, for fewer cells; long ones
 # where there are few cells in any case, so that the entries that weights need stay in the nearest
 # cache. A block that has one cell must be no longer than the longest cell.
-_SHORT, _LONG, _FEW = 14, 16, 1 << 13
-assert _LONG <= PART
+SHORT, LONG, FEW = 14, 16, 1 << 13
+assert LONG <= PART
 
 
 def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells | None:
@@ -48,9 +48,9 @@ def cut(mixture: ExactMixture, tolerance: float, device: torch.device) -> Cells 
     # A part has at most as many floats as the histogram has numbers.
     most = PART + needed.fine
     shift = torch.where(uncertified, whole, shift).clamp_max_(most).long()
-    spans = _spans(intervals, shift, most, _SHORT)
-    if spans.cells < _FEW:
-        spans = _spans(intervals, shift, most, _LONG)
+    spans = _spans(intervals, shift, most, SHORT)
+    if spans.cells < FEW:
+        spans = _spans(intervals, shift, most, LONG)
     if spans.cells << needed.fine > MAX_PARTS:
         return None
     entries, geometry = _laid_out(intervals, spans, uncertified)
@@ -81,7 +81,7 @@ def _intervals(mixture: ExactMixture, tolerance: float) -> Intervals | None:
     start = torch.arange(2 * zero - 1, 2 * top, dtype=torch.int64, device="cpu").repeat(2) << 22
     width, sign = torch.full_like(start, 1 << 22), torch.ones_like(start)
     start[::halves], width[::halves], sign[:halves] = 0, zero << 23, -1
-    return split(mixture, tolerance, start, width, sign, _SMALLEST)
+    return split(mixture, tolerance, start, width, sign, SMALLEST)
 
 
 class Spans(NamedTuple):

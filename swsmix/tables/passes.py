@@ -48,8 +48,14 @@ class Passes:
     @functools.cached_property
     def cells(self) -> Cells | None:
         """The cells, if there are not too many."""
-        mixture, (least, most) = self.mixture, self.mixture.std.aminmax()
-        if not self.tolerance or least < _NARROWEST or most > _WIDEST:
+        mixture = self.mixture
+        if not self.tolerance:
+            return None
+        if on_gpu := backends.triton_cutting(mixture.mean.device):
+            made: Cells | None = on_gpu.cut(mixture, self.tolerance, _NARROWEST, _WIDEST)
+            return made
+        least, most = mixture.std.aminmax()
+        if least < _NARROWEST or most > _WIDEST:
             return None
         return cut(mixture.cpu(), self.tolerance, mixture.mean.device)
 

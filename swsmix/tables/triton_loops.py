@@ -135,10 +135,13 @@ def _lookup(cells: Cells | None) -> tuple[Any, ...]:
     )
 
 
-def compiled(function: Any) -> Any:
-    """A Triton kernel or a part of one."""
+def compiled(function: Any, general: tuple[str, ...] = ()) -> Any:
+    """A Triton kernel or a part of one, compiled once for all values of the integers in `general`.
+
+    Of others there is a variant for 1 and one for multiples of 16.
+    """
     # Unwrapped, since a type checker's import hook may have wrapped it.
-    return triton.jit(inspect.unwrap(function))
+    return triton.jit(inspect.unwrap(function), do_not_specialize=list(general))
 
 
 @compiled

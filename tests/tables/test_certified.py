@@ -83,9 +83,9 @@ def test_a_component_of_no_matter_does_not_loosen_the_bounds_however_narrow(mixi
 
 
 @every_mixture
-@pytest.mark.parametrize("low", [cutting._SHORT, cutting._LONG])
+@pytest.mark.parametrize("low", [cutting.SHORT, cutting.LONG])
 def test_a_float_is_found_in_the_cell_of_its_interval_at_its_place(mixture, low, monkeypatch):
-    monkeypatch.setattr(cutting, "_FEW", 0 if low == cutting._SHORT else 1 << 62)
+    monkeypatch.setattr(cutting, "FEW", 0 if low == cutting.SHORT else 1 << 62)
     cells = cut(ExactMixture(*mixture), 1e-5, CPU)
     assert cells.address.low == low
     intervals, geometry = cells.intervals, cells.geometry

@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+import warnings
 
 import cases
 import pytest
@@ -23,6 +24,8 @@ from swsmix.bayes import Joint, fit_guide
 from swsmix.compression import load_compressed, save_compressed
 from swsmix.compression.recipe import Recipe, compress_
 from swsmix.tables import backends
+from swsmix.tables.cutting import cut
+from swsmix.tables.exact import ExactMixture
 
 pytestmark = pytest.mark.gpu
 
@@ -114,6 +117,39 @@ def test_a_step_between_two_em_steps_does_not_wait_for_the_gpu(n, dtype):
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["one", "typical", "quantised"])
+def test_a_mixtures_tables_are_made_with_one_wait_for_the_gpu(name):
+    pytest.importorskip("triton")
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert backends.triton_cutting(device) is not None
+
+    def build():
+        return tables.build(*on_gpu(MIXTURES[name])).passes
+
+    _ = build().cells.both_pieces  # compiles
+    passes = build()
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            _ = passes.cells.both_pieces
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in waits if "synchroniz" in str(each.message)]) == 1
+
+
+@every_mixture
+def test_cells_cut_on_the_gpu_are_the_processors(mixture):
+    pytest.importorskip("triton")
+    here = cut(ExactMixture(*mixture), 1e-5, torch.device("cpu"))
+    there = tables.build(*on_gpu(mixture)).passes.cells
+    assert there.intervals.centre.is_cuda
+    # A bound at its limit may be over it by a rounding error.
+    assert abs(len(there.certified) - len(here.certified)) <= 0.01 * len(here.certified)
+    for bound, wanted in zip(there.error, here.error, strict=True):
+        assert bound == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("update", ["gradient", "proximal"])

@@ -23,14 +23,15 @@ def test_the_gpus_kernels_keep_these_laws_and_those_of_their_histogram():
     ignored = ["-W", "ignore::RuntimeWarning", "-W", "ignore::DeprecationWarning"]
     laws = "gradient_is_within or (proximal and not 1e-06) or (nan_gradients and not inf)"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *ignored]
-    command += ["-k", f"triton and ({laws}) or gpu_histogram"]
+    command += ["-k", f"triton and ({laws}) or test_gpu"]
+    files = "test_gpu_histogram.py", "test_gpu_cutting.py"
     done = subprocess.run(
-        [*command, __file__, Path(__file__).with_name("test_gpu_histogram.py")],
+        [*command, __file__, *map(Path(__file__).with_name, files)],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert f"{2 * len(MIXTURES) + 2 + 4 * 4} passed" in done.stdout
+    assert f"{2 * len(MIXTURES) + 2 + 4 * 4 + 23} passed" in done.stdout
 
 
 @every_mixture
