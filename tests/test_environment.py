@@ -19,6 +19,8 @@ from torch import nn
 from swsmix import MixturePrior, Schedule
 
 TESTS = Path(__file__).parent
+# Networks that no prior has trained are snapped here.
+pytestmark = pytest.mark.filterwarnings("ignore:snapping took")
 
 
 @pytest.fixture(scope="module")
