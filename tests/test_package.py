@@ -12,7 +12,7 @@ import swsmix
 
 ROOT = Path(swsmix.__file__).parent
 LAYERS = [  # rooms, and modules of the heart; within a level none imports another
-    {"_colors", "_kmeans", "_log_odds"},
+    {"_colors", "_finalisers", "_kmeans", "_log_odds"},
     {"selection", "schedule", "noise"},
     {"_files", "_labels", "_progress", "_shards"},
     {"mixture"},

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from swsmix._finalisers import interrupts_again
+
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 _HERE = str(Path(__file__).parent)
 _LIBRARY = str(Path(__file__).parent.parent)
@@ -80,7 +82,8 @@ def as_exit_codes() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()  # only it may set handlers
     old = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
-        yield
+        with interrupts_again(_Terminated):
+            yield
     except _Terminated:
         raise typer.Exit(128 + signal.SIGTERM) from None
     except KeyboardInterrupt:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from swsmix._finalisers import interrupts_again
+
 OF_INTERRUPTED, OF_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -54,7 +56,8 @@ def terminable() -> Iterator[None]:
     if before[signal.SIGTERM] is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with interrupts_again(Terminated):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
