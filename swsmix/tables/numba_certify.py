@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swsmix.tables import recursions
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.numba_compiled import compiled, fused, part
 from swsmix.tables.numba_expand import (
@@ -36,7 +37,10 @@ _FACTORIALS = np.array([float(math.factorial(n)) for n in range(TOP)])
 # what `taylor.curvature` gives. Last comes `rest` in units of what it is measured by.
 _FIELDS = 8 + (ORDER + 1) + (ORDER + 3)
 _REST, _NOISE, _MISS = 3, 7, _FIELDS
-_WAITING = 1 << 13  # intervals at a time, for 512 to begin with, 16 parts and 16 halvings
+# Intervals at a time: 1018 to begin with, then 16 times, as often as half an octave is halved, at
+# most 16 parts of each in a block. Numba checks no bounds.
+_WAITING = 1 << 14
+assert _WAITING >= 1018 + 16 * 16 * LANES
 
 
 def split(
@@ -88,35 +92,7 @@ def _at(sums, i):
     )  # fmt: skip
 
 
-@part
-def _cumulants(q, q1, sign):
-    """Cumulants 3 .. 7 from moments; with sign 1, terms add up that otherwise cancel."""
-    _, _, q2, q3, q4, q5, q6, q7 = q
-    c3 = q3 + sign * (q1 * q2 + 2.0 * q2 * q1)
-    c4 = q4 + sign * (q1 * q3 + 3.0 * q2 * q2 + 3.0 * c3 * q1)
-    c5 = q5 + sign * (q1 * q4 + 4.0 * q2 * q3 + 6.0 * c3 * q2 + 4.0 * c4 * q1)
-    c6 = q1 * q5 + 5.0 * q2 * q4 + 10.0 * c3 * q3 + 10.0 * c4 * q2 + 5.0 * c5 * q1
-    c6 = q6 + sign * c6
-    c7 = q1 * q6 + 6.0 * q2 * q5 + 15.0 * c3 * q4 + 20.0 * c4 * q3 + 15.0 * c5 * q2 + 6.0 * c6 * q1
-    return c3, c4, c5, c6, q7 + sign * c7
-
-
-@part
-def _quotients(a, q, q1, sign):
-    """The derivatives of a quotient from those of its numerator a and denominator q at 0."""
-    d0, a1, a2, a3, a4, a5, a6, a7 = a
-    _, _, q2, q3, q4, q5, q6, q7 = q
-    d1 = a1 + sign * d0 * q1
-    d2 = a2 + sign * (d0 * q2 + 2.0 * d1 * q1)
-    d3 = a3 + sign * (d0 * q3 + 3.0 * d1 * q2 + 3.0 * d2 * q1)
-    d4 = a4 + sign * (d0 * q4 + 4.0 * d1 * q3 + 6.0 * d2 * q2 + 4.0 * d3 * q1)
-    d5 = d0 * q5 + 5.0 * d1 * q4 + 10.0 * d2 * q3 + 10.0 * d3 * q2 + 5.0 * d4 * q1
-    d5 = a5 + sign * d5
-    d6 = d0 * q6 + 6.0 * d1 * q5 + 15.0 * d2 * q4 + 20.0 * d3 * q3 + 15.0 * d4 * q2
-    d6 = a6 + sign * (d6 + 6.0 * d5 * q1)
-    d7 = d0 * q7 + 7.0 * d1 * q6 + 21.0 * d2 * q5 + 35.0 * d3 * q4
-    d7 = a7 + sign * (d7 + 35.0 * d4 * q3 + 21.0 * d5 * q2 + 7.0 * d6 * q1)
-    return d0, d1, d2, d3, d4, d5, d6, d7
+_cumulants, _quotients = part(recursions.cumulants), part(recursions.quotients)
 
 
 @fused
@@ -129,8 +105,8 @@ def _certify(lanes, exact, bound, scale, out):
     for i in range(LANES):
         r, value, gradient = lanes[RADIUS + i], lanes[VALUE + i], lanes[GRADIENT + i]
         q, b = _at(exact, i), _at(bound, i)
-        c3, c4, c5, c6, _ = _cumulants(q, 0.0, -1.0)
-        _, _, _, _, rest = _cumulants(b, b[2], 1.0)
+        c3, c4, c5, c6, _ = _cumulants(0.0, *q[2:], -1.0)
+        _, _, _, _, rest = _cumulants(b[2], *b[2:], 1.0)
         bend = lanes[CURVATURE + i] * r * r
         second = bend + b[2]
         swing = lanes[SWING + i] + b[2] * lanes[BENT + i]
@@ -165,11 +141,11 @@ def _certify_curvature(lanes, exact, bound, scale, out):
     for i in range(LANES):
         r, j = lanes[RADIUS + i], i + TOP * LANES
         unit, bend = 1.0 / (r * r), lanes[CURVATURE + i] * r * r
-        d0, d1, d2, d3, d4, d5, d6, _ = _quotients(_at(exact, j), _at(exact, i), 0.0, -1.0)
-        b = _at(bound, i)
-        _, swing, _, _, _, _, _, rest = _quotients(_at(bound, j), b, b[2], 1.0)
+        a, q, b = _at(exact, j), _at(exact, i), _at(bound, i)
+        d1, d2, d3, d4, d5, d6, _ = _quotients(*a, 0.0, *q[2:], -1.0)
+        swing, _, _, _, _, _, rest = _quotients(*_at(bound, j), b[2], *b[2:], 1.0)
         low = bend - swing
-        out[15 * LANES + i] = (bend + d0) * unit
+        out[15 * LANES + i] = (bend + a[0]) * unit
         out[16 * LANES + i] = d1 * unit
         out[17 * LANES + i] = d2 / 2.0 * unit
         out[18 * LANES + i] = d3 / 6.0 * unit

@@ -12,13 +12,14 @@ import math
 import numpy as np
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
+from swsmix.tables import recursions
 from swsmix.tables.numba_compiled import compiled, fused, part
 from swsmix.tables.numba_exp import exp
 from swsmix.tables.taylor import ORDER
 
 LANES = 32  # intervals in a block
 TOP = ORDER + 2  # derivatives 0 .. ORDER + 1
-assert TOP == 8, "`add_derivatives` writes them out"
+_derivatives = part(recursions.derivatives)
 # Rows of the mixture's parameters.
 _LEVEL, MEAN, _STD, _INVERSE, _PRECISION = range(5)
 # Where the numbers of a block lie, a lane after the other, in `work` (for each component) and in
@@ -244,55 +245,45 @@ def _used(weight, power):
 
 
 @part
-def _powers(h0, u, v):
-    """Written out, so that the processor takes several lanes at a time."""
-    h1 = u * h0
-    h2 = u * h1 + v * h0
-    h3 = u * h2 + 2.0 * v * h1
-    h4 = u * h3 + 3.0 * v * h2
-    h5 = u * h4 + 4.0 * v * h3
-    h6 = u * h5 + 5.0 * v * h4
-    return h0, h1, h2, h3, h4, h5, h6, u * h6 + 6.0 * v * h5
-
-
-@part
-def _add(sums, i, one, other, y, y_2):
-    sums[i] += one[0] + other[0]
-    sums[LANES + i] += one[1] + other[1]
-    sums[2 * LANES + i] += one[2] + other[2]
-    sums[3 * LANES + i] += one[3] + other[3]
-    sums[4 * LANES + i] += one[4] + other[4]
-    sums[5 * LANES + i] += one[5] + other[5]
-    sums[6 * LANES + i] += one[6] + other[6]
-    sums[7 * LANES + i] += one[7] + other[7]
-    sums[8 * LANES + i] += y * one[0] + y_2 * other[0]
-    sums[9 * LANES + i] += y * one[1] + y_2 * other[1]
-    sums[10 * LANES + i] += y * one[2] + y_2 * other[2]
-    sums[11 * LANES + i] += y * one[3] + y_2 * other[3]
-    sums[12 * LANES + i] += y * one[4] + y_2 * other[4]
-    sums[13 * LANES + i] += y * one[5] + y_2 * other[5]
-    sums[14 * LANES + i] += y * one[6] + y_2 * other[6]
-    sums[15 * LANES + i] += y * one[7] + y_2 * other[7]
+def _add(sums, i, h, h_2, one, other, y, y_2):
+    sums[i] += h + h_2
+    sums[LANES + i] += one[0] + other[0]
+    sums[2 * LANES + i] += one[1] + other[1]
+    sums[3 * LANES + i] += one[2] + other[2]
+    sums[4 * LANES + i] += one[3] + other[3]
+    sums[5 * LANES + i] += one[4] + other[4]
+    sums[6 * LANES + i] += one[5] + other[5]
+    sums[7 * LANES + i] += one[6] + other[6]
+    sums[8 * LANES + i] += y * h + y_2 * h_2
+    sums[9 * LANES + i] += y * one[0] + y_2 * other[0]
+    sums[10 * LANES + i] += y * one[1] + y_2 * other[1]
+    sums[11 * LANES + i] += y * one[2] + y_2 * other[2]
+    sums[12 * LANES + i] += y * one[3] + y_2 * other[3]
+    sums[13 * LANES + i] += y * one[4] + y_2 * other[4]
+    sums[14 * LANES + i] += y * one[5] + y_2 * other[5]
+    sums[15 * LANES + i] += y * one[6] + y_2 * other[6]
 
 
 @fused
 def _add_derivatives(pair, sums):
     for i in range(LANES):
         j = i + _ROW
-        y, y_2 = _used(pair[GAMMA + i], pair[Y + i]), _used(pair[GAMMA + j], pair[Y + j])
-        one = _powers(pair[GAMMA + i], _used(pair[GAMMA + i], -pair[X + i]), -y)
-        other = _powers(pair[GAMMA + j], _used(pair[GAMMA + j], -pair[X + j]), -y_2)
-        _add(sums, i, one, other, y, y_2)
+        h, h_2 = pair[GAMMA + i], pair[GAMMA + j]
+        y, y_2 = _used(h, pair[Y + i]), _used(h_2, pair[Y + j])
+        one = _derivatives(h, _used(h, -pair[X + i]), -y)
+        other = _derivatives(h_2, _used(h_2, -pair[X + j]), -y_2)
+        _add(sums, i, h, h_2, one, other, y, y_2)
 
 
 @fused
 def _add_bounds(pair, sums):
     for i in range(LANES):
         j = i + _ROW
-        y, y_2 = _used(pair[MOST + i], abs(pair[Y + i])), _used(pair[MOST + j], abs(pair[Y + j]))
-        one = _powers(pair[MOST + i], _used(pair[MOST + i], abs(pair[X + i])) + y, y)
-        other = _powers(pair[MOST + j], _used(pair[MOST + j], abs(pair[X + j])) + y_2, y_2)
-        _add(sums, i, one, other, y, y_2)
+        h, h_2 = pair[MOST + i], pair[MOST + j]
+        y, y_2 = _used(h, abs(pair[Y + i])), _used(h_2, abs(pair[Y + j]))
+        one = _derivatives(h, _used(h, abs(pair[X + i])) + y, y)
+        other = _derivatives(h_2, _used(h_2, abs(pair[X + j])) + y_2, y_2)
+        _add(sums, i, h, h_2, one, other, y, y_2)
 
 
 @compiled

@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton.language as tl
 
 from swsmix._log_odds import FAR, LOG_SQRT_2PI
-from swsmix.tables.triton_loops import compiled
+from swsmix.tables import recursions
+from swsmix.tables.triton_loops import arithmetic, compiled
 
 COMPONENTS = 16  # of a tile
 _FAR, _LOG_SQRT_2PI = tl.constexpr(FAR), tl.constexpr(LOG_SQRT_2PI)
@@ -170,14 +171,10 @@ def terms(
     return tl.exp(log_gamma), x, y, most, (0.5 * reach + levels) * 2.0**-50
 
 
+_derivatives = arithmetic(recursions.derivatives)
+
+
 @compiled
 def derivatives(h, u, v):
     """Derivatives 1 .. 7 of h exp(u t + v t^2 / 2) at 0; zeros where h is 0."""
-    u, v = tl.where(h == 0.0, 0.0, u), tl.where(h == 0.0, 0.0, v)
-    h1 = u * h
-    h2 = u * h1 + v * h
-    h3 = u * h2 + 2.0 * v * h1
-    h4 = u * h3 + 3.0 * v * h2
-    h5 = u * h4 + 4.0 * v * h3
-    h6 = u * h5 + 5.0 * v * h4
-    return h1, h2, h3, h4, h5, h6, u * h6 + 6.0 * v * h5
+    return _derivatives(h, tl.where(h == 0.0, 0.0, u), tl.where(h == 0.0, 0.0, v))

@@ -18,12 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from swsmix.tables import recursions
 from swsmix.tables.exact import ExactMixture
 from swsmix.tables.taylor import MAX_INTERVALS, ORDER, Intervals
 from swsmix.tables.triton_around import COMPONENTS, around, at, component, derivatives, terms
-from swsmix.tables.triton_loops import compiled
+from swsmix.tables.triton_loops import arithmetic, compiled
 
-assert ORDER == 6, "the kernels write the derivatives out"
 _LANES = 8  # intervals at a time
 _PROGRAMS = 512  # of a round: each takes one block of intervals after the other
 FIELDS = 20  # of an interval; see `_split`
@@ -84,16 +84,7 @@ def curvature(mixture: ExactMixture, intervals: Intervals) -> tuple[Tensor, Tens
     return rows[:-2], rows[-2], rows[-1]
 
 
-@compiled
-def _cumulants(q1, q2, q3, q4, q5, q6, q7, sign: tl.constexpr):
-    """Cumulants 3 .. 7 from moments; with sign 1, terms add up that otherwise cancel."""
-    c3 = q3 + sign * (q1 * q2 + 2.0 * q2 * q1)
-    c4 = q4 + sign * (q1 * q3 + 3.0 * q2 * q2 + 3.0 * c3 * q1)
-    c5 = q5 + sign * (q1 * q4 + 4.0 * q2 * q3 + 6.0 * c3 * q2 + 4.0 * c4 * q1)
-    c6 = q1 * q5 + 5.0 * q2 * q4 + 10.0 * c3 * q3 + 10.0 * c4 * q2 + 5.0 * c5 * q1
-    c6 = q6 + sign * c6
-    c7 = q1 * q6 + 6.0 * q2 * q5 + 15.0 * c3 * q4 + 20.0 * c4 * q3 + 15.0 * c5 * q2 + 6.0 * c6 * q1
-    return c3, c4, c5, c6, q7 + sign * c7
+_cumulants, _quotients = arithmetic(recursions.cumulants), arithmetic(recursions.quotients)
 
 
 @functools.partial(compiled, general=("k", "turn"))
@@ -212,22 +203,6 @@ def _split(
             fits = (part < parts) & (to + part < room)
             tl.store(to_places + to + part, place + part * length, mask=fits)
             tl.store(to_widths + to + part, length, mask=fits)
-
-
-@compiled
-def _quotients(a0, a1, a2, a3, a4, a5, a6, a7, q1, q2, q3, q4, q5, q6, q7, sign: tl.constexpr):
-    """The derivatives of a quotient from those of its numerator a and denominator q at 0."""
-    d1 = a1 + sign * a0 * q1
-    d2 = a2 + sign * (a0 * q2 + 2.0 * d1 * q1)
-    d3 = a3 + sign * (a0 * q3 + 3.0 * d1 * q2 + 3.0 * d2 * q1)
-    d4 = a4 + sign * (a0 * q4 + 4.0 * d1 * q3 + 6.0 * d2 * q2 + 4.0 * d3 * q1)
-    d5 = a0 * q5 + 5.0 * d1 * q4 + 10.0 * d2 * q3 + 10.0 * d3 * q2 + 5.0 * d4 * q1
-    d5 = a5 + sign * d5
-    d6 = a0 * q6 + 6.0 * d1 * q5 + 15.0 * d2 * q4 + 20.0 * d3 * q3 + 15.0 * d4 * q2 + 6.0 * d5 * q1
-    d6 = a6 + sign * d6
-    d7 = a0 * q7 + 7.0 * d1 * q6 + 21.0 * d2 * q5 + 35.0 * d3 * q4
-    d7 = a7 + sign * (d7 + 35.0 * d4 * q3 + 21.0 * d5 * q2 + 7.0 * d6 * q1)
-    return d1, d2, d3, d4, d5, d6, d7
 
 
 @functools.partial(compiled, general=("k", "t"))

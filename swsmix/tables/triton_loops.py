@@ -10,6 +10,7 @@ The tests run all kernels in Triton's interpreter. Unmeasured on a GPU: how fast
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -142,6 +143,12 @@ def compiled(function: Any, general: tuple[str, ...] = ()) -> Any:
     """
     # Unwrapped, since a type checker's import hook may have wrapped it.
     return triton.jit(inspect.unwrap(function), do_not_specialize=list(general))
+
+
+def arithmetic(function: Any) -> Any:
+    """A part of a kernel that calls nothing of Triton's; the interpreter takes it as it is."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return inspect.unwrap(function) if interpreted else compiled(function)
 
 
 @compiled
