@@ -104,8 +104,8 @@ TESTS["training/ensemble/lbfgs.py"].append("tests/papers/test_papers_batch.py")
 TESTS |= {"tables/batch.py": ["tests/em/test_em_batches.py"]}
 _TABLES = (
     "address cell_histogram cells cutting exact fingerprint lookup numba_cells numba_certify "
-    "numba_compiled numba_cubics numba_exact numba_exp numba_expand numba_loops numba_sums "
-    "numba_together passes penalty regions taylor threads together"
+    "numba_compiled numba_cubics numba_exact numba_exp numba_expand numba_loops numba_loops_16 "
+    "numba_sums numba_together passes penalty recursions regions taylor threads together"
 )
 _RUNS = "claiming folder lock reading recovery saving schema"
 _CODEC = (

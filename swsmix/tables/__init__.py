@@ -38,13 +38,15 @@ The modules:
 - `threads`: ranges of many weights, on as many threads as torch has.
 - `backends`: which compiled loops are installed; `uncompiled` switches them off.
 - `numba_loops`, `triton_loops`: the passes over the weights, compiled for a CPU or a GPU. Without
-  them, torch's operations make the passes. `numba_cubics`: cubics two numbers at a time.
+  them, torch's operations make the passes. `numba_loops_16`: those over weights in 16 bits;
+  `numba_cubics`: cubics two numbers at a time.
 - `numba_certify`, `numba_cells`, `numba_sums`, `numba_exact`: steps 1, 2 and 5 and the exact
   evaluation of few weights, compiled for a CPU; `numba_expand`, `numba_exp`: the mixture around
   many centres at once, and the exponential function; `numba_together`: the loops of `together`;
   `numba_compiled`: how numba compiles them.
 - `triton_certify`, `triton_cutting`, `triton_cells`, `triton_sums`: steps 1, 2 and 5 on a GPU;
   `triton_around`: the mixture around many centres at once; `triton_spans`: cells of one size.
+- `recursions`: what numba's and Triton's certification have in common.
 - `regions`: where each component is the most responsible.
 """
 

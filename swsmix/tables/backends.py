@@ -105,10 +105,10 @@ def numba_certify() -> Any | None:
 
 
 def numba_for_16(*tensors: Tensor) -> Any | None:
-    """Numba's loops, if they can handle these tensors, of 16 bits or float32."""
+    """Numba's loops for 16 bits (`numba_loops_16`), if they can handle these tensors."""
     types = {torch.float16, torch.bfloat16, torch.float32}
     fit = all(each.device.type == "cpu" and each.dtype in types for each in tensors)
-    return numba_kernels() if fit and _COMPILED.get() else None
+    return _module("numba_loops_16") if fit and is_compiled() else None
 
 
 def triton_for(*tensors: Tensor) -> Any | None:

@@ -194,9 +194,7 @@ class Cells:
     def _fetched(self) -> Cells:
         twin = copy.copy(self)
         twin.mixture = self.mixture.cpu()
-        twin.intervals = Intervals(
-            *(each.cpu() for each in self.intervals[:-1] if each is not None)
-        )
+        twin.intervals = Intervals(*(each.cpu() for each in self.intervals[:-1]))
         twin.geometry = CellGeometry(*(each.cpu() for each in self.geometry))
         cubic, rounding, third, parts = (each.cpu() for each in self._refined[:-1])
         twin._refined = Refinement(cubic, rounding, third, parts, self.fine)

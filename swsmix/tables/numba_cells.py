@@ -15,9 +15,10 @@ from torch import Tensor
 
 from swsmix.tables.cells import FINE
 from swsmix.tables.numba_compiled import compiled, fused, inlined
-from swsmix.tables.taylor import Intervals
+from swsmix.tables.taylor import ORDER, Intervals
 
 _BLOCK = 64  # cells at a time
+assert ORDER == 6, "`_refine` writes the powers out"
 
 
 def refinement(intervals: Intervals, tolerance: float) -> tuple[Any, ...]:

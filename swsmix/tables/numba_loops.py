@@ -28,7 +28,6 @@ from swsmix.tables.threads import over_ranges
 _BLOCK = 1024  # weights at a time, where what is kept of them stays in the cache
 _LEFT = 1 << 14  # how many weights a loop may leave out before it returns their indices
 _ONE = 1 << COUNT
-LEAST_16 = 1 << 20  # weights in 16 bits for each thread: they take a third of the time
 
 
 def write_gradient_(
@@ -122,55 +121,6 @@ def _in_parts(start: int, stop: int, loop: Callable[[slice, Any], tuple[int, int
 def _joined(ranges: list[list[Tensor]]) -> Tensor:
     left = [each for parts in ranges for each in parts]
     return torch.cat(left) if left else torch.empty(0, dtype=torch.int64, device="cpu")
-
-
-def write_gradient_16_(
-    slopes: Tensor, target: Tensor, w: Tensor, scale: float | None, count: Tensor | None = None
-) -> None:
-    """What `write_gradient_` does, for weights in 16 bits.
-
-    Args:
-        slopes: f' of all values, in the order of their bits, in float32.
-        target: in the weights' type or in float32; with a scale, in bfloat16 or float32.
-        w: the weights.
-        scale: see `write_gradient_`.
-        count: how many weights have which bits (65536,), to be added to, or None.
-    """
-    raw, factor = _bits_16(w), None if scale is None else np.float32(scale)
-    out = array(target) if target.dtype == torch.float32 else _bits_16(target)
-    if scale is None and target.dtype != torch.float32:
-        slopes = slopes.to(target.dtype).view(torch.int16)
-    table = slopes.numpy().view(out.dtype) if scale is None else slopes.numpy()
-
-    def work(start: int, stop: int) -> Any:
-        parts = raw[start:stop], out[start:stop], table, factor
-        if scale is not None and out.dtype == np.uint16:
-            return _add_16(*parts)
-        mine = None if count is None else np.zeros((2, 1 << 16), dtype=np.int64)
-        _pass_16(*parts, mine)
-        return mine
-
-    found = over_ranges(len(w), work, LEAST_16)
-    if count is not None:
-        for mine in found:
-            count += torch.from_numpy(mine).sum(0)
-
-
-def count_16_(count: Tensor, w: Tensor) -> None:
-    """Add to how many weights in 16 bits have which bits (65536,)."""
-    raw = _bits_16(w)
-
-    def work(start: int, stop: int) -> Any:
-        mine = np.zeros((2, 1 << 16), dtype=np.int64)
-        _pass_16(raw[start:stop], None, None, None, mine)
-        return mine
-
-    for mine in over_ranges(len(w), work, LEAST_16):
-        count += torch.from_numpy(mine).sum(0)
-
-
-def _bits_16(w: Tensor) -> Any:
-    return array(w.view(torch.int16)).view(np.uint16)
 
 
 def _flat(pieces: Tensor) -> Any:
@@ -333,29 +283,3 @@ def _proximal(w, at, raw, second, rate, eps, pieces, left, entries, low):
                 left[gaps] = start + i
                 gaps += 1
     return raw.shape[0], gaps
-
-
-@compiled
-def _pass_16(raw, target, table, scale, count):
-    """Write or add what the table has for the bits, and count them, by turns in two rows."""
-    for i in range(raw.shape[0]):
-        bits = raw[i]
-        if count is not None:
-            count[i & 1, bits] += 1
-        if target is not None:
-            if scale is None:
-                target[i] = table[bits]
-            else:
-                target[i] += scale * table[bits]
-
-
-@compiled
-def _add_16(raw, target, table, scale):
-    """Add what the table has for the bits to numbers in bfloat16: the upper halves of float32s."""
-    for i in range(raw.shape[0]):
-        before = np.uint32(np.uint32(target[i]) << np.uint32(16)).view(np.float32)
-        after = np.float32(before + scale * table[raw[i]])
-        bits = after.view(np.uint32)
-        even = (bits >> np.uint32(16)) & np.uint32(1)
-        rounded = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
-        target[i] = np.uint16(rounded) if after == after else np.uint16(0x7FC0)

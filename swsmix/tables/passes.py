@@ -168,7 +168,7 @@ class Passes:
             self.write_exactly_(left, target, w, scale)
             return None
         if numba := self._numba_16(target, w, scale):
-            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, scale)
+            numba.write_gradient_(self._by_bits(w.dtype)[0], target, w, scale)
             return None
 
         def work(start: int, stop: int, counts: CellHistogram | None) -> None:
@@ -258,7 +258,7 @@ class Passes:
             return self._sums_by_cells(w, cells, histogram, gaps)
         if len(w) > 1 << 12 and (numba := self._numba_16(target, w, None)):
             count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
-            numba.write_gradient_16_(self._by_bits(w.dtype)[0], target, w, None, count)
+            numba.write_gradient_(self._by_bits(w.dtype)[0], target, w, None, count)
             return self._sums_by_bits(count, w.dtype)
         self.write_gradient_(target, w, None)
         return self.sums(w)
@@ -322,7 +322,7 @@ def _count_16(w: Tensor) -> Tensor:
     """How many weights in 16 bits have which bits (65536,)."""
     count = torch.zeros(1 << 16, dtype=torch.int64, device=w.device)
     if numba := backends.numba_for_16(w):
-        numba.count_16_(count, w)
+        numba.count_(count, w)
         return count
     for part in w.split(chunk_on(w.device)):
         count += torch.bincount(part.view(torch.uint16).int(), minlength=1 << 16)

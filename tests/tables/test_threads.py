@@ -21,8 +21,8 @@ def few_weights_are_many(monkeypatch):
     monkeypatch.setattr(threads, "LEAST", 1 << 16)
     for module in ("passes", "numba_loops") if backends.numba_kernels() else ("passes",):
         monkeypatch.setattr(f"swsmix.tables.{module}.least_for", lambda histogram: 0)
-    if numba := backends.numba_kernels():
-        monkeypatch.setattr(numba, "LEAST_16", 0)
+    if backends.numba_kernels():
+        monkeypatch.setattr("swsmix.tables.numba_loops_16._LEAST", 0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -204,11 +204,11 @@ def test_a_gradient_is_added_in_16_bits_as_torch_adds_it(dtype):
 
 
 def test_halves_are_rounded_to_even_in_bfloat16():
-    numba_loops = pytest.importorskip("swsmix.tables.numba_loops")
+    loops = pytest.importorskip("swsmix.tables.numba_loops_16")
     target = torch.arange(-4096, 4096, dtype=torch.int32).float().mul(2.0**-7).bfloat16()
     w, slopes = torch.zeros_like(target), torch.full((1 << 16,), 2.0**-8, dtype=torch.float32)
     expected = (target.float() + 3 * slopes[0]).bfloat16()
-    numba_loops.write_gradient_16_(slopes, target, w, 3.0)
+    loops.write_gradient_(slopes, target, w, 3.0)
     assert torch.equal(target, expected)
 
 
