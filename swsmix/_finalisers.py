@@ -23,6 +23,9 @@ def interrupts_again(terminated: type[KeyboardInterrupt]) -> Iterator[None]:
     Args:
         terminated: what SIGTERM's handler raises; any other KeyboardInterrupt is SIGINT's.
     """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
     before = sys.unraisablehook
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -31,8 +34,8 @@ def interrupts_again(terminated: type[KeyboardInterrupt]) -> Iterator[None]:
             before(ignored)
             return
         number = signal.SIGTERM if issubclass(ignored.exc_type, terminated) else signal.SIGINT
-        if threading.current_thread() is threading.main_thread():  # which alone may set them
-            signal.signal(number, handlers[number])  # that of a first signal
+        if (handler := handlers[number]) is not None:  # else it is not Python's
+            signal.signal(number, handler)  # that of a first signal
         # Later, when the finaliser and this function have ended.
         timer = threading.Timer(_SECONDS, _thread.interrupt_main, (number,))
         timer.daemon = True

@@ -189,7 +189,7 @@ class Reader:
         self._asked = {entry.sides for entry, _ in self._needed}
 
     def parts(self) -> Iterator[Part]:
-        """Read the wanted tensors, in the order of the file.
+        """Read the requested tensors, in the order of the file.
 
         Raises:
             ValueError: if a stream is damaged or needs too much memory.

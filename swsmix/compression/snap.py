@@ -113,16 +113,10 @@ def snap_(prior: MixturePrior, *, distortion: float = 1.0) -> dict[str, Int[Tens
     """
     snapped = quantize(prior, distortion=distortion)
     for group in prior.mixtures:
-        sums = torch.zeros(4, dtype=torch.float64, device="cpu")
-        for name, p in prior.parameters_of(group).items():
-            values, w = snapped[name].values, p.double()
-            moved = (w - values).square().sum()
-            sums += torch.stack(
-                [moved, w.square().sum(), w.sum(), moved.new_tensor(w.numel())]
-            ).cpu()
-            p.copy_(values)
-        lost, squares, total, number = sums.tolist()
-        share = lost / max(squares - total * total / number, 1e-300)
+        params = prior.parameters_of(group)
+        share = _lost_share([(p, snapped[name].values) for name, p in params.items()])
+        for name, p in params.items():
+            p.copy_(snapped[name].values)
         if share > _MOST_LOST:
             warnings.warn(
                 f"snapping took {share:.0%} of the variance of the weights of group {group!r} from "
@@ -131,6 +125,19 @@ def snap_(prior: MixturePrior, *, distortion: float = 1.0) -> dict[str, Int[Tens
                 stacklevel=3,
             )
     return {name: quantized.index for name, quantized in snapped.items()}
+
+
+def _lost_share(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """The sum of (w - value)^2 over weights, over that of (w - mean)^2; 0 if all are equal."""
+    lost = squares = total = 0.0
+    for w, values in pairs:
+        parts = (t.reshape(-1).split(_CHUNK) for t in (w, values))
+        for one, other in zip(*parts, strict=True):  # no copy of a large tensor in float64
+            x = one.double()
+            lost += float((x - other).square().sum())
+            squares, total = squares + float(x.square().sum()), total + float(x.sum())
+    variance = squares - total * total / max(sum(w.numel() for w, _ in pairs), 1)
+    return lost / variance if variance > 1e-12 * squares else 0.0
 
 
 @torch.no_grad()

@@ -175,7 +175,9 @@ def snapped_measures(
     # The published experiments count the mixture's components, merged or not.
     snapped = quantize(prior, distortion=0.0)
     index = torch.cat([each.index.reshape(-1) for each in snapped.values()])
-    net.load_state_dict({**before, **{name: each.values for name, each in snapped.items()}})
+    with torch.no_grad():
+        for name, each in snapped.items():
+            net.get_parameter(name).copy_(each.values)
     rows = measures(problem, net)
     values = sum(len(prior.flat_weights(g).unique()) for g in prior.mixtures)
     net.load_state_dict(before)

@@ -148,8 +148,8 @@ def test_cells_cut_on_the_gpu_are_the_processors(mixture):
     assert there.intervals.centre.is_cuda
     # A bound at its limit may be over it by a rounding error.
     assert abs(len(there.certified) - len(here.certified)) <= 0.01 * len(here.certified)
-    for bound, wanted in zip(there.error, here.error, strict=True):
-        assert bound == pytest.approx(wanted, rel=1e-3)
+    for bound, expected in zip(there.error, here.error, strict=True):
+        assert bound == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("update", ["gradient", "proximal"])

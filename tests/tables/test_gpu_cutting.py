@@ -97,9 +97,9 @@ if INTERPRETED:
         w, mixture = weights_of(MIXTURES[name], 20_000), MIXTURES[name]
         _, exact, curvature, moments = twin(w, *mixture)
         with tables.uncompiled():
-            wanted = cut(ExactMixture(*mixture), 1e-5, CPU).error
+            expected = cut(ExactMixture(*mixture), 1e-5, CPU).error
         table = tables.build(*mixture)
-        assert table.passes.cells.error == pytest.approx(wanted, rel=1e-6)
+        assert table.passes.cells.error == pytest.approx(expected, rel=1e-6)
         assert excess(table.gradient(w), exact, curvature) <= table.error.gradient <= 1e-5
         w, moments = w[400:], twin(w[400:], *mixture)[3]  # without the huge ones
         found = torch.stack([*table.moments(w)])
