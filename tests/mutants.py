@@ -81,6 +81,8 @@ TESTS = {
         *("tests/em/test_variational.py", "tests/attach/test_second_moments.py"),
     ],
     "diagnosis.py": ["tests/test_diagnosis.py"],
+    "attach/watching.py": ["tests/test_diagnosis.py"],
+    "_finalisers.py": ["tests/test_finalisers.py"],
     "attach/entry.py": ["tests/attach/test_entry.py", "tests/attach/test_entry_state.py"],
     "attach/second_moments.py": ["tests/attach/test_second_moments.py"],
     "compression/duplicates.py": ["tests/compression/test_duplicates.py"],

@@ -9,6 +9,7 @@ from hypothesis import given
 from torch import nn
 
 from swsmix import GaussianMixture, HyperPrior, MixturePrior, Schedule, diagnosis, fit
+from swsmix.attach import watching
 from swsmix.diagnosis import Finding, PriorWarning, diagnose, wasted
 from swsmix.training.history import History
 
@@ -109,7 +110,7 @@ def test_what_is_wasted_does_not_hang_on_the_unit_of_the_weights(exponent):
 
 @given(st.integers(0, 10**6), st.integers(1, 10**4))
 def test_a_sample_is_all_of_few_weights_and_about_so_many_of_more(size, most):
-    stride = diagnosis._odd(size, most)
+    stride = diagnosis.stride(size, most)
     taken = len(range(0, size, stride))
     assert stride % 2 == 1
     assert taken == size if size < most else most / 2 <= taken <= 2 * most + 1
@@ -182,8 +183,8 @@ def test_weights_that_collapse_are_said_and_those_that_stay_are_not():
 def test_it_looks_at_the_first_em_steps_and_then_at_every_eighth(monkeypatch):
     prior = MixturePrior(torch.nn.Linear(20, 10), 2)
     looked = []
-    monkeypatch.setattr(diagnosis, "findings", lambda *_, **__: looked.append(1) or [])
-    watch = diagnosis.Watch(prior)
+    monkeypatch.setattr(watching, "findings", lambda *_, **__: looked.append(1) or [])
+    watch = watching.Watch(prior)
     for tick in range(1, 41):
         prior.em_step_()
         watch.look(Schedule(em_every=1), tick)

@@ -7,6 +7,7 @@ clock           EM steps and annealing, tick by tick
 entry           when the prior enters by itself, and how strong it becomes
 second_moments  posterior variances from Adam
 checks          what is refused
+watching        what goes wrong while it trains
 """
 
 from swsmix.attach.attachment import MOMENTS as MOMENTS

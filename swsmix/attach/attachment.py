@@ -25,7 +25,7 @@ from swsmix import _shards
 from swsmix.attach import _optimizers, checks, gradients, proximal, second_moments
 from swsmix.attach.clock import advance_
 from swsmix.attach.entry import Entry, checked
-from swsmix.diagnosis import Watch
+from swsmix.attach.watching import Watch
 from swsmix.schedule import Schedule
 from swsmix.selection import resolve
 

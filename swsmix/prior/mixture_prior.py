@@ -94,7 +94,7 @@ class MixturePrior(nn.Module):
         if mode not in ("em", "gradient"):
             raise ValueError(f"mode must be 'em' or 'gradient'; got {mode!r}")
         self.mode = mode
-        self.held: dict[str, float] = {}  # see swsmix.diagnosis.Watch
+        self.held: dict[str, float] = {}  # see swsmix.attach.watching
         self.moves = mode == "em" and method == "auto" and initial is None
         self._tables: dict[str, tuple[BuiltFrom, Tables]] = {}
         self._log_hyper_priors: dict[str, tuple[BuiltFrom, Tensor]] = {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swsmix.attach import MOMENTS, MomentsOf, advance_
 from swsmix.attach.checks import check_clock
 from swsmix.attach.entry import ceiling
-from swsmix.diagnosis import Watch
+from swsmix.attach.watching import Watch
 from swsmix.em.variational import Variance
 from swsmix.prior import MixturePrior
 from swsmix.schedule import Schedule
