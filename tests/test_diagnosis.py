@@ -191,6 +191,19 @@ def test_it_looks_at_the_first_em_steps_and_then_at_every_eighth(monkeypatch):
     assert len(looked) == 16 + 3
 
 
+def test_a_scalers_gradients_are_seen_as_they_are_without_it():
+    net = nn.Linear(20, 20, bias=False)
+    prior = MixturePrior(net, 2)
+    before = {"weight": net.weight.detach() - 0.01}
+    rows = []
+    for scale in (1.0, 1024.0):
+        net.weight.grad = torch.full_like(net.weight, 0.3 * scale)
+        watch = watching.Watch(prior)
+        watch.see([("weight", net.weight, "all")], before, scale)
+        rows.append(watch.state_dict()["seen"]["all"]["weight"])
+    assert torch.equal(*rows) and rows[0][4].unique().tolist() == pytest.approx([0.3])
+
+
 def test_weights_that_explode_are_said():
     net = nn.Linear(20, 20, bias=False)
     prior = MixturePrior(net, 1)

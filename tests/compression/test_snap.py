@@ -49,12 +49,14 @@ def test_snapping_is_idempotent_once_the_clusters_are_tight():
     assert torch.equal(snap_(prior)["weight"], first["weight"]) and torch.equal(net.weight, weight)
 
 
-@pytest.mark.parametrize(("spread", "warns"), [(0.01, False), (0.4, True)])
-def test_snapping_weights_that_were_not_drawn_together_warns(spread, warns):
+@pytest.mark.parametrize("middle", [0.0, 20.0])
+@pytest.mark.parametrize(("spread", "warns"), [(0.0, False), (0.01, False), (0.4, True)])
+def test_snapping_weights_that_were_not_drawn_together_warns(spread, warns, middle):
     net = nn.Linear(40, 40)
-    mixture = GaussianMixture([0.5, 0.5], [-0.5, 0.5], [spread, spread])
+    ends, std = torch.tensor([middle - 0.5, middle + 0.5]), max(spread, 0.1)
+    mixture = GaussianMixture([0.5, 0.5], ends, [std, std])
     prior = MixturePrior(net, initial=mixture)
-    centres = torch.tensor([-0.5, 0.5])[torch.randint(2, net.weight.shape)]
+    centres = ends[torch.randint(2, net.weight.shape)]
     with torch.no_grad():
         net.weight.copy_(centres + spread * torch.randn_like(centres))
     with warnings.catch_warnings(record=True) as caught:
@@ -62,6 +64,16 @@ def test_snapping_weights_that_were_not_drawn_together_warns(spread, warns):
         snap_(prior)
         snap_(prior)  # they are there now: no second warning
     assert [str(each.message).split(" of ")[1] for each in caught] == ["the variance"] * warns
+
+
+def test_equal_weights_lose_nothing():
+    net = nn.Linear(40, 40)
+    prior = MixturePrior(net, initial=GaussianMixture([1.0], [0.0], [0.1]))
+    nn.init.constant_(net.weight, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snap_(prior)
+    assert (net.weight == 0.0).all()
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=200))

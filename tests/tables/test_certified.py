@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tabulated import MIXTURES, every_mixture, twin
 
@@ -131,6 +131,7 @@ def components(k):
 
 
 @given(st.integers(1, 17).flatmap(components))
+@example(([0.3, 0.3], [-0.5, 0.5], [-3.3, -3.3]))  # rounding is too large between them: no cells
 def test_compiled_and_uncompiled_cells_of_any_mixture_are_the_same(parts):
     rarity, mean, log_std = (torch.tensor(each, dtype=torch.float64) for each in parts)
     mixture = (10**-rarity) / (10**-rarity).sum(), mean, 10**log_std

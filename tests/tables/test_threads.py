@@ -102,6 +102,7 @@ def test_one_pass_gives_what_two_give(name, dtype, loops):
 def test_a_histogram_of_numbas_is_that_of_torch(name, fused, monkeypatch):
     numba_loops = pytest.importorskip("swsmix.tables.numba_loops")
     monkeypatch.setattr(numba_loops, "PACKED", 100_000)
+    monkeypatch.setattr("swsmix.tables.cell_histogram.PACKED", 200_000)
     monkeypatch.setattr(numba_loops, "_LEFT", 100)  # of the indices of what is left out
     w, passes = weights_of(MIXTURES[name], N), tables.build(*MIXTURES[name]).passes
     cells = passes._cells_for(w)
